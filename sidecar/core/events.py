@@ -1,0 +1,195 @@
+"""What may happen to the scheduler (`Event`) and what it may ask of a driver (`Action`).
+
+Both are closed unions of frozen dataclasses. Each driver ends its `match` over `Action` with `assert_never`, so that
+an action which one of them forgets fails type checking. The duties that go with them stand in `scheduler.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sidecar.core.work import EndReason, GrantKind, Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """New work. Answered at once by nothing (it waits), a Dispatch or a Reject."""
+
+    work: Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progressed:
+    """What one engine streamed since the last tick (10 ms): no event per token."""
+
+    engine: str
+    tokens: tuple[tuple[str, int], ...]  # (work id, output tokens since the last tick), each at most once
+    first_tokens: tuple[str, ...] = ()  # ids whose current dispatch gave its first token in this tick
+    gaps_s: tuple[float, ...] = ()  # gaps between consecutive tokens of one stream, in seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """The engine finished a dispatch by itself (also when we had asked it to stop). Its slots are free."""
+
+    work_id: str
+    reason: EndReason
+    output_tokens: int  # of this dispatch
+    reused_tokens: int | None = None  # prompt tokens the engine took from its KV cache; None = it did not say
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """Final without a reason, after our stop: the work keeps its tokens. Its slots are free."""
+
+    work_id: str
+    output_tokens: int  # of this dispatch
+    reused_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The engine answered with an error. Its slots are free; tokens of this dispatch are gone."""
+
+    work_id: str
+    reason: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """The stream broke without a final response. The slots stay DRAINING for a while: the engine may still run it."""
+
+    work_id: str
+    output_tokens: int = 0  # those that did arrive are valid and are kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    """The caller is gone (cancel, deadline, disconnect) or the item is no longer ours. Unknown ids are ignored."""
+
+    work_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineUp:
+    """A probe of this engine succeeded. `slots` is what we own of it: a restarted engine starts empty."""
+
+    engine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDown:
+    """Probes of this engine fail. The driver reports each dispatch on it (Failed or Lost) by itself."""
+
+    engine: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One successful scrape of an engine's gauges. A failed one is `None` values with `ok=False`."""
+
+    engine: str
+    ok: bool
+    active_requests: int | None = None
+    kv_blocks_max: int | None = None
+    kv_blocks_free: int | None = None
+    tokens_per_block: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Woke:
+    """The time of `next_deadline_s()` has come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closing:
+    """No new work from here on: arrivals are rejected, online drains, offline ends at its next slice."""
+
+
+Event = (
+    Arrived
+    | Progressed
+    | Ended
+    | Stopped
+    | Failed
+    | Lost
+    | Cancelled
+    | EngineUp
+    | EngineDown
+    | Measured
+    | Woke
+    | Closing
+)
+
+
+class RejectReason(StrEnum):
+    """Why work was refused. The edge maps each to a gRPC status."""
+
+    QUEUE_FULL = "queue_full"  # RESOURCE_EXHAUSTED, with a retry hint
+    UNKNOWN_MODEL = "unknown_model"  # NOT_FOUND
+    TOO_LARGE = "too_large"  # INVALID_ARGUMENT: more slots or tokens than any engine of the model has
+    ENGINE_DOWN = "engine_down"  # UNAVAILABLE
+    EXPIRED = "expired"  # DEADLINE_EXCEEDED: the deadline passed while it waited
+    CLOSING = "closing"  # UNAVAILABLE: this sidecar is shutting down
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatch:
+    """Start (or go on with) this work on this engine now.
+
+    Exactly one of Ended, Stopped, Failed, Lost is owed for it.
+    """
+
+    work_id: str
+    engine: str
+    kind: GrantKind
+    slots: int
+    output_tokens: int  # request_output_len of this call: a slice, or all that is left
+    queue_wait_s: float  # since it began to wait for this grant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abort:
+    """Stop this dispatch; the work is gone. Its terminal event is still owed."""
+
+    work_id: str
+    engine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """Refuse this work: it is gone, and it never ran (or an engine was lost under an online request)."""
+
+    work_id: str
+    reason: RejectReason
+    message: str
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """This offline item will not be tried again; keep it with its reason. It is gone from the scheduler."""
+
+    work_id: str
+    reason: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseIntake:
+    """The offline queue of this model has reached its high mark: take no more items from Kafka for it."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeIntake:
+    """The offline queue of this model has fallen to its low mark."""
+
+    model: str
+
+
+Action = Dispatch | Abort | Reject | DeadLetter | PauseIntake | ResumeIntake

@@ -1,0 +1,1 @@
+"""What touches the world: gRPC, Kafka, the clock of real time, metrics and traces."""

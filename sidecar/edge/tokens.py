@@ -1,0 +1,37 @@
+"""Text to token ids and back, with the very tokenizer file that Triton's preprocessing model loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+END_OF_PROMPT = "<|end_of_prompt|>"
+END = "</s>"
+
+
+class Tokens:
+    """One loaded tokenizer. Its methods release the GIL, so that they may run in a thread beside the event loop."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.end_id: int = tokenizer.token_to_id(END)
+        self.end_of_prompt_id: int = tokenizer.token_to_id(END_OF_PROMPT)
+
+    @classmethod
+    def load(cls, path: Path) -> Tokens:
+        """The tokenizer of a `tokenizer.json`. Raises whatever `tokenizers` raises for an unreadable file."""
+        return cls(Tokenizer.from_file(str(path)))
+
+    def encode_prompt(self, text: str) -> tuple[int, ...]:
+        """The ids of a whole prompt; the tokenizer's own template appends the end-of-prompt marker."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=True).ids)
+
+    def encode_words(self, text: str) -> tuple[int, ...]:
+        """The ids of a piece of text as it stands inside an output: a stop word, for example."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of output ids, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))

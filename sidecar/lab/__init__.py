@@ -1,0 +1,1 @@
+"""The scheduler in simulated time: driver, workloads, baselines, reports."""
