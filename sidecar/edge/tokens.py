@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from sidecar.core.errors import SettingsError
+
 END_OF_PROMPT = "<|end_of_prompt|>"
 END = "</s>"
 
@@ -16,12 +18,12 @@ class Tokens:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.end_id: int = tokenizer.token_to_id(END)
-        self.end_of_prompt_id: int = tokenizer.token_to_id(END_OF_PROMPT)
+        self.end_id = _id(tokenizer, END)
+        self.end_of_prompt_id = _id(tokenizer, END_OF_PROMPT)
 
     @classmethod
     def load(cls, path: Path) -> Tokens:
-        """The tokenizer of a `tokenizer.json`. Raises whatever `tokenizers` raises for an unreadable file."""
+        """The tokenizer of a `tokenizer.json`. Raises SettingsError if it lacks our two markers."""
         return cls(Tokenizer.from_file(str(path)))
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
@@ -35,3 +37,10 @@ class Tokens:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of output ids, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _id(tokenizer: Tokenizer, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise SettingsError(f"the tokenizer has no token {token!r}; use the file that the engine was built with")
+    return found
