@@ -1,0 +1,41 @@
+"""What can go wrong at the edge, split by who must act. Foreign exceptions become one of these in their adapter."""
+
+from __future__ import annotations
+
+import grpc
+
+from sidecar.core.errors import SidecarError
+
+
+class BadRequestError(SidecarError):
+    """The caller has to change the request; the message names the field and its value."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class UnknownModelError(BadRequestError):
+    """The caller named a model that no engine serves."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class EngineError(SidecarError):
+    """The engine answered a request with an error: its slot is free, its tokens are void."""
+
+    def __init__(self, message: str, code: grpc.StatusCode) -> None:
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def retryable(self) -> bool:
+        """True if the same request may succeed later."""
+        return self.code not in (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            grpc.StatusCode.NOT_FOUND,
+            grpc.StatusCode.UNIMPLEMENTED,
+            grpc.StatusCode.ALREADY_EXISTS,
+        )
+
+
+class StreamBrokenError(SidecarError):
+    """The stream to the engine ended without a final response: the engine may still run the request."""

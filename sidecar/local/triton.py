@@ -1,0 +1,261 @@
+"""A real tritonserver on this machine: started, probed with real requests, restarted when it dies, cleaned away.
+
+The server is the one in `.venv-server` (the nvidia-pytriton wheel carries it). Facts this file rests on, all measured
+with Triton 2.51: the Python backend finds its stub only in a backends directory of our own; the stub takes its
+environment from the first `python3` on PATH; both ready URLs stay 200 when a stub has died; SIGTERM may hang; after
+a kill the stubs live on and their shared memory stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import sysconfig
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sidecar.core.errors import SidecarError
+from sidecar.edge.engine_client import EngineClient
+from sidecar.edge.errors import EngineError, StreamBrokenError
+from sidecar.edge.tokens import Tokens
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ENGINE_MODEL = "tensorrt_llm"
+START_TIMEOUT_S = 60.0  # 1.4 s when idle; sixty leaves room for a machine busy with other things
+STOP_TIMEOUT_S = 10.0  # a healthy server stops in 2 to 3 s, a hanging one never
+PROBE_PERIOD_S = 1.0
+PROBE_TIMEOUT_S = 5.0
+PROBE_FAILURES_MAX = 3  # in a row: one slow answer of a busy machine is no death
+
+
+class TritonError(SidecarError):
+    """The server could not be started; the message names its log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TritonSettings:
+    """How the local server is run. `parameters` are those of the engine model's config.pbtxt."""
+
+    slots: int = 8  # max_batch_size of the engine
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    server_environment: Path = ROOT / ".venv-server"
+    repository: Path = ROOT / "model_repository"
+    trace_url: str | None = None  # OTLP over HTTP, as JSON
+
+
+class Triton:
+    """One supervised server. Its ports are chosen once and stay the same across restarts."""
+
+    def __init__(self, directory: Path, settings: TritonSettings) -> None:
+        self.directory = directory
+        self.settings = settings
+        self.log = directory / "triton.log"
+        self.restarts = 0
+        grpc_port, http_port, metrics_port = free_ports(3)
+        self.target = f"127.0.0.1:{grpc_port}"
+        self.http_url = f"http://127.0.0.1:{http_port}"
+        self.metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
+        self._shared_memory_prefix = f"sidecar_{os.getpid()}_{grpc_port}_"
+        self._tokens = Tokens.load(settings.repository / "tokenizer" / "tokenizer.json")
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        """The server's process id. Raises TritonError when it is not running."""
+        if self._process is None:
+            raise TritonError("tritonserver is not running")
+        return self._process.pid
+
+    @property
+    def tokenizer(self) -> Path:
+        """The file that preprocessing loads; the sidecar must load the same one."""
+        return self.settings.repository / "tokenizer" / "tokenizer.json"
+
+    async def start(self) -> None:
+        """A real generation has succeeded. Raises TritonError, naming the log, if none did in time."""
+        lay_out(self.directory, self.settings)
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment(),
+                start_new_session=True,  # its group holds the stubs, so that they can be ended with it
+            )
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._generates()
+        except (TimeoutError, TritonError) as error:
+            await self.stop()
+            raise TritonError(f"tritonserver did not become ready ({error}); its log is {self.log}") from None
+
+    async def stop(self) -> None:
+        """Neither the server nor a stub of it is left, nor its shared memory."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            if process.returncode is None:
+                process.send_signal(signal.SIGTERM)
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await process.wait()
+        except TimeoutError:
+            pass
+        finally:  # synchronous, so that nothing can interrupt it
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            remove_shared_memory(self._shared_memory_prefix)
+        await process.wait()
+
+    async def supervise(self) -> None:
+        """Run until cancelled: whenever the server dies, or real requests fail, it is stopped and started again."""
+        while True:
+            await self._fails()
+            await self.stop()
+            self.restarts += 1
+            await self.start()
+
+    async def _fails(self) -> None:
+        """Return once the process has ended or several probes in a row have failed."""
+        failures = 0
+        async with EngineClient(self.target) as client:
+            while failures < PROBE_FAILURES_MAX and self._process is not None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(PROBE_PERIOD_S):
+                        await self._process.wait()
+                        return
+                try:  # stopping an id that nobody has takes no slot, yet goes through the stub
+                    await client.stop(ENGINE_MODEL, "probe", PROBE_TIMEOUT_S)
+                    failures = 0
+                except (EngineError, StreamBrokenError):
+                    failures += 1
+
+    async def _generates(self) -> None:
+        """Return once a generation gives back several prompt ids unchanged and new ones after them.
+
+        With numpy 2 in the stub every array arrives as zeros, silently: hence the comparison.
+        """
+        prompt = (*self._tokens.encode_words("one two three")[:4], self._tokens.end_of_prompt_id)
+        async with EngineClient(self.target) as client:
+            while True:
+                if self._process is None or self._process.returncode is not None:
+                    raise TritonError(f"it ended with code {self._process and self._process.returncode}")
+                with contextlib.suppress(EngineError, StreamBrokenError):
+                    ids = await client.generate(ENGINE_MODEL, prompt, 2, PROBE_TIMEOUT_S)
+                    if ids[: len(prompt)] != prompt or len(ids) <= len(prompt):
+                        raise TritonError(f"asked with ids {prompt}, it answered {ids}")
+                    return
+                await asyncio.sleep(0.1)
+
+    def _command(self) -> list[str]:
+        server = _pytriton(self.settings.server_environment) / "tritonserver"
+        grpc_host, grpc_port = self.target.rsplit(":", 1)
+        flags = {
+            "backend-directory": str(self.directory / "backends"),
+            "model-repository": str(self.directory / "models"),
+            "grpc-address": grpc_host,
+            "grpc-port": grpc_port,
+            "http-address": grpc_host,
+            "http-port": self.http_url.rsplit(":", 1)[1],
+            "metrics-address": grpc_host,
+            "metrics-port": self.metrics_url.removesuffix("/metrics").rsplit(":", 1)[1],
+            "allow-gpu-metrics": "false",
+            "backend-config": f"python,shm-region-prefix-name={self._shared_memory_prefix}",
+        }
+        command = [str(server / "bin" / "tritonserver"), *(f"--{name}={value}" for name, value in flags.items())]
+        if self.settings.trace_url is not None:
+            command += [
+                f"--trace-config={each}"
+                for each in ("mode=opentelemetry", f"opentelemetry,url={self.settings.trace_url}", "rate=0",
+                             "level=TIMESTAMPS", "count=-1")
+            ]  # fmt: skip
+        return command
+
+    def _environment(self) -> dict[str, str]:
+        libraries = [sysconfig.get_config_var("LIBDIR") or "", os.environ.get("LD_LIBRARY_PATH", "")]
+        return {
+            **os.environ,
+            "PATH": f"{self.settings.server_environment / 'bin'}:{os.environ.get('PATH', '')}",
+            "LD_LIBRARY_PATH": ":".join(each for each in libraries if each),
+            "OPENBLAS_NUM_THREADS": "1",  # two threads are slower at these sizes
+        }
+
+
+@contextlib.asynccontextmanager
+async def running(directory: Path, settings: TritonSettings) -> AsyncIterator[Triton]:
+    """A ready server that is supervised inside the block and gone after it."""
+    triton = Triton(directory, settings)
+    try:
+        await triton.start()
+        async with asyncio.TaskGroup() as tasks:
+            supervisor = tasks.create_task(triton.supervise(), name="supervise triton")
+            try:
+                yield triton
+            finally:
+                supervisor.cancel()
+    finally:
+        await triton.stop()
+
+
+def lay_out(directory: Path, settings: TritonSettings) -> None:
+    """`directory` holds a backends directory of symlinks and a model repository with our parameters set."""
+    for name in ("backends", "models"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    backend = directory / "backends" / "python"
+    backend.mkdir(parents=True)
+    server = _pytriton(settings.server_environment) / "tritonserver"
+    stub = server / "python_backend_stubs" / "3.11" / "triton_python_backend_stub"
+    for source in (
+        *(server / "backends" / "python").glob("*.so"),
+        *(server / "backends" / "python").glob("*.py"),
+        stub,
+    ):
+        (backend / source.name).symlink_to(source)
+    for part in ("text", "engine_python"):
+        shutil.copytree(settings.repository / part, directory / "models", dirs_exist_ok=True)
+    common = {"tokenizer_dir": str(settings.repository / "tokenizer")}
+    for config in (directory / "models").glob("*/config.pbtxt"):
+        parameters = {**common, **settings.parameters} if config.parent.name == ENGINE_MODEL else common
+        config.write_text(configured(config.read_text(), settings.slots, parameters))
+
+
+def configured(config: str, slots: int, parameters: Mapping[str, str]) -> str:
+    """A config.pbtxt with `max_batch_size` and the string values of the parameters that it already names.
+
+    Raises TritonError for a parameter that the model does not have, except the common ones.
+    """
+    config = re.sub(r"^max_batch_size:\s*\d+", f"max_batch_size: {slots}", config, flags=re.M)
+    for key, value in parameters.items():
+        pattern = rf'(key:\s*"{re.escape(key)}"\s*,?\s*value:?\s*\{{\s*string_value:\s*)"[^"]*"'
+        config, found = re.subn(pattern, lambda match, v=value: f'{match[1]}"{v}"', config)  # type: ignore[misc]
+        if not found and key != "tokenizer_dir":
+            raise TritonError(f"the engine model has no parameter {key!r}")
+    return config
+
+
+def remove_shared_memory(prefix: str) -> None:
+    """No region of ours is left in /dev/shm; a killed server leaves some behind."""
+    for left in Path("/dev/shm").glob(f"{prefix}*"):
+        left.unlink(missing_ok=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that were free a moment ago."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def _pytriton(environment: Path) -> Path:
+    for found in environment.glob("lib/python3*/site-packages/pytriton"):
+        return found
+    raise TritonError(f"no tritonserver in {environment}; run scripts/setup")
