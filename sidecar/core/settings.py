@@ -28,7 +28,7 @@ class EngineSettings:
     name: str
     model: str = "tensorrt_llm"
     slots: int = 8  # what this sidecar owns of the engine's max_batch_size
-    slots_online_min: int = 0  # headroom: never lent to the offline lane, even when idle
+    slots_online_min: int = 0  # headroom: so many free slots are left to the next online arrivals
     tokens_max: int = 2048  # prompt + output of one sequence: the engine's max_seq_len
     lost_hold_s: float = 0.15  # after Lost: the engine's cancellation check period + two iterations (M6)
     gpu_group: str = ""  # engines that share cards name the same one
@@ -57,6 +57,7 @@ class SchedulerSettings:
     offline_queue_low: int = 1024  # intake resumes here
     attempts_max: int = 5  # retryable failures of an offline item before it is a dead letter
     retry_backoff_s: float = 0.5  # doubled per attempt, at most 30 s
+    losses_max: int = 20  # broken streams without a token in between before an item is taken for what breaks them
 
     def __post_init__(self) -> None:
         require(self.reservation_every >= 2, f"reservation_every must be >= 2, not {self.reservation_every}")
@@ -71,3 +72,4 @@ class SchedulerSettings:
         )
         require(self.attempts_max >= 1, f"attempts_max must be >= 1, not {self.attempts_max}")
         require(self.retry_backoff_s >= 0, f"retry_backoff_s must be >= 0, not {self.retry_backoff_s}")
+        require(self.losses_max >= 1, f"losses_max must be >= 1, not {self.losses_max}")

@@ -1,0 +1,106 @@
+"""The reservation: every Nth contended grant of an engine goes to offline, whatever the online queue.
+
+Credit is an integer, because 1/(N-1) added N-1 times in floats stays below 1 for many N. A contended online grant
+earns 1; at N-1 a turn is due: the next contended grant is offline's, and it pays N-1. Hence, while offline is
+backlogged, every window of k*N contended grants holds at least k-1 offline ones.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+WINDOWS = range(2, 21)  # the k of the windows of k*N contended grants that are watched
+
+
+class Reservation:
+    """The credit of one engine, its turns, and the record that proves the bound."""
+
+    __slots__ = ("_credit_max", "_earned", "credit", "record", "turns_due", "turns_lapsed", "turns_taken")
+
+    def __init__(self, every: int, turns_max: int) -> None:
+        self._earned = every - 1
+        self._credit_max = turns_max * self._earned
+        self.credit = 0
+        self.turns_due = 0
+        self.turns_taken = 0
+        self.turns_lapsed = 0
+        self.record = ContendedRecord(every)
+
+    @property
+    def due(self) -> bool:
+        """True if the next contended grant is offline's."""
+        return self.credit >= self._earned
+
+    def online_granted(self) -> None:
+        """A contended grant went to online: offline earned a part of a turn."""
+        if self.credit < self._credit_max:
+            self.credit += 1
+            self.turns_due += self.credit % self._earned == 0
+        self.record.add(offline=False)
+
+    def turn_taken(self) -> None:
+        """A contended grant went to offline, which pays for it."""
+        self.credit -= self._earned
+        self.turns_taken += 1
+        self.record.add(offline=True)
+
+    def offline_emptied(self) -> None:
+        """Nothing offline waits any more: turns still due lapse, and the next backlog starts from zero."""
+        self.turns_lapsed += self.credit // self._earned
+        self.credit = 0
+        self.record.restart()
+
+
+class ContendedRecord:
+    """What the contended grants of one engine were, measured over every window of k*N of them, k = 2 … 20.
+
+    A window never spans a time when offline was empty: the bound holds for a backlogged lane. O(k) per grant.
+    """
+
+    __slots__ = (
+        *("_counts", "_every", "_recent", "_since_offline", "contended", "offline", "starvation_gap"),
+        *("window_violations", "worst_window"),
+    )
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._recent: deque[bool] = deque(maxlen=WINDOWS[-1] * every)
+        self._counts = [0] * len(WINDOWS)
+        self._since_offline = 0
+        self.contended = 0
+        self.offline = 0
+        self.starvation_gap = 0  # most contended grants in a row that were not offline's
+        self.window_violations = 0  # windows of k*N with fewer than k-1 offline grants
+        self.worst_window: int | None = None  # least offline grants in a window of 2*N; None before the first one
+
+    @property
+    def worst_window_share(self) -> float | None:
+        """Least offline share over all windows of 2*N contended grants; the bound is 1/2N."""
+        return None if self.worst_window is None else self.worst_window / (2 * self._every)
+
+    def add(self, *, offline: bool) -> None:
+        """One more contended grant."""
+        self.contended += 1
+        self.offline += offline
+        self._since_offline = 0 if offline else self._since_offline + 1
+        self.starvation_gap = max(self.starvation_gap, self._since_offline)
+        self._slide(offline)
+
+    def restart(self) -> None:
+        """The windows begin anew; what was measured stays."""
+        if self._recent:
+            self._recent.clear()
+            self._counts = [0] * len(WINDOWS)
+        self._since_offline = 0
+
+    def _slide(self, offline: bool) -> None:
+        recent, counts, every = self._recent, self._counts, self._every
+        length = len(recent)  # without the new grant
+        for index, k in enumerate(WINDOWS):
+            size = k * every
+            counts[index] += offline - (length >= size and recent[-size])
+            if length + 1 >= size and counts[index] < k - 1:
+                self.window_violations += 1
+        recent.append(offline)
+        if length + 1 >= 2 * every:
+            self.worst_window = counts[0] if self.worst_window is None else min(self.worst_window, counts[0])

@@ -1,0 +1,469 @@
+"""The scheduler: a function of (state, event, time) that returns actions. It has no clock, no sockets and no tasks.
+
+    for action in scheduler.handle(event, now_s=…):   # at once, in order
+        …
+    scheduler.next_deadline_s()                        # when to handle Woke() if nothing happens before
+
+The duties of a driver:
+1. Ids are unique among the works alive. `now_s` never decreases; it is the only time there is.
+2. After each `handle`, look at `next_deadline_s()` again; when it comes, handle `Woke()`.
+3. Carry out the actions in order, before the next event.
+4. For each Dispatch, exactly one of Ended, Stopped, Failed, Lost, taken from the last response's final flag: end id,
+   stop word or requested length reached → Ended (also if we had asked it to stop); final without it after our stop →
+   Stopped; error → Failed; no final → Lost. Nothing else about that work after it, until it is dispatched anew.
+5. After Ended, Stopped or Lost ask `work.is_complete(tokens, reason)` (with LENGTH where there is no reason): if it
+   holds, answer the caller; the scheduler has forgotten the work. If not, online work is over all the same, and offline
+   work waits for its next Dispatch with its tokens (none of them if it is not resumable).
+6. After Failed: online work is over. Offline work waits for its next Dispatch, or its DeadLetter is among the actions.
+7. After Abort stop the dispatch; its terminal event is still owed, and the work is gone whatever that says.
+8. After Reject and DeadLetter the work is gone. Reject may come at any time while a work waits.
+9. Engines are down until EngineUp. After EngineDown report each dispatch on it (4.) as it ends.
+10. Gather tokens into one Progressed per engine and tick; those of a dispatch come before its terminal event.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from itertools import count
+from typing import assert_never
+
+from sidecar.core.engine import Engine, Limit
+from sidecar.core.errors import SettingsError
+from sidecar.core.events import (
+    Abort,
+    Action,
+    Arrived,
+    Cancelled,
+    Closing,
+    DeadLetter,
+    Dispatch,
+    Ended,
+    EngineDown,
+    EngineUp,
+    Event,
+    Failed,
+    Lost,
+    Measured,
+    PauseIntake,
+    Progressed,
+    Reject,
+    RejectReason,
+    ResumeIntake,
+    Stopped,
+    Woke,
+)
+from sidecar.core.item import Item, State
+from sidecar.core.pool import Pool
+from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.core.snapshot import Snapshot, engine_snapshot, lane_snapshots
+from sidecar.core.work import EndReason, GrantKind, Lane, Work
+
+# From where to where an item may go, and by what.
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.WAITING: frozenset({State.RUNNING, State.GONE}),  # granted | cancelled, rejected
+    State.BACKING_OFF: frozenset({State.WAITING, State.GONE}),  # its time came | cancelled, rejected
+    State.RUNNING: frozenset(
+        {
+            State.WAITING,
+            State.BACKING_OFF,
+            State.ABORTING,
+            State.GONE,
+        }  # slice over | failed | cancelled | complete, dead
+    ),
+    State.ABORTING: frozenset({State.GONE}),  # the engine confirmed
+    State.GONE: frozenset(),
+}
+RETRY_BACKOFF_MAX_S = 30.0
+
+
+class Scheduler:
+    """Shares the slots of its engines between two lanes. See the duties of a driver above."""
+
+    def __init__(self, settings: SchedulerSettings, engines: Sequence[EngineSettings]) -> None:
+        self._settings = settings
+        self._window_s = settings.window_ms / 1000
+        self._engines = {each.name: Engine.of(each, settings) for each in engines}
+        if len(self._engines) != len(engines) or not engines:
+            raise SettingsError(f"engines need one name each, and there must be one: {[each.name for each in engines]}")
+        self._pools: dict[str, Pool] = {}
+        for engine in self._engines.values():
+            self._pools.setdefault(engine.settings.model, Pool(engine.settings.model)).engines.append(engine)
+        self._items: dict[str, Item] = {}
+        self._timers: list[tuple[float, int, Item | tuple[Engine, int]]] = []  # retries, and holds after Lost
+        self._sequence = count(1)
+        self._closing = False
+        self._now_s = 0.0
+        self._actions: list[Action] = []
+        self._rejects: Counter[RejectReason] = Counter()
+        self._dead_letters = 0
+        self._retries = 0
+
+    def handle(self, event: Event, now_s: float) -> list[Action]:
+        """Take in what happened; what is to be done now, in order. Raises ValueError if a driver broke a duty."""
+        self._now_s = now_s
+        self._actions = []
+        if self._timers and self._timers[0][0] <= now_s:
+            self._run_timers()
+        match event:
+            case Progressed():
+                self._progressed(event)
+            case Arrived(work=work):
+                self._arrived(work)
+            case Ended(work_id=work_id, reason=reason, output_tokens=tokens):
+                self._over(work_id, tokens, reason)
+            case Stopped(work_id=work_id, output_tokens=tokens):
+                self._over(work_id, tokens, EndReason.LENGTH)
+            case Failed():
+                self._failed(event)
+            case Lost():
+                self._lost(event)
+            case Cancelled(work_id=work_id):
+                self._cancelled(work_id)
+            case Woke():
+                self._fill_all()
+            case EngineUp(engine=name):
+                self._engine_up(name)
+            case EngineDown(engine=name):
+                self._engine_down(name)
+            case Measured():
+                pass
+            case Closing():
+                self._close()
+            case _:
+                assert_never(event)
+        return self._actions
+
+    def next_deadline_s(self) -> float | None:
+        """When to handle Woke() if nothing happens before; None if only an event can change anything."""
+        due = [self._timers[0][0]] if self._timers else []
+        for pool in self._pools.values():
+            if head := pool.online.head():
+                due.append(head.work.deadline_s)
+            if pool.offline and not pool.online:
+                for engine in pool.engines:
+                    ripe_s = engine.free.next_ripe_s()
+                    if ripe_s is not None and engine.up:
+                        due.append(ripe_s)
+        soonest_s = min((each for each in due if each > self._now_s), default=float("inf"))
+        return None if soonest_s == float("inf") else soonest_s
+
+    def snapshot(self) -> Snapshot:
+        """The state as of the last event. O(waiting): for some calls per second."""
+        return Snapshot(
+            now_s=self._now_s,
+            closing=self._closing,
+            engines={
+                name: engine_snapshot(engine, engine.settings.model, self._now_s)
+                for name, engine in self._engines.items()
+            },
+            lanes=tuple(each for pool in self._pools.values() for each in lane_snapshots(pool, self._now_s)),
+            in_flight=sum(item.engine is not None for item in self._items.values()),
+            rejects=dict(self._rejects),
+            dead_letters=self._dead_letters,
+            retries=self._retries,
+        )
+
+    # ---- the decision loop -------------------------------------------------------------------------------------------
+
+    def _fill_all(self) -> None:
+        for pool in self._pools.values():
+            self._fill(pool)
+
+    def _fill(self, pool: Pool) -> None:
+        """Grant until nothing more can be granted."""
+        self._expire_online(pool)
+        while (pool.online or pool.offline) and any(self._grant_one(pool, engine) for engine in pool.by_load()):
+            pass
+
+    def _grant_one(self, pool: Pool, engine: Engine) -> bool:
+        """One grant on this engine if the first rule that holds allows one. The rule is kept as `limit_binding`."""
+        online, offline = pool.online.head(), pool.offline.head()
+        if online and online.work.slots <= engine.settings.slots:
+            return self._grant_contested(pool, engine, online, offline)
+        if offline is None:
+            engine.limit_binding = Limit.NO_OFFLINE
+            return False
+        engine.limit_binding = limit = engine.limit(offline, self._now_s)
+        if limit is not Limit.NONE:
+            return False
+        self._grant(pool, engine, offline, GrantKind.RESUME if offline.generated_tokens else GrantKind.BACKFILL)
+        return True
+
+    def _grant_contested(self, pool: Pool, engine: Engine, online: Item, offline: Item | None) -> bool:
+        """Online waits for this engine: a slot is online's, unless offline must go without and its turn is due."""
+        engine.limit_binding, free = Limit.ONLINE_WAITS, len(engine.free)
+        if not free:
+            return False
+        contended = offline is not None and self._would_wait(pool, engine, online, offline)
+        if contended and offline and engine.reservation.due:
+            if offline.work.slots > free:  # what is free is kept for it, or a wide item would never get its turn
+                engine.limit_binding = Limit.TURN
+                return False
+            self._grant(pool, engine, offline, GrantKind.RESERVED)
+            return True
+        if online.work.slots > free:
+            return False
+        self._grant(pool, engine, online, GrantKind.ONLINE)
+        if contended:
+            engine.reservation.online_granted()
+        return True
+
+    def _would_wait(self, pool: Pool, engine: Engine, online: Item, offline: Item) -> bool:
+        """True if `offline` keeps waiting once `online` and all online work behind it have had their slots."""
+        if online.work.slots > len(engine.free):
+            return True
+        return pool.lendable(self._now_s, engine, online.work.slots + len(pool.online) - 1) < offline.work.slots
+
+    def _grant(self, pool: Pool, engine: Engine, item: Item, kind: GrantKind) -> None:
+        self._move(item, State.RUNNING)
+        queue = pool.queue(item.work.lane)
+        queue.discard(item)
+        engine.begin(item, kind)
+        item.streamed_tokens = 0
+        self._actions.append(
+            Dispatch(
+                work_id=item.work.id,
+                engine=engine.settings.name,
+                kind=kind,
+                slots=item.work.slots,
+                output_tokens=item.output_tokens_left,
+                queue_wait_s=self._now_s - item.waiting_since_s,
+            )
+        )
+        if item.work.lane is Lane.OFFLINE:
+            if kind is GrantKind.RESERVED:
+                engine.reservation.turn_taken()
+            engine.starved_until(self._now_s)
+            self._offline_shrank(pool)
+
+    # ---- the queues --------------------------------------------------------------------------------------------------
+
+    def _arrived(self, work: Work) -> None:
+        if work.id in self._items:
+            raise ValueError(f"work {work.id} arrived twice")
+        pool = self._pools.get(work.model)
+        if refusal := self._refusal(work, pool):
+            self._reject(work.id, *refusal)
+            return
+        assert pool is not None
+        item = Item(work, next(self._sequence), self._now_s)
+        self._items[work.id] = item
+        self._enqueue(pool, item)
+        self._fill(pool)
+
+    def _refusal(self, work: Work, pool: Pool | None) -> tuple[RejectReason, str] | None:
+        """Why `work` cannot wait here, or None if it can."""
+        if pool is None:
+            return RejectReason.UNKNOWN_MODEL, f"no engine serves model {work.model}; known: {sorted(self._pools)}"
+        if self._closing:
+            return RejectReason.CLOSING, "this sidecar is shutting down"
+        if why := pool.holds(work):
+            return RejectReason.TOO_LARGE, why
+        if work.lane is Lane.OFFLINE:
+            bound, waiting = self._settings.offline_queue_max, len(pool.offline) + pool.backing_off
+        else:
+            bound, waiting = self._settings.online_queue_max, len(pool.online)
+            if not pool.up:
+                return RejectReason.ENGINE_DOWN, f"no engine of model {work.model} is up"
+        if waiting >= bound:
+            return RejectReason.QUEUE_FULL, f"{waiting} {work.lane} works wait for model {work.model} already"
+        return None
+
+    def _enqueue(self, pool: Pool, item: Item) -> None:
+        item.waiting_since_s = self._now_s
+        pool.queue(item.work.lane).push(item)
+        if item.work.lane is Lane.OFFLINE:
+            for engine in pool.engines:
+                if engine.offline_waits_since_s is None:
+                    engine.offline_waits_since_s = self._now_s
+            if len(pool.offline) >= self._settings.offline_queue_max and not pool.intake_paused:
+                pool.intake_paused = True
+                self._actions.append(PauseIntake(model=pool.model))
+
+    def _offline_shrank(self, pool: Pool) -> None:
+        """One fewer waits in the offline lane: intake may go on, and with nobody left no turn is owed."""
+        if pool.intake_paused and len(pool.offline) <= self._settings.offline_queue_low:
+            pool.intake_paused = False
+            self._actions.append(ResumeIntake(model=pool.model))
+        for engine in pool.engines:
+            if not pool.offline:
+                engine.reservation.offline_emptied()
+                engine.starved_until(self._now_s)
+            elif engine.offline_waits_since_s is None:
+                engine.offline_waits_since_s = self._now_s
+
+    def _expire_online(self, pool: Pool) -> None:
+        while (head := pool.online.head()) and head.work.deadline_s <= self._now_s:
+            self._refuse(pool, head, RejectReason.EXPIRED, "the deadline passed while it waited")
+
+    def _refuse(self, pool: Pool, item: Item, reason: RejectReason, message: str) -> None:
+        """Reject a work that waits."""
+        self._leave(pool, item)
+        self._reject(item.work.id, reason, message)
+
+    def _reject(self, work_id: str, reason: RejectReason, message: str) -> None:
+        retry_after_s = 1.0 if reason is RejectReason.QUEUE_FULL else None
+        self._rejects[reason] += 1
+        self._actions.append(Reject(work_id=work_id, reason=reason, message=message, retry_after_s=retry_after_s))
+
+    def _leave(self, pool: Pool, item: Item) -> None:
+        """A work that waits or backs off is gone."""
+        if item.state is State.WAITING:
+            pool.queue(item.work.lane).discard(item)
+            if item.work.lane is Lane.OFFLINE:
+                self._offline_shrank(pool)
+        else:
+            pool.backing_off -= 1
+        self._gone(item)
+
+    # ---- what becomes of a dispatch ----------------------------------------------------------------------------------
+
+    def _progressed(self, event: Progressed) -> None:
+        items = self._items
+        for work_id, tokens in event.tokens:
+            if item := items.get(work_id):
+                item.streamed_tokens += tokens
+
+    def _over(self, work_id: str, output_tokens: int, reason: EndReason) -> None:
+        """The engine confirmed the end of a dispatch: the slots are free; what is not complete waits again."""
+        item, pool = self._finish(work_id)
+        item.generated_tokens += output_tokens
+        if item.state is State.ABORTING or item.work.is_complete(item.generated_tokens, reason):
+            self._gone(item)
+        else:
+            item.attempts = item.losses = 0
+            self._again(pool, item)
+        self._fill(pool)
+
+    def _failed(self, event: Failed) -> None:
+        item, pool = self._finish(event.work_id)
+        item.attempts += 1
+        if item.state is State.ABORTING or item.work.lane is Lane.ONLINE:
+            self._gone(item)
+        elif not event.retryable or item.attempts >= self._settings.attempts_max:
+            self._bury(item, event.reason)
+        else:
+            self._back_off(pool, item)
+        self._fill(pool)
+
+    def _lost(self, event: Lost) -> None:
+        item, pool = self._finish(event.work_id, held=True)
+        item.generated_tokens += event.output_tokens
+        item.losses = 0 if event.output_tokens and item.work.resumable else item.losses + 1
+        if item.state is State.ABORTING or item.work.is_complete(item.generated_tokens, EndReason.LENGTH):
+            self._gone(item)
+        elif item.losses >= self._settings.losses_max and item.work.lane is Lane.OFFLINE:
+            self._bury(item, f"the stream to the engine broke {item.losses} times without a token")
+        else:
+            self._again(pool, item)
+        self._fill(pool)
+
+    def _finish(self, work_id: str, *, held: bool = False) -> tuple[Item, Pool]:
+        """The dispatch of `work_id` is over. Its slots are free, or DRAINING for a while if `held`."""
+        item = self._items.get(work_id)
+        if item is None or item.engine is None:
+            raise ValueError(f"a terminal event for {work_id}, which is not dispatched")
+        engine, item.engine = item.engine, None
+        slots = item.work.slots
+        if item.state is State.RUNNING:
+            engine.drain(item)
+        if held and engine.settings.lost_hold_s > 0:
+            self._set_timer(self._now_s + engine.settings.lost_hold_s, (engine, slots))
+        else:
+            self._release(engine, slots)
+        return item, self._pools[item.work.model]
+
+    def _release(self, engine: Engine, slots: int) -> None:
+        engine.draining -= slots
+        engine.free.add(slots, self._now_s + self._window_s)
+
+    def _again(self, pool: Pool, item: Item) -> None:
+        """The rest of the work waits anew, unless there is nobody to wait for it."""
+        if not item.work.resumable:
+            item.generated_tokens = 0
+        if item.work.lane is Lane.ONLINE:
+            self._gone(item)
+            return
+        self._move(item, State.WAITING)
+        self._enqueue(pool, item)
+        if self._closing:
+            self._refuse(pool, item, RejectReason.CLOSING, "this sidecar is shutting down")
+
+    def _back_off(self, pool: Pool, item: Item) -> None:
+        if self._closing:
+            self._gone(item)
+            self._reject(item.work.id, RejectReason.CLOSING, "this sidecar is shutting down")
+            return
+        self._move(item, State.BACKING_OFF)
+        self._retries += 1
+        pool.backing_off += 1
+        delay_s = min(self._settings.retry_backoff_s * 2 ** (item.attempts - 1), RETRY_BACKOFF_MAX_S)
+        self._set_timer(self._now_s + delay_s, item)
+
+    def _bury(self, item: Item, reason: str) -> None:
+        self._gone(item)
+        self._dead_letters += 1
+        self._actions.append(DeadLetter(work_id=item.work.id, reason=reason, attempts=max(item.attempts, item.losses)))
+
+    def _cancelled(self, work_id: str) -> None:
+        item = self._items.get(work_id)
+        if item is None or item.state is State.ABORTING:
+            return
+        pool = self._pools[item.work.model]
+        if item.engine is None:
+            self._leave(pool, item)
+        else:
+            item.engine.drain(item)
+            self._move(item, State.ABORTING)
+            self._actions.append(Abort(work_id=work_id, engine=item.engine.settings.name))
+        self._fill(pool)
+
+    def _move(self, item: Item, state: State) -> None:
+        assert state in TRANSITIONS[item.state], f"{item.work.id}: {item.state} → {state}"
+        item.state = state
+
+    def _gone(self, item: Item) -> None:
+        self._move(item, State.GONE)
+        del self._items[item.work.id]
+
+    # ---- engines, timers, the end ------------------------------------------------------------------------------------
+
+    def _engine_up(self, name: str) -> None:
+        engine = self._engines[name]
+        engine.up, engine.limit_binding = True, Limit.NO_OFFLINE
+        self._fill(self._pools[engine.settings.model])
+
+    def _engine_down(self, name: str) -> None:
+        """No grants on this engine. Online callers get their answer at once if no other engine is left."""
+        engine = self._engines[name]
+        engine.up, engine.limit_binding = False, Limit.DOWN
+        pool = self._pools[engine.settings.model]
+        while not pool.up and (head := pool.online.head()):
+            self._refuse(pool, head, RejectReason.ENGINE_DOWN, f"no engine of model {pool.model} is up")
+
+    def _set_timer(self, when_s: float, what: Item | tuple[Engine, int]) -> None:
+        heappush(self._timers, (when_s, next(self._sequence), what))
+
+    def _run_timers(self) -> None:
+        """End the holds and the back-offs whose time has come."""
+        while self._timers and self._timers[0][0] <= self._now_s:
+            what = heappop(self._timers)[2]
+            if isinstance(what, tuple):
+                self._release(*what)
+                self._fill(self._pools[what[0].settings.model])
+            elif what.state is State.BACKING_OFF:
+                pool = self._pools[what.work.model]
+                pool.backing_off -= 1
+                self._move(what, State.WAITING)
+                self._enqueue(pool, what)
+                self._fill(pool)
+
+    def _close(self) -> None:
+        """From here on arrivals are rejected, online drains, and offline that waits is handed back."""
+        self._closing = True
+        for item in list(self._items.values()):
+            if item.engine is None and item.work.lane is Lane.OFFLINE:
+                pool = self._pools[item.work.model]
+                self._refuse(pool, item, RejectReason.CLOSING, "this sidecar is shutting down")

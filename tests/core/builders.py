@@ -1,0 +1,32 @@
+"""Short ways to say which scheduler and which work a test is about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sidecar.core.events import EngineUp
+from sidecar.core.scheduler import Scheduler
+from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.core.work import Lane, Work
+
+
+def scheduler(*, engines: tuple[EngineSettings, ...] | None = None, slots: int = 2, **settings: Any) -> Scheduler:
+    """A scheduler whose engines are up. Unless told otherwise it has one engine `e` and no collection window."""
+    made = engines or (EngineSettings(name="e", slots=slots),)
+    built = Scheduler(SchedulerSettings(**{"window_ms": 0.0, **settings}), made)
+    for engine in made:
+        built.handle(EngineUp(engine=engine.name), 0.0)
+    return built
+
+
+def online(name: str, **fields: Any) -> Work:
+    return _work(name, Lane.ONLINE, **fields)
+
+
+def offline(name: str, **fields: Any) -> Work:
+    return _work(name, Lane.OFFLINE, **fields)
+
+
+def _work(name: str, lane: Lane, **fields: Any) -> Work:
+    defaults: dict[str, Any] = {"prompt_tokens": 10, "output_tokens_max": 100, "arrived_s": 0.0}
+    return Work(id=name, lane=lane, model="tensorrt_llm", **{**defaults, **fields})

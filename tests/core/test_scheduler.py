@@ -1,0 +1,20 @@
+"""The decision loop: whole lists of actions, so that a surprise shows up."""
+
+from __future__ import annotations
+
+from sidecar.core.events import Arrived, Dispatch, Ended
+from sidecar.core.work import EndReason, GrantKind
+from tests.core.builders import offline, online, scheduler
+
+
+def test_a_freed_slot_goes_to_online_before_offline() -> None:
+    subject = scheduler(slots=1)
+    assert subject.handle(Arrived(work=offline("b1")), 0.0) == [
+        Dispatch(work_id="b1", engine="e", kind=GrantKind.BACKFILL, slots=1, output_tokens=100, queue_wait_s=0.0)
+    ]
+    assert subject.handle(Arrived(work=offline("b2")), 0.0) == []
+    assert subject.handle(Arrived(work=online("a1", arrived_s=1.0)), 1.0) == []
+    assert subject.handle(Ended(work_id="b1", reason=EndReason.END_ID, output_tokens=7), 3.0) == [
+        Dispatch(work_id="a1", engine="e", kind=GrantKind.ONLINE, slots=1, output_tokens=100, queue_wait_s=2.0)
+    ]
+    assert subject.snapshot().engines["e"].contended == 1
