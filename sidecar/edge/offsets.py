@@ -1,0 +1,200 @@
+"""Which offsets of one partition are done, and how that is written beside the committed offset. Pure.
+
+Items finish out of order, a committed offset is one number. So what is committed is the watermark (the lowest offset
+that is not durably done) and, in the metadata string that Kafka keeps beside it, the holes: the offsets between the
+watermark and the highest done one that are not done. Nothing is stored elsewhere, and one slow item holds nobody back.
+
+The metadata string is "T1." + unpadded base64url of
+    flags byte | restarts, suspect − watermark + 1 (if flag 1) | high − watermark | gap to each hole
+all but the first as varints; the first gap counts from the watermark, each further one from the hole before. "" means no
+holes: that is what `kafka-consumer-groups --reset-offsets` writes, and so it is the documented way to replay.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from sidecar.core.errors import SidecarError
+
+PREFIX = "T1."
+HAS_RESTARTS = 1
+METADATA_CHARS_MAX = 4096  # the broker's default offset.metadata.max.bytes, compared with the string's length
+
+
+class OffsetsError(SidecarError):
+    """The committed metadata is not ours, or damaged: an operator has to decide (`sidecar offsets`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """What is durably done: everything below `watermark`, and of [watermark, high) everything but `holes`."""
+
+    watermark: int
+    high: int
+    holes: tuple[int, ...] = ()  # ascending; the first is the watermark itself, unless high == watermark
+    restarts: int = 0  # unclean ends of an owner since the watermark last moved
+    suspect: int | None = None  # the offset that ran alone when that was committed
+
+    def __post_init__(self) -> None:
+        ascending = all(a < b for a, b in zip(self.holes, self.holes[1:], strict=False))
+        inside = not self.holes or (self.holes[0] == self.watermark and self.holes[-1] < self.high)
+        if not (
+            0 <= self.watermark <= self.high
+            and ascending
+            and inside
+            and bool(self.holes) == (self.high > self.watermark)
+        ):
+            raise ValueError(f"holes must ascend from the watermark and stay below high: {self}")
+
+    def is_done(self, offset: int) -> bool:
+        """True if the result (or dead letter) of `offset` is durable."""
+        if offset >= self.high or offset < self.watermark:
+            return offset < self.watermark
+        at = bisect_left(self.holes, offset)
+        return at == len(self.holes) or self.holes[at] != offset
+
+    def encode(self) -> str:
+        """The metadata string; `decode(watermark, encode())` gives this back."""
+        restarts = [self.restarts, 0 if self.suspect is None else self.suspect - self.watermark + 1]
+        tracked = self.restarts > 0 or self.suspect is not None
+        if not tracked and self.high == self.watermark:
+            return ""
+        gaps = [hole - before for before, hole in zip((self.watermark, *self.holes), self.holes, strict=False)]
+        fields = [*(restarts if tracked else []), self.high - self.watermark, *gaps]
+        packed = bytes([HAS_RESTARTS if tracked else 0]) + b"".join(map(_varint, fields))
+        return PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, watermark: int, metadata: str | None) -> Committed:
+        """What was committed with this offset and metadata. Raises OffsetsError if the string is not ours."""
+        if not metadata:
+            return cls(watermark=watermark, high=watermark)
+        try:
+            if not metadata.startswith(PREFIX):
+                raise ValueError("unknown prefix")
+            packed = base64.b64decode(
+                metadata[len(PREFIX) :] + "=" * (-len(metadata[len(PREFIX) :]) % 4), b"-_", validate=True
+            )
+            return cls._from_fields(watermark, packed[0], list(_varints(packed[1:])))
+        except (ValueError, IndexError, binascii.Error) as error:
+            raise OffsetsError(
+                f"the metadata committed at offset {watermark} is not this project's ({error}): {metadata[:40]!r}; "
+                f"another program commits to this group, or reset it with `sidecar offsets reset`"
+            ) from error
+
+    @classmethod
+    def _from_fields(cls, watermark: int, flags: int, fields: list[int]) -> Committed:
+        if flags not in (0, HAS_RESTARTS):
+            raise ValueError(f"unknown flags {flags}")
+        restarts, suspect = (fields.pop(0), fields.pop(0)) if flags else (0, 0)
+        high = watermark + fields.pop(0)
+        holes, at = [], watermark
+        for gap in fields:
+            at += gap
+            holes.append(at)
+        return cls(
+            watermark=watermark,
+            high=high,
+            holes=tuple(holes),
+            restarts=restarts,
+            suspect=watermark + suspect - 1 if suspect else None,
+        )
+
+
+@dataclass(slots=True)
+class Progress:
+    """The offsets of one partition while we own it: what is durable, what was delivered, what is still to be done.
+
+    Begins anew (`Progress(committed)`) with each opening: only what was delivered since then may be committed.
+    """
+
+    durable: Committed
+    expected: int = field(init=False)  # everything below was delivered since the opening, or skipped by the broker
+    pending: set[int] = field(init=False, default_factory=set)  # delivered and not durably done
+
+    def __post_init__(self) -> None:
+        self.expected = self.durable.watermark
+
+    def deliver(self, offset: int) -> bool:
+        """Note a delivered record; True if it has to be done, False if it was done or delivered before.
+
+        Offsets the broker passed over (control records, aborted or compacted ones) will never come: they count as done.
+        """
+        if offset < self.expected:
+            return False
+        self.expected = offset + 1
+        if self.durable.is_done(offset):
+            return False
+        self.pending.add(offset)
+        return True
+
+    def skip_to(self, position: int) -> None:
+        """Everything below the consumer's position was delivered or will never come."""
+        self.expected = max(self.expected, position)
+
+    def after(self, finished: Iterable[int]) -> Committed:
+        """What would be durable once these delivered offsets were committed as well. Changes nothing."""
+        done = self.pending.intersection(finished)
+        ahead = (hole for hole in self.durable.holes if hole >= self.expected)
+        undone = sorted((*(self.pending - done), *ahead))
+        high = max((self.durable.high, *(offset + 1 for offset in done)))
+        watermark = undone[0] if undone else max(self.expected, high)
+        high = max(high, watermark)
+        moved = watermark > self.durable.watermark
+        return Committed(
+            watermark=watermark,
+            high=high,
+            holes=tuple(offset for offset in undone if offset < high),
+            restarts=0 if moved else self.durable.restarts,
+            suspect=None if moved else self.durable.suspect,
+        )
+
+    def install(self, committed: Committed) -> None:
+        """This is durable now."""
+        self.durable = committed
+        self.pending = {offset for offset in self.pending if not committed.is_done(offset)}
+
+    def room(self, pending_max: int, span_max: int) -> int:
+        """How many more records may be taken: bounds memory, and the holes by which the metadata grow."""
+        ahead = sum(hole >= self.expected for hole in self.durable.holes)
+        return min(pending_max - len(self.pending) - ahead, span_max - (self.expected - self.durable.watermark))
+
+
+def metadata_chars_max(holes: int, span: int) -> int:
+    """The longest metadata string that this many holes within this many offsets can need.
+
+    A gap of g takes ceil(bits(g) / 7) bytes, so the worst case spends the span on as many long gaps as it can.
+    """
+    left, longer = max(0, span - holes), 0
+    for cost in (127, 16_256, 2_080_768):
+        count = min(holes, left // cost)
+        left -= count * cost
+        longer += count
+    restarts_bytes = 2 + 5  # up to 16,383 restarts, a suspect within 2**35 offsets
+    packed = 1 + restarts_bytes + 4 + holes + longer
+    return len(PREFIX) + (packed * 4 + 2) // 3
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _varints(packed: bytes) -> Iterator[int]:
+    value = shift = 0
+    for byte in packed:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            yield value
+            value = shift = 0
+    if shift:
+        raise ValueError("cut in the middle of a number")
