@@ -1,0 +1,505 @@
+"""An in-flight batcher that behaves as TensorRT-LLM's does wherever a scheduler outside can notice.
+
+It decides who is in the next iteration, never what comes out of it: the numpy engine brings the token values, a
+simulator only knows when the end comes. No clock, no randomness, no logits. The duties of a driver:
+
+1. `add` requests as they come, `stop` them with the time from which the engine sees it (`next_check_s`).
+2. `plan(now_s)` says what the next iteration does; None if there is nothing to do. Copy `copies`, in order, before
+   computing. Rows in `stopped` have left the batch: nothing more comes of them.
+3. `finish(step, now_s, …)` when the iteration is over, with the tokens of `step.sampling` and the rows that end by
+   them; it returns the rows that ended, those that used up their output budget included.
+
+A simulator gives each request `ends_after` (when the end id would come) and jumps many iterations at once. Ids are
+only compared, so it may repeat one key for all tokens with the same content: `(prefix,) * 256 + (item,) * 40`.
+
+    batcher = Batcher(BatcherSettings(max_batch_size=64))
+    batcher.add(Request(id="a", prompt_ids=(7,) * 40, output_tokens_max=1024, ends_after=120, output_key=7), now_s=0.0)
+    while step := batcher.plan(now_s):
+        one_s = profile.iteration_s(len(step.decoding), step.prefill_tokens)
+        count = batcher.steps_alike(step)  # until a row ends or the batch changes by itself; 1 if anything else is due
+        if (next_event_s - now_s) < count * one_s:  # an arrival or a stop comes first: the iteration it falls in ends
+            count = max(1, ceil((next_event_s - now_s) / one_s))
+        now_s += count * one_s
+        ended = batcher.finish(step, now_s, count=count)
+
+Rules and their sources (TensorRT-LLM; cpp/tensorrt_llm/batch_manager unless said otherwise):
+
+- first come, first served: at most `max_batch_size` requests are *active*, the rest wait in the executor's queue,
+  which no gauge shows (trtGptModelInflightBatching.cpp, executorImpl.cpp);
+- guaranteed_no_evict starts a request only if prompt + requested output of every started one fit; the first that does
+  not fit holds back all behind it. It gets no credit for blocks it could reuse (capacityScheduler.cpp; the credit is
+  inferred);
+- max_utilization starts a request if its prompt fits, and when blocks run out pauses the newest started one: its
+  blocks go to the cache, it keeps its tokens and its place in the order, and prefills again (capacityScheduler.cpp);
+- generation first, then context in order, up to `max_num_tokens`; with chunked context a prompt is cut at a multiple
+  of `tokens_per_block`, first come first served (microBatchScheduler.cpp);
+- the iteration that computes the last prompt token also gives the first output token;
+- a stop is seen at the next check, every `cancellation_check_period_s`, then at the next iteration boundary; the row
+  leaves its tokens behind for reuse (model_instance_state.cc, WaitForCancel). A prompt that was stopped half way
+  leaves what was computed (inferred).
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from heapq import heappop, heappush
+from itertools import count as counter
+from math import ceil
+
+from engine.blocks import RETENTION_DEFAULT, Block, BlockPool, Ids, Match, Retention
+
+
+class Policy(StrEnum):
+    """What a request must be sure of before it starts (`batch_scheduler_policy`)."""
+
+    GUARANTEED_NO_EVICT = "guaranteed_no_evict"
+    MAX_UTILIZATION = "max_utilization"
+
+
+class End(StrEnum):
+    """Why a row left the batch for good."""
+
+    END_ID = "end_id"
+    STOP_WORD = "stop_word"
+    LENGTH = "length"
+    STOPPED = "stopped"  # by a stop or a cancellation
+
+
+class RequestError(ValueError):
+    """A request that this engine can never run. The message carries the values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatcherSettings:
+    """The shape of an engine: what trtllm-build and config.pbtxt fix. Units: sequences, tokens, seconds."""
+
+    max_batch_size: int = 64
+    max_num_tokens: int = 8192  # per iteration, decode and prefill together (trtllm-build's default)
+    max_seq_len: int = 16384  # prompt + output of one sequence
+    kv_tokens_max: int = 450_000  # max_tokens_in_paged_kv_cache
+    tokens_per_block: int = 32
+    chunked_context: bool = True
+    kv_cache_reuse: bool = True
+    policy: Policy = Policy.GUARANTEED_NO_EVICT
+    cancellation_check_period_s: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_batch_size <= self.max_num_tokens:
+            raise ValueError(f"max_batch_size must be in 1..max_num_tokens ({self.max_num_tokens}): {self}")
+        if self.tokens_per_block < 1 or self.kv_tokens_max < self.tokens_per_block or self.max_seq_len < 2:
+            raise ValueError(f"tokens_per_block >= 1, kv_tokens_max >= one block and max_seq_len >= 2 needed: {self}")
+        if self.cancellation_check_period_s < 0:
+            raise ValueError(f"cancellation_check_period_s must be >= 0: {self}")
+
+    @property
+    def blocks_max(self) -> int:
+        return self.kv_tokens_max // self.tokens_per_block
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One sequence to generate."""
+
+    id: str  # unique while in flight
+    prompt_ids: Ids
+    output_tokens_max: int
+    retention: Retention = RETENTION_DEFAULT
+    ends_after: int | None = None  # for a simulator: the end id is the output token with this number, from 1
+    output_key: int = 0  # for a simulator: stands for every generated id
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids or self.output_tokens_max < 1 or (self.ends_after is not None and self.ends_after < 1):
+            raise RequestError(f"request {self.id}: needs a prompt, output_tokens_max >= 1 and ends_after >= 1 if any")
+
+
+class State(StrEnum):
+    """Where a row is. QUEUED → ACTIVE → CONTEXT → GENERATION → ENDED; a pause leads back to ACTIVE."""
+
+    QUEUED = "queued"  # in the executor's queue: not active, in no gauge
+    ACTIVE = "active"  # counted, but without KV: the gauges' `waiting`
+    CONTEXT = "context"
+    GENERATION = "generation"
+    ENDED = "ended"
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One request in the engine. Read it freely; only the batcher changes it. Times are the driver's."""
+
+    request: Request
+    order: int  # of arrival
+    arrived_s: float
+    prompt_ids: Ids  # of the current run: after a pause also what was generated before
+    state: State = State.QUEUED
+    computed_tokens: int = 0  # of the current run's prompt, reused ones included
+    blocks: list[Block] = field(default_factory=list)
+    output_ids: list[int] = field(default_factory=list)  # stays empty in a simulation
+    generated_tokens: int = 0  # settled at a pause and at the end; see Batcher.generated_tokens
+    end: End | None = None
+    reused_tokens: int = 0  # of the first run, like the other figures for the client
+    reused_blocks: int = 0
+    new_blocks: int = 0  # allocated for the prompt
+    total_blocks: int = 0  # allocated in all
+    first_scheduled_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    stored_blocks: int = 0  # leading blocks that are in the reuse tree
+    run: int = 0  # counts pauses, so that stale entries of the heaps are known
+    since: int = 0  # decode iterations of the batcher when generation began
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    def __repr__(self) -> str:
+        return f"<row {self.id} {self.state} {self.computed_tokens}/{len(self.prompt_ids)}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Prompt tokens `begin` ≤ i < `begin + tokens` of a row, computed in one iteration."""
+
+    row: Row
+    begin: int
+    tokens: int
+
+    @property
+    def last(self) -> bool:
+        return self.begin + self.tokens == len(self.row.prompt_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One iteration. `decoding` rows give one token each, and so does each row whose last chunk is here."""
+
+    decoding: tuple[Row, ...]
+    chunks: tuple[Chunk, ...] = ()
+    stopped: tuple[Row, ...] = ()  # left before it
+    paused: tuple[Row, ...] = ()
+    copies: tuple[tuple[int, int], ...] = ()  # block contents to copy first: from index, to index
+    prefill_tokens: int = 0
+
+    @property
+    def sampling(self) -> tuple[Row, ...]:
+        """The rows that give a token, in the order in which `finish` wants the tokens."""
+        return self.decoding + tuple(chunk.row for chunk in self.chunks if chunk.last)
+
+    @property
+    def empty(self) -> bool:
+        """True if nothing is computed: only stopped rows are reported, and no time passes."""
+        return not self.decoding and not self.chunks
+
+
+class Batcher:
+    """The state of one engine: the executor's queue, the active rows, the blocks."""
+
+    def __init__(self, settings: BatcherSettings) -> None:
+        self.settings = settings
+        self.pool = BlockPool(settings.blocks_max, settings.tokens_per_block, settings.kv_cache_reuse)
+        self.rows: dict[str, Row] = {}  # all that have not ended, by id
+        self.iterations = 0
+        self.pauses = 0
+        self._orders = counter()
+        self._queue: deque[Row] = deque()
+        self._context: list[Row] = []  # ACTIVE and CONTEXT, in order
+        self._generation: dict[Row, None] = {}
+        self._decoding: tuple[Row, ...] | None = ()  # the same as a tuple; None after a change
+        self._reserved = 0  # blocks that started rows were promised and do not hold yet (guaranteed_no_evict)
+        self._stops: dict[str, float] = {}
+        self._decoded = 0  # decode iterations so far: all generation rows count with it
+        self._growth: list[tuple[int, int, int, Row]] = []  # when a row needs one more block, in decode iterations
+        self._ends: list[tuple[int, int, int, Row]] = []  # when a row's tokens are used up, in decode iterations
+
+    def add(self, request: Request, now_s: float) -> Row:
+        """Put the request at the end of the executor's queue. Raises RequestError if it can never run here."""
+        settings, prompt = self.settings, len(request.prompt_ids)
+        if request.id in self.rows:
+            raise RequestError(f"request id {request.id!r} is in flight already")
+        if prompt + request.output_tokens_max > settings.max_seq_len:
+            raise RequestError(
+                f"prompt length ({prompt}) + request_output_len ({request.output_tokens_max}) exceeds the model's "
+                f"max_seq_len ({settings.max_seq_len})"
+            )
+        if not settings.chunked_context and prompt > settings.max_num_tokens:
+            raise RequestError(f"prompt length ({prompt}) exceeds max_num_tokens ({settings.max_num_tokens})")
+        if self._blocks(prompt + request.output_tokens_max) > self.pool.blocks_max:
+            raise RequestError(
+                f"prompt length ({prompt}) + request_output_len ({request.output_tokens_max}) exceeds the KV cache "
+                f"({settings.kv_tokens_max} tokens)"
+            )
+        row = Row(request, next(self._orders), now_s, request.prompt_ids)
+        self.rows[request.id] = row
+        self._queue.append(row)
+        return row
+
+    def next_check_s(self, now_s: float) -> float:
+        """When the engine next looks for stops and cancellations, at `now_s` or later."""
+        period_s = self.settings.cancellation_check_period_s
+        return ceil(now_s / period_s) * period_s if period_s else now_s
+
+    def stop(self, request_id: str, *, seen_s: float) -> None:
+        """Let the row go at the first iteration boundary from `seen_s` on. An unknown id changes nothing."""
+        if request_id in self.rows:
+            self._stops[request_id] = min(seen_s, self._stops.get(request_id, seen_s))
+
+    def next_stop_s(self) -> float | None:
+        """When the next known stop is seen; a driver ends its jump at the iteration boundary after it."""
+        return min(self._stops.values(), default=None)
+
+    def plan(self, now_s: float) -> Step | None:
+        """What the iteration that starts at `now_s` does. None if nothing can run and nothing was stopped."""
+        stopped = self._let_go(now_s) if self._stops else ()
+        while self._queue and len(self._context) + len(self._generation) < self.settings.max_batch_size:
+            row = self._queue.popleft()
+            row.state = State.ACTIVE
+            self._context.append(row)
+        paused = self._grow(self._decoded, now_s)
+        chunks, copies = self._prefill(now_s, may_start=not paused) if self._context else ((), ())
+        if self._decoding is None:
+            self._decoding = tuple(self._generation)
+        if not (self._decoding or chunks or stopped):
+            return None
+        return Step(
+            decoding=self._decoding,
+            chunks=chunks,
+            stopped=stopped,
+            paused=paused,
+            copies=copies,
+            prefill_tokens=sum(chunk.tokens for chunk in chunks),
+        )
+
+    def steps_alike(self, step: Step) -> int:
+        """For how many iterations, this one included, the batch stays as in `step` if nothing comes from outside."""
+        if step.chunks or not step.decoding:
+            return 1
+        while self._stale(self._ends[0]):
+            heappop(self._ends)
+        until_end = self._ends[0][0] - self._decoded
+        if self.settings.policy is Policy.MAX_UTILIZATION:
+            spare = self.pool.free // len(step.decoding) - 1  # blocks that each row may take before any must pause
+            return max(1, min(until_end, spare * self.settings.tokens_per_block))
+        return max(1, until_end)
+
+    def finish(
+        self,
+        step: Step,
+        now_s: float,
+        *,
+        tokens: Sequence[int] = (),
+        ended: Mapping[Row, End] | None = None,
+        count: int = 1,
+    ) -> list[Row]:
+        """Account for `count` iterations like `step`, over at `now_s`; the rows that ended, in no special order.
+
+        `tokens` are the new ids of `step.sampling`, and `ended` the rows that end by them; a simulator gives neither.
+        """
+        if step.empty:
+            return []
+        assert count == 1 or not (step.chunks or tokens), "only iterations that are alike can be counted together"
+        self.iterations += count
+        if step.decoding:
+            self._grow(self._decoded + count - 1, now_s)
+            self._decoded += count
+        for chunk in step.chunks:
+            chunk.row.computed_tokens += chunk.tokens
+            if chunk.last:
+                self._begin_generation(chunk.row, now_s)
+        for row, token in zip(step.sampling, tokens, strict=bool(tokens)):
+            row.output_ids.append(token)
+            row.last_token_s = now_s
+        over = list((ended or {}).items())
+        for row, reason in over:
+            self._end(row, reason, now_s)
+        return [row for row, _ in over] + self._used_up(now_s)
+
+    def generated_tokens(self, row: Row) -> int:
+        """Output tokens of the row so far."""
+        running = self._decoded - row.since if row.state is State.GENERATION else 0
+        return row.generated_tokens + running
+
+    @property
+    def active(self) -> int:
+        """Rows that the engine has taken from its queue."""
+        return len(self._context) + len(self._generation)
+
+    @property
+    def queued(self) -> int:
+        """Rows in the executor's queue, which upstream's gauges do not show."""
+        return len(self._queue)
+
+    # --- capacity -----------------------------------------------------------------------------------------------
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self.settings.tokens_per_block)
+
+    def _blocks_to_completion(self, row: Row) -> int:
+        return self._blocks(len(row.request.prompt_ids) + row.request.output_tokens_max)
+
+    def _fits(self, row: Row) -> bool:
+        """True if the capacity rule lets the row start now."""
+        if self.settings.policy is Policy.GUARANTEED_NO_EVICT:
+            return self._blocks_to_completion(row) <= self.pool.free - self._reserved
+        return self._blocks(len(row.prompt_ids) + 1) <= self.pool.free
+
+    def _grow(self, until: int, now_s: float) -> tuple[Row, ...]:
+        """Give rows the blocks they need up to decode iteration `until`; the rows that had to pause for it."""
+        paused: list[Row] = []
+        while self._growth and self._growth[0][0] <= until:
+            entry = self._growth[0]
+            if self._stale(entry):
+                heappop(self._growth)
+            elif self.pool.free:
+                at, order, run, row = heappop(self._growth)
+                self._give_block(row, now_s)
+                self._reserved -= 1
+                heappush(self._growth, (at + self.settings.tokens_per_block, order, run, row))
+            else:  # only under max_utilization: guaranteed_no_evict reserved the block when the row started
+                paused.append(self._pause_newest(now_s))
+        return tuple(paused)
+
+    def _give_block(self, row: Row, now_s: float) -> None:
+        row.blocks.append(self.pool.allocate(now_s))
+        row.total_blocks += 1
+
+    def _pause_newest(self, now_s: float) -> Row:
+        """Take the newest started row out of the batch; it keeps its tokens and its place in the order."""
+        started = [*self._generation, *(row for row in self._context if row.state is State.CONTEXT)]
+        row = max(started, key=lambda each: each.order)
+        self.pauses += 1
+        self._leave(row, now_s)
+        row.prompt_ids = self._ids(row)
+        row.state, row.run = State.ACTIVE, row.run + 1
+        insort(self._context, row, key=lambda each: each.order)
+        return row
+
+    # --- context ------------------------------------------------------------------------------------------------
+
+    def _prefill(self, now_s: float, may_start: bool) -> tuple[tuple[Chunk, ...], tuple[tuple[int, int], ...]]:
+        """The prompt chunks of this iteration, first come first served, and the block copies that they need."""
+        budget = self.settings.max_num_tokens - len(self._generation)
+        chunks: list[Chunk] = []
+        copies: list[tuple[int, int]] = []
+        for row in self._context:
+            if row.state is State.ACTIVE:
+                if not (may_start and self._fits(row)):
+                    break
+                match = self.pool.match(row.prompt_ids)
+                reused_tokens = match.tokens(self.settings.tokens_per_block)
+                tokens = self._chunk_tokens(len(row.prompt_ids) - reused_tokens, budget)
+                if not tokens:
+                    break
+                copies += self._start(row, match, now_s)
+            else:
+                tokens = self._chunk_tokens(len(row.prompt_ids) - row.computed_tokens, budget)
+                if not tokens:
+                    break
+            chunks.append(Chunk(row, row.computed_tokens, tokens))
+            budget -= tokens
+        return tuple(chunks), tuple(copies)
+
+    def _chunk_tokens(self, remaining: int, budget: int) -> int:
+        """How much of a prompt is computed now: all of it, or (chunked context) a multiple of the block size."""
+        if remaining <= budget:
+            return remaining
+        if not self.settings.chunked_context:
+            return 0
+        return budget // self.settings.tokens_per_block * self.settings.tokens_per_block
+
+    def _start(self, row: Row, match: Match, now_s: float) -> list[tuple[int, int]]:
+        """Hold the row's prompt blocks, reused ones first; the copy of a partly reused block, if one is needed."""
+        retention, prompt = row.request.retention, len(row.request.prompt_ids)
+        self.pool.retain(match, retention, prompt, now_s)
+        row.blocks, copy = self.pool.take(match, now_s)
+        row.stored_blocks = len(match.blocks)
+        row.computed_tokens = match.tokens(self.settings.tokens_per_block)
+        reused_blocks = len(row.blocks)
+        if row.first_scheduled_s is None:
+            row.first_scheduled_s = now_s
+            row.reused_blocks, row.reused_tokens = reused_blocks, row.computed_tokens
+            row.new_blocks = self._blocks(len(row.prompt_ids)) - reused_blocks
+        for _ in range(self._blocks(len(row.prompt_ids)) - reused_blocks):
+            self._give_block(row, now_s)
+        self._reserved += self._blocks_to_completion(row) - len(row.blocks)
+        row.state = State.CONTEXT
+        return [copy] if copy else []
+
+    # --- generation ---------------------------------------------------------------------------------------------
+
+    def _begin_generation(self, row: Row, now_s: float) -> None:
+        """The prompt is computed and gave one token: its full blocks can be reused, and the row decodes from now on."""
+        size, prompt = self.settings.tokens_per_block, len(row.prompt_ids)
+        self._store(row, row.prompt_ids[: (prompt - 1) // size * size], now_s)
+        self._context.remove(row)
+        self._generation[row] = None
+        self._decoding = None
+        row.state, row.since = State.GENERATION, self._decoded
+        row.generated_tokens += 1
+        if row.first_token_s is None:
+            row.first_token_s = now_s
+        limit = min(row.request.output_tokens_max, row.request.ends_after or row.request.output_tokens_max)
+        heappush(self._ends, (self._decoded + limit - row.generated_tokens, row.order, row.run, row))
+        # The next iteration writes token number `prompt` (from 0); a new block is due when that is the first of one.
+        heappush(self._growth, (self._decoded + len(row.blocks) * size - prompt, row.order, row.run, row))
+
+    def _used_up(self, now_s: float) -> list[Row]:
+        """End the rows whose tokens are used up, or (simulator) whose end id has come."""
+        over: list[Row] = []
+        while self._ends and self._ends[0][0] <= self._decoded:
+            entry = heappop(self._ends)
+            if not self._stale(entry):
+                row = entry[-1]
+                over.append(row)
+                by_end_id = row.request.ends_after is not None and row.request.ends_after <= self.generated_tokens(row)
+                row.last_token_s = now_s
+                self._end(row, End.END_ID if by_end_id else End.LENGTH, now_s)
+        return over
+
+    def _stale(self, entry: tuple[int, int, int, Row]) -> bool:
+        _, _, run, row = entry
+        return row.run != run or row.state is not State.GENERATION
+
+    # --- leaving ------------------------------------------------------------------------------------------------
+
+    def _let_go(self, now_s: float) -> tuple[Row, ...]:
+        """End the rows whose stop has been seen."""
+        seen = [self.rows[id_] for id_, seen_s in self._stops.items() if seen_s <= now_s]
+        for row in seen:
+            if row.state is State.QUEUED:
+                self._queue.remove(row)
+            self._end(row, End.STOPPED, now_s)
+        return tuple(seen)
+
+    def _end(self, row: Row, reason: End, now_s: float) -> None:
+        self._leave(row, now_s)
+        row.state, row.end = State.ENDED, reason
+        del self.rows[row.id]
+        self._stops.pop(row.id, None)
+
+    def _leave(self, row: Row, now_s: float) -> None:
+        """Take the row out of the batch; what it computed is left for reuse."""
+        if row.state in (State.CONTEXT, State.GENERATION):
+            self._reserved -= self._blocks_to_completion(row) - len(row.blocks)
+        row.generated_tokens = self.generated_tokens(row)
+        if row.state is State.GENERATION:
+            del self._generation[row]
+            self._decoding = None
+            self._store(row, self._ids(row)[:-1], now_s)  # the last token's keys and values were never computed
+        elif row.state in (State.CONTEXT, State.ACTIVE):
+            self._context.remove(row)
+            self._store(row, row.prompt_ids[: row.computed_tokens], now_s)
+        self.pool.release_all(row.blocks)
+        row.stored_blocks = row.computed_tokens = 0
+
+    def _ids(self, row: Row) -> Ids:
+        """Prompt and output so far."""
+        generated = tuple(row.output_ids) or (row.request.output_key,) * row.generated_tokens
+        return row.request.prompt_ids + generated
+
+    def _store(self, row: Row, ids: Ids, now_s: float) -> None:
+        row.stored_blocks = self.pool.store(
+            row.blocks, row.stored_blocks, ids, row.request.retention, len(row.request.prompt_ids), now_s
+        )
