@@ -6,6 +6,7 @@ stream) and what gives each its own trace parent. Errors of gRPC are translated 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
@@ -118,6 +119,14 @@ async def responses(call: Any, request: Any) -> AsyncIterator[Any]:
     except grpc.aio.AioRpcError as error:
         if not final:
             raise _translated(error) from None
+    except asyncio.InvalidStateError:  # grpc.aio: a write to a stream that has failed already
+        raise StreamBrokenError("the stream broke before the request was sent") from None
+    except asyncio.CancelledError:  # grpc.aio: also what a read says once somebody cancelled the stream
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        if not final:
+            raise StreamBrokenError("the stream was cancelled") from None
     finally:
         call.cancel()  # does nothing to a stream that has ended
 

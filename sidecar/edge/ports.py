@@ -1,0 +1,74 @@
+"""What the driver asks of those above it: a `Call` for each work, and `Listener`s that watch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sidecar.core.events import Action, DeadLetter, Dispatch, Ended, Event, Failed, Lost, Reject, Stopped
+from sidecar.core.work import EndReason, Work
+from sidecar.edge.engine_client import Metadata
+
+Terminal = Ended | Stopped | Failed | Lost
+
+
+@dataclass(slots=True)
+class Timeline:
+    """When things happened to one work, in seconds of the loop's clock, and what it cost."""
+
+    arrived_s: float
+    granted_s: float | None = None
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    output_tokens: int = 0
+    grants: int = 0
+    resumed: int = 0
+    attempts: int = 1
+    queue_wait_s: float = 0.0
+    engine: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a work ended, as metrics and traces say it."""
+
+    outcome: str  # ok, error, cancelled, expired, rejected
+    error_type: str = ""
+
+
+class Call(Protocol):
+    """What an upper edge wants run. The driver calls it from one task at a time, and never after it is over."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """What to send along on the upstream stream, e.g. `traceparent`."""
+
+    def request(self, dispatch: Dispatch, request_id: str) -> Any:
+        """The ModelInferRequest of this dispatch, with the minted id."""
+
+    def receive(self, response: Any) -> int:
+        """Take one ModelStreamInferResponse; how many output tokens of it count."""
+
+    def ended_by(self) -> EndReason | None:
+        """After the final response: why the engine ended; None if it can only have been our stop."""
+
+    def settled(self, event: Terminal, timeline: Timeline, *, over: bool) -> None:
+        """One dispatch is over; if `over`, so is the work."""
+
+    def refused(self, action: Reject | DeadLetter) -> None:
+        """The work is over: refused, or dead."""
+
+    def wants_stop(self) -> bool:
+        """True once what came is all that is wanted, although the engine goes on."""
+
+
+class Listener(Protocol):
+    """Who watches: metrics, traces, a recorder. Must not raise, and must not wait."""
+
+    def handled(self, now_s: float, event: Event, actions: Sequence[Action]) -> None:
+        """The scheduler has handled `event`."""
+
+    def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
+        """The work is over."""
