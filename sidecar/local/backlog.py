@@ -1,0 +1,46 @@
+"""An offline backlog in the OpenAI Batch format and the short form, from a seed; a few records are bad on purpose."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+
+from aiokafka import AIOKafkaProducer
+
+from sidecar.local.load import PROMPT_WORDS
+
+OFFLINE_LIKE = "<|offline|>"  # the first token that makes the CPU engine draw a long, offline-like output
+BAD_RECORDS = (b"this is not JSON", b'{"id": "no-prompt"}', b"\xff\xfe not UTF-8")
+
+
+def records(*, items: int, seed: int, stop_word: str) -> Iterator[tuple[bytes, bytes]]:
+    """(key, value) of `items` records; one in 100 is bad, a third declare `stop_word`, none knows its output length."""
+    draw = random.Random(seed)
+    for number in range(items):
+        key = f"item-{number:05}".encode()
+        if number % 100 == 99:
+            yield key, BAD_RECORDS[number // 100 % len(BAD_RECORDS)]
+            continue
+        prompt = OFFLINE_LIKE + " ".join(draw.choices(PROMPT_WORDS, k=draw.randint(12, 48)))
+        body = {"model": "tensorrt_llm", "prompt": prompt, "max_tokens": 1024, "temperature": 1.0, "seed": number}
+        if number % 3 == 0:
+            body["stop"] = [stop_word]
+        if number % 2 == 0:
+            line = {"custom_id": key.decode(), "method": "POST", "url": "/v1/completions", "body": body}
+        else:
+            line = {"id": key.decode(), **body}
+        yield key, json.dumps(line).encode()
+
+
+async def produce(
+    bootstrap_servers: str, topic: str, partitions: int, *, items: int, seed: int, stop_word: str
+) -> list[int]:
+    """All records are on the broker, spread over the partitions; returns how many each partition got."""
+    counts = [0] * partitions
+    async with AIOKafkaProducer(bootstrap_servers=bootstrap_servers, linger_ms=20) as producer:
+        for number, (key, value) in enumerate(records(items=items, seed=seed, stop_word=stop_word)):
+            await producer.send(topic, value, key=key, partition=number % partitions)
+            counts[number % partitions] += 1
+        await producer.flush()
+    return counts
