@@ -23,11 +23,22 @@ def records(*, items: int, seed: int, stop_word: str) -> Iterator[tuple[bytes, b
             yield key, BAD_RECORDS[number // 100 % len(BAD_RECORDS)]
             continue
         prompt = OFFLINE_LIKE + " ".join(draw.choices(PROMPT_WORDS, k=draw.randint(12, 48)))
-        body = {"model": "tensorrt_llm", "prompt": prompt, "max_tokens": 1024, "temperature": 1.0, "seed": number}
+        body: dict[str, object] = {
+            "model": "tensorrt_llm",
+            "prompt": prompt,
+            "max_tokens": 1024,
+            "temperature": 1.0,
+            "seed": number,
+        }
         if number % 3 == 0:
             body["stop"] = [stop_word]
         if number % 2 == 0:
-            line = {"custom_id": key.decode(), "method": "POST", "url": "/v1/completions", "body": body}
+            line: dict[str, object] = {
+                "custom_id": key.decode(),
+                "method": "POST",
+                "url": "/v1/completions",
+                "body": body,
+            }
         else:
             line = {"id": key.decode(), **body}
         yield key, json.dumps(line).encode()

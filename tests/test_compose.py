@@ -1,0 +1,42 @@
+"""The production shape: it parses, and says the same as the rest of the project about versions and topics."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+TOPICS: dict[str, Any] = yaml.safe_load((ROOT / "kafka/topics.yaml").read_text())
+
+
+def test_compose_runs_the_broker_version_that_the_tests_run() -> None:
+    pinned = re.search(r"kafka_2\.13</artifactId><version>([^<]+)<", (ROOT / "kafka/pom.xml").read_text())
+    assert pinned is not None
+    assert {COMPOSE["services"][name]["image"] for name in ("kafka", "topics")} == {f"apache/kafka:{pinned[1]}"}
+
+
+def test_compose_creates_the_topics_of_topics_yaml_with_equal_partitions() -> None:
+    created = re.findall(r"^create (\S+) --partitions (\d+)", COMPOSE["services"]["topics"]["command"][0], re.MULTILINE)
+    assert dict(created) == dict.fromkeys(TOPICS["topics"], str(TOPICS["partitions"]))
+
+
+def test_every_mounted_file_of_the_project_exists() -> None:
+    for service in COMPOSE["services"].values():
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            assert not source.startswith("./") or (ROOT / source).exists(), volume
+
+
+def test_a_compose_parser_accepts_the_file() -> None:
+    parser = shutil.which("docker-compose")
+    if parser is None:
+        pytest.skip("docker-compose is not installed; .ci/run installs it")
+    done = subprocess.run([parser, "config", "-q"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
