@@ -1,0 +1,93 @@
+"""What the demo found: one row per phase from two readings of the sidecar's counters, as a table and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from sidecar.local.load import LoadResult, percentiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The sidecar's counters at one moment, all growing since its start; `at_s` is the reader's clock."""
+
+    at_s: float
+    slots: int
+    slot_seconds: float  # both lanes
+    tokens: Mapping[str, float]  # output tokens by lane
+    contended: int
+    offline_of_contended: int
+    turns_due: int
+    turns_taken: int
+    turns_lapsed: int
+    window_violations: int
+    worst_window_share: float | None
+
+
+def phase_report(before: Reading, after: Reading, load: LoadResult) -> dict[str, Any]:
+    """One phase: what callers saw, and how the counters moved. The worst window is the one since the start."""
+    seconds = after.at_s - before.at_s
+    return {
+        "online": {
+            "n": load.sent,
+            "errors": len(load.errors),
+            "ttft_ms": percentiles(load.ttft_ms),
+            "e2e_ms": percentiles(load.e2e_ms),
+        },
+        "tokens_per_s": {
+            lane: round((after.tokens[lane] - before.tokens[lane]) / seconds, 1) for lane in ("online", "offline")
+        },
+        "slots_busy_ratio": round((after.slot_seconds - before.slot_seconds) / (seconds * after.slots), 4),
+        "grants": {
+            "contended": after.contended - before.contended,
+            "offline_of_contended": after.offline_of_contended - before.offline_of_contended,
+            "worst_window_share": after.worst_window_share,
+            "window_violations": after.window_violations - before.window_violations,
+            "turns_due": after.turns_due - before.turns_due,
+            "turns_taken": after.turns_taken - before.turns_taken,
+            "turns_lapsed": after.turns_lapsed - before.turns_lapsed,
+        },
+    }
+
+
+def phase_table(phases: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One column per phase, one row per figure."""
+    table = Table(title="Online only, with an offline backlog, and overloaded", title_justify="left")
+    table.add_column("")
+    for name in phases:
+        table.add_column(name.replace("_", " "), justify="right")
+
+    def row(label: str, *path: str, unit: str = "") -> None:
+        table.add_row(label, *(_cell(phase, path, unit) for phase in phases.values()))
+
+    row("online requests", "online", "n")
+    row("  failed", "online", "errors")
+    for share in ("p50", "p95", "p99"):
+        row(f"  TTFT {share}", "online", "ttft_ms", share, unit=" ms")
+    for share in ("p50", "p99"):
+        row(f"  end to end {share}", "online", "e2e_ms", share, unit=" ms")
+    row("output tokens/s online", "tokens_per_s", "online")
+    row("output tokens/s offline", "tokens_per_s", "offline")
+    row("slots busy", "slots_busy_ratio", unit="%")
+    row("contended grants", "grants", "contended")
+    row("  of them offline's", "grants", "offline_of_contended")
+    row("  turns due / taken", "grants", "turns_due")
+    row("  windows below the bound", "grants", "window_violations")
+    return table
+
+
+def _cell(phase: Mapping[str, Any], path: tuple[str, ...], unit: str) -> str:
+    value: Any = phase
+    for key in path:
+        value = value[key]
+    if value is None:
+        return "-"
+    if unit == "%":
+        return f"{100 * value:.1f} %"
+    if path[-1] == "turns_due":
+        return f"{value} / {phase['grants']['turns_taken']}"
+    return f"{value:,.0f}{unit}" if isinstance(value, float) else f"{value}{unit}"
