@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NoReturn
+from typing import Any
 
 from sidecar.core.errors import SidecarError
 from sidecar.core.work import EndReason
@@ -139,7 +139,7 @@ def read_item(record: Record, rules: ItemRules, tokens: Tokens) -> Item:
 
 
 def result_value(record: Record, item: Item, generated: Generated, tokens: Tokens) -> bytes:
-    """The result as one line of the OpenAI Batch output format, with a `sidecar` object beside it. UTF-8, no newline."""
+    """The result as one line of the OpenAI Batch output format, a `sidecar` object beside it. UTF-8, no newline."""
     text = tokens.decode(_without_stop_word(generated, item.call.stop_words))
     finish = "length" if generated.reason is EndReason.LENGTH else "stop"
     content = {"message": {"role": "assistant", "content": text}} if item.chat else {"text": text}
@@ -204,7 +204,7 @@ def _json(record: Record, rules: ItemRules) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DeadItemError(DeadReason.NOT_JSON, str(error) or "nested too deeply") from None
     if not isinstance(parsed, dict):
-        _invalid(f"the value must be a JSON object, not {type(parsed).__name__}")
+        raise _invalid(f"the value must be a JSON object, not {type(parsed).__name__}")
     return parsed
 
 
@@ -216,16 +216,16 @@ def _body(line: dict[str, Any]) -> tuple[dict[str, Any], str, bool]:
     if url not in (COMPLETIONS, CHAT):
         raise DeadItemError(DeadReason.UNSUPPORTED_URL, f"{url} is not served; {COMPLETIONS} and {CHAT} are")
     if line.get("method", "POST") != "POST":
-        _invalid(f"method must be POST, not {line['method']!r}")
+        raise _invalid(f"method must be POST, not {line['method']!r}")
     return _required(line, "body", dict), _required(line, "custom_id", str), url == CHAT
 
 
 def _call(body: dict[str, Any], chat: bool, rules: ItemRules, tokens: Tokens, traceparent: str | None) -> TokenCall:
     if body.get("n", 1) != 1 or body.get("best_of", 1) != 1:
-        _invalid("n and best_of must be 1: one item is one sequence")
+        raise _invalid("n and best_of must be 1: one item is one sequence")
     output_tokens_max = _int(body, "max_completion_tokens") or _int(body, "max_tokens") or rules.max_tokens_default
     if output_tokens_max < 1:
-        _invalid(f"max_tokens must be >= 1, not {output_tokens_max}")
+        raise _invalid(f"max_tokens must be >= 1, not {output_tokens_max}")
     return TokenCall(
         prompt_ids=_prompt_ids(body, chat, tokens),
         output_tokens_max=output_tokens_max,
@@ -243,13 +243,13 @@ def _prompt_ids(body: dict[str, Any], chat: bool, tokens: Tokens) -> tuple[int, 
         ids = prompt
     if ids is not None:
         if not isinstance(ids, list) or not all(type(each) is int and each >= 0 for each in ids):
-            _invalid("input_ids (or a prompt that is a list) must be a list of token ids")
+            raise _invalid("input_ids (or a prompt that is a list) must be a list of token ids")
         found = tuple(ids)
     else:
         if prompt is None:
             raise DeadItemError(DeadReason.MISSING_PROMPT, "neither prompt nor input_ids nor messages")
         if not isinstance(prompt, str):
-            _invalid(f"prompt must be text or token ids, not {type(prompt).__name__}")
+            raise _invalid(f"prompt must be text or token ids, not {type(prompt).__name__}")
         found = tokens.encode_prompt(prompt) if prompt else ()
     if not found:
         raise DeadItemError(DeadReason.MISSING_PROMPT, "the prompt is empty")
@@ -262,7 +262,7 @@ def _chat_text(body: dict[str, Any]) -> str | None:
     if not messages:
         return None
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        _invalid("messages must be a list of objects")
+        raise _invalid("messages must be a list of objects")
     lines = [f"{_required(message, 'role', str)}: {_content(message)}" for message in messages]
     return "\n".join([*lines, "assistant:"])
 
@@ -273,20 +273,27 @@ def _content(message: dict[str, Any]) -> str:
         return content
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         return "".join(_required(part, "text", str) for part in content)
-    _invalid("message content must be text or parts of type text")
+    raise _invalid("message content must be text or parts of type text")
 
 
 def _sampling(body: dict[str, Any]) -> Sampling:
-    floats = ("temperature", "top_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-    ints = ("top_k", "seed", "min_tokens")
-    return Sampling(**{name: _float(body, name) for name in floats}, **{name: _int(body, name) for name in ints})
+    return Sampling(
+        temperature=_float(body, "temperature"),
+        top_k=_int(body, "top_k"),
+        top_p=_float(body, "top_p"),
+        seed=_int(body, "seed"),
+        repetition_penalty=_float(body, "repetition_penalty"),
+        presence_penalty=_float(body, "presence_penalty"),
+        frequency_penalty=_float(body, "frequency_penalty"),
+        min_tokens=_int(body, "min_tokens"),
+    )
 
 
 def _stop(body: dict[str, Any]) -> Sequence[str]:
     stop = body.get("stop") or []
     words = [stop] if isinstance(stop, str) else stop
     if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
-        _invalid("stop must be a non-empty text or a list of them")
+        raise _invalid("stop must be a non-empty text or a list of them")
     return words
 
 
@@ -296,9 +303,9 @@ def _deadline(text: str | None) -> datetime | None:
     try:
         deadline = datetime.fromisoformat(text)
     except ValueError:
-        _invalid(f"x-deadline is not RFC 3339: {text!r}")
+        raise _invalid(f"x-deadline is not RFC 3339: {text!r}") from None
     if deadline.tzinfo is None:
-        _invalid(f"x-deadline has no offset from UTC: {text!r}")
+        raise _invalid(f"x-deadline has no offset from UTC: {text!r}")
     return deadline
 
 
@@ -333,30 +340,30 @@ def _prefix_key(ids: Sequence[int]) -> str:
 def _required(fields: Mapping[str, Any], name: str, kind: type) -> Any:
     value = _typed(fields, name, kind)
     if value is None:
-        _invalid(f"{name} is missing")
+        raise _invalid(f"{name} is missing")
     return value
 
 
 def _typed(fields: Mapping[str, Any], name: str, kind: type) -> Any:
     value = fields.get(name)
     if value is not None and not isinstance(value, kind):
-        _invalid(f"{name} must be {kind.__name__}, not {type(value).__name__}")
+        raise _invalid(f"{name} must be {kind.__name__}, not {type(value).__name__}")
     return value
 
 
 def _int(fields: Mapping[str, Any], name: str) -> int | None:
     value = fields.get(name)
     if value is not None and type(value) is not int:  # bool is an int to isinstance
-        _invalid(f"{name} must be an integer, not {value!r:.40}")
+        raise _invalid(f"{name} must be an integer, not {value!r:.40}")
     return value
 
 
 def _float(fields: Mapping[str, Any], name: str) -> float | None:
     value = fields.get(name)
     if value is not None and type(value) not in (int, float):
-        _invalid(f"{name} must be a number, not {value!r:.40}")
+        raise _invalid(f"{name} must be a number, not {value!r:.40}")
     return None if value is None else float(value)
 
 
-def _invalid(message: str) -> NoReturn:
-    raise DeadItemError(DeadReason.INVALID, message)
+def _invalid(message: str) -> DeadItemError:
+    return DeadItemError(DeadReason.INVALID, message)

@@ -6,8 +6,8 @@ watermark and the highest done one that are not done. Nothing is stored elsewher
 
 The metadata string is "T1." + unpadded base64url of
     flags byte | restarts, suspect − watermark + 1 (if flag 1) | high − watermark | gap to each hole
-all but the first as varints; the first gap counts from the watermark, each further one from the hole before. "" means no
-holes: that is what `kafka-consumer-groups --reset-offsets` writes, and so it is the documented way to replay.
+all but the first as varints; the first gap counts from the watermark, each further one from the hole before. "" means
+no holes: that is what `kafka-consumer-groups --reset-offsets` writes, and so it is the documented way to replay.
 """
 
 from __future__ import annotations

@@ -1,0 +1,150 @@
+"""The settings of the offline lane. A nonsense value cannot be built; each default has its reason beside it."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from aiokafka.abc import AbstractTokenProvider
+
+from sidecar.core.errors import SettingsError
+from sidecar.core.settings import FORBID_UNKNOWN, require
+from sidecar.edge.offsets import METADATA_CHARS_MAX, metadata_chars_max
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaSecuritySettings:
+    """How to reach a broker that wants to know who we are. Secrets come from files, read at each (re)connection."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
+
+    protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "SCRAM-SHA-512"
+    username: str = ""
+    password_file: Path | None = None  # a mounted secret: one line, the trailing newline is cut
+    password: str = field(default="", repr=False)  # for the environment override only; never in the settings file
+    token_file: Path | None = None  # OAUTHBEARER: a token that somebody else keeps fresh (a projected volume)
+    ca_file: Path | None = None  # None = the system's certificate authorities
+    certificate_file: Path | None = None  # mutual TLS
+    key_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.protocol.startswith("SASL"):
+            if self.mechanism == "OAUTHBEARER":
+                require(self.token_file is not None, "kafka security: OAUTHBEARER needs token_file")
+            else:
+                secret = self.password_file is not None or bool(self.password)
+                require(
+                    bool(self.username) and secret, f"kafka security: {self.mechanism} needs username and a password"
+                )
+        require(
+            (self.certificate_file is None) == (self.key_file is None),
+            "kafka security: certificate_file and key_file go together",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineSettings:
+    """Where items come from, where results go, and what bounds the work in between."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    security: KafkaSecuritySettings = field(default_factory=KafkaSecuritySettings)
+    requests_topic: str = "inference.requests"
+    results_topic: str = "inference.results"  # at least as many partitions as requests
+    dead_letter_topic: str = "inference.requests.dlq"  # likewise
+    group: str = "sidecar"
+    instance_id: str = ""  # stable per process (a StatefulSet's pod name): a restart then costs no rebalance
+    first_start: Literal["refuse", "earliest", "latest"] = "refuse"  # a group without offsets, or one that lost them
+    model_default: str = "tensorrt_llm"
+    max_tokens_default: int = 256  # for items that do not say
+    item_bytes_max: int = 1 << 20  # larger ones are dead letters, unparsed
+    message_bytes_max: int = 2 << 20  # of one record; at most the topics' max.message.bytes
+    pending_max: int = 256  # items per partition delivered and not durably done; bounds memory and the metadata
+    pending_bytes_max: int = 64 << 20  # the same in bytes of item values
+    span_max: int = 1_000_000  # offsets between the watermark and the newest item: what a restart reads again
+    tick_s: float = 0.25  # between commits of one partition; a result is visible some milliseconds after its tick
+    results_per_commit: int = 100  # a commit happens earlier when so many wait
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "lz4"
+    session_timeout_s: float = 30.0  # a dead member's partitions stand still for this long
+    heartbeat_s: float = 3.0
+    rebalance_timeout_s: float = 60.0
+    transaction_timeout_s: float = 15.0  # the broker aborts what a dead owner left open, if no successor does before
+    request_timeout_s: float = 10.0
+    call_timeout_s: float = 20.0  # around opening and committing: aiokafka retries them for ever
+    revoke_commit_s: float = 5.0  # for a last commit when partitions are taken away; far below rebalance_timeout_s
+    stuck_after_s: float = 120.0  # lag, room, and nothing fetched for this long: make the consumer anew
+    poison_restarts: int = 3  # unclean ends without progress before items run one at a time to find the culprit
+    metadata_chars_max: int = METADATA_CHARS_MAX  # the broker's offset.metadata.max.bytes
+    abort_fence: bool = False  # for brokers that may skip transaction markers (KAFKA-20734: 4.3.0 to 4.4.0)
+
+    def __post_init__(self) -> None:
+        require(bool(self.bootstrap_servers), "kafka: bootstrap_servers must name a broker")
+        require(1 <= self.pending_max <= 1000, f"kafka: pending_max must be in 1..1000, not {self.pending_max}")
+        require(self.span_max >= self.pending_max, f"kafka: span_max must be >= pending_max, not {self.span_max}")
+        needed = metadata_chars_max(self.pending_max, self.span_max)
+        require(
+            needed <= self.metadata_chars_max,
+            f"kafka: pending_max {self.pending_max} within span_max {self.span_max} may need {needed} characters of "
+            f"metadata, the broker takes {self.metadata_chars_max}",
+        )
+        require(
+            self.item_bytes_max <= self.message_bytes_max,
+            f"kafka: item_bytes_max {self.item_bytes_max} exceeds message_bytes_max {self.message_bytes_max}",
+        )
+        require(
+            self.heartbeat_s * 2 < self.session_timeout_s,
+            f"kafka: heartbeat_s {self.heartbeat_s} must be well below session_timeout_s {self.session_timeout_s}",
+        )
+        positive = ("tick_s", "results_per_commit", "call_timeout_s", "stuck_after_s", "poison_restarts")
+        for name in (*positive, "max_tokens_default", "pending_bytes_max", "item_bytes_max"):
+            require(getattr(self, name) > 0, f"kafka: {name} must be > 0, not {getattr(self, name)}")
+
+
+def client_options(settings: OfflineSettings) -> dict[str, Any]:
+    """What each aiokafka client needs to connect. Raises SettingsError if a secret or certificate cannot be read."""
+    security = settings.security
+    options: dict[str, Any] = {
+        "bootstrap_servers": settings.bootstrap_servers,
+        "security_protocol": security.protocol,
+        "request_timeout_ms": int(settings.request_timeout_s * 1000),
+    }
+    try:
+        if security.protocol.endswith("SSL"):
+            options["ssl_context"] = _ssl_context(security)
+        if security.protocol.startswith("SASL"):
+            options |= _sasl(security)
+    except OSError as error:  # ssl.SSLError is one
+        raise SettingsError(f"kafka security: {error}") from error
+    return options
+
+
+def _ssl_context(security: KafkaSecuritySettings) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=security.ca_file)
+    if security.certificate_file is not None:
+        context.load_cert_chain(security.certificate_file, security.key_file)
+    return context
+
+
+def _sasl(security: KafkaSecuritySettings) -> dict[str, Any]:
+    if security.mechanism == "OAUTHBEARER":
+        return {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": _TokenFile(security.token_file)}
+    password = security.password_file.read_text().strip() if security.password_file else security.password
+    return {
+        "sasl_mechanism": security.mechanism,
+        "sasl_plain_username": security.username,
+        "sasl_plain_password": password,
+    }
+
+
+class _TokenFile(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka is untyped
+    """Reads the token anew for each connection, so that a rotated one is used."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    async def token(self) -> str:
+        return self._path.read_text().strip() if self._path else ""

@@ -1,0 +1,566 @@
+"""The offline lane: items from Kafka, in any order through the engines, results back exactly once.
+
+Per owned partition one task opens the partition (wins its epoch, then reads what is durable) and commits what is
+finished every tick; one task for all takes items in, bounded per partition; one task per item reads it, has it
+generated and leaves its result in the partition's share. After any failed commit the partition is opened anew, and what
+is durable says which of the finished results are still to be written. Work in flight survives that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from sidecar.core.errors import SidecarError
+from sidecar.core.work import Lane, Work
+from sidecar.edge.calls import Generated, TokenCall, WorkDeadError, WorkRejectedError
+from sidecar.edge.items import (
+    DeadItemError,
+    DeadReason,
+    Item,
+    ItemRules,
+    Record,
+    dead_headers,
+    read_item,
+    result_headers,
+    result_value,
+)
+from sidecar.edge.kafka_client import FencedError, KafkaLog, LogError, Outgoing
+from sidecar.edge.kafka_settings import OfflineSettings
+from sidecar.edge.offsets import Committed
+from sidecar.edge.share import SOLO_DEATHS, Finished, Share, ShareView
+from sidecar.edge.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # between openings of one partition, and between consumers
+FETCH_WAIT_S = 0.2
+RETRY_REJECTED_S = 0.5
+DUPLICATE_ASSIGNMENTS = 6  # within one generation and this many seconds: two processes share an instance_id
+DUPLICATE_WITHIN_S = 120.0
+
+
+class Driver(Protocol):
+    """The driver, as the lane sees it. Cancelling the awaiting task cancels the work."""
+
+    async def generate(self, work: Work, call: TokenCall) -> Generated: ...
+
+
+class Opening(Protocol):
+    """One life of a partition's transactional id (`KafkaOpening`)."""
+
+    tainted: bool
+    state: Committed | None
+
+    async def commit(self, records: Sequence[Outgoing], state: Committed) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Log(Protocol):
+    """What the lane needs of Kafka (`KafkaLog`)."""
+
+    @property
+    def generation(self) -> int: ...
+    async def start(self) -> None: ...
+    def join(self) -> None: ...
+    async def stop(self) -> None: ...
+    async def open(self, partition: int) -> Opening: ...
+    def seek(self, partition: int, offset: int) -> None: ...
+    async def fetch(self, partitions: Iterable[int], records_max: int, wait_s: float) -> list[Record]: ...
+    async def position(self, partition: int) -> int: ...
+    async def ends(self, partitions: Iterable[int]) -> dict[int, int]: ...
+
+
+class StuckError(SidecarError):
+    """The consumer does nothing although there is work: make it anew."""
+
+
+class DuplicateInstanceError(SidecarError):
+    """Two processes use one instance_id: they take the membership from each other for ever, without an error."""
+
+
+@dataclass(slots=True)
+class LaneStats:
+    """What happened since the process began; counters only grow."""
+
+    consumed: int = 0
+    executions: int = 0  # calls of the engine; more than results if work was lost in a crash
+    items: Counter[tuple[str, str]] = field(default_factory=Counter)  # (outcome, reason); durable ones only
+    retried: int = 0
+    output_tokens: int = 0  # of durable results
+    commits: int = 0
+    reopens: int = 0
+    fenced: int = 0
+    rebalances: int = 0
+
+
+class OfflineLane:
+    """Runs until `drain` (or a cancel). `state` says in words how it is; `stats` and `shares` feed gauges."""
+
+    def __init__(
+        self,
+        settings: OfflineSettings,
+        driver: Driver,
+        tokens: Tokens,
+        tokens_max: Mapping[str, int],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        seed: int | None = None,
+        on_durable: Callable[[Finished], None] = lambda _: None,
+        make_log: Callable[..., Log] = KafkaLog,
+    ) -> None:
+        self.state = "starting"
+        self.stats = LaneStats()
+        self._settings = settings
+        self._driver = driver
+        self._tokens = tokens
+        self._rules = ItemRules(
+            tokens_max=tokens_max,
+            model_default=settings.model_default,
+            item_bytes_max=settings.item_bytes_max,
+            max_tokens_default=settings.max_tokens_default,
+        )
+        self._clock = clock
+        self._random = random.Random(seed)
+        self._on_durable = on_durable
+        self._make_log = make_log
+        self._shares: dict[int, Share] = {}
+        self._gates: dict[str, asyncio.Event] = {}
+        self._intake_wake = asyncio.Event()
+        self._draining = False
+        self._closing = asyncio.Event()
+        self._closed = asyncio.Event()
+        self._minted = self._openings = 0
+        self._assignments: deque[tuple[float, int]] = deque(maxlen=DUPLICATE_ASSIGNMENTS)
+
+    # -- what the rest of the sidecar calls
+
+    async def run(self) -> None:
+        """Returns after `drain`. Raises SettingsError, OffsetsError, DuplicateInstanceError: an operator has to act."""
+        try:
+            async with asyncio.TaskGroup() as self._items:
+                try:
+                    await self._sessions()
+                finally:
+                    for share in self._shares.values():
+                        self._drop(share)
+        except BaseExceptionGroup as group:
+            raise _leaves(group)[0] from None
+        finally:
+            self.state = "stopped"
+            self._closed.set()
+
+    async def drain(self, timeout_s: float) -> None:
+        """No item is taken any more; what runs ends within `timeout_s` or is left; what is finished is durable."""
+        self._draining = True
+        self.state = "draining"
+        running = [task for share in self._shares.values() for task in share.running.values()]
+        if running:
+            await asyncio.wait(running, timeout=timeout_s)
+        self._closing.set()
+        self._intake_wake.set()
+        await self._leave_all()
+        await self._closed.wait()
+
+    def pause(self, model: str) -> None:
+        """Items of this model wait before the scheduler: its offline queue is at its high mark."""
+        self._gate(model).clear()
+
+    def resume(self, model: str) -> None:
+        """Items of this model may go on to the scheduler."""
+        self._gate(model).set()
+
+    def shares(self) -> list[ShareView]:
+        """The partitions assigned to this process, in order."""
+        return [share.view() for _, share in sorted(self._shares.items())]
+
+    # -- one consumer after the other
+
+    async def _sessions(self) -> None:
+        failures = 0
+        while not self._closing.is_set():
+            kafka = self._make_log(self._settings, revoked=self._revoked, assigned=self._assigned)
+            try:
+                await kafka.start()
+                self.state, failures = "running", 0
+                await self._session(kafka)
+            except (LogError, StuckError) as error:
+                self.state = f"unavailable: {error}"
+                log.warning("the offline lane is paused: %s", error)
+                failures += 1
+            finally:
+                # Cancellation here leaves sockets to the garbage collector; the broker forgets them with the session.
+                await kafka.stop()
+            await self._pause_for(self._closing, failures)
+
+    async def _session(self, kafka: Log) -> None:
+        self._log = kafka
+        try:
+            async with asyncio.TaskGroup() as self._servers:
+                self._servers.create_task(self._intake(), name="offline intake")
+                self._servers.create_task(self._watch(), name="offline watchdog")
+                kafka.join()
+        except BaseExceptionGroup as group:
+            raise _worst(group) from group
+
+    async def _revoked(self) -> None:
+        """aiokafka's callback: all partitions may go. One last bounded commit each, heartbeats go on meanwhile."""
+        self.stats.rebalances += 1
+        await self._leave_all()
+
+    async def _leave_all(self) -> None:
+        """No share has an opening, or it is being closed; within the bound for a last commit."""
+        for share in self._shares.values():
+            share.leave()
+        servers = [share.server for share in self._shares.values() if share.server is not None]
+        if servers:
+            _, late = await asyncio.wait(servers, timeout=self._settings.revoke_commit_s)
+            for server in late:
+                server.cancel()
+
+    def _assigned(self, partitions: Collection[int]) -> None:
+        """aiokafka's callback: it must not wait. Work in flight for partitions that came back goes on."""
+        self._note_assignment()
+        for number in set(self._shares) - set(partitions):
+            self._drop(self._shares.pop(number))
+        for number in partitions:
+            share = self._shares.setdefault(number, Share(number))
+            share.counted, share.fetched_s = False, self._clock()
+            share.leaving.clear()
+            if self._closing.is_set():
+                share.leave()
+            share.server = self._servers.create_task(self._serve(share, share.server), name=f"offline {number}")
+
+    def _drop(self, share: Share) -> None:
+        for offset in list(share.taken):
+            share.let_go(offset)
+
+    # -- one partition: open, commit every tick, open anew after anything unclear
+
+    async def _serve(self, share: Share, before: asyncio.Task[None] | None) -> None:
+        if before is not None and not before.done():
+            await asyncio.wait([before])  # never two of one share
+        failures = 0
+        while not share.leaving.is_set():
+            try:
+                opening = await self._log.open(share.number)
+            except LogError as error:
+                failures += 1
+                log.warning("partition %d cannot be opened: %s", share.number, error)
+                await self._pause_for(share.leaving, failures)
+                continue
+            try:
+                self._begin(share, opening)
+                failures = 0
+                await self._ticks(share, opening)
+            except LogError as error:
+                failures += 1
+                self.stats.reopens += 1
+                self.stats.fenced += isinstance(error, FencedError)
+                log.warning("partition %d is opened anew: %s", share.number, error)
+            finally:
+                share.progress = None
+                await opening.close()
+            if failures:
+                await self._pause_for(share.leaving, failures)
+
+    def _begin(self, share: Share, opening: Opening) -> None:
+        """The share is ready. Nothing here may wait: a record delivered in between would belong to neither opening."""
+        if opening.state is None:
+            raise AssertionError("an opening without a state")
+        self._log.seek(share.number, opening.state.watermark)
+        self._openings += 1
+        share.begin(opening.state, self._openings, self._settings)
+        self._intake_wake.set()
+
+    async def _ticks(self, share: Share, opening: Opening) -> None:
+        """Commits until the share leaves, or the opening must be replaced. Raises LogError: the outcome is unknown."""
+        while True:
+            await self._commit(share, opening)
+            if opening.tainted:
+                self.stats.reopens += 1
+                return
+            if share.leaving.is_set():
+                return
+            await self._pause_for_tick(share)
+
+    async def _commit(self, share: Share, opening: Opening) -> None:
+        progress = share.progress
+        if progress is None:
+            raise AssertionError("a commit without an opening")
+        batch = share.committable(progress)
+        state = share.marked(progress.after(batch), self._settings)
+        if state != progress.durable:
+            await opening.commit([done.outgoing for done in batch.values()], state)
+            progress.install(state)
+            self.stats.commits += 1
+        share.counted = True
+        for offset, done in batch.items():
+            share.let_go(offset)
+            self._count(done)
+        if share.held is not None and state.suspect == share.held.offset:
+            record, share.held = share.held, None
+            self._start(share, record)
+        self._intake_wake.set()
+
+    def _count(self, done: Finished) -> None:
+        self.stats.items[done.outcome, done.reason] += 1
+        self.stats.retried += done.retries
+        self.stats.output_tokens += done.output_tokens
+        self._on_durable(done)
+
+    # -- intake
+
+    async def _intake(self) -> None:
+        while not self._closing.is_set():
+            self._intake_wake.clear()
+            shares = {} if self._draining else {n: s for n, s in self._shares.items() if self._take(s) > 0}
+            if not shares:
+                await _wait(self._intake_wake, FETCH_WAIT_S)
+                continue
+            try:
+                await self._fetch(shares)
+            except LogError as error:  # the watchdog ends the session if this lasts
+                log.warning("nothing could be fetched: %s", error)
+                await _wait(self._closing, FETCH_WAIT_S)
+
+    async def _fetch(self, shares: Mapping[int, Share]) -> None:
+        openings = {number: share.opening for number, share in shares.items()}
+        records_max = max(share.room(self._settings) for share in shares.values())
+        records = await self._log.fetch(shares, records_max, FETCH_WAIT_S)
+        self.stats.consumed += len(records)
+        for number, opening in openings.items():
+            share = self._shares.get(number)
+            if share is None or share.progress is None:
+                continue  # whoever opens it next seeks
+            if share.opening != opening:
+                # Opened anew while we waited: these records may be from before its seek, or may be its first. They are
+                # dropped, so it has to begin again, or the gap would count as passed over by the broker.
+                self._log.seek(number, share.progress.expected)
+                continue
+            share.backlog.extend(record for record in records if record.partition == number)
+            await self._advance(share, opening)
+
+    async def _advance(self, share: Share, opening: int) -> None:
+        """Takes what has room, and learns from the consumer's position what the broker passed over."""
+        self._take(share)
+        if share.backlog or share.progress is None:
+            return
+        position = await self._log.position(share.number)
+        if share.opening == opening and share.progress is not None and not share.backlog:
+            if position > share.progress.expected or position >= share.end:
+                share.fetched_s = self._clock()
+            share.progress.skip_to(position)
+
+    def _take(self, share: Share) -> int:
+        """Items of the backlog run as far as there is room; the room that is left, 0 while the backlog is not empty."""
+        while share.backlog and share.room(self._settings) > 0 and share.progress is not None:
+            record = share.backlog.popleft()
+            share.fetched_s = self._clock()
+            if share.progress.deliver(record.offset):
+                self._admit(share, record)
+        return 0 if share.backlog else share.room(self._settings)
+
+    def _admit(self, share: Share, record: Record) -> None:
+        if record.offset in share.taken:
+            return  # it was in flight when the partition was opened anew
+        share.take(record)
+        if not share.solo:
+            self._start(share, record)
+        elif share.is_culprit(record.offset, self._settings):
+            message = f"the process ended {SOLO_DEATHS} times while this item ran alone"
+            share.finished[record.offset] = self._dead(record, DeadItemError(DeadReason.POISON, message), "run")
+        else:
+            share.held = record
+            share.wake.set()
+
+    def _start(self, share: Share, record: Record) -> None:
+        task = self._items.create_task(self._run_item(share, record), name=record.source)
+        share.running[record.offset] = task
+        task.add_done_callback(lambda _: self._intake_wake.set())
+
+    # -- one item
+
+    async def _run_item(self, share: Share, record: Record) -> None:
+        """Leaves a Finished in the share, unless cancelled: then the item is somebody else's, or the next start's."""
+        taken_s, stage = self._clock(), "read"
+        try:
+            item = await asyncio.to_thread(read_item, record, self._rules, self._tokens)
+            stage = "run"
+            generated = await self._generated(record, item, taken_s)
+            stage = "write"
+            finished = await self._result(record, item, generated, taken_s)
+        except DeadItemError as error:
+            finished = self._dead(record, error, stage, taken_s)
+        except Exception as error:  # ours: an item must not stop a partition for ever, nor vanish
+            log.exception("item %s", record.source)
+            finished = self._dead(record, DeadItemError(DeadReason.FAILED, repr(error)), stage, taken_s)
+        if share.running.get(record.offset) is asyncio.current_task():
+            del share.running[record.offset]
+            share.finished[record.offset] = finished
+            if len(share.finished) >= self._settings.results_per_commit:
+                share.wake.set()
+
+    async def _generated(self, record: Record, item: Item, taken_s: float) -> Generated:
+        while True:
+            await self._gate(item.model).wait()
+            self.stats.executions += 1
+            try:
+                return await self._driver.generate(self._work(record, item, taken_s), item.call)
+            except WorkDeadError as error:
+                raise DeadItemError(DeadReason.FAILED, error.reason, error.attempts) from None
+            except WorkRejectedError as error:
+                self.stats.executions -= 1
+                _raise_if_final(error)
+                await asyncio.sleep(error.retry_after_s or RETRY_REJECTED_S)
+
+    def _work(self, record: Record, item: Item, taken_s: float) -> Work:
+        self._minted += 1
+        deadline_s = float("inf")
+        if item.deadline is not None:
+            deadline_s = self._clock() + (item.deadline - datetime.now(UTC)).total_seconds()
+        return Work(
+            id=f"{record.source}#{self._minted}",
+            lane=Lane.OFFLINE,
+            model=item.model,
+            arrived_s=taken_s,
+            prompt_tokens=len(item.call.prompt_ids),
+            output_tokens_max=item.call.output_tokens_max,
+            tenant=item.tenant,
+            deadline_s=deadline_s,
+            prefix_key=item.prefix_key,
+        )
+
+    async def _result(self, record: Record, item: Item, generated: Generated, taken_s: float) -> Finished:
+        value = await asyncio.to_thread(result_value, record, item, generated, self._tokens)
+        outgoing = Outgoing(
+            topic=self._settings.results_topic, key=record.key, value=value, headers=result_headers(record)
+        )
+        if outgoing.size > self._settings.message_bytes_max:
+            message = (
+                f"the result of {outgoing.size} bytes exceeds message_bytes_max {self._settings.message_bytes_max}"
+            )
+            raise DeadItemError(DeadReason.RESULT_TOO_LARGE, message, generated.attempts)
+        return Finished(
+            record=record,
+            outgoing=outgoing,
+            outcome="done",
+            reason="",
+            retries=generated.attempts - 1,
+            output_tokens=len(generated.output_ids),
+            taken_s=taken_s,
+        )
+
+    def _dead(self, record: Record, error: DeadItemError, stage: str, taken_s: float | None = None) -> Finished:
+        first_seen_ms = int(datetime.now(UTC).timestamp() * 1000)
+        outgoing = Outgoing(
+            topic=self._settings.dead_letter_topic,
+            key=record.key,
+            value=record.value,
+            headers=dead_headers(record, error, stage, first_seen_ms),
+        )
+        log.warning("dead letter: %s: %s: %s", record.source, error.reason, error)
+        return Finished(
+            record=record,
+            outgoing=outgoing,
+            outcome="expired" if error.reason is DeadReason.EXPIRED else "dlq",
+            reason=error.reason.value,
+            retries=max(0, error.attempts - 1),
+            output_tokens=0,
+            taken_s=self._clock() if taken_s is None else taken_s,
+        )
+
+    # -- watching, waiting
+
+    async def _watch(self) -> None:
+        """Looks at the log's ends, for lag, and ends the session if the consumer is stuck without an error."""
+        while not self._closing.is_set():
+            try:
+                ends = await self._log.ends(self._shares) if self._shares else {}
+            except LogError as error:
+                log.info("the log's ends are unknown: %s", error)
+                ends = {}
+            for number, end in ends.items():
+                if number in self._shares:
+                    self._shares[number].end = end
+            for share in self._shares.values():
+                self._raise_if_stuck(share)
+            await _wait(self._closing, min(5.0, self._settings.stuck_after_s / 4))
+
+    def _raise_if_stuck(self, share: Share) -> None:
+        if share.progress is None or share.room(self._settings) == 0 or self._draining:
+            share.fetched_s = self._clock()
+            return
+        idle_s = self._clock() - share.fetched_s
+        if share.end > share.progress.expected and idle_s > self._settings.stuck_after_s:
+            raise StuckError(f"partition {share.number}: nothing fetched for {idle_s:.0f} s although there is more")
+
+    def _note_assignment(self) -> None:
+        self._assignments.append((self._clock(), self._log.generation))
+        (first_s, generation), (last_s, _) = self._assignments[0], self._assignments[-1]
+        same = all(each == generation for _, each in self._assignments)
+        if len(self._assignments) == DUPLICATE_ASSIGNMENTS and same and last_s - first_s < DUPLICATE_WITHIN_S:
+            error = DuplicateInstanceError(
+                f"assigned {DUPLICATE_ASSIGNMENTS} times within one generation: another process uses the "
+                f"instance_id {self._settings.instance_id!r}; each needs its own"
+            )
+            self._servers.create_task(_raise(error), name="offline duplicate instance")
+
+    def _gate(self, model: str) -> asyncio.Event:
+        if model not in self._gates:
+            self._gates[model] = asyncio.Event()
+            self._gates[model].set()
+        return self._gates[model]
+
+    async def _pause_for_tick(self, share: Share) -> None:
+        await _wait(share.wake, self._settings.tick_s)
+        share.wake.clear()
+
+    async def _pause_for(self, event: asyncio.Event, failures: int) -> None:
+        """Jittered, so that two owners who fence each other do not do it for ever."""
+        if failures:
+            await _wait(event, BACKOFF_S[min(failures, len(BACKOFF_S)) - 1] * self._random.uniform(0.5, 1.5))
+
+
+def _raise_if_final(error: WorkRejectedError) -> None:
+    """Reject reasons that time will not heal end the item; a full queue or an engine that is down does not."""
+    match error.reason:
+        case "unknown_model":
+            raise DeadItemError(DeadReason.UNKNOWN_MODEL, str(error)) from error
+        case "too_large":
+            raise DeadItemError(DeadReason.TOO_LONG, str(error)) from error
+        case "expired":
+            raise DeadItemError(DeadReason.EXPIRED, str(error)) from error
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
+async def _raise(error: Exception) -> None:
+    raise error
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    return [
+        leaf
+        for each in group.exceptions
+        for leaf in (_leaves(each) if isinstance(each, BaseExceptionGroup) else [each])
+    ]
+
+
+def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one that an operator has to see; LogError and StuckError only mean that a new consumer is needed."""
+    leaves = _leaves(group)
+    return next((leaf for leaf in leaves if not isinstance(leaf, (LogError, StuckError))), leaves[0])

@@ -1,0 +1,99 @@
+"""`sidecar offsets show | decode | reset`: what is committed, with the holes that Kafka's own tools hide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.structs import OffsetAndMetadata
+
+from sidecar.core.errors import SidecarError
+from sidecar.edge.kafka_settings import OfflineSettings, client_options
+from sidecar.edge.offsets import Committed
+
+
+class GroupActiveError(SidecarError):
+    """Offsets are reset only while no sidecar of the group runs: it would go on from what it knows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionOffsets:
+    """One partition: what is committed (None = nothing), and where its log begins and ends."""
+
+    partition: int
+    committed: Committed | None
+    begin: int
+    end: int
+
+    @property
+    def done_above(self) -> int:
+        """Items above the watermark that are done already: what a plain lag counts as open."""
+        if self.committed is None:
+            return 0
+        return self.committed.high - self.committed.watermark - len(self.committed.holes)
+
+
+async def show(settings: OfflineSettings) -> list[PartitionOffsets]:
+    """Every partition of the requests topic. Raises KafkaError, or OffsetsError for metadata that is not ours."""
+    consumer = AIOKafkaConsumer(**client_options(settings), isolation_level="read_committed")
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    await admin.start()
+    try:
+        await consumer.start()
+        topic = (await admin.describe_topics([settings.requests_topic]))[0]
+        sources = [TopicPartition(settings.requests_topic, each["partition"]) for each in topic["partitions"]]
+        offsets = await admin.list_consumer_group_offsets(settings.group, partitions=sources)
+        begins, ends = await consumer.beginning_offsets(sources), await consumer.end_offsets(sources)
+        return [
+            PartitionOffsets(
+                partition=source.partition,
+                committed=_committed(offsets[source]),
+                begin=begins[source],
+                end=ends[source],
+            )
+            for source in sorted(sources)
+        ]
+    finally:
+        await consumer.stop()
+        await admin.close()
+
+
+async def reset(settings: OfflineSettings, to: str, partitions: Sequence[int] = ()) -> dict[int, int]:
+    """The group begins at `to` (earliest, latest, an offset) in these partitions (none = all), without holes.
+
+    What lies above and is done already will be done again. Written through each partition's transactional id, so that
+    a sidecar which still runs is fenced. Raises GroupActiveError if one is a member of the group.
+    """
+    await _refuse_if_active(settings)
+    places = {each.partition: each for each in await show(settings)}
+    targets = {
+        number: place.begin if to == "earliest" else place.end if to == "latest" else int(to)
+        for number, place in places.items()
+        if not partitions or number in partitions
+    }
+    for number, offset in targets.items():
+        producer = AIOKafkaProducer(
+            **client_options(settings),
+            transactional_id=f"sidecar.{settings.group}.{settings.requests_topic}.{number}",
+        )
+        source = TopicPartition(settings.requests_topic, number)
+        async with producer, producer.transaction():
+            await producer.send_offsets_to_transaction({source: OffsetAndMetadata(offset, "")}, settings.group)
+    return targets
+
+
+async def _refuse_if_active(settings: OfflineSettings) -> None:
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    await admin.start()
+    try:
+        group = (await admin.describe_consumer_groups([settings.group]))[0].to_object()["groups"][0]
+    finally:
+        await admin.close()
+    if group["members"]:
+        raise GroupActiveError(f"group {settings.group} has {len(group['members'])} members; stop them first")
+
+
+def _committed(found: OffsetAndMetadata) -> Committed | None:
+    return None if found.offset < 0 else Committed.decode(found.offset, found.metadata)

@@ -1,0 +1,149 @@
+"""What this process holds of one partition: what is durable, what runs, and what waits for the next commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from sidecar.edge.items import Record
+from sidecar.edge.kafka_client import Outgoing
+from sidecar.edge.kafka_settings import OfflineSettings
+from sidecar.edge.offsets import Committed, Progress
+
+SOLO_DEATHS = 2  # unclean ends while one item ran alone, before it is taken for the culprit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """An item whose result (or dead letter) waits for the next commit. Times in seconds of the lane's clock."""
+
+    record: Record
+    outgoing: Outgoing
+    outcome: str  # done, dlq or expired
+    reason: str  # "" for done
+    retries: int
+    output_tokens: int
+    taken_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareView:
+    """One partition, for gauges and the status page. Offsets; `end` is as old as the last look, some seconds."""
+
+    partition: int
+    ready: bool
+    watermark: int
+    position: int
+    holes: int
+    end: int
+    in_flight: int
+    finished: int
+    oldest_ms: int | None  # record timestamp of the oldest taken item that is not durable
+
+
+@dataclass(slots=True)
+class Share:
+    """One assigned partition. `taken` items survive a new opening: running, or finished and not yet durable."""
+
+    number: int
+    progress: Progress | None = None  # None: not ready, nothing may be taken or committed
+    opening: int = 0  # a record fetched under another one is not taken
+    backlog: deque[Record] = field(default_factory=deque)  # fetched, and not yet taken for want of room
+    taken: dict[int, Record] = field(default_factory=dict)
+    running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    finished: dict[int, Finished] = field(default_factory=dict)
+    bytes_taken: int = 0
+    server: asyncio.Task[None] | None = None
+    wake: asyncio.Event = field(default_factory=asyncio.Event)  # commit now
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)  # revoked or closing: one last commit
+    counted: bool = False  # this assignment is counted in the durable restarts; before that nothing runs
+    solo_until: int = 0  # below it items run one at a time, to find the one that kills the process
+    held: Record | None = None  # runs once the fact that it runs alone is durable
+    end: int = 0  # of the log, when last asked
+    fetched_s: float = 0.0  # when something was last fetched, or nothing was left to fetch
+
+    @property
+    def solo(self) -> bool:
+        """True while items run one at a time."""
+        return self.progress is not None and self.progress.expected < self.solo_until
+
+    def room(self, settings: OfflineSettings) -> int:
+        """How many more records may be taken."""
+        if self.progress is None or not self.counted or self.leaving.is_set():
+            return 0
+        if self.bytes_taken >= settings.pending_bytes_max:
+            return 0
+        if self.solo:
+            return 0 if self.progress.pending else 1
+        return max(0, self.progress.room(settings.pending_max, settings.span_max))
+
+    def leave(self) -> None:
+        """One last commit, then this process has nothing to do with the partition."""
+        self.leaving.set()
+        self.wake.set()
+
+    def take(self, record: Record) -> None:
+        """The record is ours until it is durable or let go."""
+        self.taken[record.offset] = record
+        self.bytes_taken += len(record.value or b"")
+
+    def let_go(self, offset: int) -> None:
+        """The item is durable, or somebody else's: if it runs it is cancelled, what it gave is forgotten."""
+        record = self.taken.pop(offset, None)
+        if record is None:
+            return
+        self.bytes_taken -= len(record.value or b"")
+        self.finished.pop(offset, None)
+        task = self.running.pop(offset, None)
+        if task is not None:
+            task.cancel()
+
+    def begin(self, durable: Committed, opening: int, settings: OfflineSettings) -> None:
+        """The share agrees with what is durable under this opening, and is ready."""
+        for offset in [offset for offset in self.taken if durable.is_done(offset)]:
+            self.let_go(offset)
+        self.backlog.clear()
+        if self.held is not None:
+            self.let_go(self.held.offset)
+            self.held = None
+        self.opening = opening
+        self.progress = Progress(durable)
+        if durable.restarts >= settings.poison_restarts:
+            self.solo_until = durable.high + settings.pending_max  # nothing beyond it can have been taken
+
+    def committable(self, progress: Progress) -> dict[int, Finished]:
+        """What is finished and was delivered under this opening; a result from before waits for its record."""
+        return {offset: done for offset, done in self.finished.items() if offset in progress.pending}
+
+    def marked(self, state: Committed, settings: OfflineSettings) -> Committed:
+        """The state with what finds a poison item: how often an owner ended uncleanly, and who ran alone then."""
+        if self.leaving.is_set():
+            return replace(state, restarts=0, suspect=None)
+        if not self.counted:
+            state = replace(state, restarts=state.restarts + 1)
+        if self.held is None or self.held.offset == state.suspect:
+            return state
+        return replace(state, restarts=settings.poison_restarts, suspect=self.held.offset)
+
+    def is_culprit(self, offset: int, settings: OfflineSettings) -> bool:
+        """True if the process ended often enough while this item ran alone."""
+        durable = self.progress.durable if self.progress is not None else None
+        if durable is None or durable.suspect != offset:
+            return False
+        return durable.restarts >= settings.poison_restarts + SOLO_DEATHS
+
+    def view(self) -> ShareView:
+        """The share in numbers."""
+        durable = self.progress.durable if self.progress else Committed(watermark=0, high=0)
+        return ShareView(
+            partition=self.number,
+            ready=self.progress is not None,
+            watermark=durable.watermark,
+            position=self.progress.expected if self.progress else 0,
+            holes=len(durable.holes),
+            end=self.end,
+            in_flight=len(self.running),
+            finished=len(self.finished),
+            oldest_ms=min((record.timestamp_ms for record in self.taken.values()), default=None),
+        )

@@ -1,0 +1,169 @@
+"""Counts, from outside, what became of every item: results, dead letters, lost, duplicated.
+
+Independent on purpose: confluent-kafka instead of aiokafka, and not one line of the sidecar. Reads read_committed, and
+compares source offsets: each record of the requests topic below the watermark must have exactly one result or dead
+letter that names it in its headers. The watermark is the group's plain committed offset (the metadata are not read:
+confluent-kafka 2.16.1 over-reads them); above it, an offset may have one or none, never two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+
+Source = tuple[int, int]  # (partition, offset) of the requests topic
+TIMEOUT_S = 30.0
+
+
+class CheckerError(Exception):
+    """The topics could not be read to their ends, so nothing can be said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the topics hold. `lost` and `duplicated` list (partition, offset) of the requests topic."""
+
+    source_offsets: int  # records of the requests topic below the watermark
+    above_watermark: int  # records not yet durable in order; some of them may have results
+    results: int
+    dead: int
+    lost: list[Source]
+    duplicated: list[Source]
+    foreign: list[Source] = field(default_factory=list)  # results that name an offset which holds no item
+    ended_by: Counter[str] = field(default_factory=Counter)
+    dead_reasons: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def clean(self) -> bool:
+        """True if every item below the watermark has exactly one outcome."""
+        return not (self.lost or self.duplicated or self.foreign)
+
+
+def check(
+    bootstrap_servers: str,
+    group: str,
+    *,
+    requests: str = "inference.requests",
+    results: str = "inference.results",
+    dead_letters: str = "inference.requests.dlq",
+) -> Verdict:
+    """Reads the three topics from beginning to end. Raises CheckerError if a partition cannot be read to its end."""
+    watermarks = _watermarks(bootstrap_servers, group, requests)
+    outcomes: Counter[Source] = Counter()
+    ended_by: Counter[str] = Counter()
+    dead_reasons: Counter[str] = Counter()
+    result_count = dead_count = 0
+    items = {_own(message) for message in _read(bootstrap_servers, requests)}
+    for message in _read(bootstrap_servers, results):
+        outcomes[_source(message, "x-source-partition", "x-source-offset")] += 1
+        ended_by[_ended_by(message)] += 1
+        result_count += 1
+    for message in _read(bootstrap_servers, dead_letters):
+        outcomes[_source(message, "dlq.original.partition", "dlq.original.offset")] += 1
+        dead_reasons[_header(message, "dlq.error.class")] += 1
+        dead_count += 1
+    below = {source for source in items if source[1] < watermarks.get(source[0], 0)}
+    return Verdict(
+        source_offsets=len(below),
+        above_watermark=len(items) - len(below),
+        results=result_count,
+        dead=dead_count,
+        lost=sorted(source for source in below if not outcomes[source]),
+        duplicated=sorted(source for source, count in outcomes.items() if count > 1),
+        foreign=sorted(source for source in outcomes if source not in items),
+        ended_by=ended_by,
+        dead_reasons=dead_reasons,
+    )
+
+
+def is_finished(bootstrap_servers: str, group: str, requests: str = "inference.requests") -> bool:
+    """True if every item of the requests topic is below its partition's watermark."""
+    watermarks = _watermarks(bootstrap_servers, group, requests)
+    with _consumer(bootstrap_servers) as consumer:
+        ends = {part: _end(consumer, requests, part) for part in watermarks}
+    return all(end <= watermarks[part] for part, end in ends.items())
+
+
+def _watermarks(bootstrap_servers: str, group: str, topic: str) -> dict[int, int]:
+    """The committed offset of each partition; 0 where the group has none."""
+    with _consumer(bootstrap_servers, group) as consumer:
+        partitions = [TopicPartition(topic, part) for part in _partitions(consumer, topic)]
+        return {each.partition: max(0, each.offset) for each in consumer.committed(partitions, timeout=TIMEOUT_S)}
+
+
+def _read(bootstrap_servers: str, topic: str) -> Iterator[Message]:
+    """Every committed record of the topic, up to the last stable offsets."""
+    with _consumer(bootstrap_servers) as consumer:
+        left = set(_partitions(consumer, topic))
+        consumer.assign([TopicPartition(topic, part, OFFSET_BEGINNING) for part in left])
+        while left:
+            messages = consumer.consume(1000, timeout=TIMEOUT_S)
+            if not messages:
+                raise CheckerError(
+                    f"{topic}: nothing came for {TIMEOUT_S:.0f} s, partitions {sorted(left)} are not read"
+                )
+            for message in messages:
+                error = message.error()
+                if error is None:
+                    yield message
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    left.discard(message.partition())
+                elif not error.retriable():
+                    raise CheckerError(f"{topic}: {error}")
+
+
+def _partitions(consumer: Consumer, topic: str) -> list[int]:
+    metadata = consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic]
+    if metadata.error is not None:
+        raise CheckerError(f"{topic}: {metadata.error}")
+    return sorted(metadata.partitions)
+
+
+def _end(consumer: Consumer, topic: str, partition: int) -> int:
+    return int(consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_S)[1])
+
+
+def _consumer(bootstrap_servers: str, group: str = "checker") -> Consumer:
+    return Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": group,  # never joined: only read, and assigned by hand
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "log_level": 0,
+        }
+    )
+
+
+def _own(message: Message) -> Source:
+    partition, offset = message.partition(), message.offset()
+    if partition is None or offset is None:
+        raise CheckerError("a record without a place")
+    return partition, offset
+
+
+def _source(message: Message, partition: str, offset: str) -> Source:
+    return int(_header(message, partition)), int(_header(message, offset))
+
+
+def _header(message: Message, name: str) -> str:
+    """The last header of this name: an item may bring headers of the same names with it."""
+    values = [value for key, value in _pairs(message) if key == name]
+    if not values:
+        raise CheckerError(f"{message.topic()}/{message.partition()}/{message.offset()} has no header {name}")
+    return values[-1].decode()
+
+
+def _pairs(message: Message) -> list[tuple[str, bytes]]:
+    headers: Any = message.headers()  # its type hint also allows a dict, which only producers take
+    return [(key, value or b"") for key, value in headers or []]
+
+
+def _ended_by(message: Message) -> str:
+    return str(json.loads(message.value() or b"{}").get("sidecar", {}).get("ended_by", "unknown"))
