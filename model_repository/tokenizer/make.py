@@ -22,7 +22,7 @@ def spellings() -> list[str]:
     found: list[str] = []
     bare: list[str] = []
     kind = ""
-    for line in (HERE / "words.txt").read_text().splitlines():
+    for line in (HERE / "words.txt").read_text(encoding="utf-8").splitlines():
         if ">" in line:
             kind = line.split(" >")[0]
         elif not line.startswith("#"):

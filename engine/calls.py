@@ -1,0 +1,62 @@
+"""What one call asks of an engine and what the engine answers, whichever engine is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from engine.batcher import End
+from engine.blocks import RETENTION_DEFAULT, Ids, Retention
+from engine.sampling import Sampling
+
+
+class UnsupportedError(ValueError):
+    """The call asks for something that this engine does not do. The message names the tensor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request to the engine model, read from its tensors."""
+
+    input_ids: Ids
+    output_tokens_max: int
+    streaming: bool = False
+    exclude_input: bool = False
+    sequences: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+    end_id: int | None = None
+    stop_words: tuple[Ids, ...] = ()
+    bad_words: tuple[Ids, ...] = ()
+    embedding_bias: tuple[float, ...] = ()
+    retention: Retention = RETENTION_DEFAULT
+    returns: frozenset[str] = frozenset()  # the output tensors that it asked for by return_*
+    priority: float = 0.5  # for engines that order their waiting queue by it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What return_perf_metrics gives for one sequence. Times in ns of the engine's steady clock, 0 = never came."""
+
+    new_blocks: int = 0
+    reused_blocks: int = 0
+    total_blocks: int = 0
+    arrival_ns: int = 0
+    first_scheduled_ns: int = 0
+    first_token_ns: int = 0
+    last_token_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """One response: new tokens of one sequence when streaming, all of them when not."""
+
+    ids: Ids  # without the prompt
+    sequence: int = 0
+    end: End | None = None  # set on the last piece of the sequence
+    final: bool = False  # the last piece of the whole call
+    generated_tokens: int = 0  # of the sequence so far
+    figures: Figures | None = None  # on the last piece of the sequence
+    error: str | None = None  # the call failed; the piece is final and has nothing else
+
+
+Deliver = Callable[[Piece], None]

@@ -1,0 +1,72 @@
+"""The figures that the engine model exports, with the names and the habits of TensorRT-LLM's Triton backend.
+
+Families and labels from custom_metrics_reporter.cc. Habits kept: the gauges hold the last iteration's sample and move
+only while iterations run; `waiting` is active − scheduled, so requests in the executor's queue are in no gauge.
+Two counters are ours: iterations, and iterations that took longer than the paced profile.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from engine.batcher import Batcher, Row, Step
+
+# family → (label, its values)
+GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "nv_trt_llm_request_metrics": ("request_type", ("active", "max", "scheduled", "context", "waiting")),
+    "nv_trt_llm_runtime_memory_metrics": ("memory_type", ("cpu", "gpu", "pinned")),
+    "nv_trt_llm_kv_cache_block_metrics": (
+        "kv_cache_block_type",
+        ("max", "free", "used", "tokens_per", "reused", "fraction"),
+    ),
+    "nv_trt_llm_inflight_batcher_metrics": (
+        "inflight_batcher_specific_metric",
+        ("total_context_tokens", "generation_requests", "micro_batch_id", "paused_requests"),
+    ),
+    "nv_trt_llm_general_metrics": ("general_type", ("timestamp", "iteration_counter")),
+}
+HISTOGRAMS: dict[str, str] = {  # label response_metric_type
+    "nv_llm_input_token_len": "total_input_tokens",
+    "nv_llm_output_token_len": "total_output_tokens",
+}
+BUCKETS = (10.0, 50.0, 100.0, 500.0, 1000.0)
+COUNTERS = {
+    "backfill_engine_iterations_total": "iterations run",
+    "backfill_engine_pacing_overruns_total": "iterations whose arithmetic took longer than the paced profile",
+}
+
+
+@dataclass(slots=True)
+class Gauges:
+    """The last iteration's sample, and the lengths of what ended since they were taken."""
+
+    values: dict[tuple[str, str], float] = field(default_factory=dict)
+    iterations: int = 0
+    lengths: list[tuple[int, int]] = field(default_factory=list)  # prompt tokens, output tokens
+    wall_clock: Callable[[], float] = time.time
+
+    def sample(self, batcher: Batcher, step: Step) -> None:
+        """Take the sample of one iteration."""
+        pool, scheduled = batcher.pool, len(step.decoding) + len(step.chunks)
+        used = pool.blocks_max - pool.free
+        columns: dict[str, tuple[float, ...]] = {
+            "nv_trt_llm_request_metrics": (
+                *(batcher.active, batcher.settings.max_batch_size, scheduled, len(step.chunks)),
+                max(0, batcher.active - scheduled),
+            ),
+            "nv_trt_llm_runtime_memory_metrics": (0, 0, 0),
+            "nv_trt_llm_kv_cache_block_metrics": (
+                *(pool.blocks_max, pool.free, used, pool.tokens_per_block, pool.reused_blocks, used / pool.blocks_max),
+            ),
+            "nv_trt_llm_inflight_batcher_metrics": (step.prefill_tokens, len(step.decoding), 0, len(step.paused)),
+            "nv_trt_llm_general_metrics": (self.wall_clock() * 1e6, batcher.iterations),
+        }
+        self.iterations = batcher.iterations
+        for family, column in columns.items():
+            for name, value in zip(GAUGES[family][1], column, strict=True):
+                self.values[family, name] = value
+
+    def ended(self, row: Row) -> None:
+        self.lengths.append((len(row.request.prompt_ids), len(row.output_ids)))

@@ -1,0 +1,228 @@
+"""A decoder-only transformer in numpy over paged KV: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+
+One pass takes the new tokens of all rows together, one per decoding row and a chunk per prompt, so that each weight is
+read once per iteration; only attention looks at the rows apart. Rows are padded to a multiple of four, one row too:
+four are what the kernel multiplies at once, like the tile of a GPU. A matrix-vector product would serve a lone row
+faster (measured: 3 times) but round differently; this way every batch size takes the same path, and an iteration costs
+`o + c · rows`, which is the property that matters here.
+
+The weights come from a seed. Embeddings carry the class of a word, and the output layer prefers words whose class may
+follow it; which word of the class it is comes from the whole context, through all layers. A vector per absolute place
+is added beside RoPE: without it, greedy output of untrained weights soon runs in circles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.language import Language
+
+Floats: TypeAlias = NDArray[np.float32]
+Ints: TypeAlias = NDArray[np.int64]
+
+ROWS_TILE = 4
+ATTENTION_ROWS = 16  # rows attended together: those of similar length, so that little padding is gathered
+CLASS_WEIGHT = 16.0  # how much the grammar counts against the context; tried: below 8 the sentences fall apart
+REPEAT_WEIGHT = 0.15  # for each further time that words.txt names a follower: small classes need it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The sizes of a model. `width` = heads · head_dim."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    ffn: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+PRESETS = {
+    "tiny": Shape(layers=2, width=64, heads=4, kv_heads=2, ffn=128),  # unit tests
+    "small": Shape(layers=4, width=256, heads=8, kv_heads=2, ffn=768),  # 16 MB: paced demos
+    # 200 MB of weights, more than the last-level cache of most machines: a step is bound by memory, as on a GPU.
+    "large": Shape(layers=8, width=768, heads=12, kv_heads=4, ffn=2048),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """New prompt tokens of one sequence: places `begin` … in the flat batch, and its blocks up to their end."""
+
+    begin: int
+    tokens: int
+    table: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The new tokens of one iteration, flat: first one per decoding row, then the chunks."""
+
+    ids: Ints
+    positions: Ints
+    slots: Ints  # where their keys and values go: block index · tokens per block + offset
+    tables: list[Ints]  # of the decoding rows: their blocks, in order
+    chunks: list[Chunk]
+    wanted: Ints  # places whose next token is wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    qkv: Floats
+    out: Floats
+    gate_up: Floats
+    down: Floats
+    keys: Floats  # (blocks, tokens per block, kv heads, head_dim)
+    values: Floats
+
+
+class Transformer:
+    """Weights and KV cache of one model."""
+
+    def __init__(
+        self, shape: Shape, language: Language, *, tokens_max: int, blocks: int, tokens_per_block: int, seed: int
+    ) -> None:
+        self.shape = shape
+        self._size = tokens_per_block
+        random = np.random.default_rng(seed)
+        self._places = random.standard_normal((tokens_max, shape.width), np.float32)
+        self.embedding = _embedding(random, shape.width, language)
+        self.head = _head(random, self.embedding, language)
+        cache = (blocks, tokens_per_block, shape.kv_heads, shape.head_dim)
+        self._layers = [
+            Layer(
+                qkv=_matrix(random, shape.width, shape.width + 2 * shape.kv_heads * shape.head_dim),
+                out=_matrix(random, shape.width, shape.width),
+                gate_up=_matrix(random, shape.width, 2 * shape.ffn),
+                down=_matrix(random, shape.ffn, shape.width),
+                keys=np.zeros(cache, np.float32),  # zeros are pages that the system only gives when written to
+                values=np.zeros(cache, np.float32),
+            )
+            for _ in range(shape.layers)
+        ]
+        half = shape.head_dim // 2
+        self._frequencies = (10_000.0 ** (-np.arange(half) / half)).astype(np.float32)  # RoPE, Su et al. 2021
+
+    @property
+    def weight_bytes(self) -> int:
+        layers = [(each.qkv, each.out, each.gate_up, each.down) for each in self._layers]
+        return sum(matrix.nbytes for layer in layers for matrix in layer) + self.head.nbytes
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Make block `target` hold what `source` holds."""
+        for layer in self._layers:
+            layer.keys[target] = layer.keys[source]
+            layer.values[target] = layer.values[source]
+
+    def logits(self, batch: Batch) -> Floats:
+        """Compute the new tokens of `batch` into the cache; the logits of its wanted places over the readable ids."""
+        tokens = len(batch.ids)
+        states = np.zeros((-(-tokens // ROWS_TILE) * ROWS_TILE, self.shape.width), np.float32)
+        states[:tokens] = self.embedding[batch.ids] + self._places[batch.positions]
+        angles = batch.positions[:, None].astype(np.float32) * self._frequencies
+        cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
+        groups = _groups(batch.tables)
+        for layer in self._layers:
+            states += self._attention(layer, _norm(states), batch, groups, cos, sin) @ layer.out
+            gate, up = np.split(_norm(states) @ layer.gate_up, 2, axis=1)
+            states += (gate / (1 + np.exp(-gate)) * up) @ layer.down
+        wanted = np.zeros((-(-len(batch.wanted) // ROWS_TILE) * ROWS_TILE, self.shape.width), np.float32)
+        wanted[: len(batch.wanted)] = states[batch.wanted]
+        return (_norm(wanted) @ self.head)[: len(batch.wanted)]
+
+    def _attention(
+        self, layer: Layer, states: Floats, batch: Batch, groups: list[tuple[Ints, Ints]], cos: Floats, sin: Floats
+    ) -> Floats:
+        shape, tokens = self.shape, len(batch.ids)
+        qkv = (states @ layer.qkv)[:tokens].reshape(tokens, -1, shape.head_dim)
+        queries = _rotate(qkv[:, : shape.heads], cos, sin)
+        keys = layer.keys.reshape(-1, shape.kv_heads, shape.head_dim)
+        values = layer.values.reshape(-1, shape.kv_heads, shape.head_dim)
+        keys[batch.slots] = _rotate(qkv[:, shape.heads : shape.heads + shape.kv_heads], cos, sin)
+        values[batch.slots] = qkv[:, shape.heads + shape.kv_heads :]
+        mixed = np.zeros((len(states), shape.width), np.float32)
+        for rows, tables in groups:
+            mixed[rows] = self._attend(layer, queries[rows, None], tables, batch.positions[rows, None])[:, 0]
+        for chunk in batch.chunks:
+            span = slice(chunk.begin, chunk.begin + chunk.tokens)
+            mixed[span] = self._attend(layer, queries[None, span], chunk.table[None], batch.positions[None, span])[0]
+        return mixed
+
+    def _attend(self, layer: Layer, queries: Floats, tables: Ints, positions: Ints) -> Floats:
+        """Attention of (rows, tokens) queries over the gathered blocks of each row; causal by position."""
+        shape, (rows, tokens) = self.shape, queries.shape[:2]
+        length = tables.shape[1] * self._size
+        gathered = (rows, length, shape.kv_heads, shape.head_dim)
+        keys = layer.keys[tables].reshape(gathered).transpose(0, 2, 3, 1)
+        values = layer.values[tables].reshape(gathered).transpose(0, 2, 1, 3)
+        # Queries of one KV head, all its tokens and heads, are one matrix: (rows, kv heads, tokens · group, head_dim).
+        group = shape.heads // shape.kv_heads
+        grouped = queries.reshape(rows, tokens, shape.kv_heads, group, shape.head_dim).transpose(0, 2, 1, 3, 4)
+        scores = grouped.reshape(rows, shape.kv_heads, tokens * group, shape.head_dim) @ keys
+        scores *= np.float32(shape.head_dim**-0.5)
+        future = np.arange(length) > positions[:, :, None]  # (rows, tokens, length)
+        scores.reshape(rows, shape.kv_heads, tokens, group, length)[
+            future[:, None, :, None].repeat(group, 3).repeat(shape.kv_heads, 1)
+        ] = -np.inf
+        scores -= scores.max(axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(axis=-1, keepdims=True)
+        mixed = (scores @ values).reshape(rows, shape.kv_heads, tokens, group, shape.head_dim)
+        return mixed.transpose(0, 2, 1, 3, 4).reshape(rows, tokens, shape.width)
+
+
+def _groups(tables: list[Ints]) -> list[tuple[Ints, Ints]]:
+    """Decoding rows of similar length together: their places, and their block tables padded with block 0."""
+    order = sorted(range(len(tables)), key=lambda row: len(tables[row]))
+    groups = []
+    for first in range(0, len(order), ATTENTION_ROWS):
+        rows = order[first : first + ATTENTION_ROWS]
+        padded = np.zeros((len(rows), len(tables[rows[-1]])), np.int64)
+        for place, row in enumerate(rows):
+            padded[place, : len(tables[row])] = tables[row]
+        groups.append((np.array(rows), padded))
+    return groups
+
+
+def _norm(states: Floats) -> Floats:
+    """RMSNorm (Zhang & Sennrich 2019), its gain folded into the matrix that follows."""
+    scale: Floats = 1 / np.sqrt(np.einsum("ij,ij->i", states, states) / states.shape[1] + 1e-6)
+    return states * scale[:, None].astype(np.float32)
+
+
+def _rotate(heads: Floats, cos: Floats, sin: Floats) -> Floats:
+    """RoPE on (tokens, heads, head_dim): the first half against the second."""
+    first, second = np.split(heads, 2, axis=-1)
+    return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+
+
+def _matrix(random: np.random.Generator, rows: int, columns: int) -> Floats:
+    return random.standard_normal((rows, columns), np.float32) * np.float32(rows**-0.5)
+
+
+def _embedding(random: np.random.Generator, width: int, language: Language) -> Floats:
+    """A vector per id, of unit mean square; ids of one word class share half of it."""
+    table = random.standard_normal((language.vocab_size, width), np.float32)
+    for ids in language.classes:
+        table[list(ids)] = (table[list(ids)] + random.standard_normal(width, np.float32)) / np.float32(2**0.5)
+    return table
+
+
+def _head(random: np.random.Generator, embedding: Floats, language: Language) -> Floats:
+    """The output layer: prefers words whose class may follow the class of the last word; else it is random."""
+    width, column = embedding.shape[1], {id_: place for place, id_ in enumerate(language.readable)}
+    head = random.standard_normal((width, len(language.readable)), np.float32) * np.float32(width**-0.5)
+    for ids, followers in zip(language.classes, language.followers, strict=True):
+        common = embedding[list(ids)].mean(axis=0)
+        for follower in set(followers):
+            weight = CLASS_WEIGHT * (1 + REPEAT_WEIGHT * (followers.count(follower) - 1)) / width
+            head[:, [column[id_] for id_ in language.classes[follower]]] += np.float32(weight) * common[:, None]
+    return head
