@@ -1,0 +1,256 @@
+"""What must hold after each step, checked from the outside: the books are kept anew from events and actions alone.
+
+    checker = Invariants(settings, engines)
+    checker.observe(event, actions, now_s)     # after each handle
+    checker.check(scheduler.snapshot())        # as often as its cost allows
+    checker.check_drained()                    # after Closing, once every dispatch is over
+
+Both drivers' tests use it; it shares no state and no code with the scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from heapq import heappop, heappush
+
+from sidecar.core.errors import SidecarError
+from sidecar.core.events import (
+    Abort,
+    Action,
+    Arrived,
+    Cancelled,
+    Closing,
+    DeadLetter,
+    Dispatch,
+    Ended,
+    EngineDown,
+    EngineUp,
+    Event,
+    Failed,
+    Lost,
+    Reject,
+    Stopped,
+)
+from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.core.snapshot import EngineSnapshot, Snapshot
+from sidecar.core.work import EndReason, GrantKind, Lane, Work
+
+
+class InvariantError(SidecarError):
+    """The scheduler or its driver broke a promise; the message says which and with what."""
+
+
+def ensure(condition: bool, message: str) -> None:
+    """Raise InvariantError(message) unless `condition` holds."""
+    if not condition:
+        raise InvariantError(message)
+
+
+@dataclass(slots=True)
+class _Record:
+    """One work as the outside knows it."""
+
+    work: Work
+    order: int
+    tokens: int = 0  # kept from dispatches that are over
+    dispatch: Dispatch | None = None
+    aborted: bool = False
+    backing_off: bool = False
+
+
+@dataclass(slots=True)
+class Invariants:
+    """The books of an observer."""
+
+    settings: SchedulerSettings
+    engines: Sequence[EngineSettings]
+    works: dict[str, _Record] = field(default_factory=dict)
+    used: dict[str, int] = field(default_factory=dict)  # slots per engine whose terminal event is owed
+    holds: list[tuple[float, str, int]] = field(default_factory=list)  # slots the engine may still use after Lost
+    up: set[str] = field(default_factory=set)
+    closing: bool = False
+    now_s: float = 0.0
+    seen: int = 0
+    fifo: dict[tuple[object, ...], list[tuple[float, int, str]]] = field(default_factory=dict)
+
+    def observe(self, event: Event, actions: Sequence[Action], now_s: float) -> None:
+        """Book one step. Raises InvariantError if it broke a promise."""
+        ensure(now_s >= self.now_s, f"time ran backwards: {self.now_s} → {now_s}")
+        self.now_s = now_s
+        while self.holds and self.holds[0][0] <= now_s:
+            _, name, slots = heappop(self.holds)
+            self.used[name] -= slots
+        self._take_in(event)
+        for action in actions:
+            self._carry_out(action)
+
+    def _take_in(self, event: Event) -> None:
+        match event:
+            case Arrived(work=work):
+                ensure(work.id not in self.works, f"{work.id} arrived twice")
+                self.seen += 1
+                self.works[work.id] = _Record(work, self.seen)
+                self._wait(self.works[work.id])
+            case Ended(work_id=work_id, reason=reason, output_tokens=tokens):
+                self._over(work_id, tokens, reason)
+            case Stopped(work_id=work_id, output_tokens=tokens):
+                self._over(work_id, tokens, EndReason.LENGTH)
+            case Lost(work_id=work_id, output_tokens=tokens):
+                self._over(work_id, tokens, EndReason.LENGTH, lost=True)
+            case Failed(work_id=work_id):
+                self._failed(work_id)
+            case Cancelled(work_id=work_id):
+                record = self.works.get(work_id)
+                if record and record.dispatch is None:
+                    del self.works[work_id]
+            case EngineUp(engine=name):
+                self.up.add(name)
+            case EngineDown(engine=name):
+                self.up.discard(name)
+            case Closing():
+                self.closing = True
+            case _:
+                pass
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Dispatch():
+                self._dispatched(action)
+            case Abort(work_id=work_id):
+                record = self.works[work_id]
+                ensure(record.dispatch is not None and not record.aborted, f"{work_id} aborted, but not in flight")
+                record.aborted = True
+            case Reject(work_id=work_id) | DeadLetter(work_id=work_id):
+                record = self.works.pop(work_id)
+                ensure(record.dispatch is None, f"{work_id} given up while in flight")
+            case _:
+                pass
+
+    def _dispatched(self, action: Dispatch) -> None:
+        record = self.works.get(action.work_id)
+        ensure(record is not None, f"{action.work_id} dispatched, but it is gone")
+        assert record is not None
+        work, settings = record.work, next(each for each in self.engines if each.name == action.engine)
+        ensure(record.dispatch is None, f"{work.id} dispatched twice")
+        ensure(action.engine in self.up, f"{work.id} dispatched to engine {action.engine}, which is down")
+        ensure(settings.model == work.model, f"{work.id} is for {work.model}, dispatched to {settings.model}")
+        ensure(action.slots == work.slots, f"{work.id} needs {work.slots} slots and got {action.slots}")
+        ensure(action.queue_wait_s >= 0, f"{work.id} waited {action.queue_wait_s} s")
+        left = work.output_tokens_max - record.tokens
+        ensure(
+            1 <= action.output_tokens <= left, f"{work.id} may generate {left} tokens, granted {action.output_tokens}"
+        )
+        ensure(not self.closing or work.lane is Lane.ONLINE, f"offline {work.id} dispatched after Closing")
+        ensure((action.kind is GrantKind.ONLINE) == (work.lane is Lane.ONLINE), f"{work.id}: kind {action.kind}")
+        self.used[action.engine] = self.used.get(action.engine, 0) + action.slots
+        ensure(self.used[action.engine] <= settings.slots, f"engine {action.engine} oversubscribed by {work.id}")
+        record.dispatch, record.backing_off = action, False
+        self._check_fifo(record)
+
+    def _over(self, work_id: str, tokens: int, reason: EndReason, *, lost: bool = False) -> None:
+        record = self._confirmed(work_id, lost=lost)
+        ensure(tokens >= 0, f"{work_id} generated {tokens} tokens")
+        record.tokens += tokens
+        ensure(record.tokens <= record.work.output_tokens_max, f"{work_id} generated more than it may: {record.tokens}")
+        complete = record.work.is_complete(record.tokens, reason)
+        if record.aborted or complete or record.work.lane is Lane.ONLINE:
+            del self.works[work_id]
+            return
+        if not record.work.resumable:
+            record.tokens = 0
+        self._wait(record)
+
+    def _failed(self, work_id: str) -> None:
+        record = self._confirmed(work_id, lost=False)
+        if record.aborted or record.work.lane is Lane.ONLINE:
+            del self.works[work_id]
+        else:
+            record.backing_off = True
+            self._wait(record)
+
+    def _confirmed(self, work_id: str, *, lost: bool) -> _Record:
+        record = self.works.get(work_id)
+        ensure(record is not None and record.dispatch is not None, f"a second terminal event for {work_id}")
+        assert record is not None
+        assert record.dispatch is not None
+        dispatch, record.dispatch = record.dispatch, None
+        hold_s = next(each.lost_hold_s for each in self.engines if each.name == dispatch.engine)
+        if lost and hold_s > 0:
+            heappush(self.holds, (self.now_s + hold_s, dispatch.engine, dispatch.slots))
+        else:
+            self.used[dispatch.engine] -= dispatch.slots
+        return record
+
+    # ---- order -------------------------------------------------------------------------------------------------------
+
+    def _wait(self, record: _Record) -> None:
+        work = record.work
+        heappush(self.fifo.setdefault(_group(work), []), (work.arrived_s, record.order, work.id))
+
+    def _check_fifo(self, record: _Record) -> None:
+        """First in, first out within lane, tenant and deadline; who backs off has lost its place for that time."""
+        heap = self.fifo[_group(record.work)]
+        while heap and not self._waits(heap[0][2]):
+            heappop(heap)
+        first = heap[0] if heap else None
+        mine = (record.work.arrived_s, record.order, record.work.id)
+        ensure(first is None or first >= mine, f"{record.work.id} overtook {first and first[2]}")
+
+    def _waits(self, work_id: str) -> bool:
+        record = self.works.get(work_id)
+        return record is not None and record.dispatch is None and not record.backing_off
+
+    # ---- against the scheduler's own account -------------------------------------------------------------------------
+
+    def check(self, snapshot: Snapshot) -> None:
+        """Raise InvariantError if the scheduler's account differs from the books, or breaks a bound."""
+        in_flight = sum(record.dispatch is not None for record in self.works.values())
+        ensure(snapshot.in_flight == in_flight, f"{snapshot.in_flight} in flight, the books say {in_flight}")
+        for settings in self.engines:
+            self._check_engine(settings, snapshot.engines[settings.name])
+        for lane in Lane:
+            known = sum(record.dispatch is None and record.work.lane is lane for record in self.works.values())
+            told = sum(each.waiting + each.backing_off for each in snapshot.lanes if each.lane is lane)
+            ensure(known == told, f"{told} {lane} works wait, the books say {known}")
+        self._check_live(snapshot)
+
+    def _check_engine(self, settings: EngineSettings, engine: EngineSnapshot) -> None:
+        for each in fields(engine):
+            value = getattr(engine, each.name)
+            ensure(not isinstance(value, int | float) or value >= 0, f"{settings.name}: {each.name} is {value}")
+        used = self.used.get(settings.name, 0)
+        ensure(engine.slots_busy == used, f"{settings.name}: {engine.slots_busy} slots busy, the books say {used}")
+        parts = engine.slots_online + engine.slots_offline + engine.slots_draining
+        ensure(parts == engine.slots_busy, f"{settings.name}: {parts} slots by use, {engine.slots_busy} busy")
+        pending = engine.credit // (self.settings.reservation_every - 1)
+        turns = engine.turns_taken + engine.turns_lapsed + pending
+        ensure(engine.turns_due == turns, f"{settings.name}: {engine.turns_due} turns due, {turns} accounted for")
+        ensure(engine.window_violations == 0, f"{settings.name}: {engine.window_violations} windows below the bound")
+        gap = engine.starvation_gap_grants
+        ensure(gap <= self.settings.reservation_every, f"{settings.name}: {gap} contended grants without offline")
+
+    def _check_live(self, snapshot: Snapshot) -> None:
+        """With a free slot, a candidate that fits and no limit that binds, a grant has happened."""
+        waiting = [each.work for each in self.works.values() if each.dispatch is None and not each.backing_off]
+        for engine in snapshot.engines.values():
+            mine = [work for work in waiting if work.model == engine.model]
+            online = [work for work in mine if work.lane is Lane.ONLINE]
+            if not engine.up or not mine:
+                continue
+            if online:
+                widest = max(work.slots for work in online)
+                ensure(
+                    engine.slots_free < widest or engine.limit_binding == "turn",
+                    f"{engine.name}: {engine.slots_free} slots free while online work waits",
+                )
+            else:
+                ensure(engine.limit_binding != "none", f"{engine.name}: offline waits and nothing holds it back")
+
+    def check_drained(self) -> None:
+        """Raise InvariantError unless nothing waits and nothing is in flight."""
+        ensure(not self.works, f"after Closing these are left: {sorted(self.works)[:5]}")
+
+
+def _group(work: Work) -> tuple[object, ...]:
+    return work.model, work.lane, work.tenant, work.deadline_s

@@ -1,0 +1,181 @@
+"""Whatever happens, in whatever order, the invariants hold after each step, and in the end everything drains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from sidecar.core.events import (
+    Arrived,
+    Cancelled,
+    Closing,
+    Dispatch,
+    Ended,
+    EngineDown,
+    EngineUp,
+    Event,
+    Failed,
+    Lost,
+    Stopped,
+    Woke,
+)
+from sidecar.core.invariants import InvariantError, Invariants
+from sidecar.core.scheduler import Scheduler
+from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.core.work import EndReason, Lane, Work
+from tests.core.builders import online, scheduler
+
+ENGINES = ("e", "f")
+
+
+class World:
+    """A driver without an engine: what may happen next is drawn, and every duty of a driver is kept."""
+
+    def __init__(
+        self, scheduler_settings: SchedulerSettings, engines: list[EngineSettings], draw: st.DataObject
+    ) -> None:
+        self.scheduler = Scheduler(scheduler_settings, engines)
+        self.checker = Invariants(scheduler_settings, engines)
+        self.draw: Callable[[int], int] = lambda n: draw.draw(st.integers(0, n - 1))
+        self.names = [each.name for each in engines]
+        self.now_s = 0.0
+        self.count = 0
+
+    def handle(self, event: Event) -> None:
+        actions = self.scheduler.handle(event, self.now_s)
+        self.checker.observe(event, actions, self.now_s)
+        self.checker.check(self.scheduler.snapshot())
+
+    def arrive(self) -> None:
+        self.count += 1
+        lane = Lane.ONLINE if self.draw(2) else Lane.OFFLINE
+        deadline_s = (float("inf"), float("inf"), self.now_s + 0.5)[self.draw(3)]
+        work = Work(
+            id=f"w{self.count}",
+            lane=lane,
+            model="tensorrt_llm",
+            arrived_s=self.now_s,
+            prompt_tokens=self.draw(40),
+            output_tokens_max=1 + self.draw(60),
+            deadline_s=deadline_s,
+            slots=(1, 1, 1, 2)[self.draw(4)],
+            resumable=self.draw(5) > 0,
+        )
+        self.handle(Arrived(work=work))
+
+    def finish(self) -> None:
+        """Some dispatch is over, in one of the four ways."""
+        in_flight = [record.dispatch for record in self.checker.works.values() if record.dispatch]
+        if not in_flight:
+            return
+        dispatch = in_flight[self.draw(len(in_flight))]
+        self.handle(self._terminal(dispatch, aborted=self.checker.works[dispatch.work_id].aborted))
+
+    def _terminal(self, dispatch: Dispatch, *, aborted: bool) -> Event:
+        work_id, tokens = dispatch.work_id, self.draw(dispatch.output_tokens + 1)
+        match self.draw(8):
+            case 0:
+                return Failed(work_id=work_id, reason="broken", retryable=True)
+            case 1:
+                return Failed(work_id=work_id, reason="hopeless", retryable=False)
+            case 2:
+                return Lost(work_id=work_id, output_tokens=tokens)
+            case 3 if aborted:
+                return Stopped(work_id=work_id, output_tokens=tokens)
+            case 4:
+                return Ended(work_id=work_id, reason=EndReason.END_ID, output_tokens=tokens)
+            case _:
+                return Ended(work_id=work_id, reason=EndReason.LENGTH, output_tokens=dispatch.output_tokens)
+
+    def step(self) -> None:
+        """One thing happens."""
+        self.now_s += (0.0, 0.004, 0.02, 0.7)[self.draw(4)]
+        match self.draw(12):
+            case 0 | 1 | 2 | 3 | 4:
+                self.arrive()
+            case 5 | 6 | 7 | 8:
+                self.finish()
+            case 9:
+                self.handle(Cancelled(work_id=f"w{1 + self.draw(self.count + 1)}"))
+            case 10:
+                name = self.names[self.draw(len(self.names))]
+                up = self.draw(4) > 0
+                self.handle(EngineUp(engine=name) if up else EngineDown(engine=name, reason="probe failed"))
+            case _:
+                self.wake()
+
+    def wake(self) -> None:
+        """Time passes until the scheduler wants to be woken."""
+        deadline_s = self.scheduler.next_deadline_s()
+        if deadline_s is not None:
+            self.now_s = max(self.now_s, deadline_s)
+        self.handle(Woke())
+
+    def drain(self) -> None:
+        """Faults stop, the end is announced, and every dispatch ends."""
+        for name in self.names:
+            self.handle(EngineUp(engine=name))
+        self.handle(Closing())
+        while self.checker.works:
+            in_flight = [each.dispatch for each in self.checker.works.values() if each.dispatch]
+            if in_flight:
+                tokens = in_flight[0].output_tokens
+                self.handle(Ended(work_id=in_flight[0].work_id, reason=EndReason.LENGTH, output_tokens=tokens))
+            else:
+                self.now_s += 1.0
+                self.handle(Woke())
+        self.checker.check_drained()
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> tuple[SchedulerSettings, list[EngineSettings]]:
+    scheduler_settings = SchedulerSettings(
+        reservation_every=draw(st.integers(2, 5)),
+        window_ms=draw(st.sampled_from([0.0, 15.0])),
+        online_queue_max=6,
+        offline_queue_max=8,
+        offline_queue_low=3,
+        attempts_max=3,
+        losses_max=3,
+    )
+    engines = [
+        EngineSettings(
+            name=name, slots=draw(st.integers(2, 4)), slots_online_min=draw(st.integers(0, 2)), tokens_max=90
+        )
+        for name in ENGINES[: draw(st.integers(1, 2))]
+    ]
+    return scheduler_settings, engines
+
+
+# Shrinking a run of a hundred steps takes minutes; the message of the broken invariant says enough.
+@settings(max_examples=150, deadline=None, phases=(Phase.explicit, Phase.generate))
+@given(scenes(), st.data())
+def test_invariants_hold_after_each_step_and_everything_drains(
+    scene: tuple[SchedulerSettings, list[EngineSettings]], data: st.DataObject
+) -> None:
+    world = World(*scene, data)
+    for name in world.names:
+        world.handle(EngineUp(engine=name))
+    for _ in range(data.draw(st.integers(20, 120))):
+        world.step()
+    world.drain()
+
+
+def test_the_checker_notices_a_second_terminal_event() -> None:
+    checker = Invariants(SchedulerSettings(), [EngineSettings(name="e")])
+    with pytest.raises(InvariantError, match="a second terminal event for w1"):
+        checker.observe(Ended(work_id="w1", reason=EndReason.END_ID, output_tokens=1), [], 0.0)
+
+
+def test_the_checker_notices_an_oversubscribed_engine() -> None:
+    checker = Invariants(SchedulerSettings(), [EngineSettings(name="e", slots=1)])
+    checker.observe(EngineUp(engine="e"), [], 0.0)
+    generous = scheduler(slots=2)
+    first, second = Arrived(work=online("a1")), Arrived(work=online("a2"))
+    checker.observe(first, generous.handle(first, 0.0), 0.0)
+    actions = generous.handle(second, 0.0)
+    with pytest.raises(InvariantError, match="engine e oversubscribed by a2"):
+        checker.observe(second, actions, 0.0)
