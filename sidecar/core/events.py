@@ -149,6 +149,16 @@ class Dispatch:
     slots: int
     output_tokens: int  # request_output_len of this call: a slice, or all that is left
     queue_wait_s: float  # since it began to wait for this grant
+    contended: bool = False  # both lanes held a candidate, and one of them keeps waiting after this grant
+    prompt_tokens: int | None = None  # send only so many of the prompt's ids, to fill the KV cache; None = all ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preempt:
+    """Stop this offline dispatch; the work keeps its tokens and waits anew. Its terminal event is still owed."""
+
+    work_id: str
+    engine: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,4 +202,4 @@ class ResumeIntake:
     model: str
 
 
-Action = Dispatch | Abort | Reject | DeadLetter | PauseIntake | ResumeIntake
+Action = Dispatch | Preempt | Abort | Reject | DeadLetter | PauseIntake | ResumeIntake

@@ -15,10 +15,14 @@ The duties of a driver:
    holds, answer the caller; the scheduler has forgotten the work. If not, online work is over all the same, and offline
    work waits for its next Dispatch with its tokens (none of them if it is not resumable).
 6. After Failed: online work is over. Offline work waits for its next Dispatch, or its DeadLetter is among the actions.
-7. After Abort stop the dispatch; its terminal event is still owed, and the work is gone whatever that says.
+7. After Preempt and Abort stop the dispatch; its terminal event is still owed. After Abort the work is gone whatever
+   that says, also when a Preempt came before.
 8. After Reject and DeadLetter the work is gone. Reject may come at any time while a work waits.
 9. Engines are down until EngineUp. After EngineDown report each dispatch on it (4.) as it ends.
-10. Gather tokens into one Progressed per engine and tick; those of a dispatch come before its terminal event.
+10. A Dispatch with `prompt_tokens` fills the KV cache with the head of a prompt: send so many ids, ask for one token,
+    drop it, and report Ended by LENGTH with 0 tokens whatever that token was.
+11. Say in `reused_tokens` how much of the prompt the engine took from its KV cache, where it tells.
+12. Gather tokens into one Progressed per engine and tick; those of a dispatch come before its terminal event.
 """
 
 from __future__ import annotations
@@ -104,8 +108,8 @@ class Scheduler:
         """Take in what happened; what is to be done now, in order. Raises ValueError if a driver broke a duty."""
         self._now_s = now_s
         self._actions = []
-        if self._timers and self._timers[0][0] <= now_s:
-            self._run_timers()
+        # What was due before counts, but is granted only after the event: it may say that the engine is down.
+        stirred = self._run_timers() if self._timers and self._timers[0][0] <= now_s else ()
         match event:
             case Progressed():
                 self._progressed(event)
@@ -133,6 +137,8 @@ class Scheduler:
                 self._close()
             case _:
                 assert_never(event)
+        for pool in stirred:
+            self._fill(pool)
         return self._actions
 
     def next_deadline_s(self) -> float | None:
@@ -201,11 +207,11 @@ class Scheduler:
             if offline.work.slots > free:  # what is free is kept for it, or a wide item would never get its turn
                 engine.limit_binding = Limit.TURN
                 return False
-            self._grant(pool, engine, offline, GrantKind.RESERVED)
+            self._grant(pool, engine, offline, GrantKind.RESERVED, contended=True)
             return True
         if online.work.slots > free:
             return False
-        self._grant(pool, engine, online, GrantKind.ONLINE)
+        self._grant(pool, engine, online, GrantKind.ONLINE, contended=contended)
         if contended:
             engine.reservation.online_granted()
         return True
@@ -216,7 +222,7 @@ class Scheduler:
             return True
         return pool.lendable(self._now_s, engine, online.work.slots + len(pool.online) - 1) < offline.work.slots
 
-    def _grant(self, pool: Pool, engine: Engine, item: Item, kind: GrantKind) -> None:
+    def _grant(self, pool: Pool, engine: Engine, item: Item, kind: GrantKind, *, contended: bool = False) -> None:
         self._move(item, State.RUNNING)
         queue = pool.queue(item.work.lane)
         queue.discard(item)
@@ -230,6 +236,7 @@ class Scheduler:
                 slots=item.work.slots,
                 output_tokens=item.output_tokens_left,
                 queue_wait_s=self._now_s - item.waiting_since_s,
+                contended=contended,
             )
         )
         if item.work.lane is Lane.OFFLINE:
@@ -446,19 +453,21 @@ class Scheduler:
     def _set_timer(self, when_s: float, what: Item | tuple[Engine, int]) -> None:
         heappush(self._timers, (when_s, next(self._sequence), what))
 
-    def _run_timers(self) -> None:
-        """End the holds and the back-offs whose time has come."""
+    def _run_timers(self) -> list[Pool]:
+        """End the holds and the back-offs whose time has come; the pools where something may be granted now."""
+        stirred = []
         while self._timers and self._timers[0][0] <= self._now_s:
             what = heappop(self._timers)[2]
             if isinstance(what, tuple):
                 self._release(*what)
-                self._fill(self._pools[what[0].settings.model])
+                stirred.append(self._pools[what[0].settings.model])
             elif what.state is State.BACKING_OFF:
                 pool = self._pools[what.work.model]
                 pool.backing_off -= 1
                 self._move(what, State.WAITING)
                 self._enqueue(pool, what)
-                self._fill(pool)
+                stirred.append(pool)
+        return stirred
 
     def _close(self) -> None:
         """From here on arrivals are rejected, online drains, and offline that waits is handed back."""

@@ -28,6 +28,7 @@ from sidecar.core.events import (
     Failed,
     Lost,
     PauseIntake,
+    Preempt,
     Progressed,
     Reject,
     RejectReason,
@@ -193,7 +194,7 @@ class Driver:
         match action:
             case Dispatch():
                 self._dispatch(action)
-            case Abort():
+            case Preempt() | Abort():
                 self._stop(self._alive[action.work_id])
             case Reject() | DeadLetter():
                 self._refused(action)

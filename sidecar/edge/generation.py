@@ -38,6 +38,7 @@ class Generation:
         self._call = call
         self._ids: list[int] = []
         self._ids_before = 0  # how many of them stood when this dispatch began
+        self._fills_cache = False  # this dispatch sends the head of the prompt, and its token does not count
         self._stop_word_found = False
         self._dispatches = 0
         self._stop_words = tuple(word for word in call.stop_words if word)
@@ -54,7 +55,8 @@ class Generation:
         self._ids_before = len(self._ids)
         self._dispatches += 1
         call = self._call
-        ids = (*call.prompt_ids, *self._ids)
+        self._fills_cache = dispatch.prompt_tokens is not None
+        ids = (*call.prompt_ids, *self._ids)[: dispatch.prompt_tokens]
         request = token_request(self._work.model, ids, dispatch.output_tokens, request_id)
         _add(request, "streaming", "BOOL", True)
         _add(request, "exclude_input_in_output", "BOOL", True)
@@ -77,6 +79,8 @@ class Generation:
 
     def receive(self, response: Any) -> int:
         """Append its ids, up to and including the first stop word; the rest does not count."""
+        if self._fills_cache:
+            return 0
         before = len(self._ids)
         for token in wire.output_values(response.infer_response, "output_ids") or ():
             if self._stop_word_found:
@@ -91,6 +95,8 @@ class Generation:
 
     def ended_by(self) -> EndReason | None:
         """The end id or a stop word, if the ids end in one; the length is the driver's to see."""
+        if self._fills_cache:
+            return EndReason.LENGTH
         if self._stop_word_found:
             return EndReason.STOP_WORD
         if self._ids and self._ids[-1] == self._call.end_id:

@@ -27,6 +27,7 @@ from sidecar.core.events import (
     Failed,
     Lost,
     PauseIntake,
+    Preempt,
     Progressed,
     Reject,
     ResumeIntake,
@@ -126,10 +127,16 @@ def in_words(action: Action) -> str:
     match action:
         case Dispatch():
             slots = "" if action.slots == 1 else f", {action.slots} slots"
+            kind = f"contended {action.kind}" if action.contended else action.kind
+            what = f"up to {action.output_tokens} tokens"
+            if action.prompt_tokens is not None:
+                what = f"only the first {action.prompt_tokens} ids of the prompt"
             return (
-                f"dispatch {action.work_id} to {action.engine}: {action.kind}, up to {action.output_tokens} tokens"
-                f"{slots}, after {action.queue_wait_s:.3f} s"
+                f"dispatch {action.work_id} to {action.engine}: {kind},"
+                f" {what}{slots}, after {action.queue_wait_s:.3f} s"
             )
+        case Preempt():
+            return f"preempt {action.work_id} on {action.engine}"
         case Abort():
             return f"abort {action.work_id} on {action.engine}"
         case Reject():
