@@ -91,11 +91,14 @@ class Driver:
         scheduler: Scheduler,
         engines: Mapping[str, EngineClient],
         *,
+        instance: str = "",
         stop_timeout_s: float = 2.0,
         listeners: Sequence[Listener] = (),
     ) -> None:
+        """`instance` sets the ids of this process apart from those of others on the same engine."""
         self.scheduler = scheduler
         self._engines = engines
+        self._instance = instance
         self._stop_timeout_s = stop_timeout_s
         self._listeners = listeners
         self._alive: dict[str, _Alive] = {}
@@ -119,9 +122,14 @@ class Driver:
         """The clock of all times here: the loop's, monotonic."""
         return asyncio.get_running_loop().time()
 
+    @property
+    def in_flight(self) -> int:
+        """Dispatches whose terminal event is owed."""
+        return sum(alive.running is not None for alive in self._alive.values())
+
     def mint(self, prefix: str) -> str:
-        """An id that no work alive has."""
-        return f"{prefix}{next(self._ids)}"
+        """An id that no work alive has, on any sidecar of these engines."""
+        return f"{self._instance}{prefix}{next(self._ids)}"
 
     def arrive(self, work: Work, call: Call) -> None:
         """`work` waits, runs, or has been refused by the time this returns. Its `call` hears what becomes of it."""

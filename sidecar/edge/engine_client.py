@@ -94,12 +94,12 @@ class EngineClient:
         request = token_request(model, ids, output_tokens)
         found: list[int] = []
         async for response in responses(self._stream(timeout=timeout_s), request):
-            found.extend(wire.output_values(response, "output_ids") or ())
+            found.extend(wire.output_values(response.infer_response, "output_ids") or ())
         return tuple(found)
 
 
 async def responses(call: Any, request: Any) -> AsyncIterator[Any]:
-    """Send `request` on a fresh stream and yield each ModelInferResponse, the final one last.
+    """Send `request` on a fresh stream and yield each ModelStreamInferResponse, the final one last.
 
     Raises EngineError for an error of the engine, StreamBrokenError if no final response came.
     Leaving early (also by cancellation) cancels the stream.
@@ -113,7 +113,7 @@ async def responses(call: Any, request: Any) -> AsyncIterator[Any]:
             if response.error_message:
                 raise EngineError(response.error_message, code_of(response.error_message))
             final = wire.is_final(response.infer_response)
-            yield response.infer_response
+            yield response
         if not final:
             raise StreamBrokenError("the stream ended without a final response")
     except grpc.aio.AioRpcError as error:

@@ -27,6 +27,19 @@ class EngineError(SidecarError):
         self.code = code
 
     @property
+    def reason(self) -> str:
+        """Code and message as one text, for events; `parse` undoes it."""
+        return f"{self.code.name}: {self}"
+
+    @staticmethod
+    def parse(reason: str) -> tuple[grpc.StatusCode, str]:
+        """Code and message of a `reason`; INTERNAL for any other text."""
+        name, separator, message = reason.partition(": ")
+        if separator and name in grpc.StatusCode.__members__:
+            return grpc.StatusCode[name], message
+        return grpc.StatusCode.INTERNAL, reason
+
+    @property
     def retryable(self) -> bool:
         """True if the same request may succeed later."""
         return self.code not in (

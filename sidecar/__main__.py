@@ -1,0 +1,19 @@
+"""The program. Only here is the environment read."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from sidecar import cli
+
+COMMANDS = (cli.register_serve,)
+
+
+def main() -> None:
+    """Run the command that the arguments name, and end with its exit code."""
+    sys.exit(cli.main(sys.argv[1:], os.environ, COMMANDS))
+
+
+if __name__ == "__main__":
+    main()

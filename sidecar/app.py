@@ -1,0 +1,116 @@
+"""One sidecar: the driver, the callers' gRPC server, the probes and the HTTP server, in one TaskGroup."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from sidecar import __version__
+from sidecar.core.scheduler import Scheduler
+from sidecar.edge.booking import ScheduledModel
+from sidecar.edge.config import ServeSettings
+from sidecar.edge.driver import Driver
+from sidecar.edge.engine_client import EngineClient
+from sidecar.edge.http import Status, serve_http, watch_loop_lag
+from sidecar.edge.metrics import Metrics
+from sidecar.edge.online import Online
+from sidecar.edge.passthrough import Passthrough
+from sidecar.edge.probes import Prober
+from sidecar.edge.server import build_server
+from sidecar.edge.tokens import Tokens
+
+logger = logging.getLogger(__name__)
+LAST_ANSWERS_S = 2.0  # for answers that are written already, once nothing runs any more
+
+
+async def serve(settings: ServeSettings, *, instance: str, config_hash: str) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal breaks off what still runs.
+
+    `instance` is unique among the sidecars of these engines. Raises SettingsError before anything is served.
+    """
+    closing = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        clients = {each.name: await stack.enter_async_context(EngineClient(each.target)) for each in settings.engines}
+        metrics = Metrics(settings.engines, version=__version__, config_hash=config_hash)
+        driver = Driver(
+            Scheduler(settings.scheduler, settings.engines),
+            clients,
+            instance=instance,
+            stop_timeout_s=settings.stop_timeout_s,
+            listeners=(metrics,),
+        )
+        passthrough = Passthrough(clients)
+        tokens = Tokens.load(settings.tokenizer) if settings.tokenizer else None
+        online = Online(driver, scheduled_models(settings, tokens), passthrough)
+        server, _ = build_server(settings.listen, online, passthrough, metrics)
+        status = Status(driver.scheduler.snapshot, metrics, __version__)
+        runner = await serve_http(settings.http, status, metrics)
+        stack.push_async_callback(runner.cleanup)
+        async with asyncio.TaskGroup() as tasks:
+            obeying = tasks.create_task(driver.run(), name="driver")
+            _on_signals(closing.set, obeying.cancel)
+            watching = [
+                tasks.create_task(watch_loop_lag(metrics), name="loop lag"),
+                *_probe(settings, driver, clients, passthrough, tasks),
+            ]
+            await server.start()
+            logger.info("serving on %s; metrics, health and status on http://%s", settings.listen, settings.http)
+            await closing.wait()
+            await _drain(driver, obeying, settings.drain_timeout_s)
+            await server.stop(LAST_ANSWERS_S)
+            for task in watching:
+                task.cancel()
+        logger.info("drained")
+
+
+def scheduled_models(settings: ServeSettings, tokens: Tokens | None) -> list[ScheduledModel]:
+    """The models whose requests are granted slots: the engines' own, and the text models over them."""
+    names = {(each.model, each.model) for each in settings.engines}
+    names |= {(each.text_model, each.model) for each in settings.engines if each.text_model}
+    return [ScheduledModel(name=name, engine_model=model, tokens=tokens) for name, model in sorted(names)]
+
+
+def _probe(
+    settings: ServeSettings,
+    driver: Driver,
+    clients: dict[str, EngineClient],
+    passthrough: Passthrough,
+    tasks: asyncio.TaskGroup,
+) -> list[asyncio.Task[None]]:
+    """One prober per engine is running."""
+
+    def changed(name: str, up: bool) -> None:
+        logger.warning("engine %s is %s", name, "up" if up else "down")
+        (passthrough.up.add if up else passthrough.up.discard)(name)
+        passthrough.engine_changed()
+
+    probers = {each.name: Prober(driver, each, clients[each.name], changed) for each in settings.engines}
+    driver.trouble = lambda name: probers[name].look_now()
+    return [tasks.create_task(prober.run(), name=f"probe {name}") for name, prober in probers.items()]
+
+
+async def _drain(driver: Driver, obeying: asyncio.Task[None], timeout_s: float) -> None:
+    """Nothing runs any more: it ended by itself, or was broken off after the timeout."""
+    driver.close()
+    done, _ = await asyncio.wait({obeying}, timeout=timeout_s)
+    if not done:
+        logger.warning("%d dispatches still run after %g s; breaking off", driver.in_flight, timeout_s)
+        obeying.cancel()
+        await asyncio.wait({obeying})
+
+
+def _on_signals(close: Callable[[], None], break_off: Callable[[], object]) -> None:
+    """The first SIGTERM or SIGINT closes, the second breaks off."""
+    signals_seen = 0
+
+    def on_signal() -> None:
+        nonlocal signals_seen
+        signals_seen += 1
+        close() if signals_seen == 1 else break_off()
+
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, on_signal)

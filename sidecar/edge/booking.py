@@ -1,0 +1,113 @@
+"""What a gRPC request asks of the scheduler: lane, length, slots. Read from its tensors, which go on unchanged.
+
+A caller asks for the offline lane, or names its tenant, by `x-lane: offline` and `x-tenant: NAME`: as a request
+parameter, or as metadata of the call. The parameter wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sidecar.core.work import Lane, Work
+from sidecar.edge import wire
+from sidecar.edge.errors import BadRequestError
+from sidecar.edge.tokens import Tokens
+
+LANE = "x-lane"
+TENANT = "x-tenant"
+BYTES_PER_TOKEN = 4  # of English text in the common vocabularies; only where no tokenizer is configured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """What one request takes, per sequence; `sequences` is how many it returns."""
+
+    prompt_tokens: int
+    output_tokens_max: int
+    sequences: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduledModel:
+    """A model whose requests the scheduler grants. `engine_model` runs the tokens; it differs for an ensemble."""
+
+    name: str
+    engine_model: str
+    tokens: Tokens | None  # to count a text's tokens
+
+    @property
+    def takes_text(self) -> bool:
+        """True for text in, text out."""
+        return self.name != self.engine_model
+
+    def lengths(self, request: Any) -> Lengths:
+        """How long and how wide a request is. Raises BadRequestError, naming the tensor."""
+        output_name = "max_tokens" if self.takes_text else "request_output_len"
+        output_tokens_max = wire.scalar(request, output_name, 0)
+        if output_tokens_max < 1:
+            raise BadRequestError(f"input '{output_name}' must be >= 1, not {output_tokens_max}")
+        width = max(wire.scalar(request, "beam_width", 1), wire.scalar(request, "num_return_sequences", 1), 1)
+        return Lengths(
+            prompt_tokens=self._prompt_tokens(request),
+            output_tokens_max=output_tokens_max,
+            sequences=width * _batch(request),
+        )
+
+    def _prompt_tokens(self, request: Any) -> int:
+        if not self.takes_text:
+            return max((int(each.shape[-1]) for each in request.inputs if each.name == "input_ids"), default=0)
+        texts = wire.input_values(request, "text_input") or ()
+        if self.tokens is None:
+            return sum(len(text) for text in texts) // BYTES_PER_TOKEN
+        return max((len(self.tokens.encode_prompt(_text(text))) for text in texts), default=0)
+
+
+def work_of(
+    request: Any,
+    model: ScheduledModel,
+    metadata: Mapping[str, str],
+    *,
+    work_id: str,
+    arrived_s: float,
+    deadline_s: float,
+) -> Work:
+    """The request as the scheduler sees it. Raises BadRequestError."""
+    lengths = model.lengths(request)
+    return Work(
+        id=work_id,
+        lane=_lane(request, metadata),
+        model=model.engine_model,
+        arrived_s=arrived_s,
+        prompt_tokens=lengths.prompt_tokens,
+        output_tokens_max=lengths.output_tokens_max,
+        tenant=_asked(request, metadata, TENANT) or "default",
+        deadline_s=deadline_s,
+        slots=lengths.sequences,
+        resumable=False,  # its tensors go to the engine as they are, so it runs whole
+    )
+
+
+def _lane(request: Any, metadata: Mapping[str, str]) -> Lane:
+    asked = _asked(request, metadata, LANE) or Lane.ONLINE
+    if asked not in tuple(Lane):
+        raise BadRequestError(f"{LANE} must be one of {', '.join(Lane)}, not '{asked}'")
+    return Lane(asked)
+
+
+def _asked(request: Any, metadata: Mapping[str, str], name: str) -> str | None:
+    if name in request.parameters:
+        return str(request.parameters[name].string_param)
+    return metadata.get(name)
+
+
+def _batch(request: Any) -> int:
+    return max((int(each.shape[0]) for each in request.inputs if len(each.shape) > 0), default=1) or 1
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise BadRequestError(f"input 'text_input' is not UTF-8: {error}") from None

@@ -1,0 +1,118 @@
+"""The settings file: one YAML document, environment overrides, and every mistake named before anything starts.
+
+An override is named by its path: `SIDECAR__SCHEDULER__WINDOW_MS=5`, `SIDECAR__ENGINES__0__TARGET=triton:8001`; its
+value is read as YAML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from sidecar.core.errors import SettingsError
+from sidecar.core.settings import FORBID_UNKNOWN, EngineSettings, SchedulerSettings, require
+
+OVERRIDE_PREFIX = "SIDECAR__"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineEndpoint(EngineSettings):
+    """One engine: what the scheduler has to know about it, and where it is."""
+
+    target: str = "127.0.0.1:8001"  # host:port of Triton's gRPC; the default is Triton's own
+    metrics_url: str | None = None  # Triton's metrics page; None = no gauges, the ledger alone
+    text_model: str | None = "ensemble"  # text in, text out over this engine; None = only token ids
+
+    def __post_init__(self) -> None:
+        EngineSettings.__post_init__(self)  # the slotted class is made anew, so a bare super() would miss it
+        host, _, port = self.target.rpartition(":")
+        require(bool(host) and port.isdigit(), f"engine {self.name}: target must be host:port, not '{self.target}'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracingSettings:
+    """Where spans go. Without an endpoint none are made."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
+
+    endpoint: str | None = None  # OTLP over gRPC, e.g. http://127.0.0.1:4317
+    online_ratio: float = 1.0  # of callers' requests without a trace of their own; tens per second cost 1 % of a core
+    offline_ratio: float = 0.05  # of items; at a thousand per second all of them would cost a fifth of a core
+
+    def __post_init__(self) -> None:
+        for name in ("online_ratio", "offline_ratio"):
+            require(0 <= getattr(self, name) <= 1, f"tracing: {name} must be in 0..1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """Everything that `sidecar serve` needs."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
+
+    engines: tuple[EngineEndpoint, ...]
+    listen: str = "127.0.0.1:8101"  # host:port for callers
+    http: str = "127.0.0.1:8102"  # host:port for metrics, health and status; loopback, because it asks for no password
+    tokenizer: Path | None = None  # tokenizer.json of the model; needed for offline items, and to count texts exactly
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
+    stop_timeout_s: float = 2.0  # the engine confirms a stop within its check period (0.1 s) and two iterations
+    drain_timeout_s: float = 30.0  # after SIGTERM; what runs longer is broken off (Kubernetes kills after 30 s)
+
+    def __post_init__(self) -> None:
+        require(bool(self.engines), "engines: at least one is needed")
+        names = [engine.name for engine in self.engines]
+        require(len(set(names)) == len(names), f"engines: each needs a name of its own: {names}")
+        require(self.stop_timeout_s > 0, f"stop_timeout_s must be > 0, not {self.stop_timeout_s}")
+        require(self.drain_timeout_s >= 0, f"drain_timeout_s must be >= 0, not {self.drain_timeout_s}")
+        for name in ("listen", "http"):
+            host, _, port = getattr(self, name).rpartition(":")
+            require(bool(host) and port.isdigit(), f"{name} must be host:port, not '{getattr(self, name)}'")
+        require(self.tokenizer is None or self.tokenizer.is_file(), f"tokenizer: no such file: {self.tokenizer}")
+
+
+def load_settings(path: Path, environment: Mapping[str, str]) -> ServeSettings:
+    """The settings of `path`, overridden by `environment`. Raises SettingsError, one line per mistake."""
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise SettingsError(f"{path} must hold a mapping of settings")
+    for name, value in sorted(environment.items()):
+        if name.startswith(OVERRIDE_PREFIX):
+            _override(document, name, value)
+    try:
+        return TypeAdapter(ServeSettings).validate_python(document)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_line(each) for each in error.errors())) from None
+
+
+def _override(document: dict[str, Any], name: str, value: str) -> None:
+    """The setting that `name` leads to has this value."""
+    *parents, last = name.removeprefix(OVERRIDE_PREFIX).lower().split("__")
+    at: Any = document
+    try:
+        for parent in parents:
+            at = at[int(parent)] if isinstance(at, list) else at.setdefault(parent, {})
+        at[int(last) if isinstance(at, list) else last] = yaml.safe_load(value)
+    except (ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError):
+        raise SettingsError(f"{name} leads to no setting") from None
+
+
+def _line(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            return f"{where}: unknown setting"
+        case "missing" | "missing_argument" | "missing_keyword_only_argument":
+            return f"{where}: missing"
+        case _:
+            return f"{where}: {error['msg']}, not {error['input']!r}"

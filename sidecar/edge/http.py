@@ -1,0 +1,140 @@
+"""The small HTTP server for operators: metrics, health, status. Read-only; never prompts, keys or outputs."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from sidecar.core.errors import SettingsError
+from sidecar.core.snapshot import Snapshot
+from sidecar.core.work import Lane
+from sidecar.edge.metrics import Metrics
+
+STATUS_SCHEMA = 1
+LAG_PERIOD_S = 0.1
+
+
+class Status:
+    """Makes the status document. `parts` are further sections that other lanes contribute."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot], metrics: Metrics, version: str) -> None:
+        self._snapshot = snapshot
+        self._metrics = metrics
+        self._version = version
+        self.parts: dict[str, Callable[[], Any]] = {}
+
+    def snapshot(self) -> Snapshot:
+        """The scheduler's state now; the next rendering of the metrics shows the same."""
+        self._metrics.snapshot = self._snapshot()
+        return self._metrics.snapshot
+
+    def document(self) -> dict[str, Any]:
+        """Everything the status page and the demo show. Counters grow from the start of the process."""
+        snapshot = self.snapshot()
+        return {
+            "schema": STATUS_SCHEMA,
+            "version": self._version,
+            "now_s": snapshot.now_s,
+            "state": state_of(snapshot),
+            "in_flight": snapshot.in_flight,
+            "dead_letters": snapshot.dead_letters,
+            "retries": snapshot.retries,
+            "rejects": dict(snapshot.rejects),
+            "engines": {name: self._engine(name, each, snapshot.now_s) for name, each in snapshot.engines.items()},
+            "lanes": [dataclasses.asdict(each) for each in snapshot.lanes],
+            **{name: part() for name, part in self.parts.items()},
+        }
+
+    def _engine(self, name: str, engine: Any, now_s: float) -> dict[str, Any]:
+        usage = {lane: self._metrics.usage[name, lane] for lane in Lane}
+        return {
+            **dataclasses.asdict(engine),
+            "slots_busy": engine.slots_busy,
+            "slot_seconds": {lane: round(each.at(now_s), 3) for lane, each in usage.items()},
+            "output_tokens": {lane: each.output_tokens for lane, each in usage.items()},
+        }
+
+
+def state_of(snapshot: Snapshot) -> str:
+    """The state in a word or two."""
+    if snapshot.closing:
+        return "draining"
+    down = [name for name, engine in snapshot.engines.items() if not engine.up]
+    if len(down) == len(snapshot.engines):
+        return "engine down"
+    return f"degraded: {', '.join(down)} down" if down else "serving"
+
+
+async def serve_http(address: str, status: Status, metrics: Metrics) -> web.AppRunner:
+    """A running server. Raises SettingsError if the port is taken. Clean it up with `cleanup()`."""
+    app = web.Application()
+    app.add_routes(
+        (
+            web.get("/metrics", _metrics_handler(status, metrics)),
+            web.get("/healthz", _healthz),
+            web.get("/readyz", _readyz_handler(status)),
+            web.get("/status.json", _status_handler(status)),
+        )
+    )
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    host, _, port = address.rpartition(":")
+    try:
+        await web.TCPSite(runner, host, int(port)).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise SettingsError(f"http: cannot bind {address}: {error.strerror}") from None
+    return runner
+
+
+def _metrics_handler(status: Status, metrics: Metrics) -> Callable[[web.Request], Any]:
+    async def handler(_request: web.Request) -> web.Response:
+        status.snapshot()
+        page = await asyncio.to_thread(metrics.render)
+        return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return handler
+
+
+async def _healthz(_request: web.Request) -> web.Response:
+    """Alive: the loop turns."""
+    return web.Response(text="ok\n")
+
+
+def _readyz_handler(status: Status) -> Callable[[web.Request], Any]:
+    """Ready: an engine is up and arrivals are taken."""
+
+    async def handler(_request: web.Request) -> web.Response:
+        state = state_of(status.snapshot())
+        ready = not state.startswith(("draining", "engine down"))
+        return web.Response(text=f"{state}\n", status=200 if ready else 503)
+
+    return handler
+
+
+def _status_handler(status: Status) -> Callable[[web.Request], Any]:
+    cached: Mapping[str, Any] = {}
+
+    async def handler(_request: web.Request) -> web.Response:
+        nonlocal cached
+        now_s = asyncio.get_running_loop().time()
+        if not cached or now_s - cached["at_s"] > 0.2:  # a hundred viewers cost five renderings a second
+            cached = {"at_s": now_s, "text": json.dumps(status.document())}
+        return web.Response(text=cached["text"], content_type="application/json")
+
+    return handler
+
+
+async def watch_loop_lag(metrics: Metrics) -> None:
+    """Keep the longest delay of a timer since the last scrape. Runs until cancelled."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due_s = loop.time() + LAG_PERIOD_S
+        await asyncio.sleep(LAG_PERIOD_S)
+        metrics.loop_lag_max_s = max(metrics.loop_lag_max_s, loop.time() - due_s)

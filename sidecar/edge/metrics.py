@@ -1,0 +1,243 @@
+"""What Prometheus sees: counters kept as things happen, gauges read from the scheduler's snapshot at each scrape.
+
+Names follow the OpenTelemetry conventions where there is one, else `sidecar_*`. Label sets are finite, every child is
+made before the first event (a counter that appears with its first event loses it to `increase()`), and children are
+looked up once: `labels()` on each call would treble the cost of an observation (measured: 0.3 µs against 1.0 µs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from sidecar.core.events import Action, Arrived, Dispatch, Ended, Event, Failed, Lost, Progressed, RejectReason, Stopped
+from sidecar.core.snapshot import Snapshot
+from sidecar.core.work import GrantKind, Lane, Work
+from sidecar.edge.config import EngineEndpoint
+from sidecar.edge.ports import Outcome, Timeline
+
+DURATION_S = tuple(0.01 * 2**power for power in range(14))  # 10 ms to 82 s
+TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+TPOT_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+RPC_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+WAIT_ONLINE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+WAIT_OFFLINE_S = (0.5, 1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
+_GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
+_OUTCOMES = ("ok", "error", "cancelled", "expired", "rejected")
+_KINDS = {
+    Lane.ONLINE: (GrantKind.ONLINE,),
+    Lane.OFFLINE: (GrantKind.BACKFILL, GrantKind.RESERVED, GrantKind.RESUME),
+}
+
+
+@dataclass(slots=True)
+class Usage:
+    """What one lane of one engine has used since the start."""
+
+    slots: int = 0
+    slot_seconds: float = 0.0
+    since_s: float = 0.0
+    output_tokens: int = 0
+
+    def at(self, now_s: float) -> float:
+        """Slot-seconds up to `now_s`."""
+        return self.slot_seconds + self.slots * (now_s - self.since_s)
+
+    def change(self, slots: int, now_s: float) -> None:
+        """From `now_s` on so many more slots are in use."""
+        self.slot_seconds, self.since_s = self.at(now_s), now_s
+        self.slots += slots
+
+
+class _Lane:
+    """The children of one model and lane."""
+
+    def __init__(self, metrics: Metrics, model: str, lane: Lane) -> None:
+        gen_ai = ("text_completion", "triton", model)
+        self.ttft = metrics.ttft.labels(*gen_ai, lane)
+        self.tpot = metrics.tpot.labels(*gen_ai, lane)
+        wait = metrics.wait_online if lane is Lane.ONLINE else metrics.wait_offline
+        self.queue_wait = wait.labels(model)
+        self.input_tokens = metrics.tokens.labels(model, lane, "input")
+        self.output_tokens = metrics.tokens.labels(model, lane, "output")
+        self.grants = {kind: metrics.grants.labels(model, lane, kind) for kind in _KINDS[lane]}
+        self.requests = {outcome: metrics.requests.labels(model, lane, outcome, "") for outcome in _OUTCOMES}
+        for reason in RejectReason:
+            metrics.requests.labels(model, lane, "rejected", reason)
+        metrics.duration.labels(*gen_ai, lane, "")
+
+
+class Metrics:
+    """A driver's Listener and the gRPC server's observer."""
+
+    def __init__(self, engines: Sequence[EngineEndpoint], *, version: str, config_hash: str) -> None:
+        self.registry = CollectorRegistry()
+        self._engines = {engine.name: engine for engine in engines}
+        self._make_families()
+        self.build.labels(version, config_hash).set(1)
+        models = sorted({engine.model for engine in engines})
+        self._lanes = {(model, lane): _Lane(self, model, lane) for model in models for lane in Lane}
+        self.usage = {(name, lane): Usage() for name in self._engines for lane in Lane}
+        self._works: dict[str, Work] = {}
+        self._running: dict[str, tuple[Usage, int]] = {}
+        self.snapshot: Snapshot | None = None
+        self.loop_lag_max_s = 0.0  # since the last scrape
+        self.registry.register(_SnapshotCollector(self))
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+
+    def _make_families(self) -> None:
+        def histogram(name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
+            return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+        def counter(name: str, text: str, labels: Sequence[str]) -> Counter:
+            return Counter(name, text, labels, registry=self.registry)
+
+        duration, ttft = "gen_ai_server_request_duration_seconds", "gen_ai_server_time_to_first_token_seconds"
+        tpot = "gen_ai_server_time_per_output_token_seconds"
+        rpc = ("rpc_system_name", "rpc_method", "rpc_status_code")
+        self.duration = histogram(duration, "Arrival to last token", (*_GEN_AI, "lane", "error_type"), DURATION_S)
+        self.ttft = histogram(ttft, "Arrival to first token", (*_GEN_AI, "lane"), TTFT_S)
+        self.tpot = histogram(tpot, "After the first token, per token", (*_GEN_AI, "lane"), TPOT_S)
+        self.rpc = histogram("rpc_server_call_duration_seconds", "Inbound RPCs", rpc, RPC_S)
+        waits = "sidecar_queue_wait_seconds", "Wait until granted"
+        self.wait_online, self.wait_offline = (
+            Histogram(*waits, ("model",), buckets=buckets, registry=None) for buckets in (WAIT_ONLINE_S, WAIT_OFFLINE_S)
+        )
+        self.requests = counter("sidecar_requests", "Works by end", ("model", "lane", "outcome", "error_type"))
+        self.tokens = counter("sidecar_tokens", "Tokens", ("model", "lane", "token_type"))
+        self.grants = counter("sidecar_grants", "Slots granted", ("model", "lane", "kind"))
+        self.build = Gauge("sidecar_build_info", "What runs", ("version", "config_hash"), registry=self.registry)
+
+    # ---- Listener ----------------------------------------------------------------------------------------------------
+
+    def handled(self, now_s: float, event: Event, actions: Sequence[Action]) -> None:
+        """Count what the event and its actions mean."""
+        match event:
+            case Progressed():
+                self._progressed(event)
+            case Arrived(work=work):
+                self._works[work.id] = work
+            case Ended() | Stopped() | Failed() | Lost():
+                usage, slots = self._running.pop(event.work_id)
+                usage.change(-slots, now_s)
+            case _:
+                pass
+        for action in actions:
+            if isinstance(action, Dispatch):
+                self._dispatched(action, now_s)
+
+    def _progressed(self, event: Progressed) -> None:
+        for work_id, tokens in event.tokens:
+            if (work := self._works.get(work_id)) is not None:
+                self._lanes[work.model, work.lane].output_tokens.inc(tokens)
+                self.usage[event.engine, work.lane].output_tokens += tokens
+
+    def _dispatched(self, action: Dispatch, now_s: float) -> None:
+        work = self._works[action.work_id]
+        usage = self.usage[action.engine, work.lane]
+        usage.change(action.slots, now_s)
+        self._running[action.work_id] = (usage, action.slots)
+        lane = self._lanes[work.model, work.lane]
+        lane.grants[action.kind].inc()
+        lane.queue_wait.observe(action.queue_wait_s)
+
+    def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
+        """Count a work that is over, and how long it took."""
+        self._works.pop(work.id, None)
+        if (lane := self._lanes.get((work.model, work.lane))) is None:
+            return
+        end_s = timeline.finished_s or timeline.arrived_s
+        gen_ai = ("text_completion", "triton", work.model)
+        self.duration.labels(*gen_ai, work.lane, outcome.error_type).observe(end_s - timeline.arrived_s)
+        self.requests.labels(work.model, work.lane, outcome.outcome, outcome.error_type).inc()
+        if timeline.first_token_s is None:
+            return
+        lane.input_tokens.inc(work.prompt_tokens)
+        lane.ttft.observe(timeline.first_token_s - timeline.arrived_s)
+        if outcome.outcome == "ok" and timeline.output_tokens > 1:
+            lane.tpot.observe((end_s - timeline.first_token_s) / (timeline.output_tokens - 1))
+
+    def served(self, method: str, code: str, seconds: float) -> None:
+        """Count one inbound RPC."""
+        self.rpc.labels("grpc", method, code).observe(seconds)
+
+    # ---- the page ----------------------------------------------------------------------------------------------------
+
+    def address(self, engine: str) -> str:
+        """Where an engine is, as the label says it."""
+        return self._engines[engine].target
+
+    def render(self) -> bytes:
+        """The page for `snapshot`. Takes some 10 ms: call it in a thread."""
+        return generate_latest(self.registry)
+
+
+class _SnapshotCollector:
+    """Families that are read off the snapshot instead of being kept."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing ahead of time: there is no snapshot before the first scrape."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """The families, in no particular order."""
+        snapshot = self._metrics.snapshot
+        if snapshot is None:
+            return
+        yield from self._engines(snapshot)
+        yield from self._queues(snapshot)
+        yield self._waits()
+        lag = GaugeMetricFamily("sidecar_event_loop_lag_seconds", "Longest since the last scrape")
+        lag.add_metric((), self._metrics.loop_lag_max_s)
+        self._metrics.loop_lag_max_s = 0.0
+        yield lag
+
+    def _engines(self, snapshot: Snapshot) -> Iterable[Metric]:
+        slots = GaugeMetricFamily("sidecar_slots", "Slots owned", labels=("model", "engine"))
+        in_use = GaugeMetricFamily("sidecar_slots_in_use", "Slots in use", labels=("model", "engine", "lane"))
+        reserved = GaugeMetricFamily("sidecar_slots_reserved", "Headroom", labels=("model", "engine", "lane"))
+        ready = GaugeMetricFamily("sidecar_engine_ready", "Engine is up", labels=("model", "server_address"))
+        turns = CounterMetricFamily("sidecar_reserved_turns", "Turns of offline", labels=("model", "engine", "result"))
+        seconds = CounterMetricFamily("sidecar_slot_seconds", "Integral of use", labels=("model", "engine", "lane"))
+        for name, engine in snapshot.engines.items():
+            slots.add_metric((engine.model, name), engine.slots)
+            reserved.add_metric((engine.model, name, Lane.ONLINE), engine.headroom_slots)
+            ready.add_metric((engine.model, self._metrics.address(name)), engine.up)
+            for lane, used in ((Lane.ONLINE, engine.slots_online), (Lane.OFFLINE, engine.slots_offline)):
+                in_use.add_metric((engine.model, name, lane), used)
+                seconds.add_metric((engine.model, name, lane), self._metrics.usage[name, lane].at(snapshot.now_s))
+            for result in ("due", "taken", "postponed", "lapsed"):
+                turns.add_metric((engine.model, name, result), getattr(engine, f"turns_{result}"))
+        return (slots, in_use, reserved, ready, turns, seconds)
+
+    def _queues(self, snapshot: Snapshot) -> Iterable[Metric]:
+        depth = GaugeMetricFamily("sidecar_queue_depth", "Works that wait", labels=("model", "lane"))
+        age = GaugeMetricFamily("sidecar_queue_oldest_age_seconds", "Longest current wait", labels=("model", "lane"))
+        for each in snapshot.lanes:
+            depth.add_metric((each.model, each.lane), each.waiting)
+            age.add_metric((each.model, each.lane), each.oldest_age_s)
+        return (depth, age)
+
+    def _waits(self) -> Metric:
+        """One family from two histograms: the lanes wait on scales that share no useful buckets."""
+        family = Metric("sidecar_queue_wait_seconds", "Wait until granted", "histogram")
+        for lane, histogram in ((Lane.ONLINE, self._metrics.wait_online), (Lane.OFFLINE, self._metrics.wait_offline)):
+            for part in histogram.collect():
+                for sample in part.samples:
+                    family.samples.append(sample._replace(labels={**sample.labels, "lane": lane}))
+        return family

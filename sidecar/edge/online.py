@@ -1,0 +1,421 @@
+"""The upper edge for callers: ModelInfer and ModelStreamInfer of scheduled models, one Call per request.
+
+On a caller's stream all requests run concurrently; each gets an upstream stream and an id of ours, and the caller's id
+back on every response. The engine is never slowed by a slow reader: what it streams waits in a bounded outbox, so
+that a slot is free when the engine says so and not when the caller has read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from math import inf
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from sidecar.core.events import DeadLetter, Dispatch, Failed, Lost, Reject, RejectReason
+from sidecar.core.work import EndReason, Lane, Work
+from sidecar.edge import wire
+from sidecar.edge.booking import ScheduledModel, work_of
+from sidecar.edge.driver import Driver
+from sidecar.edge.engine_client import Metadata
+from sidecar.edge.errors import BadRequestError, EngineError
+from sidecar.edge.joined import joined
+from sidecar.edge.passthrough import Passthrough, StreamPassthrough, forwardable
+from sidecar.edge.ports import Terminal, Timeline
+
+OUTBOX_MAX = 65_536  # responses that wait for one caller: 32 requests of 2,048 tokens, some 10 MB
+OUTBOX_HIGH = 4_096  # beyond it no further request of this caller is read
+LARGE_REQUEST_BYTES = 32_768  # tokenised in a thread: beyond this it would hold up the loop for over 2 ms
+RETRY_HINT = "retry-after-ms"
+REAL_STATUS = "triton_grpc_error"  # the first error ends the stream with its status
+
+_CODES = {
+    RejectReason.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RejectReason.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
+    RejectReason.TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
+    RejectReason.ENGINE_DOWN: grpc.StatusCode.UNAVAILABLE,
+    RejectReason.EXPIRED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    RejectReason.CLOSING: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+class CallerError(Exception):
+    """What the caller gets instead of a response."""
+
+    def __init__(
+        self, code: grpc.StatusCode, message: str, retry_after_s: float | None = None, *, ran: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.ran = ran  # the engine had accepted it
+        self.retry_after_s = retry_after_s
+
+    @property
+    def trailing(self) -> Metadata:
+        """The hint when to try again, if there is one."""
+        if self.retry_after_s is None:
+            return ()
+        return ((RETRY_HINT, str(round(self.retry_after_s * 1000))),)
+
+
+def _refusal(action: Reject | DeadLetter) -> CallerError:
+    if isinstance(action, DeadLetter):
+        code, message = EngineError.parse(action.reason)
+        return CallerError(code, f"given up after {action.attempts} attempts: {message}")
+    message = action.message
+    if action.retry_after_s is not None:
+        message += f"; try again in {action.retry_after_s:g} s"
+    return CallerError(_CODES[action.reason], message, action.retry_after_s)
+
+
+def _failure(event: Terminal) -> CallerError | None:
+    if isinstance(event, Failed):
+        return CallerError(*EngineError.parse(event.reason), ran=True)
+    if isinstance(event, Lost):
+        message = "the connection to the engine broke before the final response"
+        return CallerError(grpc.StatusCode.UNAVAILABLE, message, ran=True)
+    return None
+
+
+class OnlineCall:
+    """A driver's Call for one gRPC request. `deliver` gets each response, `over` the end, each at most once."""
+
+    def __init__(
+        self,
+        request: Any,
+        work: Work,
+        metadata: Metadata,
+        deliver: Callable[[Any], None],
+        over: Callable[[OnlineCall, CallerError | None], None],
+    ) -> None:
+        self.work = work
+        self.caller_id = request.id
+        self.metadata = metadata
+        self._request = request
+        self._deliver = deliver
+        self._over = over
+        self._wants_empty_final = request.parameters[wire.EMPTY_FINAL].bool_param
+        self._final_delivered = False
+        # Offline work may be run anew after a failure, so nothing of it is delivered before it is over.
+        self._held: list[Any] | None = [] if work.lane is Lane.OFFLINE else None
+        self._end_id = wire.scalar(request, "end_id", None)
+        self._last_id: int | None = None
+
+    def request(self, dispatch: Dispatch, request_id: str) -> Any:
+        """The caller's request as it came, under our id."""
+        del dispatch  # the whole output is asked for at once
+        self._request.id = request_id
+        if self._held:
+            self._held.clear()
+        return self._request
+
+    def receive(self, response: Any) -> int:
+        """Pass it on under the caller's id; a final response without data only if the caller asked for such."""
+        answer = response.infer_response
+        answer.id = self.caller_id
+        if answer.outputs or self._wants_empty_final:
+            self._final_delivered = wire.is_final(answer)
+            if self._held is None:
+                self._deliver(response)
+            else:
+                self._held.append(response)
+        if self._end_id is not None and (ids := wire.output_values(answer, "output_ids")):
+            self._last_id = ids[-1]
+        return wire.output_tokens(answer)
+
+    def wants_stop(self) -> bool:
+        """Never: the engine sees all of it."""
+        return False
+
+    def ended_by(self) -> EndReason | None:
+        """The end id, where the caller named one and asked for ids; otherwise the driver goes by the counts."""
+        return EndReason.END_ID if self._last_id is not None and self._last_id == self._end_id else None
+
+    def settled(self, event: Terminal, timeline: Timeline, *, over: bool) -> None:
+        """Tell the caller, once there is nothing more to come."""
+        del timeline
+        if not over:
+            return
+        failure = _failure(event)
+        for response in self._held or () if failure is None else ():
+            self._deliver(response)
+        self._over(self, failure)
+
+    def refused(self, action: Reject | DeadLetter) -> None:
+        """Tell the caller why."""
+        self._over(self, _refusal(action))
+
+
+class Outbox:
+    """What waits to be written to one caller. One writer gets; anyone puts."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Any] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._roomy = asyncio.Event()
+        self._roomy.set()
+        self.closed = False
+
+    def put(self, message: Any) -> None:
+        """`message` is the next to be written."""
+        self._waiting.append(message)
+        if len(self._waiting) > OUTBOX_HIGH:
+            self._roomy.clear()
+        self._notify()
+
+    @property
+    def full(self) -> bool:
+        """True if this caller reads so slowly that its requests must not go on."""
+        return len(self._waiting) >= OUTBOX_MAX
+
+    def close(self) -> None:
+        """Nothing more will be put."""
+        self.closed = True
+        self._notify()
+
+    async def room(self) -> None:
+        """Few enough messages wait."""
+        await self._roomy.wait()
+
+    async def get(self) -> Any | None:
+        """The next message; None once it is closed and empty."""
+        while not self._waiting:
+            if self.closed:
+                return None
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake  # cancelled: nothing is lost, messages stay in the deque
+        if len(self._waiting) <= OUTBOX_HIGH:
+            self._roomy.set()
+        return self._waiting.popleft()
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+class Online:
+    """Takes callers' requests for scheduled models to the driver; hands all others to the passthrough."""
+
+    def __init__(self, driver: Driver, models: Iterable[ScheduledModel], passthrough: Passthrough) -> None:
+        self._driver = driver
+        self._models = {model.name: model for model in models}
+        self._passthrough = passthrough
+        # Where a `stop` request finds what it stops: by the connection and the caller's id.
+        self._running: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+
+    async def model_infer(self, raw: bytes, context: Any) -> Any:
+        """ModelInfer: a message, or bytes as they came. A decoupled model's responses are joined into one."""
+        request = wire.InferRequest.FromString(raw)
+        if request.model_name not in self._models:
+            return await self._passthrough.unary("ModelInfer", raw, context)
+        peer = context.peer()  # once: asked after the RPC is over, grpc.aio crashes the process (measured, 1.85.1)
+        found: list[Any] = []
+        done: asyncio.Future[CallerError | None] = asyncio.get_running_loop().create_future()
+
+        def over(call: OnlineCall, error: CallerError | None) -> None:
+            self.forget(peer, call)
+            if not done.done():
+                done.set_result(error)
+
+        call = None
+        try:
+            if self.stops(request, peer):
+                return wire.InferResponse(model_name=request.model_name, id=request.id)
+            call = await self.begin(request, peer, context, found.append, over)
+            error = await done
+        except CallerError as refusal:
+            error = refusal
+        finally:  # also when the caller is gone
+            if call is not None:
+                self._driver.cancel(call.work.id)
+        if error is not None:
+            await context.abort(error.code, str(error), error.trailing)
+        return joined([each.infer_response for each in found])
+
+    async def model_stream_infer(self, requests: AsyncIterator[Any], context: Any) -> None:
+        """ModelStreamInfer: the handler's own task writes, another reads the caller's requests."""
+        stream = _CallerStream(self, self._passthrough, context)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reader = tasks.create_task(stream.read(requests, tasks), name=f"read {stream.peer}")
+                while (message := await stream.outbox.get()) is not None:
+                    await context.write(message)
+                reader.cancel()
+        finally:  # the caller is gone, or all is answered; either way nothing of this stream goes on
+            self.abandon(stream.calls)
+        if stream.status is not None:
+            await context.abort(stream.status.code, str(stream.status), stream.status.trailing)
+
+    def handles(self, model: str) -> bool:
+        """True if requests for this model go through the scheduler."""
+        return model in self._models
+
+    async def begin(
+        self,
+        request: Any,
+        peer: str,
+        context: Any,
+        deliver: Callable[[Any], None],
+        over: Callable[[OnlineCall, CallerError | None], None],
+    ) -> OnlineCall:
+        """The request is with the scheduler, and `over` may already have been called. Raises CallerError."""
+        model = self._models[request.model_name]
+        metadata = context.invocation_metadata() or ()
+        try:
+            (await self._passthrough.schema(model.name)).check(request)
+            if request.ByteSize() > LARGE_REQUEST_BYTES:
+                work = await asyncio.to_thread(self._work, request, model, metadata, context.time_remaining())
+            else:
+                work = self._work(request, model, metadata, context.time_remaining())
+        except BadRequestError as error:
+            raise CallerError(error.code, str(error)) from None
+        except EngineError as error:
+            raise CallerError(error.code, str(error)) from None
+        call = OnlineCall(request, work, forwardable(metadata), deliver, over)
+        self._running[peer, call.caller_id].add(work.id)
+        self._driver.arrive(work, call)
+        return call
+
+    def _work(self, request: Any, model: ScheduledModel, metadata: Metadata, remaining_s: float | None) -> Work:
+        asked: Mapping[str, str] = {key: value for key, value in metadata if isinstance(value, str)}
+        now_s = self._driver.now_s
+        return work_of(
+            request,
+            model,
+            asked,
+            work_id=self._driver.mint("o"),
+            arrived_s=now_s,
+            deadline_s=inf if remaining_s is None else now_s + remaining_s,
+        )
+
+    def stops(self, request: Any, peer: str) -> bool:
+        """True if `request` is a stop; the caller's requests of that id are then being stopped."""
+        try:
+            if not wire.scalar(request, "stop", False):
+                return False
+        except BadRequestError as error:
+            raise CallerError(error.code, str(error)) from None
+        if not request.id:
+            raise CallerError(grpc.StatusCode.INVALID_ARGUMENT, "a stop request needs the id of what it stops")
+        for work_id in tuple(self._running.get((peer, request.id), ())):
+            self._driver.cancel(work_id)
+        return True
+
+    def abandon(self, calls: Iterable[OnlineCall]) -> None:
+        """Nobody waits for these any more."""
+        for call in tuple(calls):
+            self._driver.cancel(call.work.id)
+
+    def forget(self, peer: str, call: OnlineCall) -> None:
+        """`call` can no longer be stopped."""
+        works = self._running[peer, call.caller_id]
+        works.discard(call.work.id)
+        if not works:
+            del self._running[peer, call.caller_id]
+
+
+class _CallerStream:
+    """One caller's ModelStreamInfer: its open requests and its outbox."""
+
+    def __init__(self, online: Online, passthrough: Passthrough, context: Any) -> None:
+        self.outbox = Outbox()
+        self.calls: set[OnlineCall] = set()
+        self.status: CallerError | None = None
+        self._online = online
+        self._passthrough = passthrough
+        self.peer = context.peer()  # once: asked after the RPC is over, grpc.aio crashes the process
+        self._context = context
+        self._others: StreamPassthrough | None = None
+        self._half_closed = False
+        metadata = dict(context.invocation_metadata() or ())
+        self._real_status = metadata.get(REAL_STATUS) == "true"
+
+    async def read(self, requests: AsyncIterator[Any], tasks: asyncio.TaskGroup) -> None:
+        """Every request of the caller has been begun, or answered by its error."""
+        async for request in requests:
+            if self._online.handles(request.model_name):
+                await self._begin(request)
+            else:
+                await self._pass_on(request, tasks)
+            await self.outbox.room()
+        self._half_closed = True
+        if self._others is not None:
+            await self._others.half_close()
+        self._close_if_done()
+
+    async def _begin(self, request: Any) -> None:
+        caller_id = request.id
+        begun: OnlineCall | None = None
+        ended = False
+
+        def over(call: OnlineCall, error: CallerError | None) -> None:
+            nonlocal ended
+            ended = True
+            self._online.forget(self.peer, call)
+            self.calls.discard(call)
+            if error is not None:
+                self._answer_error(caller_id, error, request.model_name)
+            self._close_if_done()
+
+        try:
+            if self._online.stops(request, self.peer):
+                self._answer_stop(request)
+                return
+            begun = await self._online.begin(request, self.peer, self._context, self._deliver, over)
+        except CallerError as error:
+            self._answer_error(caller_id, error, request.model_name)
+            return
+        if not ended:
+            self.calls.add(begun)
+
+    def _deliver(self, response: Any) -> None:
+        self.outbox.put(response)
+        if self.outbox.full and self.status is None:
+            self._end(CallerError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{OUTBOX_MAX} responses wait to be read"))
+            self._online.abandon(self.calls)
+
+    def _answer_error(self, caller_id: str, error: CallerError, model_name: str) -> None:
+        if self._real_status:
+            self._end(error)
+            return
+        answer = wire.StreamResponse(error_message=str(error))
+        answer.infer_response.id = caller_id
+        if error.ran:  # then Triton says also whose it was, and that no more follows
+            answer.infer_response.model_name = model_name
+            answer.infer_response.parameters[wire.FINAL].bool_param = True
+        self.outbox.put(answer)
+
+    def _answer_stop(self, request: Any) -> None:
+        if request.parameters[wire.EMPTY_FINAL].bool_param:
+            answer = wire.StreamResponse()
+            answer.infer_response.model_name = request.model_name
+            answer.infer_response.id = request.id
+            answer.infer_response.parameters[wire.FINAL].bool_param = True
+            self.outbox.put(answer)
+
+    async def _pass_on(self, request: Any, tasks: asyncio.TaskGroup) -> None:
+        """Requests of models that are not scheduled share one upstream stream, which keeps Triton's order rules."""
+        if self._others is None:
+            self._others = self._passthrough.stream(self._context, self.outbox.put)
+            tasks.create_task(self._pump(self._others), name=f"pass on {self.peer}")
+        await self._others.write(request)
+
+    async def _pump(self, others: StreamPassthrough) -> None:
+        error = await others.pump()
+        self._others = None
+        if error is not None:
+            self._end(CallerError(error.code, str(error)))
+        self._close_if_done()
+
+    def _end(self, status: CallerError) -> None:
+        """The stream ends with this status once what was put before it is written."""
+        self.status = self.status or status
+        self.outbox.close()
+
+    def _close_if_done(self) -> None:
+        if self._half_closed and not self.calls and self._others is None:
+            self.outbox.close()

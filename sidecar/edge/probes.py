@@ -1,0 +1,114 @@
+"""Whether each engine is up, and its gauges: asked at a bounded rate, told to the driver as events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import aiohttp
+
+from sidecar.core.events import EngineDown, EngineUp, Measured
+from sidecar.edge.driver import Driver
+from sidecar.edge.engine_client import EngineClient
+from sidecar.edge.errors import EngineError, StreamBrokenError
+
+PERIOD_S = 1.0  # also how soon a restarted engine gets work again
+TIMEOUT_S = 3.0
+FAILURES_MAX = 2  # in a row: one slow answer of a busy server is no outage
+
+
+class EngineAddress(Protocol):
+    """What a prober has to know of an engine."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def metrics_url(self) -> str | None: ...
+
+
+class Prober:
+    """Keeps one engine's state. `changed` hears each change, after the driver."""
+
+    def __init__(
+        self, driver: Driver, engine: EngineAddress, client: EngineClient, changed: Callable[[str, bool], None]
+    ) -> None:
+        self.up = False
+        self._driver = driver
+        self._engine = engine
+        self._client = client
+        self._changed = changed
+        self._look_now = asyncio.Event()
+
+    def look_now(self) -> None:
+        """A stream to this engine broke: probe at once."""
+        self._look_now.set()
+
+    async def run(self) -> None:
+        """Probe until cancelled."""
+        failures = 0
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as http:
+            while True:
+                reason = await self._fault()
+                failures = failures + 1 if reason else 0
+                if self.up and reason and (failures >= FAILURES_MAX or self._look_now.is_set()):
+                    self._set(False, reason)
+                elif not self.up and not reason:
+                    self._set(True, "")
+                if self._engine.metrics_url is not None:
+                    self._driver.handle(await measure(http, self._engine.name, self._engine.metrics_url))
+                self._look_now.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(PERIOD_S):
+                        await self._look_now.wait()
+
+    async def _fault(self) -> str:
+        """Why a request does not get through to the engine; "" if one does.
+
+        Stopping an id that nobody has takes no slot, and yet it goes through the model: Triton's ready URL stays 200
+        over a dead stub (measured with 2.51).
+        """
+        try:
+            await self._client.stop(self._engine.model, "probe", TIMEOUT_S)
+        except (EngineError, StreamBrokenError) as error:
+            return str(error)
+        return ""
+
+    def _set(self, up: bool, reason: str) -> None:
+        self.up = up
+        name = self._engine.name
+        self._driver.handle(EngineUp(engine=name) if up else EngineDown(engine=name, reason=reason))
+        self._changed(name, up)
+
+
+_GAUGE = re.compile(r'^(nv_trt_llm_\w+)\{(?=[^}]*model="([^"]+)")[^}]*?(?:_type)="(\w+)"[^}]*\} ([0-9.e+-]+)', re.M)
+
+
+async def measure(http: aiohttp.ClientSession, engine: str, url: str) -> Measured:
+    """The engine's gauges; `ok=False` if they cannot be had."""
+    try:
+        async with http.get(url) as response:
+            response.raise_for_status()
+            return parse_gauges(engine, await response.text())
+    except (aiohttp.ClientError, TimeoutError):
+        return Measured(engine=engine, ok=False)
+
+
+def parse_gauges(engine: str, text: str) -> Measured:
+    """The `nv_trt_llm_*` families of a Prometheus page (TensorRT-LLM's custom_metrics_reporter.cc)."""
+    found: Mapping[tuple[str, str], int] = {
+        (family, kind): int(float(value)) for family, _, kind, value in _GAUGE.findall(text)
+    }
+    blocks = "nv_trt_llm_kv_cache_block_metrics"
+    return Measured(
+        engine=engine,
+        ok=True,
+        active_requests=found.get(("nv_trt_llm_request_metrics", "active")),
+        kv_blocks_max=found.get((blocks, "max")),
+        kv_blocks_free=found.get((blocks, "free")),
+        tokens_per_block=found.get((blocks, "tokens_per")),
+    )

@@ -1,0 +1,102 @@
+"""A whole sidecar in the test's own loop, in front of one or more Tritons that do what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from sidecar.core.events import EngineUp
+from sidecar.core.scheduler import Scheduler
+from sidecar.core.settings import SchedulerSettings
+from sidecar.edge import wire
+from sidecar.edge.booking import ScheduledModel
+from sidecar.edge.config import EngineEndpoint
+from sidecar.edge.driver import Driver
+from sidecar.edge.engine_client import SERVICE, EngineClient
+from sidecar.edge.metrics import Metrics
+from sidecar.edge.online import Online
+from sidecar.edge.passthrough import Passthrough
+from sidecar.edge.server import build_server
+from tests.edge.fake_triton import FakeTriton
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sidecar:
+    """What a test may look at, and a channel to call it through."""
+
+    driver: Driver
+    metrics: Metrics
+    channel: grpc.aio.Channel
+    address: str
+
+    def stream(self, **options: Any) -> Any:
+        """A ModelStreamInfer call."""
+        return self.channel.stream_stream(
+            f"/{SERVICE}/ModelStreamInfer",
+            request_serializer=wire.InferRequest.SerializeToString,
+            response_deserializer=wire.StreamResponse.FromString,
+        )(**options)
+
+    def unary(self, method: str, message: Any, answer: Any, **options: Any) -> Any:
+        """A unary call of Triton's service."""
+        return self.channel.unary_unary(
+            f"/{SERVICE}/{method}",
+            request_serializer=lambda each: each.SerializeToString(),
+            response_deserializer=answer.FromString,
+        )(message, **options)
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Let the loop turn until `holds()`."""
+        async with asyncio.timeout(5):
+            while not holds():
+                await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def running_sidecar(
+    tritons: dict[str, FakeTriton], *, slots: int = 2, scheduler: SchedulerSettings | None = None, **options: Any
+) -> AsyncIterator[Sidecar]:
+    """A sidecar whose engines are up."""
+    engines = [
+        EngineEndpoint(name=name, target=each.target, slots=slots, tokens_max=64, lost_hold_s=0.0)
+        for name, each in tritons.items()
+    ]
+    async with AsyncExitStack() as stack:
+        clients = {each.name: await stack.enter_async_context(EngineClient(each.target)) for each in engines}
+        metrics = Metrics(engines, version="test", config_hash="test")
+        core = Scheduler(scheduler or SchedulerSettings(window_ms=0), engines)
+        driver = Driver(core, clients, instance="t-", listeners=(metrics,), **options)
+        passthrough = Passthrough(clients)
+        models = [
+            ScheduledModel(name=n, engine_model="tensorrt_llm", tokens=None) for n in ("ensemble", "tensorrt_llm")
+        ]
+        server, port = build_server("127.0.0.1:0", Online(driver, models, passthrough), passthrough, metrics)
+        await server.start()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(driver.run(), name="driver")
+            for name in tritons:
+                driver.handle(EngineUp(engine=name))
+                passthrough.up.add(name)
+            address = f"127.0.0.1:{port}"
+            async with grpc.aio.insecure_channel(address) as channel:
+                yield Sidecar(driver=driver, metrics=metrics, channel=channel, address=address)
+            driver.close()
+        await server.stop(None)
+
+
+@pytest.fixture
+async def triton() -> AsyncIterator[FakeTriton]:
+    async with FakeTriton() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def sidecar(triton: FakeTriton) -> AsyncIterator[Sidecar]:
+    async with running_sidecar({"e0": triton}) as running:
+        yield running

@@ -1,0 +1,183 @@
+"""A Triton that does what a test says: a real gRPC server whose requests the test answers by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from sidecar.edge import wire
+from sidecar.edge.engine_client import SERVICE
+
+_INPUTS = {
+    "tensorrt_llm": (
+        ("input_ids", "TYPE_INT32", [-1], False),
+        ("input_lengths", "TYPE_INT32", [1], False),
+        ("request_output_len", "TYPE_INT32", [1], False),
+        ("end_id", "TYPE_INT32", [1], True),
+        ("seed", "TYPE_UINT64", [1], True),
+        ("min_tokens", "TYPE_INT32", [1], True),
+        ("stop_words_list", "TYPE_INT32", [2, -1], True),
+        ("streaming", "TYPE_BOOL", [1], True),
+        ("exclude_input_in_output", "TYPE_BOOL", [1], True),
+        ("stop", "TYPE_BOOL", [1], True),
+    ),
+    "ensemble": (
+        ("text_input", "TYPE_STRING", [1], False),
+        ("max_tokens", "TYPE_INT32", [1], False),
+        ("stream", "TYPE_BOOL", [1], True),
+    ),
+}
+_OUTPUTS = {"tensorrt_llm": ("output_ids", "sequence_length"), "ensemble": ("text_output",)}
+
+
+class FakeRequest:
+    """One request that reached the engine; the test answers it."""
+
+    def __init__(self, message: Any, metadata: dict[str, str]) -> None:
+        self.message = message
+        self.metadata = metadata
+        self.answers: asyncio.Queue[Any] = asyncio.Queue()
+        self.gone = asyncio.Event()
+
+    @property
+    def id(self) -> str:
+        return str(self.message.id)
+
+    def input(self, name: str) -> Any:
+        return wire.input_values(self.message, name)
+
+    def tokens(self, *ids: int, final: bool = False) -> None:
+        """Answer with these ids, in one response."""
+        answer = self._answer(final)
+        tensor = answer.infer_response.outputs.add(name="output_ids", datatype="INT32")
+        tensor.shape.extend((1, 1, len(ids)))
+        answer.infer_response.raw_output_contents.append(wire.pack("INT32", ids))
+        self.answers.put_nowait(answer)
+
+    def text(self, text: str, final: bool = False) -> None:
+        """Answer with this text, in one response."""
+        answer = self._answer(final)
+        answer.infer_response.outputs.add(name="text_output", datatype="BYTES").shape.extend((1, 1))
+        answer.infer_response.raw_output_contents.append(wire.pack("BYTES", [text.encode()]))
+        self.answers.put_nowait(answer)
+
+    def end(self) -> None:
+        """Answer with a final response without data."""
+        self.answers.put_nowait(self._answer(True))
+
+    def error(self, message: str) -> None:
+        """Answer with an error."""
+        self.answers.put_nowait(wire.StreamResponse(error_message=message))
+
+    def break_stream(self) -> None:
+        """End the stream without a final response."""
+        self.answers.put_nowait(None)
+
+    def _answer(self, final: bool) -> Any:
+        answer = wire.StreamResponse()
+        answer.infer_response.model_name = self.message.model_name
+        answer.infer_response.model_version = "1"
+        answer.infer_response.id = self.message.id
+        answer.infer_response.parameters[wire.FINAL].bool_param = final
+        return answer
+
+
+class FakeTriton:
+    """Serves `ModelStreamInfer` by hand, and a few passed-through methods by rote."""
+
+    def __init__(self) -> None:
+        self._arrived: asyncio.Queue[FakeRequest] = asyncio.Queue()
+        self.running: dict[str, FakeRequest] = {}
+        self.stopped: list[str] = []
+        self.confirms_stops = True
+        self.metadata_of: dict[str, dict[str, str]] = {}
+        self._server = grpc.aio.server()
+        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        unary = {
+            "ModelConfig": self._model_config,
+            "ServerMetadata": self._server_metadata,
+            "ModelInfer": self._model_infer,
+        }
+        handlers: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(each) for name, each in unary.items()}
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+            self._stream,
+            request_deserializer=wire.InferRequest.FromString,
+            response_serializer=wire.StreamResponse.SerializeToString,
+        )
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    async def __aenter__(self) -> FakeTriton:
+        await self._server.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._server.stop(None)
+
+    async def next(self) -> FakeRequest:
+        """The next request that reaches the engine and is no stop."""
+        async with asyncio.timeout(5):
+            return await self._arrived.get()
+
+    @property
+    def idle(self) -> bool:
+        """True if no request waits to be looked at by the test."""
+        return self._arrived.empty()
+
+    async def _stream(self, requests: AsyncIterator[Any], context: Any) -> None:
+        async for message in requests:
+            if wire.scalar(message, "stop", False):
+                await self._stop(message, context)
+                continue
+            if message.model_name not in _INPUTS:
+                await context.write(FakeRequest(message, {})._answer(True))
+                continue
+            request = FakeRequest(message, dict(context.invocation_metadata() or ()))
+            self.running[request.id] = request
+            self._arrived.put_nowait(request)
+            try:
+                while (answer := await request.answers.get()) is not None:
+                    await context.write(answer)
+                    if answer.error_message or answer.infer_response.parameters[wire.FINAL].bool_param:
+                        break
+            finally:
+                request.gone.set()
+                self.running.pop(request.id, None)
+
+    async def _stop(self, message: Any, context: Any) -> None:
+        if message.id in self.running:
+            self.stopped.append(message.id)
+            if self.confirms_stops:
+                self.running[message.id].end()
+        await context.write(FakeRequest(message, {})._answer(True))
+
+    async def _model_config(self, raw: bytes, context: Any) -> bytes:
+        name = service_pb2.ModelConfigRequest.FromString(raw).name
+        if name not in _INPUTS:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
+        answer = service_pb2.ModelConfigResponse()
+        answer.config.name = name
+        answer.config.max_batch_size = 8
+        for input_name, datatype, dims, optional in _INPUTS[name]:
+            answer.config.input.add(
+                name=input_name, data_type=model_config_pb2.DataType.Value(datatype), dims=dims, optional=optional
+            )
+        for output_name in _OUTPUTS[name]:
+            answer.config.output.add(name=output_name, data_type=model_config_pb2.TYPE_INT32, dims=[-1])
+        return bytes(answer.SerializeToString())
+
+    async def _server_metadata(self, _raw: bytes, context: Any) -> bytes:
+        self.metadata_of["ServerMetadata"] = dict(context.invocation_metadata() or ())
+        await context.send_initial_metadata((("from-triton", "initial"),))
+        context.set_trailing_metadata((("from-triton-too", "trailing"),))
+        return bytes(service_pb2.ServerMetadataResponse(name="fake", version="0").SerializeToString())
+
+    async def _model_infer(self, raw: bytes, context: Any) -> bytes:
+        request = wire.InferRequest.FromString(raw)
+        if request.model_name == "unknown":
+            await context.abort(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'unknown' is not found")
+        return bytes(wire.InferResponse(model_name=request.model_name, id=request.id).SerializeToString())
