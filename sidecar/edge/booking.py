@@ -57,7 +57,10 @@ class ScheduledModel:
 
     def _prompt_tokens(self, request: Any) -> int:
         if not self.takes_text:
-            return max((int(each.shape[-1]) for each in request.inputs if each.name == "input_ids"), default=0)
+            widths = [int(each.shape[-1]) for each in request.inputs if each.name == "input_ids"]
+            if not widths or not widths[0]:
+                raise BadRequestError(f"input 'input_ids' is missing or empty; model '{self.name}' requires it")
+            return widths[0]
         texts = wire.input_values(request, "text_input") or ()
         if self.tokens is None:
             return sum(len(text) for text in texts) // BYTES_PER_TOKEN

@@ -91,7 +91,8 @@ class EngineClient:
 
     async def generate(self, model: str, ids: Sequence[int], output_tokens: int, timeout_s: float) -> tuple[int, ...]:
         """Prompt and output ids of one short generation, as the engine returns them. Errors as for `stop`."""
-        request = token_request(model, ids, output_tokens)
+        request = token_request(model, ids, output_tokens, "check")
+        wire.add_tensor(request, "exclude_input_in_output", "BOOL", (False,), (1, 1))
         found: list[int] = []
         async for response in responses(self._stream(timeout=timeout_s), request):
             found.extend(wire.output_values(response.infer_response, "output_ids") or ())

@@ -17,6 +17,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -82,6 +83,7 @@ class Metrics:
     """A driver's Listener and the gRPC server's observer."""
 
     def __init__(self, engines: Sequence[EngineEndpoint], *, version: str, config_hash: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each, which nothing reads
         self.registry = CollectorRegistry()
         self._engines = {engine.name: engine for engine in engines}
         self._make_families()

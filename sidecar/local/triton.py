@@ -42,7 +42,7 @@ class TritonError(SidecarError):
 class TritonSettings:
     """How the local server is run. `parameters` are those of the engine model's config.pbtxt."""
 
-    slots: int = 8  # max_batch_size of the engine
+    slots: int = 8  # max_batch_size of the engine: what one iteration takes at most
     parameters: Mapping[str, str] = field(default_factory=dict)
     server_environment: Path = ROOT / ".venv-server"
     repository: Path = ROOT / "model_repository"
@@ -222,16 +222,17 @@ def lay_out(directory: Path, settings: TritonSettings) -> None:
         shutil.copytree(settings.repository / part, directory / "models", dirs_exist_ok=True)
     common = {"tokenizer_dir": str(settings.repository / "tokenizer")}
     for config in (directory / "models").glob("*/config.pbtxt"):
-        parameters = {**common, **settings.parameters} if config.parent.name == ENGINE_MODEL else common
-        config.write_text(configured(config.read_text(), settings.slots, parameters))
+        (config.parent / "1").mkdir(exist_ok=True)  # an ensemble has no files, but Triton wants its version
+        ours = {"max_batch_size": str(settings.slots), **settings.parameters}
+        parameters = common | ours if config.parent.name == ENGINE_MODEL else common
+        config.write_text(configured(config.read_text(), parameters))
 
 
-def configured(config: str, slots: int, parameters: Mapping[str, str]) -> str:
-    """A config.pbtxt with `max_batch_size` and the string values of the parameters that it already names.
+def configured(config: str, parameters: Mapping[str, str]) -> str:
+    """A config.pbtxt with these values for the parameters that it already names.
 
-    Raises TritonError for a parameter that the model does not have, except the common ones.
+    Raises TritonError for one that it does not name, except where its tokenizer is: the ensemble has none.
     """
-    config = re.sub(r"^max_batch_size:\s*\d+", f"max_batch_size: {slots}", config, flags=re.M)
     for key, value in parameters.items():
         pattern = rf'(key:\s*"{re.escape(key)}"\s*,?\s*value:?\s*\{{\s*string_value:\s*)"[^"]*"'
         config, found = re.subn(pattern, lambda match, v=value: f'{match[1]}"{v}"', config)  # type: ignore[misc]
