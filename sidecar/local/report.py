@@ -10,6 +10,12 @@ from rich.table import Table
 
 from sidecar.local.load import LoadResult, percentiles
 
+GRANT_COUNTERS = (
+    *("contended", "offline_of_contended", "window_violations"),
+    *("turns_due", "turns_taken", "turns_lapsed"),
+)
+COUNTERS = (*GRANT_COUNTERS, "slots", "slots_free", "worst_window_share")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
@@ -17,6 +23,7 @@ class Reading:
 
     at_s: float
     slots: int
+    slots_free: int
     slot_seconds: float  # both lanes
     tokens: Mapping[str, float]  # output tokens by lane
     contended: int
@@ -28,8 +35,23 @@ class Reading:
     worst_window_share: float | None
 
 
-def phase_report(before: Reading, after: Reading, load: LoadResult) -> dict[str, Any]:
-    """One phase: what callers saw, and how the counters moved. The worst window is the one since the start."""
+def reading(status: Mapping[str, Any], engine: str) -> Reading:
+    """The counters of one engine in a status document."""
+    found = status["engines"][engine]
+    return Reading(
+        at_s=status["now_s"],
+        slot_seconds=sum(found["slot_seconds"].values()),
+        tokens=found["output_tokens"],
+        **{name: found[name] for name in COUNTERS},
+    )
+
+
+def phase_report(before: Reading, after: Reading, settled: Reading, load: LoadResult) -> dict[str, Any]:
+    """One phase: what callers saw, and how the counters moved from `before` to `after`.
+
+    The grants are counted to `settled`, a reading in which no turn is owed any more. The worst window is the one since
+    the start of the sidecar.
+    """
     seconds = after.at_s - before.at_s
     return {
         "online": {
@@ -43,13 +65,8 @@ def phase_report(before: Reading, after: Reading, load: LoadResult) -> dict[str,
         },
         "slots_busy_ratio": round((after.slot_seconds - before.slot_seconds) / (seconds * after.slots), 4),
         "grants": {
-            "contended": after.contended - before.contended,
-            "offline_of_contended": after.offline_of_contended - before.offline_of_contended,
-            "worst_window_share": after.worst_window_share,
-            "window_violations": after.window_violations - before.window_violations,
-            "turns_due": after.turns_due - before.turns_due,
-            "turns_taken": after.turns_taken - before.turns_taken,
-            "turns_lapsed": after.turns_lapsed - before.turns_lapsed,
+            "worst_window_share": settled.worst_window_share,
+            **{name: getattr(settled, name) - getattr(before, name) for name in GRANT_COUNTERS},
         },
     }
 

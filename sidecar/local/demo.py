@@ -1,0 +1,235 @@
+"""The main job on one machine: real Kafka, real Triton, the sidecar, an online load and an offline backlog.
+
+Three phases on one deployment: online only; the same arrivals with an offline backlog; a short overload. Then intake
+stops, what is in flight drains, and a checker that shares no code with the sidecar compares every source offset below
+the watermark with the results and the dead letters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from rich.table import Table
+
+from sidecar.core.errors import SidecarError
+from sidecar.local import backlog
+from sidecar.local.checker import CheckerError, check
+from sidecar.local.deployment import ENGINE, GROUP, PARTITIONS, PROFILE, Deployment, Kafka, deployed
+from sidecar.local.live import View
+from sidecar.local.load import arrivals
+from sidecar.local.report import phase_table
+from sidecar.local.stage import Stage
+from sidecar.local.triton import Triton
+
+RATE_PER_S = 6.0
+OVERLOAD_RATE_PER_S = 70.0  # beyond what eight slots can serve, so that both lanes wait
+OVERLOAD_SECONDS = 6.0
+ITEMS_PER_SECOND = 12  # more than eight slots can finish, so that the backlog never runs dry
+STOP_WORD = " because"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line asks for."""
+
+    seconds: float
+    seed: int
+    json_path: str | None
+    keep: bool
+    bootstrap_servers: str | None
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """The options of the command line; exits with 2 and one line if they make no sense."""
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--seconds", type=float, default=30.0, metavar="S", help="of each of the first two phases")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the arrivals and the backlog")
+    parser.add_argument("--json", dest="json_path", metavar="FILE", help="write the figures there; - is stdout")
+    parser.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C, and say where")
+    parser.add_argument("--bootstrap-servers", metavar="HOST:PORT", help="use this Kafka instead of a local one")
+    parser.add_argument("--install-prerequisites", action="store_true", help="on Debian: Python 3.11, Java 17, Maven")
+    options = parser.parse_args(arguments)
+    if not 5 <= options.seconds <= 3600:
+        parser.error(f"--seconds must be in 5..3600, not {options.seconds}")
+    return Options(
+        seconds=options.seconds,
+        seed=options.seed,
+        json_path=options.json_path,
+        keep=options.keep,
+        bootstrap_servers=options.bootstrap_servers,
+    )
+
+
+async def demo(options: Options, view: View, started_s: float) -> dict[str, Any]:
+    """The report of one whole run. Everything it started has ended when it returns or raises."""
+    directory = Path(tempfile.mkdtemp(prefix="sidecar-demo-"))
+    async with deployed(options.bootstrap_servers, directory) as deployment:
+        ready_s = time.monotonic()
+        view.say(f"ready after {ready_s - started_s:.0f} s; logs and settings are in {directory}")
+        stage = Stage(deployment.server, ENGINE, view)
+        await phases(stage, deployment.kafka, options)
+        engine = await engine_report(deployment.triton)
+        if options.keep:
+            view.say(addresses(deployment))
+            await asyncio.Event().wait()
+        view.say("intake stops; what is in flight drains")
+        await stage.drain()
+        offline = await asyncio.to_thread(offline_report, deployment.kafka)
+    return {
+        "triton": {"version": deployment.triton.version, "backend": "python"},
+        "kafka": {"version": deployment.kafka.version, "cluster_id": deployment.kafka.cluster_id},
+        "engine": {"profile": PROFILE, **engine},
+        "phases": stage.phases(),
+        "offline": offline,
+        "seconds": {"setup": round(ready_s - started_s, 1), "run": round(time.monotonic() - ready_s, 1)},
+    }
+
+
+async def phases(stage: Stage, kafka: Kafka, options: Options) -> None:
+    """Online only; the same arrivals with an offline backlog; a short overload."""
+    plain = arrivals(rate_per_s=RATE_PER_S, seconds=options.seconds, seed=options.seed)
+    await stage.run("online_only", plain, options.seconds)
+    items = round(ITEMS_PER_SECOND * (options.seconds + OVERLOAD_SECONDS))
+    await backlog.produce(
+        kafka.bootstrap_servers, kafka.topics["requests"], PARTITIONS,
+        items=items, seed=options.seed, stop_word=STOP_WORD,
+    )  # fmt: skip
+    stage.view.say(f"offline backlog: {items} records in {PARTITIONS} partitions of {kafka.topics['requests']}")
+    await stage.until_full()
+    await stage.run("mixed", plain, options.seconds)
+    crowd = arrivals(rate_per_s=OVERLOAD_RATE_PER_S, seconds=OVERLOAD_SECONDS, seed=options.seed + 1)
+    await stage.run("overload", crowd, OVERLOAD_SECONDS)
+
+
+async def engine_report(triton: Triton) -> dict[str, Any]:
+    """How many iterations the engine ran, and which share of them took longer than its profile says."""
+    async with aiohttp.ClientSession() as session, session.get(triton.metrics_url) as answer:
+        page = await answer.text()
+    found = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.name.startswith("engine_")
+    }
+    iterations = found["engine_iterations_total"]
+    ratio = found["engine_pacing_overruns_total"] / iterations if iterations else 0.0
+    return {"iterations": int(iterations), "pacing_overrun_ratio": round(ratio, 4)}
+
+
+def offline_report(kafka: Kafka) -> dict[str, Any]:
+    """What became of every item, counted from outside by the checker."""
+    verdict = check(
+        kafka.bootstrap_servers,
+        GROUP,
+        requests=kafka.topics["requests"],
+        results=kafka.topics["results"],
+        dead_letters=kafka.topics["dlq"],
+    )
+    return {
+        "source_offsets": verdict.source_offsets,
+        "results": verdict.results,
+        "dead": verdict.dead,
+        "lost": len(verdict.lost),
+        "duplicated": len(verdict.duplicated),
+        "ended_by": {reason: verdict.ended_by[reason] for reason in ("end_id", "stop_word", "length")},
+    }
+
+
+def offline_table(offline: dict[str, Any]) -> Table:
+    """The checker's count as one row."""
+    table = Table(title="Offline, counted by an independent reader (read_committed)", title_justify="left")
+    ended_by = offline["ended_by"]
+    cells = {
+        **{
+            name.replace("_", " "): offline[name]
+            for name in ("source_offsets", "results", "dead", "lost", "duplicated")
+        },
+        **{f"ended by {name.replace('_', ' ')}": count for name, count in ended_by.items()},
+    }
+    for name in cells:
+        table.add_column(name, justify="right")
+    table.add_row(*(str(value) for value in cells.values()))
+    return table
+
+
+def addresses(deployment: Deployment) -> str:
+    """Where everything is, and one example for a caller, a producer and a reader."""
+    server, kafka = deployment.server, deployment.kafka
+    return f"""running until Ctrl-C:
+  sidecar (gRPC, for callers)  {server.listen}
+  status page and metrics      http://{server.http}/   http://{server.http}/metrics
+  Triton itself                {deployment.triton.target} (gRPC)   {deployment.triton.metrics_url}
+  Kafka                        {kafka.bootstrap_servers}
+
+a caller, with tritonclient:
+  .venv/bin/python - <<'EOF'
+  import numpy as np, tritonclient.grpc as triton
+  client = triton.InferenceServerClient("{server.listen}")
+  text = triton.InferInput("text_input", [1, 1], "BYTES")
+  text.set_data_from_numpy(np.array([[b"how far is the sea"]], dtype=object))
+  length = triton.InferInput("max_tokens", [1, 1], "INT32")
+  length.set_data_from_numpy(np.array([[32]], dtype=np.int32))
+  print(client.infer("ensemble", [text, length]).as_numpy("text_output"))
+  EOF
+
+a producer and a reader, with kcat:
+  echo '{{"id": "mine-1", "prompt": "<|offline|>how far is the sea", "max_tokens": 64}}' | \
+    kcat -P -b {kafka.bootstrap_servers} -t {kafka.topics["requests"]}
+  kcat -C -b {kafka.bootstrap_servers} -t {kafka.topics["results"]} \\
+    -X isolation.level=read_committed -f '%p %o %k %s\\n'
+"""
+
+
+async def run(options: Options, console: Console, started_s: float) -> dict[str, Any]:
+    """`demo`, ended early and cleaned up by SIGTERM as by Ctrl-C."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    with View(console) as view:
+        return await demo(options, view, started_s)
+
+
+def main() -> int:
+    """0 if nothing was lost or duplicated, 1 if it was or a part failed, 2 for wrong options, 130 after Ctrl-C."""
+    options = parse(sys.argv[1:])
+    console = Console(stderr=options.json_path == "-")
+    began = os.environ.get("DEMO_STARTED_S")  # when scripts/demo began, so that its installs count as set-up
+    started_s = time.monotonic() - (time.time() - float(began) if began else 0.0)
+    try:
+        report = asyncio.run(run(options, console, started_s))
+    except asyncio.CancelledError:
+        console.print("interrupted; everything has been stopped")
+        return 0 if options.keep else 130
+    except (SidecarError, CheckerError, OSError) as error:
+        console.print(f"demo: {error}", style="red", markup=False)
+        return 1
+    console.print(phase_table(report["phases"]), offline_table(report["offline"]))
+    write(report, options.json_path)
+    return 1 if report["offline"]["lost"] or report["offline"]["duplicated"] else 0
+
+
+def write(report: dict[str, Any], path: str | None) -> None:
+    """The report is where `--json` wants it."""
+    if path == "-":
+        print(json.dumps(report, indent=2))
+    elif path is not None:
+        Path(path).write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The demo's deployment: a broker (its own or the user's), Triton with the paced CPU engine, and the sidecar."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from aiokafka.admin import AIOKafkaAdminClient
+
+from sidecar.local.broker import ROOT, LocalKafka, create_topics
+from sidecar.local.server import Server, serving
+from sidecar.local.triton import Triton, TritonSettings, free_ports, running
+
+ENGINE = "a100"
+SLOTS = 8
+PROFILE = "8b-a100"
+PARTITIONS = 4
+GROUP = "demo"
+KINDS = {"requests": "requests", "results": "results", "dlq": "requests.dlq"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kafka:
+    """The broker that the demo uses: its own, or the user's."""
+
+    bootstrap_servers: str
+    version: str
+    cluster_id: str
+    topics: dict[str, str]  # by kind: requests, results, dlq
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """Everything that runs."""
+
+    kafka: Kafka
+    triton: Triton
+    server: Server
+
+
+@contextlib.asynccontextmanager
+async def deployed(bootstrap_servers: str | None, directory: Path) -> AsyncIterator[Deployment]:
+    """Broker, Triton and sidecar run, and are ready; all are gone after the block."""
+    async with contextlib.AsyncExitStack() as stack:
+        kafka = await stack.enter_async_context(broker(bootstrap_servers, directory))
+        triton_settings = TritonSettings(slots=SLOTS, parameters={"profile": PROFILE})
+        triton = await stack.enter_async_context(running(directory, triton_settings))
+        server = await stack.enter_async_context(serving(directory, settings(triton, kafka)))
+        yield Deployment(kafka=kafka, triton=triton, server=server)
+
+
+@contextlib.asynccontextmanager
+async def broker(bootstrap_servers: str | None, directory: Path) -> AsyncIterator[Kafka]:
+    """A local broker with the project's topics, or topics of the demo's own on the user's cluster."""
+    if bootstrap_servers is None:
+        async with LocalKafka() as local:
+            await local.create_topics(partitions=PARTITIONS)
+            yield Kafka(
+                bootstrap_servers=local.bootstrap_servers,
+                version=local.version,
+                cluster_id=local.cluster_id,
+                topics={kind: f"inference.{name}" for kind, name in KINDS.items()},
+            )
+        return
+    yield await topics_of_our_own(bootstrap_servers, directory)
+
+
+async def topics_of_our_own(bootstrap_servers: str, directory: Path) -> Kafka:
+    """New topics on the user's cluster, named after the time; they stay, so that their content can be looked at."""
+    prefix = f"demo-{int(time.time())}"
+    document = yaml.safe_load((ROOT / "kafka" / "topics.yaml").read_text())
+    document["topics"] = {name.replace("inference", prefix, 1): each for name, each in document["topics"].items()}
+    file = directory / "topics.yaml"
+    file.write_text(yaml.safe_dump(document))
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        cluster = await admin.describe_cluster()
+        await create_topics(admin, file, partitions=PARTITIONS, replicas=min(3, len(cluster["brokers"])))
+    finally:
+        await admin.close()
+    return Kafka(
+        bootstrap_servers=bootstrap_servers,
+        version="unknown: the cluster was given",
+        cluster_id=str(cluster["cluster_id"]),
+        topics={kind: f"{prefix}.{name}" for kind, name in KINDS.items()},
+    )
+
+
+def settings(triton: Triton, kafka: Kafka) -> dict[str, Any]:
+    """The settings file of the sidecar."""
+    listen, http = free_ports(2)
+    return {
+        "listen": f"127.0.0.1:{listen}",
+        "http": f"127.0.0.1:{http}",
+        "tokenizer": str(triton.tokenizer),
+        "engines": [{"name": ENGINE, "target": triton.target, "metrics_url": triton.metrics_url, "slots": SLOTS}],
+        "offline": {
+            "bootstrap_servers": kafka.bootstrap_servers,
+            "requests_topic": kafka.topics["requests"],
+            "results_topic": kafka.topics["results"],
+            "dead_letter_topic": kafka.topics["dlq"],
+            "group": GROUP,
+            "instance_id": "demo-0",
+            "first_start": "earliest",
+        },
+    }
