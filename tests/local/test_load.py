@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sidecar.local.backlog import OFFLINE_LIKE, records
+from sidecar.local.load import arrivals
+
+
+def test_the_same_seed_gives_the_same_arrivals_and_another_seed_others() -> None:
+    first = arrivals(rate_per_s=6.0, seconds=30.0, seed=7)
+
+    assert first == arrivals(rate_per_s=6.0, seconds=30.0, seed=7)
+    assert first != arrivals(rate_per_s=6.0, seconds=30.0, seed=8)
+
+
+def test_arrivals_are_in_order_inside_the_phase_and_near_their_rate() -> None:
+    due_s = [each.due_s for each in arrivals(rate_per_s=50.0, seconds=100.0, seed=1)]
+
+    assert due_s == sorted(due_s)
+    assert 0 < due_s[0] < due_s[-1] < 100
+    assert len(due_s) == pytest.approx(5000, rel=0.1)
+
+
+def test_a_third_of_the_items_declare_a_stop_word_and_some_records_are_bad() -> None:
+    values = [value for _, value in records(items=600, seed=1, stop_word=" so")]
+    bad = [value for number, value in enumerate(values) if number % 100 == 99]
+    good = [json.loads(value) for number, value in enumerate(values) if number % 100 != 99]
+    bodies = [line.get("body", line) for line in good]
+
+    assert len(bad) == 6
+    assert sum("stop" in body for body in bodies) == pytest.approx(200, abs=5)
+    assert all(body["prompt"].startswith(OFFLINE_LIKE) and body["max_tokens"] == 1024 for body in bodies)
