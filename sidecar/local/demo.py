@@ -24,6 +24,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
+from tritonclient.grpc import aio as triton_client
 
 from sidecar.core.errors import SidecarError
 from sidecar.local import backlog
@@ -33,7 +34,7 @@ from sidecar.local.live import View
 from sidecar.local.load import arrivals
 from sidecar.local.report import phase_table
 from sidecar.local.stage import Stage
-from sidecar.local.triton import Triton
+from sidecar.local.triton import ENGINE_MODEL, Triton
 
 RATE_PER_S = 6.0
 OVERLOAD_RATE_PER_S = 70.0  # beyond what eight slots can serve, so that both lanes wait
@@ -82,7 +83,7 @@ async def demo(options: Options, view: View, started_s: float) -> dict[str, Any]
         view.say(f"ready after {ready_s - started_s:.0f} s; logs and settings are in {directory}")
         stage = Stage(deployment.server, ENGINE, view)
         await phases(stage, deployment.kafka, options)
-        engine = await engine_report(deployment.triton)
+        triton_report, engine = await server_report(deployment.triton), await engine_report(deployment.triton)
         if options.keep:
             view.say(addresses(deployment))
             await asyncio.Event().wait()
@@ -90,7 +91,7 @@ async def demo(options: Options, view: View, started_s: float) -> dict[str, Any]
         await stage.drain()
         offline = await asyncio.to_thread(offline_report, deployment.kafka)
     return {
-        "triton": {"version": deployment.triton.version, "backend": "python"},
+        "triton": triton_report,
         "kafka": {"version": deployment.kafka.version, "cluster_id": deployment.kafka.cluster_id},
         "engine": {"profile": PROFILE, **engine},
         "phases": stage.phases(),
@@ -115,6 +116,14 @@ async def phases(stage: Stage, kafka: Kafka, options: Options) -> None:
     await stage.run("overload", crowd, OVERLOAD_SECONDS)
 
 
+async def server_report(triton: Triton) -> dict[str, Any]:
+    """Which Triton ran, and which of its backends the engine model uses, in its own words."""
+    async with triton_client.InferenceServerClient(triton.target) as client:
+        metadata = await client.get_server_metadata()
+        model = await client.get_model_config(ENGINE_MODEL)
+    return {"version": metadata.version, "backend": model.config.backend}
+
+
 async def engine_report(triton: Triton) -> dict[str, Any]:
     """How many iterations the engine ran, and which share of them took longer than its profile says."""
     async with aiohttp.ClientSession() as session, session.get(triton.metrics_url) as answer:
@@ -123,10 +132,10 @@ async def engine_report(triton: Triton) -> dict[str, Any]:
         sample.name: sample.value
         for family in text_string_to_metric_families(page)
         for sample in family.samples
-        if sample.name.startswith("engine_")
+        if sample.name.startswith("backfill_engine_")
     }
-    iterations = found["engine_iterations_total"]
-    ratio = found["engine_pacing_overruns_total"] / iterations if iterations else 0.0
+    iterations = found["backfill_engine_iterations_total"]
+    ratio = found["backfill_engine_pacing_overruns_total"] / iterations if iterations else 0.0
     return {"iterations": int(iterations), "pacing_overrun_ratio": round(ratio, 4)}
 
 
