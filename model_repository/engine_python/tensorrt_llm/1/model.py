@@ -85,14 +85,20 @@ class TritonPythonModel:
         elapsed_s = 0.0
         while not self._closing.wait(self._check_period_s):
             with self._lock:
-                live, stopping, self._stopping = list(self._live.values()), self._stopping, set()
-            for id_, sender, stop in live:
-                if id_ in stopping or sender.is_cancelled():
-                    stop()
+                numbers, stopping, self._stopping = list(self._live), self._stopping, set()
+            for number in numbers:
+                self._stop_if_asked(number, stopping)
             elapsed_s += self._check_period_s
             if elapsed_s >= self._stats_period_s:
                 elapsed_s = 0.0
                 self._metrics.update(self._engine)
+
+    def _stop_if_asked(self, number, stopping):
+        with self._lock:  # a sender asked after its final response crashes the server: it is freed by then
+            if number in self._live:
+                request_id, sender, stop = self._live[number]
+                if request_id in stopping or sender.is_cancelled():
+                    stop()
 
 
 def response_of(call, piece):
