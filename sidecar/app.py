@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from sidecar import __version__
+from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.config import ServeSettings
@@ -16,6 +17,8 @@ from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.http import Status, serve_http, watch_loop_lag
 from sidecar.edge.metrics import Metrics
+from sidecar.edge.offline import OfflineLane
+from sidecar.edge.offline_metrics import OfflineMetrics
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import Passthrough
 from sidecar.edge.probes import Prober
@@ -47,6 +50,7 @@ async def serve(settings: ServeSettings, *, instance: str, config_hash: str) -> 
         online = Online(driver, scheduled_models(settings, tokens), passthrough)
         server, _ = build_server(settings.listen, online, passthrough, metrics)
         status = Status(driver.scheduler.snapshot, metrics, __version__)
+        offline = _offline_lane(settings, driver, tokens, metrics, status)
         runner = await serve_http(settings.http, status, metrics)
         stack.push_async_callback(runner.cleanup)
         async with asyncio.TaskGroup() as tasks:
@@ -56,9 +60,13 @@ async def serve(settings: ServeSettings, *, instance: str, config_hash: str) -> 
                 tasks.create_task(watch_loop_lag(metrics), name="loop lag"),
                 *_probe(settings, driver, clients, passthrough, tasks),
             ]
+            reading = None if offline is None else tasks.create_task(_read_items(offline), name="offline lane")
             await server.start()
             logger.info("serving on %s; metrics, health and status on http://%s", settings.listen, settings.http)
             await closing.wait()
+            driver.close()
+            if offline is not None and reading is not None and not reading.done():
+                await offline.drain(settings.offline_drain_timeout_s)
             await _drain(driver, obeying, settings.drain_timeout_s)
             await server.stop(LAST_ANSWERS_S)
             for task in watching:
@@ -71,6 +79,29 @@ def scheduled_models(settings: ServeSettings, tokens: Tokens | None) -> list[Sch
     names = {(each.model, each.model) for each in settings.engines}
     names |= {(each.text_model, each.model) for each in settings.engines if each.text_model}
     return [ScheduledModel(name=name, engine_model=model, tokens=tokens) for name, model in sorted(names)]
+
+
+def _offline_lane(
+    settings: ServeSettings, driver: Driver, tokens: Tokens | None, metrics: Metrics, status: Status
+) -> OfflineLane | None:
+    """The lane that reads from Kafka, not running yet; None if the settings name no Kafka."""
+    if settings.kafka is None or tokens is None:
+        return None
+    figures = OfflineMetrics(metrics.registry, settings.kafka.requests_topic)
+    tokens_max = {each.model: each.tokens_max for each in settings.engines}
+    lane = figures.lane = OfflineLane(settings.kafka, driver, tokens, tokens_max, on_durable=figures.durable)
+    driver.intake_listeners.append(lambda model, more: (lane.resume if more else lane.pause)(model))
+    status.parts["offline"] = figures.document
+    return lane
+
+
+async def _read_items(lane: OfflineLane) -> None:
+    """Run the lane. Where an operator has to act it stops and says so; online goes on."""
+    try:
+        await lane.run()
+    except SidecarError as error:
+        lane.state = f"stopped: {error}"
+        logger.error("the offline lane has stopped: %s", error)
 
 
 def _probe(
@@ -94,7 +125,6 @@ def _probe(
 
 async def _drain(driver: Driver, obeying: asyncio.Task[None], timeout_s: float) -> None:
     """Nothing runs any more: it ended by itself, or was broken off after the timeout."""
-    driver.close()
     done, _ = await asyncio.wait({obeying}, timeout=timeout_s)
     if not done:
         logger.warning("%d dispatches still run after %g s; breaking off", driver.in_flight, timeout_s)

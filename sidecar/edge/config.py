@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sidecar.core.errors import SettingsError
 from sidecar.core.settings import FORBID_UNKNOWN, EngineSettings, SchedulerSettings, require
+from sidecar.edge.kafka_settings import OfflineSettings
 
 OVERRIDE_PREFIX = "SIDECAR__"
 
@@ -60,16 +61,22 @@ class ServeSettings:
     http: str = "127.0.0.1:8102"  # host:port for metrics, health and status; loopback, because it asks for no password
     tokenizer: Path | None = None  # tokenizer.json of the model; needed for offline items, and to count texts exactly
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+    kafka: OfflineSettings | None = None  # None = no offline lane but for callers who ask for it
     tracing: TracingSettings = field(default_factory=TracingSettings)
     stop_timeout_s: float = 2.0  # the engine confirms a stop within its check period (0.1 s) and two iterations
-    drain_timeout_s: float = 30.0  # after SIGTERM; what runs longer is broken off (Kubernetes kills after 30 s)
+    drain_timeout_s: float = 20.0  # online, after SIGTERM; what runs longer is broken off (Kubernetes kills after 30 s)
+    offline_drain_timeout_s: float = 5.0  # of that; an item that runs longer is left to the partition's next owner
 
     def __post_init__(self) -> None:
         require(bool(self.engines), "engines: at least one is needed")
         names = [engine.name for engine in self.engines]
         require(len(set(names)) == len(names), f"engines: each needs a name of its own: {names}")
         require(self.stop_timeout_s > 0, f"stop_timeout_s must be > 0, not {self.stop_timeout_s}")
-        require(self.drain_timeout_s >= 0, f"drain_timeout_s must be >= 0, not {self.drain_timeout_s}")
+        require(
+            0 <= self.offline_drain_timeout_s <= self.drain_timeout_s,
+            f"offline_drain_timeout_s must be in 0..{self.drain_timeout_s}, not {self.offline_drain_timeout_s}",
+        )
+        require(self.kafka is None or self.tokenizer is not None, "kafka: offline items need a tokenizer")
         for name in ("listen", "http"):
             host, _, port = getattr(self, name).rpartition(":")
             require(bool(host) and port.isdigit(), f"{name} must be host:port, not '{getattr(self, name)}'")

@@ -95,7 +95,7 @@ class Driver:
         stop_timeout_s: float = 2.0,
         listeners: Sequence[Listener] = (),
     ) -> None:
-        """`instance` sets the ids of this process apart from those of others on the same engine."""
+        """`instance` sets the request ids of this process apart from those of others on the same engine."""
         self.scheduler = scheduler
         self._engines = engines
         self._instance = instance
@@ -128,8 +128,8 @@ class Driver:
         return sum(alive.running is not None for alive in self._alive.values())
 
     def mint(self, prefix: str) -> str:
-        """An id that no work alive has, on any sidecar of these engines."""
-        return f"{self._instance}{prefix}{next(self._ids)}"
+        """An id that no other work of this driver has."""
+        return f"{prefix}{next(self._ids)}"
 
     def arrive(self, work: Work, call: Call) -> None:
         """`work` waits, runs, or has been refused by the time this returns. Its `call` hears what becomes of it."""
@@ -242,7 +242,7 @@ class Driver:
         line.resumed += alive.generated_tokens > 0
         line.queue_wait_s += action.queue_wait_s
         line.engine, line.kind = action.engine, action.kind
-        request_id = f"{action.work_id}.{line.grants}"
+        request_id = f"{self._instance}{action.work_id}.{line.grants}"
         stream = self._engines[action.engine].open(alive.call.metadata)
         alive.running = _Dispatched(action, request_id, stream)
         self._spawn(self._relay(alive, alive.running), f"dispatch {request_id}")

@@ -538,6 +538,8 @@ def _raise_if_final(error: WorkRejectedError) -> None:
             raise DeadItemError(DeadReason.TOO_LONG, str(error)) from error
         case "expired":
             raise DeadItemError(DeadReason.EXPIRED, str(error)) from error
+        case "closing":
+            raise asyncio.CancelledError(str(error))  # whoever owns the partition next runs it
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sysconfig
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from sidecar.core.errors import SidecarError
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.errors import EngineError, StreamBrokenError
 from sidecar.edge.tokens import Tokens
+from sidecar.local.broker import free_ports as free_ports
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENGINE_MODEL = "tensorrt_llm"
@@ -245,15 +245,6 @@ def remove_shared_memory(prefix: str) -> None:
     """No region of ours is left in /dev/shm; a killed server leaves some behind."""
     for left in Path("/dev/shm").glob(f"{prefix}*"):
         left.unlink(missing_ok=True)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def _pytriton(environment: Path) -> Path:
