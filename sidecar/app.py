@@ -85,11 +85,11 @@ def _offline_lane(
     settings: ServeSettings, driver: Driver, tokens: Tokens | None, metrics: Metrics, status: Status
 ) -> OfflineLane | None:
     """The lane that reads from Kafka, not running yet; None if the settings name no Kafka."""
-    if settings.kafka is None or tokens is None:
+    if settings.offline is None or tokens is None:
         return None
-    figures = OfflineMetrics(metrics.registry, settings.kafka.requests_topic)
+    figures = OfflineMetrics(metrics.registry, settings.offline.requests_topic)
     tokens_max = {each.model: each.tokens_max for each in settings.engines}
-    lane = figures.lane = OfflineLane(settings.kafka, driver, tokens, tokens_max, on_durable=figures.durable)
+    lane = figures.lane = OfflineLane(settings.offline, driver, tokens, tokens_max, on_durable=figures.durable)
     driver.intake_listeners.append(lambda model, more: (lane.resume if more else lane.pause)(model))
     status.parts["offline"] = figures.document
     return lane

@@ -61,7 +61,7 @@ class ServeSettings:
     http: str = "127.0.0.1:8102"  # host:port for metrics, health and status; loopback, because it asks for no password
     tokenizer: Path | None = None  # tokenizer.json of the model; needed for offline items, and to count texts exactly
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
-    kafka: OfflineSettings | None = None  # None = no offline lane but for callers who ask for it
+    offline: OfflineSettings | None = None  # None = no offline lane but for callers who ask for it
     tracing: TracingSettings = field(default_factory=TracingSettings)
     stop_timeout_s: float = 2.0  # the engine confirms a stop within its check period (0.1 s) and two iterations
     drain_timeout_s: float = 20.0  # online, after SIGTERM; what runs longer is broken off (Kubernetes kills after 30 s)
@@ -76,7 +76,7 @@ class ServeSettings:
             0 <= self.offline_drain_timeout_s <= self.drain_timeout_s,
             f"offline_drain_timeout_s must be in 0..{self.drain_timeout_s}, not {self.offline_drain_timeout_s}",
         )
-        require(self.kafka is None or self.tokenizer is not None, "kafka: offline items need a tokenizer")
+        require(self.offline is None or self.tokenizer is not None, "offline: items need a tokenizer")
         for name in ("listen", "http"):
             host, _, port = getattr(self, name).rpartition(":")
             require(bool(host) and port.isdigit(), f"{name} must be host:port, not '{getattr(self, name)}'")
