@@ -65,8 +65,8 @@ class _Node:
     """One JVM: where it listens, where it keeps its data, and the process if it runs."""
 
     id: int
-    port: int
-    controller_port: int
+    ports: dict[str, int]  # by the listener's name
+    advertised: dict[str, int]  # what clients of a listener are told, if not its own port
     directory: Path
     process: asyncio.subprocess.Process | None = None
 
@@ -82,6 +82,7 @@ class LocalKafka:
         self,
         *,
         brokers: int = 1,
+        listeners: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
         format_arguments: Sequence[str] = (),
         jars: Path = JARS,
@@ -89,10 +90,16 @@ class LocalKafka:
         self.version = kafka_version(jars)
         self.cluster_id = _cluster_id()
         self.directory = Path(tempfile.mkdtemp(prefix="kafka-"))
-        ports = free_ports(2 * brokers)
+        self._protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT", **(listeners or {})}
+        ports = iter(free_ports(brokers * len(self._protocols)))
         self._nodes = [
-            _Node(id=i + 1, port=ports[2 * i], controller_port=ports[2 * i + 1], directory=self.directory / str(i + 1))
-            for i in range(brokers)
+            _Node(
+                id=number,
+                ports={name: next(ports) for name in self._protocols},
+                advertised={},
+                directory=self.directory / str(number),
+            )
+            for number in range(1, brokers + 1)
         ]
         self._properties = dict(properties or {})
         self._format_arguments = list(format_arguments)
@@ -104,14 +111,17 @@ class LocalKafka:
         return len(self._nodes)
 
     @property
-    def ports(self) -> list[int]:
-        """The client port of each node."""
-        return [node.port for node in self._nodes]
-
-    @property
     def bootstrap_servers(self) -> str:
         """All nodes, for any client's setting of that name."""
-        return ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        return ",".join(f"127.0.0.1:{self.port(index)}" for index in range(self.brokers))
+
+    def port(self, index: int = 0, listener: str = "PLAINTEXT") -> int:
+        """Where this node listens."""
+        return self._nodes[index].ports[listener]
+
+    def advertise(self, index: int, listener: str, port: int) -> None:
+        """Clients of this listener will be told to use `port`: a proxy's. Before the context is entered."""
+        self._nodes[index].advertised[listener] = port
 
     async def __aenter__(self) -> Self:
         try:
@@ -177,7 +187,7 @@ class LocalKafka:
 
     async def _answer(self) -> bool:
         running = [node for node in self._nodes if node.process is not None]
-        answers = await asyncio.gather(*(_registered(node.port) for node in running))
+        answers = await asyncio.gather(*(_registered(node.ports["PLAINTEXT"]) for node in running))
         return all(registered >= len(running) for registered in answers)
 
     async def _format(self, node: _Node) -> None:
@@ -196,12 +206,14 @@ class LocalKafka:
             raise BrokerError(f"formatting the broker's storage failed: {output.decode(errors='replace').strip()}")
 
     def _config(self, node: _Node) -> str:
+        clients = {name: port for name, port in node.ports.items() if name != "CONTROLLER"}
         filled = Template((ROOT / "kafka" / "server.properties").read_text()).substitute(
             node_id=node.id,
-            port=node.port,
-            controller_port=node.controller_port,
+            listeners=_listeners(node.ports),
+            advertised=_listeners(clients | node.advertised),
+            protocols=",".join(f"{name}:{protocol}" for name, protocol in self._protocols.items()),
             directory=node.directory,
-            voters=",".join(f"{each.id}@127.0.0.1:{each.controller_port}" for each in self._nodes),
+            voters=",".join(f"{each.id}@127.0.0.1:{each.ports['CONTROLLER']}" for each in self._nodes),
             replicas=self.brokers,
             min_insync=max(1, self.brokers - 1),
         )
@@ -227,6 +239,10 @@ class LocalKafka:
     async def _end(self) -> None:
         await asyncio.gather(*(self.stop(index) for index in range(self.brokers)))
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _listeners(ports: Mapping[str, int]) -> str:
+    return ",".join(f"{name}://127.0.0.1:{port}" for name, port in ports.items())
 
 
 async def _registered(port: int) -> int:

@@ -9,6 +9,7 @@ confluent-kafka 2.16.1 over-reads them); above it, an offset may have one or non
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -101,9 +102,12 @@ def _read(bootstrap_servers: str, topic: str) -> Iterator[Message]:
     with _consumer(bootstrap_servers) as consumer:
         left = set(_partitions(consumer, topic))
         consumer.assign([TopicPartition(topic, part, OFFSET_BEGINNING) for part in left])
+        deadline_s = time.monotonic() + TIMEOUT_S
         while left:
-            messages = consumer.consume(1000, timeout=TIMEOUT_S)
-            if not messages:
+            messages = consumer.consume(1000, timeout=0.5)  # it waits for all 1000, or for as long as it may
+            if messages:
+                deadline_s = time.monotonic() + TIMEOUT_S
+            elif time.monotonic() > deadline_s:
                 raise CheckerError(
                     f"{topic}: nothing came for {TIMEOUT_S:.0f} s, partitions {sorted(left)} are not read"
                 )

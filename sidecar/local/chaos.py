@@ -1,0 +1,348 @@
+"""Kills, stops and delays everything around the offline lane, from a seed, and counts what was lost or written twice.
+
+Real Apache Kafka, sidecar processes with a fast engine, and the checker that shares no code with them. `--break` runs a
+scratch copy of the sidecar with one protection patched away (tests/mutants): then something must be lost or duplicated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+
+from sidecar.local.broker import ROOT, LocalKafka
+from sidecar.local.checker import Verdict, check, is_finished
+from sidecar.local.endtxn_proxy import EndTxnProxy
+
+GROUP = "chaos"
+PARTITIONS = 4
+ITEMS_PER_S = 120
+SESSION_TIMEOUT_S = 3.0  # the least with which heartbeats every second still have two tries
+SIGSTOP_S = 5.5  # longer than the session: the others take over, and then the sleeper wakes
+SETTLE_S = 120.0  # after the last fault, for everything to be done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to do. `broken` names a patch under tests/mutants, without its ending."""
+
+    faults: int
+    seed: int
+    brokers: int = 1
+    sidecars: int = 2
+    broken: str | None = None
+    keep_logs: Path | None = None
+    verbose: bool = False
+
+
+@dataclass(slots=True)
+class Sidecar:
+    """One process of the lane, restarted under the same instance id; counters of all its lives."""
+
+    name: str
+    directory: Path
+    settings: dict[str, Any]
+    seed: int
+    process: asyncio.subprocess.Process | None = None
+    reader: asyncio.Task[None] | None = None
+    lives: list[dict[str, int]] = field(default_factory=list)
+
+    async def start(self) -> None:
+        """The process runs; it joins the group on its own time."""
+        log = os.open(self.directory / f"{self.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "sidecar.local.chaos_worker", json.dumps(self.settings)),
+                *("--seed", str(self.seed + len(self.lives))),
+                cwd=self.directory,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        finally:
+            os.close(log)
+        self.lives.append({})
+        self.reader = asyncio.create_task(self._read(self.lives[-1]), name=f"read {self.name}")
+
+    async def end(self, how: signal.Signals, timeout_s: float = 30.0) -> None:
+        """The process has ended: by this signal, or by SIGKILL after the timeout."""
+        if self.process is None or self.process.returncode is not None:
+            return
+        self.process.send_signal(how)
+        try:
+            await asyncio.wait_for(self.process.wait(), timeout_s)
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+        if self.reader is not None:
+            await self.reader
+
+    def signal(self, which: signal.Signals) -> None:
+        """Sent, if the process lives."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.send_signal(which)
+
+    def count(self, name: str) -> int:
+        """The sum of this counter over all lives, as last reported by each."""
+        return sum(life.get(name, 0) for life in self.lives)
+
+    async def _read(self, counters: dict[str, int]) -> None:
+        if self.process is None or self.process.stdout is None:
+            return
+        async for line in self.process.stdout:
+            counters.update(json.loads(line))
+
+
+class Chaos:
+    """One run: a cluster, its proxies, the sidecars, and a steady stream of items."""
+
+    def __init__(self, options: Options, directory: Path) -> None:
+        self._options = options
+        self._directory = directory
+        self._random = random.Random(options.seed)
+        self._kafka = LocalKafka(brokers=options.brokers, listeners={"PROXIED": "PLAINTEXT"})
+        self._proxies = [EndTxnProxy(self._kafka.port(index, "PROXIED")) for index in range(options.brokers)]
+        self._sidecars: list[Sidecar] = []
+        self._gone: list[Sidecar] = []
+        self._producing = True
+        self._faults: Counter[str] = Counter()
+        self._kinds: dict[str, Callable[[], Awaitable[None]]] = {
+            "kill9": self._kill9,
+            "sigstop": self._sigstop,
+            "broker_term": lambda: self._restart_broker(signal.SIGTERM),
+            "broker_kill9": lambda: self._restart_broker(signal.SIGKILL),
+            "rebalance": self._rebalance,
+            "late_endtxn": self._late_endtxn,
+        }
+
+    async def run(self) -> dict[str, Any]:
+        """The figures of the run; everything it started has ended."""
+        self._begun_s = time.monotonic()
+        for index, proxy in enumerate(self._proxies):
+            await proxy.start()
+            self._kafka.advertise(index, "PROXIED", proxy.port)
+        try:
+            async with self._kafka:
+                await self._kafka.create_topics(PARTITIONS)
+                await self._break_things()
+                verdict = await asyncio.to_thread(check, self._kafka.bootstrap_servers, GROUP)
+        finally:
+            for each in self._sidecars:
+                await each.end(signal.SIGKILL)
+            for proxy in self._proxies:
+                proxy.close()
+        return self._figures(verdict, time.monotonic() - self._begun_s)
+
+    async def _break_things(self) -> None:
+        producing = asyncio.create_task(self._produce(), name="produce")
+        self._sidecars = [self._sidecar(f"sidecar-{number}") for number in range(self._options.sidecars)]
+        await asyncio.gather(*(each.start() for each in self._sidecars))
+        await self._until(lambda: all(each.count("executions") > 0 for each in self._sidecars), 30.0)
+        for kind in self._schedule():
+            self._say(f"fault: {kind}")
+            await self._kinds[kind]()
+            self._faults[kind] += 1
+            await asyncio.sleep(self._random.uniform(0.2, 1.0))
+        self._producing = False
+        await producing
+        self._say("no more items; waiting until all are done")
+        await self._settle()
+        self._say("draining")
+        await asyncio.gather(*(each.end(signal.SIGTERM) for each in self._sidecars))
+
+    def _schedule(self) -> list[str]:
+        """Every kind at least once, as far as the number of faults allows; the rest drawn."""
+        kinds = list(self._kinds)
+        self._random.shuffle(kinds)
+        drawn = [self._random.choice(kinds) for _ in range(self._options.faults - len(kinds))]
+        schedule = kinds[: self._options.faults] + drawn
+        self._random.shuffle(schedule)
+        return schedule
+
+    # -- faults
+
+    async def _kill9(self) -> None:
+        victim = self._random.choice(self._sidecars)
+        await victim.end(signal.SIGKILL)
+        await asyncio.sleep(self._random.choice([0.0, SESSION_TIMEOUT_S + 1]))  # within the session, or after it
+        await victim.start()
+
+    async def _sigstop(self) -> None:
+        victim = self._random.choice(self._sidecars)
+        victim.signal(signal.SIGSTOP)
+        await asyncio.sleep(SIGSTOP_S)
+        victim.signal(signal.SIGCONT)
+
+    async def _restart_broker(self, how: signal.Signals) -> None:
+        index = self._random.randrange(self._kafka.brokers)
+        await self._kafka.stop(index, how)
+        await asyncio.sleep(self._random.uniform(0.0, 1.0))
+        await self._kafka.start(index)
+        await self._kafka.wait_ready()
+
+    async def _rebalance(self) -> None:
+        """A third sidecar comes, works, and goes; without an instance id it leaves the group at once."""
+        guest = self._sidecar("guest", instance_id=self._random.choice(["", "guest"]))
+        self._sidecars.append(guest)
+        await guest.start()
+        await self._until(lambda: guest.count("executions") > 0, 15.0)
+        await asyncio.sleep(self._random.uniform(0.0, 1.0))
+        await guest.end(self._random.choice([signal.SIGTERM, signal.SIGKILL]))
+        self._sidecars.remove(guest)
+        self._gone.append(guest)
+
+    async def _late_endtxn(self) -> None:
+        released = sum(proxy.released for proxy in self._proxies)
+        for proxy in self._proxies:
+            proxy.arm()
+        await self._until(lambda: sum(proxy.released for proxy in self._proxies) > released, 15.0)
+
+    # -- around them
+
+    async def _produce(self) -> None:
+        """Items until told to stop; one that may have been sent twice is two items, so nothing is retried here."""
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self._kafka.bootstrap_servers, enable_idempotence=True, request_timeout_ms=60_000
+        )
+        await producer.start()
+        number = 0
+        try:
+            while self._producing:
+                value = json.dumps({"id": f"item-{number}", "prompt": f"item {number}", "max_tokens": 8}).encode()
+                await producer.send("inference.requests", value, key=value[:12], partition=number % PARTITIONS)
+                number += 1
+                await asyncio.sleep(1 / ITEMS_PER_S)
+        finally:
+            await producer.stop()
+
+    async def _settle(self) -> None:
+        """Everything below the ends is done, or the time is over (then the figures say what is missing)."""
+        deadline_s = time.monotonic() + SETTLE_S
+        while time.monotonic() < deadline_s:
+            if await asyncio.to_thread(is_finished, self._kafka.bootstrap_servers, GROUP):
+                return
+            await asyncio.sleep(0.5)
+
+    async def _until(self, reached: Callable[[], bool], timeout_s: float) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while not reached() and time.monotonic() < deadline_s:  # noqa: ASYNC110 - a counter of another process
+            await asyncio.sleep(0.1)
+
+    def _sidecar(self, name: str, instance_id: str | None = None) -> Sidecar:
+        settings = {
+            "bootstrap_servers": ",".join(f"127.0.0.1:{proxy.port}" for proxy in self._proxies),
+            "group": GROUP,
+            "instance_id": name if instance_id is None else instance_id,
+            "first_start": "earliest",
+            "model_default": "fast",
+            "pending_max": 200,
+            "tick_s": 0.1,
+            "session_timeout_s": SESSION_TIMEOUT_S,
+            "heartbeat_s": 0.5,
+            "rebalance_timeout_s": 10.0,
+            "request_timeout_s": 3.0,
+            "transaction_timeout_s": 10.0,
+            "revoke_commit_s": 2.0,
+            "stuck_after_s": 20.0,
+            "poison_restarts": 1000,  # here processes are killed for no fault of any item
+        }
+        return Sidecar(name, self._directory, settings, self._random.randrange(1 << 30))
+
+    def _figures(self, verdict: Verdict, seconds: float) -> dict[str, Any]:
+        everyone = [*self._sidecars, *self._gone]
+        return {
+            "faults": {kind: self._faults[kind] for kind in self._kinds},
+            "items": verdict.source_offsets + verdict.above_watermark,
+            "unfinished": verdict.above_watermark,
+            "results": verdict.results,
+            "dead": verdict.dead,
+            "lost": len(verdict.lost),
+            "duplicated": len(verdict.duplicated),
+            **{name: sum(each.count(name) for each in everyone) for name in ("executions", "fenced", "reopens")},
+            "seconds": round(seconds, 1),
+            "seed": self._options.seed,
+            "brokers": self._options.brokers,
+            "broken": self._options.broken,
+            "kafka_version": self._kafka.version,
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+
+    def _say(self, text: str) -> None:
+        if self._options.verbose:
+            done = sum(each.count("done") for each in [*self._sidecars, *self._gone])
+            print(f"chaos: {time.monotonic() - self._begun_s:6.1f} s, {done} done: {text}", file=sys.stderr, flush=True)
+
+
+def scratch_copy(directory: Path, broken: str | None) -> None:
+    """`directory` holds the sidecar, this patch applied. Raises CalledProcessError if it does not fit."""
+    shutil.copytree(ROOT / "sidecar", directory / "sidecar", ignore=shutil.ignore_patterns("__pycache__"))
+    if broken is not None:
+        patch = ROOT / "tests" / "mutants" / f"chaos-{broken}.patch"
+        with patch.open("rb") as lines:
+            subprocess.run(["patch", "-p1", "--quiet", "-d", str(directory)], stdin=lines, check=True)
+
+
+async def run(options: Options) -> dict[str, Any]:
+    """The figures of one run; its scratch copy and all processes are gone."""
+    directory = Path(tempfile.mkdtemp(prefix="chaos-"))
+    try:
+        scratch_copy(directory, options.broken)
+        return await Chaos(options, directory).run()
+    finally:
+        if options.keep_logs is not None:
+            shutil.copytree(directory, options.keep_logs, ignore=shutil.ignore_patterns("sidecar"), dirs_exist_ok=True)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def main() -> int:
+    """The command line; 0 if nothing was lost or duplicated (with --break: if something was)."""
+    parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
+    parser.add_argument("--faults", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--brokers", type=int, choices=(1, 3), default=1)
+    parser.add_argument("--sidecars", type=int, default=2)
+    parser.add_argument("--break", dest="broken", choices=("taint", "fence", "metadata", "futures"))
+    parser.add_argument("--keep-logs", type=Path, help="copy the sidecars' logs there")
+    parser.add_argument("--json", metavar="FILE", help="the figures; - is standard output")
+    arguments = parser.parse_args()
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it reports each retry of ours while a broker is down
+    options = Options(
+        faults=arguments.faults,
+        seed=arguments.seed,
+        brokers=arguments.brokers,
+        sidecars=arguments.sidecars,
+        broken=arguments.broken,
+        keep_logs=arguments.keep_logs,
+        verbose=True,
+    )
+    figures = asyncio.run(run(options))
+    text = json.dumps(figures, indent=2)
+    if arguments.json and arguments.json != "-":
+        Path(arguments.json).write_text(text + "\n")
+    else:
+        print(text)
+    harmed = figures["lost"] + figures["duplicated"] + figures["unfinished"] > 0
+    if options.broken:
+        return 0 if figures["lost"] + figures["duplicated"] > 0 else 1
+    return 1 if harmed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

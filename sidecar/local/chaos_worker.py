@@ -1,0 +1,100 @@
+"""One sidecar of the chaos harness: the offline lane as it ships, before an engine that is only fast.
+
+Prints one JSON line of counters twice a second, and drains on SIGTERM. Everything else is done to it from outside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import random
+import signal
+import time
+from collections.abc import Sequence
+
+from pydantic import TypeAdapter
+
+from sidecar.core.work import EndReason, Work
+from sidecar.edge.calls import Generated, TokenCall
+from sidecar.edge.kafka_settings import OfflineSettings
+from sidecar.edge.offline import OfflineLane
+from sidecar.edge.tokens import Tokens
+
+SLOW_SHARE = 0.01  # of the items take far longer than the rest, so that there are always holes
+SLOW_S = 3.0
+REPORT_S = 0.5
+
+
+class FastEngine:
+    """Gives a few ids after some milliseconds."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    async def generate(self, _work: Work, call: TokenCall) -> Generated:
+        """The prompt back. Cancelling it cancels it."""
+        begun_s = time.monotonic()
+        slow = self._random.random() < SLOW_SHARE
+        await asyncio.sleep(SLOW_S if slow else self._random.uniform(0.005, 0.1))
+        return Generated(
+            output_ids=call.prompt_ids[: call.output_tokens_max],
+            reason=EndReason.LENGTH,
+            engine="fast",
+            grants=1,
+            resumed=0,
+            attempts=1,
+            queue_wait_s=0.0,
+            first_token_s=begun_s,
+            finished_s=time.monotonic(),
+        )
+
+
+class LetterTokens(Tokens):
+    """One id per character: a real tokenizer is not what is tested here."""
+
+    def __init__(self) -> None:
+        self.end_id = 0
+        self.end_of_prompt_id = 1
+
+    def encode_prompt(self, text: str) -> tuple[int, ...]:
+        return tuple(map(ord, text))
+
+    def encode_words(self, text: str) -> tuple[int, ...]:
+        return tuple(map(ord, text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+async def _report(lane: OfflineLane) -> None:
+    while True:
+        stats = lane.stats
+        line = {"executions": stats.executions, "fenced": stats.fenced, "reopens": stats.reopens}
+        print(json.dumps(line | {"state": lane.state, "done": sum(stats.items.values())}), flush=True)
+        await asyncio.sleep(REPORT_S)
+
+
+async def _main(settings: OfflineSettings, seed: int) -> None:
+    lane = OfflineLane(settings, FastEngine(seed), LetterTokens(), {"fast": 1 << 20}, seed=seed)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(lane.run(), name="lane")
+        report = tasks.create_task(_report(lane), name="report")
+        stopping = tasks.create_task(stop.wait(), name="stop")
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            await lane.drain(2 * SLOW_S)
+        report.cancel()
+        stopping.cancel()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("settings", help="OfflineSettings as JSON")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    asyncio.run(_main(TypeAdapter(OfflineSettings).validate_json(arguments.settings), arguments.seed))
