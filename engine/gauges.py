@@ -8,8 +8,9 @@ Two counters are ours: iterations, and iterations that took longer than the pace
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.batcher import Batcher, Row, Step
 
@@ -70,3 +71,43 @@ class Gauges:
 
     def ended(self, row: Row) -> None:
         self.lengths.append((len(row.request.prompt_ids), len(row.output_ids)))
+
+
+class Export:
+    """The gauges as custom metrics of the server. `family` is Triton's MetricFamily."""
+
+    def __init__(self, family: Any, labels: Mapping[str, str]) -> None:
+        self._families: list[Any] = []  # a metric lives as long as its family
+        self._iterations = -1
+        self._gauges: dict[tuple[str, str], Any] = {}
+        for name, (label, values) in GAUGES.items():
+            gauge = self._family(family, name, family.GAUGE, f"TensorRT-LLM {name}")
+            for value in values:
+                self._gauges[name, value] = gauge.Metric(labels={**labels, label: value})
+        self._lengths = [
+            self._family(family, name, family.HISTOGRAM, f"TensorRT-LLM {name}").Metric(
+                labels={**labels, "response_metric_type": value}, buckets=list(BUCKETS)
+            )
+            for name, value in HISTOGRAMS.items()
+        ]
+        self._counters = [
+            self._family(family, name, family.COUNTER, description).Metric(labels=dict(labels))
+            for name, description in COUNTERS.items()
+        ]
+
+    def update(self, gauges: Gauges, overruns: int) -> None:
+        """Hand over the last sample, unless no iteration ran since: an idle engine's gauges keep what they say."""
+        if gauges.iterations == self._iterations:
+            return
+        self._iterations = gauges.iterations
+        for key, value in list(gauges.values.items()):
+            self._gauges[key].set(value)
+        for lengths in [gauges.lengths.pop() for _ in range(len(gauges.lengths))]:
+            for metric, length in zip(self._lengths, lengths, strict=True):
+                metric.observe(length)
+        for metric, total in zip(self._counters, (gauges.iterations, overruns), strict=True):
+            metric.increment(total - metric.value())
+
+    def _family(self, family: Any, name: str, kind: Any, description: str) -> Any:
+        self._families.append(family(name=name, description=description, kind=kind))
+        return self._families[-1]

@@ -1,7 +1,7 @@
 """The engine that the parameters of a model's config.pbtxt ask for.
 
 Names and meanings are those of NVIDIA's engine model where it has them; `engine`, `preset`, `profile`, `seed`,
-`max_batch_size`, `max_num_tokens`, `max_seq_len` and `tokens_per_block` are ours, because there trtllm-build fixes
+`max_num_tokens`, `max_seq_len` and `tokens_per_block` are ours, because there trtllm-build fixes
 them. An empty value or an unfilled `${…}` counts as unset.
 """
 

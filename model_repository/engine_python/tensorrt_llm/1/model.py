@@ -8,20 +8,23 @@ from __future__ import annotations
 import json
 from itertools import count
 from pathlib import Path
+from queue import Queue
 from threading import Event, Lock, Thread
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from engine.contract import INPUTS, is_stop, outputs_of, read_call
-from engine.gauges import BUCKETS, COUNTERS, GAUGES, HISTOGRAMS
+from engine.gauges import Export
 from engine.serving import Parameters, build_engine
 
+CANCEL_CHECKS_MAX = 16  # per check period, in turn: each is a round trip to the server process (measured: 0.1 ms)
+PIECES_MAX = 4096  # an engine that is faster than the server waits for it
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
-    """One engine. Responses are sent from its thread; a watch thread looks for stops and cancellations."""
+    """One engine, and two threads beside it: one sends responses, one looks for stops and cancellations."""
 
     def initialize(self, args):
         if int(np.__version__.split(".")[0]) >= 2:
@@ -29,20 +32,22 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"the model needs numpy < 2 in the server, not {np.__version__}")
         config = json.loads(args["model_config"])
         values = {key: value["string_value"] for key, value in config["parameters"].items()}
-        parameters = Parameters(values)
+        parameters = Parameters({"max_batch_size": str(config["max_batch_size"]), **values})
         self._engine = build_engine(parameters, Path(args["model_repository"]))
         self._check_period_s = parameters.number("cancellation_check_period_ms", 100) / 1000
         self._stats_period_s = parameters.number("stats_check_period_ms", 100) / 1000
         self._exclude_input = parameters.flag("exclude_input_in_output", False)
-        self._metrics = Metrics({"model": args["model_name"], "version": args["model_version"]})
+        self._export = Export(pb_utils.MetricFamily, {"model": args["model_name"], "version": args["model_version"]})
         self._numbers = count()
         self._live = {}  # number → (request id, sender, how to stop it)
         self._stopping = set()  # request ids
         self._lock = Lock()
         self._closing = Event()
-        self._watch_thread = Thread(target=self._watch, name="watch", daemon=True)
+        self._pieces = Queue(PIECES_MAX)
+        self._threads = [Thread(target=work, name=work.__name__, daemon=True) for work in (self._watch, self._send)]
         self._engine.start()
-        self._watch_thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def execute(self, requests):
         for request in requests:
@@ -55,8 +60,10 @@ class TritonPythonModel:
 
     def finalize(self):
         self._closing.set()
-        self._watch_thread.join()
         self._engine.close()
+        self._pieces.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _accept(self, request, sender):
         found = ((each.name, pb_utils.get_input_tensor_by_name(request, each.name)) for each in INPUTS)
@@ -71,34 +78,39 @@ class TritonPythonModel:
         call = read_call(inputs, exclude_input=self._exclude_input)
         number = next(self._numbers)
 
-        def deliver(piece):
+        with self._lock:  # a final piece waits for it, so that the entry is there before it is removed
+            stop = self._engine.submit(call, lambda piece: self._pieces.put((number, sender, call, piece)))
+            self._live[number] = (request.request_id(), sender, stop)
+
+    def _send(self):
+        """Send what the engine gives until None comes. A send waits for the server; the engine computes meanwhile."""
+        while (item := self._pieces.get()) is not None:
+            number, sender, call, piece = item
             if piece.final:
-                with self._lock:
+                with self._lock:  # from here on nobody may ask the sender: asked after its final it ends the server
                     self._live.pop(number, None)
             sender.send(response_of(call, piece), flags=FINAL if piece.final else 0)
 
-        with self._lock:  # the first piece waits for it, so that the entry is there before it is removed
-            self._live[number] = (request.request_id(), sender, self._engine.submit(call, deliver))
-
     def _watch(self):
         """Every check period: stop what was asked to stop or was cancelled. Every stats period: the metrics."""
-        elapsed_s = 0.0
+        elapsed_s, asked = 0.0, -1
         while not self._closing.wait(self._check_period_s):
             with self._lock:
-                numbers, stopping, self._stopping = list(self._live), self._stopping, set()
-            for number in numbers:
-                self._stop_if_asked(number, stopping)
+                stopping, self._stopping = self._stopping, set()
+                stops = [stop for id_, _, stop in self._live.values() if id_ in stopping]
+                behind = [number for number in self._live if number > asked] or list(self._live)
+            for number in behind[:CANCEL_CHECKS_MAX]:
+                asked = number
+                with self._lock:
+                    _, sender, stop = self._live.get(number, (None, None, None))
+                    if sender is not None and sender.is_cancelled():
+                        stops.append(stop)
+            for stop in stops:
+                stop()
             elapsed_s += self._check_period_s
             if elapsed_s >= self._stats_period_s:
                 elapsed_s = 0.0
-                self._metrics.update(self._engine)
-
-    def _stop_if_asked(self, number, stopping):
-        with self._lock:  # a sender asked after its final response crashes the server: it is freed by then
-            if number in self._live:
-                request_id, sender, stop = self._live[number]
-                if request_id in stopping or sender.is_cancelled():
-                    stop()
+                self._export.update(self._engine.gauges, self._engine.overruns)
 
 
 def response_of(call, piece):
@@ -106,39 +118,3 @@ def response_of(call, piece):
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(piece.error))
     tensors = [pb_utils.Tensor(name, array) for name, array in outputs_of(call, piece).items()]
     return pb_utils.InferenceResponse(output_tensors=tensors)
-
-
-class Metrics:
-    """The custom metrics of the model; see engine/gauges.py for what they mean."""
-
-    def __init__(self, labels):
-        def family(name, kind, description):
-            return pb_utils.MetricFamily(name=name, description=description, kind=kind)
-
-        self._families = []  # a metric lives as long as its family
-        self._gauges, self._lengths, self._counters = {}, [], []
-        self._iterations = -1
-        for name, (label, values) in GAUGES.items():
-            self._families.append(family(name, pb_utils.MetricFamily.GAUGE, f"TensorRT-LLM {name}"))
-            for value in values:
-                self._gauges[name, value] = self._families[-1].Metric(labels={**labels, label: value})
-        for name, value in HISTOGRAMS.items():
-            self._families.append(family(name, pb_utils.MetricFamily.HISTOGRAM, f"TensorRT-LLM {name}"))
-            both = {**labels, "response_metric_type": value}
-            self._lengths.append(self._families[-1].Metric(labels=both, buckets=list(BUCKETS)))
-        for name, description in COUNTERS.items():
-            self._families.append(family(name, pb_utils.MetricFamily.COUNTER, description))
-            self._counters.append(self._families[-1].Metric(labels=labels))
-
-    def update(self, engine):
-        gauges = engine.gauges
-        if gauges.iterations == self._iterations:
-            return  # upstream's habit: an idle engine's gauges keep what the last iteration said
-        self._iterations = gauges.iterations
-        for key, value in list(gauges.values.items()):
-            self._gauges[key].set(value)
-        for lengths in [gauges.lengths.pop() for _ in range(len(gauges.lengths))]:
-            for metric, length in zip(self._lengths, lengths, strict=True):
-                metric.observe(length)
-        for metric, total in zip(self._counters, (gauges.iterations, engine.overruns), strict=True):
-            metric.increment(total - metric.value())
