@@ -1,0 +1,469 @@
+"""The second driver: it obeys the scheduler in simulated time, where the first (`sidecar/edge/driver.py`) is asyncio.
+
+Time is a heap of things to come. The duties are those numbered in `sidecar/core/scheduler.py`. Here they are also
+checked: a scheduler that grants unknown work, oversubscribes an engine or stops what does not run, and an engine that
+answers twice, raise BrokenPromiseError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
+from math import floor, inf
+from typing import Protocol, assert_never
+
+from sidecar.core.events import (
+    Abort,
+    Action,
+    Arrived,
+    Cancelled,
+    Closing,
+    DeadLetter,
+    Dispatch,
+    Ended,
+    EngineDown,
+    EngineUp,
+    Event,
+    Failed,
+    Lost,
+    PauseIntake,
+    Preempt,
+    Progressed,
+    Reject,
+    ResumeIntake,
+    Stopped,
+    Woke,
+)
+from sidecar.core.work import EndReason, Lane, Work
+from sidecar.lab.faults import DispatchFault, Faults
+from sidecar.lab.machine import Call, Finished, FirstToken, Machine
+from sidecar.lab.workloads import Job
+
+WAKES_MAX = 1000  # at one moment: beyond it next_deadline_s() does not move on
+
+
+class BrokenPromiseError(AssertionError):
+    """The scheduler or a driver did what the contract between them forbids: a bug of ours, never input."""
+
+
+class Decides(Protocol):
+    """What both drivers obey: the scheduler, or a baseline of the lab in its place."""
+
+    def handle(self, event: Event, now_s: float) -> list[Action]: ...
+    def next_deadline_s(self) -> float | None: ...
+
+
+@dataclass(slots=True)
+class Running:
+    """One dispatch that owes its terminal event."""
+
+    action: Dispatch
+    reported_tokens: int = 0  # told to the scheduler by Progressed
+    stopping: bool = False
+    aborting: bool = False  # the work is gone once the engine confirms
+
+
+@dataclass(slots=True, eq=False)
+class Progress:
+    """One job from its arrival to its end, as the driver knows it."""
+
+    job: Job
+    kept_tokens: int = 0  # what a resume sends again, and what the caller has in the end
+    running: Running | None = None
+    grants: int = 0
+    outcome: str = ""  # "" = alive; else ended, stopped, failed, lost, cancelled, rejected or dead
+    first_token_s: float = inf
+    finished_s: float = inf
+
+    @property
+    def work(self) -> Work:
+        """As the scheduler knows it."""
+        return self.job.work
+
+    @property
+    def tokens_left(self) -> int:
+        """How many tokens come before the end; only the engine knows."""
+        return self.job.output_tokens - self.kept_tokens
+
+
+class Observer:
+    """Is told what happened, in order, and decides nothing. This one forgets it all."""
+
+    def decided(self, event: Event, actions: Sequence[Action], driver: Driver) -> None:
+        """The scheduler answered `event` with `actions`; they are about to be done."""
+
+    def settled(self, driver: Driver) -> None:
+        """They are done."""
+
+    def finished(self, progress: Progress) -> None:
+        """This work is over, for the reason in `progress.outcome`."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Driver:
+    """Runs one scheduler over simulated engines. One driver, one run."""
+
+    scheduler: Decides
+    machines: Mapping[str, Machine]
+    observer: Observer = field(default_factory=Observer)
+    faults: Faults = field(default_factory=Faults)
+    tick_s: float = 0.010  # first tokens wait at most this long to be told, as in the real driver
+    progress_s: float = 0.0  # token counts are told at most this often; 0 = at each tick, as in the real driver
+
+    now_s: float = 0.0
+    alive: dict[str, Progress] = field(default_factory=dict)
+    waiting: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))  # alive and not dispatched
+    events: int = 0
+    closed: bool = False
+    _paused: set[str] = field(default_factory=set)  # models that take no more items for now
+    _feeding: bool = False
+    _fed_full: bool = False  # the last item was refused for want of room: try again later
+    _arrivals: Iterator[Job] = field(default_factory=lambda: iter(()))
+    _backlog: Callable[[float], Job] | None = None
+    _heap: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    _order: Iterator[int] = field(default_factory=count)
+    _first_tokens: dict[str, list[str]] = field(default_factory=dict)
+    _tick_at_s: float = inf
+    _progress_at_s: float = 0.0
+    _wakes: tuple[float, int] = (-inf, 0)
+
+    # ---- a run -------------------------------------------------------------------------------------------------------
+
+    def begin(self, arrivals: Iterator[Job], backlog: Callable[[float], Job] | None = None) -> None:
+        """Bring the engines up, schedule the arrivals (given by time) and fill the offline queue from the backlog."""
+        self._arrivals, self._backlog = arrivals, backlog
+        self._first_tokens = {name: [] for name in self.machines}
+        for name in self.machines:
+            self.tell(EngineUp(engine=name))
+            self._plan_down(name)
+        self._schedule_arrival()
+        self._feed()
+
+    def run(self, until_s: float = inf) -> None:
+        """All that happens up to `until_s` has happened. With inf, nothing is left to happen."""
+        while True:
+            machine_s = min(machine.next_s() for machine in self.machines.values())
+            heap_s = self._heap[0][0] if self._heap else inf
+            when_s = min(machine_s, heap_s, self._tick_at_s, self._deadline_s())
+            if when_s > until_s or when_s == inf:
+                break
+            self.now_s = when_s
+            if machine_s == when_s:
+                self._run_machines()
+            elif heap_s == when_s:
+                heappop(self._heap)[2]()
+            elif self._tick_at_s == when_s:
+                self._tick()
+            else:
+                self._wake()
+        if until_s < inf:
+            self.now_s = until_s
+
+    def at(self, when_s: float, what: Callable[[], None]) -> None:
+        """Do `what` at `when_s`, after all that was planned for that moment before."""
+        heappush(self._heap, (when_s, next(self._order), what))
+
+    def calm(self) -> None:
+        """Nothing new comes and nothing goes wrong from here on; engines that are down come back in their time."""
+        self._arrivals, self._backlog = iter(()), None
+        self.faults.stop()
+
+    def close(self) -> None:
+        """This sidecar shuts down."""
+        self.closed = True
+        self.tell(Closing())
+
+    # ---- events in, actions out --------------------------------------------------------------------------------------
+
+    def tell(self, event: Event) -> None:
+        """Give one event to the scheduler and do what it asks for."""
+        self.events += 1
+        actions = self.scheduler.handle(event, self.now_s)
+        self.observer.decided(event, actions, self)
+        for action in actions:
+            self._act(action)
+        self.observer.settled(self)
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Dispatch():
+                self._dispatch(self._known(action.work_id), action)
+            case Preempt(work_id=work_id):
+                self._stop(self._known(work_id))
+            case Abort(work_id=work_id):
+                self._abort(self._known(work_id))
+            case Reject(work_id=work_id, retry_after_s=after_s):
+                progress = self._known(work_id)
+                self._over(progress, "rejected")
+                if after_s is not None and progress.work.lane is Lane.OFFLINE:
+                    self._fed_full = True
+                    self.at(self.now_s + after_s, self._feed)
+            case DeadLetter(work_id=work_id):
+                self._over(self._known(work_id), "dead")
+            case PauseIntake(model=model):
+                self._paused.add(model)
+            case ResumeIntake(model=model):
+                self._paused.discard(model)
+                self.at(self.now_s, self._feed)
+            case _:
+                assert_never(action)
+
+    def _known(self, work_id: str) -> Progress:
+        if work_id not in self.alive:
+            raise BrokenPromiseError(f"{self.now_s}: the scheduler names {work_id}, which is not alive")
+        return self.alive[work_id]
+
+    def _dispatch(self, progress: Progress, action: Dispatch) -> None:
+        work, left = progress.work, progress.work.output_tokens_max - progress.kept_tokens
+        machine = self.machines[action.engine]
+        if progress.running is not None or not 0 < action.output_tokens <= left or action.slots != work.slots:
+            raise BrokenPromiseError(f"{self.now_s}: {action} for {progress}")
+        progress.running = Running(action)
+        progress.grants += 1
+        self.waiting[work.lane] -= 1
+        if not machine.up:
+            raise BrokenPromiseError(f"{self.now_s}: {action}, and the engine is down")
+        machine.submit(self._call(progress, action), self.now_s)
+        if machine.occupied > machine.slots:
+            raise BrokenPromiseError(f"{self.now_s}: {action} oversubscribes an engine of {machine.slots} slots")
+        self._plan_fault(progress)
+        self._arm_tick()
+
+    @staticmethod
+    def _call(progress: Progress, action: Dispatch) -> Call:
+        """What the engine is sent. With `prompt_tokens`, only the head of the prompt, for the sake of its KV."""
+        work, fills_cache = progress.work, action.prompt_tokens is not None
+        return Call(
+            work_id=work.id,
+            lane=work.lane,
+            context_tokens=action.prompt_tokens or work.prompt_tokens + progress.kept_tokens,
+            output_tokens=1 if fills_cache else min(action.output_tokens, progress.tokens_left),
+            output_tokens_max=1 if fills_cache else action.output_tokens,
+            slots=work.slots,
+            fills_cache=fills_cache,
+        )
+
+    def _stop(self, progress: Progress) -> None:
+        running = progress.running
+        if running is None or running.stopping:
+            raise BrokenPromiseError(f"{self.now_s}: {progress.work.id} is told to stop and does not run, or stops")
+        running.stopping = True
+        self.machines[running.action.engine].stop(progress.work.id, self.now_s)
+
+    def _abort(self, progress: Progress) -> None:
+        """Stop it for good; it may be stopping already, to be resumed."""
+        running = progress.running
+        if running is None or running.aborting:
+            raise BrokenPromiseError(f"{self.now_s}: {progress.work.id} is aborted and does not run, or is twice")
+        running.aborting = True
+        if not running.stopping:
+            self._stop(progress)
+
+    # ---- arrivals and departures -------------------------------------------------------------------------------------
+
+    def arrive(self, job: Job) -> None:
+        """One piece of work enters the scheduler now."""
+        work = job.work
+        self.alive[work.id] = Progress(job)
+        self.waiting[work.lane] += 1
+        after_s = self.faults.cancel_after_s()
+        if after_s < inf:
+            self.at(self.now_s + after_s, lambda: self.cancel(work.id))
+        self.tell(Arrived(work=work))
+
+    def cancel(self, work_id: str) -> None:
+        """The caller of this work is gone. Nothing happens if the work is over already."""
+        progress = self.alive.get(work_id)
+        if progress is not None and not (progress.running and progress.running.aborting):
+            if progress.running is None:
+                self._over(progress, "cancelled")
+            self.tell(Cancelled(work_id=work_id))
+
+    def _schedule_arrival(self) -> None:
+        if job := next(self._arrivals, None):
+            self.at(job.work.arrived_s, lambda: self._arrive_next(job))
+
+    def _arrive_next(self, job: Job) -> None:
+        self._schedule_arrival()
+        self.arrive(job)
+
+    def _feed(self) -> None:
+        """Items of the backlog enter until the scheduler has enough of them."""
+        if self._feeding:
+            return
+        self._feeding, self._fed_full = True, False
+        while self._backlog is not None and not (self._paused or self.closed or self._fed_full):
+            self.arrive(self._backlog(self.now_s))
+        self._feeding = False
+
+    def _over(self, progress: Progress, outcome: str) -> None:
+        if progress.running is not None:
+            raise BrokenPromiseError(f"{self.now_s}: {progress.work.id} is {outcome} while the engine runs it")
+        progress.outcome, progress.finished_s = outcome, self.now_s
+        self.waiting[progress.work.lane] -= 1
+        del self.alive[progress.work.id]
+        for machine in self.machines.values():
+            machine.forget(progress.work.id)
+        self.observer.finished(progress)
+
+    # ---- what the engines did ----------------------------------------------------------------------------------------
+
+    def _run_machines(self) -> None:
+        for name, machine in self.machines.items():
+            for outcome in machine.advance(self.now_s):
+                progress = self._known(outcome.work_id)
+                match outcome:
+                    case FirstToken():
+                        progress.first_token_s = min(progress.first_token_s, self.now_s)
+                        self._first_tokens[name].append(outcome.work_id)
+                    case Finished():
+                        self._finish(name, progress, outcome)
+                    case _:
+                        assert_never(outcome)
+        self._arm_tick()
+
+    def _finish(self, engine: str, progress: Progress, outcome: Finished) -> None:
+        """The last response of a dispatch, with its final flag. Its first token is told before it."""
+        work_id = progress.work.id
+        if work_id in self._first_tokens[engine]:
+            self._report(engine, self._first_tokens[engine])
+        running, reason = self._release(progress), EndReason.LENGTH
+        tokens, reused = outcome.output_tokens, outcome.reused_tokens
+        if progress.tokens_left <= tokens and progress.job.output_tokens < progress.work.output_tokens_max:
+            reason = EndReason.END_ID
+        self._settle(progress, running, tokens, reason, otherwise="stopped")
+        if running.stopping and outcome.stopped:
+            self.tell(Stopped(work_id=work_id, output_tokens=tokens, reused_tokens=reused))
+        else:
+            self.tell(Ended(work_id=work_id, output_tokens=tokens, reason=reason, reused_tokens=reused))
+
+    def _release(self, progress: Progress) -> Running:
+        running, progress.running = progress.running, None
+        if running is None:
+            raise BrokenPromiseError(f"{self.now_s}: a second terminal event for {progress.work.id}")
+        self.waiting[progress.work.lane] += 1
+        return running
+
+    def _settle(self, progress: Progress, running: Running, tokens: int, reason: EndReason, otherwise: str) -> None:
+        """A dispatch is over with `tokens`: the work is complete, or gone as `otherwise`, or (offline) waits again."""
+        work = progress.work
+        progress.kept_tokens += tokens
+        if work.is_complete(progress.kept_tokens, reason):
+            self._over(progress, "ended")
+        elif running.aborting:
+            self._over(progress, "cancelled")
+        elif work.lane is Lane.ONLINE:
+            self._over(progress, otherwise)
+        elif not work.resumable:
+            self.machines[running.action.engine].usage.discarded_tokens += progress.kept_tokens
+            progress.kept_tokens = 0
+
+    # ---- progress ----------------------------------------------------------------------------------------------------
+
+    def _arm_tick(self) -> None:
+        """While an engine works there is a next tick: soon if a first token waits to be told, else for the counts."""
+        if any(self._first_tokens.values()):
+            self._tick_at_s = min(self._tick_at_s, self._next_tick_s(self.now_s))
+        elif self._tick_at_s == inf and any(machine.occupied for machine in self.machines.values()):
+            self._tick_at_s = max(self._next_tick_s(self.now_s), self._progress_at_s)
+
+    def _next_tick_s(self, after_s: float) -> float:
+        return (floor(after_s / self.tick_s + 1e-6) + 1) * self.tick_s  # a time on the grid is not its own next tick
+
+    def _tick(self) -> None:
+        self._tick_at_s = inf
+        everything = self.now_s >= self._progress_at_s
+        if everything:
+            self._progress_at_s = self._next_tick_s(self.now_s) - self.tick_s + self.progress_s
+        for name, machine in self.machines.items():
+            self._report(name, machine.running_ids() if everything else self._first_tokens[name])
+        self._arm_tick()
+
+    def _report(self, engine: str, ids: list[str]) -> None:
+        """Tell the tokens of these dispatches since they were last told, and every first token."""
+        machine, first = self.machines[engine], tuple(self._first_tokens[engine])
+        self._first_tokens[engine] = []
+        tokens = tuple(each for work_id in ids if (each := self._news(machine, work_id)))
+        if tokens or first:
+            gaps_s = machine.take_gaps_s()
+            self.tell(Progressed(engine=engine, tokens=tokens, first_tokens=first, gaps_s=gaps_s))
+
+    def _news(self, machine: Machine, work_id: str) -> tuple[str, int] | None:
+        progress = self.alive.get(work_id)
+        if progress is None or progress.running is None or not machine.runs(work_id):
+            return None  # it has just ended: the terminal event carries the count
+        running, tokens = progress.running, machine.output_tokens(work_id, self.now_s)
+        new, running.reported_tokens = tokens - running.reported_tokens, tokens
+        return (work_id, new) if new else None
+
+    # ---- the scheduler's timers --------------------------------------------------------------------------------------
+
+    def _deadline_s(self) -> float:
+        deadline_s = self.scheduler.next_deadline_s()
+        return inf if deadline_s is None else max(deadline_s, self.now_s)
+
+    def _wake(self) -> None:
+        when_s, times = self._wakes
+        self._wakes = (self.now_s, times + 1 if when_s == self.now_s else 0)
+        if times > WAKES_MAX:
+            raise BrokenPromiseError(f"{self.now_s}: next_deadline_s() does not move on")
+        self.tell(Woke())
+
+    # ---- faults ------------------------------------------------------------------------------------------------------
+
+    def _plan_fault(self, progress: Progress) -> None:
+        if fault := self.faults.of_dispatch():
+            grant = progress.grants
+            self.at(self.now_s + fault.after_s, lambda: self._strike(progress, grant, fault))
+
+    def _strike(self, progress: Progress, grant: int, fault: DispatchFault) -> None:
+        """The fault happens, unless the dispatch it was meant for is over."""
+        if progress.running is None or progress.grants != grant:
+            return
+        machine = self.machines[progress.running.action.engine]
+        if fault.lost:
+            tokens = machine.output_tokens(progress.work.id, self.now_s)
+            machine.abandon(progress.work.id, self.now_s)
+            self._lose(progress, tokens)
+        else:
+            machine.drop(progress.work.id, self.now_s)
+            self._fail(progress, "injected", retryable=fault.retryable)
+
+    def _fail(self, progress: Progress, reason: str, *, retryable: bool) -> None:
+        """The engine answers with an error: the tokens of this dispatch are gone."""
+        engine = progress.running.action.engine if progress.running else ""
+        self._first_tokens[engine] = [each for each in self._first_tokens[engine] if each != progress.work.id]
+        running = self._release(progress)
+        if running.aborting or progress.work.lane is Lane.ONLINE:
+            self._over(progress, "cancelled" if running.aborting else "failed")
+        self.tell(Failed(work_id=progress.work.id, reason=reason, retryable=retryable))
+
+    def _lose(self, progress: Progress, tokens: int) -> None:
+        """The stream breaks: the tokens that did arrive are kept."""
+        running = self._release(progress)
+        engine = running.action.engine
+        self._first_tokens[engine] = [each for each in self._first_tokens[engine] if each != progress.work.id]
+        self._settle(progress, running, tokens, EndReason.LENGTH, otherwise="lost")
+        self.tell(Lost(work_id=progress.work.id, output_tokens=tokens))
+
+    def _plan_down(self, name: str) -> None:
+        after_s = self.faults.down_after_s()
+        if after_s < inf:
+            self.at(self.now_s + after_s, lambda: self._down(name))
+
+    def _down(self, name: str) -> None:
+        """The engine dies under its dispatches: each fails by itself, and it comes back empty after a while."""
+        if self.faults.down_after_s() == inf:
+            return  # the faults have ended meanwhile
+        self.tell(EngineDown(engine=name, reason="killed"))
+        for work_id in self.machines[name].kill():
+            if progress := self.alive.get(work_id):
+                self._fail(progress, "engine down", retryable=True)
+        self.at(self.now_s + self.faults.up_after_s(), lambda: self._up(name))
+
+    def _up(self, name: str) -> None:
+        self.machines[name].revive()
+        self.tell(EngineUp(engine=name))
+        self._plan_down(name)

@@ -1,0 +1,293 @@
+"""A simulated engine: the batcher and the iteration times of `engine/`, driven through time in jumps.
+
+Between two things that change the batch every iteration is alike, so a jump over many costs as much as one. What
+comes from outside (a call, a stop) ends the jump at the boundary of the iteration it falls into, as on a real engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import count
+from math import ceil, floor, inf
+
+from engine.batcher import Batcher, BatcherSettings, End, Request, Row, State, Step
+from engine.profile import Profile
+from sidecar.core.work import Lane
+
+RESTING = Step(decoding=())  # an empty step, which ends when the next call comes
+EPSILON = 1e-9  # of an iteration: keeps a boundary from being missed by rounding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """What an engine charges for being interrupted. Honest by default; free for the physical bound (`ideal`)."""
+
+    stop_s: float = 0.010  # until a stop is seen: cancellation_check_period_ms in our model repository
+    offline_prefill: bool = True  # False: prompts of the offline lane cost nothing, first or resumed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One dispatch as the engine gets it."""
+
+    work_id: str
+    lane: Lane
+    context_tokens: int  # the prompt, and behind it what was generated before
+    output_tokens: int  # that it will give, known to the engine alone
+    output_tokens_max: int  # request_output_len: what KV is reserved for
+    slots: int
+    fills_cache: bool = False  # its one token is dropped: it is sent for the KV of its prompt
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The dispatch gave its first token."""
+
+    work_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last response of a dispatch."""
+
+    work_id: str
+    output_tokens: int
+    reused_tokens: int
+    stopped: bool  # by a stop, before its end
+
+
+@dataclass(slots=True)
+class Usage:
+    """What the engine's time went into, since the start. Rows count each iteration they are in."""
+
+    busy_s: float = 0.0  # iterations
+    row_s: float = 0.0  # occupied slots times time
+    offline_tokens: int = 0  # generated, discarded ones included
+    prefill_tokens: int = 0
+    prefilled_again_tokens: int = 0  # computed before, for the same work
+    discarded_tokens: int = 0  # generated and thrown away
+    online_gaps_s: list[tuple[float, int]] = field(default_factory=list)  # (gap, how many tokens had it)
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    call: Call
+    rows: list[Row]
+    left: int  # rows that have not ended
+    first: bool = False
+    muted: bool = False  # nobody listens any more: it was lost, or failed
+
+
+class Machine:
+    """One engine in simulated time. `up` until `kill`; `revive` brings it back empty."""
+
+    def __init__(self, settings: BatcherSettings, profile: Profile, prices: Prices | None = None) -> None:
+        self.settings, self.profile, self.prices = settings, profile, prices or Prices()
+        self.slots = settings.max_batch_size
+        self.usage = Usage()
+        self.occupied = 0  # slots of calls that the engine still holds, dropped ones not
+        self.up = True
+        self._numbers = count()
+        self._computed: dict[str, int] = {}  # per work: the longest context that was ever computed
+        self._keys: dict[str, int] = {}  # per work: what stands for its tokens in the KV cache
+        self._new_keys = count(1)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._batcher = Batcher(self.settings)
+        self._running: dict[str, _Running] = {}  # by work id: those somebody listens to
+        self._calls: dict[str, _Running] = {}  # by row id
+        self._online_decoding = 0
+        self._gaps_s: list[float] = []
+        self._step: Step | None = None
+        self._begin_s = self._end_s = self._one_s = 0.0
+        self._count = 0
+
+    # ---- what the driver does ----------------------------------------------------------------------------------------
+
+    def submit(self, call: Call, now_s: float) -> None:
+        """The call waits in the engine's queue; it may start at the next iteration boundary."""
+        if call.work_id not in self._keys:
+            self._keys[call.work_id] = next(self._new_keys)
+        key = self._keys[call.work_id]
+        prompt = (key,) * call.context_tokens
+        if call.lane is Lane.OFFLINE and not self.prices.offline_prefill:
+            prompt = prompt[:1]
+        running = _Running(call, [], call.slots)
+        for _ in range(call.slots):
+            request = Request(
+                id=str(next(self._numbers)),
+                prompt_ids=prompt,
+                output_tokens_max=call.output_tokens_max,
+                ends_after=call.output_tokens,
+                output_key=key,
+            )
+            running.rows.append(self._batcher.add(request, now_s))
+            self._calls[request.id] = running
+        self._running[call.work_id] = running
+        self.occupied += call.slots
+        self._cut(now_s)
+
+    def stop(self, work_id: str, now_s: float) -> None:
+        """The call ends at the first iteration boundary after the stop is seen. Its Finished is still owed."""
+        self._stop_rows(self._running[work_id], now_s + self.prices.stop_s)
+
+    def abandon(self, work_id: str, now_s: float) -> None:
+        """Its stream broke: the engine sees it like a stop, holds the slots until then, and says no more of it."""
+        running = self._running.pop(work_id)
+        running.muted = True
+        self._stop_rows(running, now_s + self.prices.stop_s)
+
+    def drop(self, work_id: str, now_s: float) -> None:
+        """The engine failed it: the slots are free, and what it generated is thrown away."""
+        running = self._running.pop(work_id)
+        self.usage.discarded_tokens += self._tokens(running, now_s)
+        running.muted = True
+        self.occupied -= running.left
+        running.left = 0
+        self._stop_rows(running, now_s)
+
+    def kill(self) -> list[str]:
+        """The engine dies with all it holds; the ids of the work that somebody still waits for."""
+        listening = list(self._running)
+        self.up, self.occupied = False, 0
+        self._reset()
+        return listening
+
+    def revive(self) -> None:
+        """It is up again, empty."""
+        self.up = True
+
+    def forget(self, work_id: str) -> None:
+        """This work will not come again."""
+        self._computed.pop(work_id, None)
+        self._keys.pop(work_id, None)
+
+    def next_s(self) -> float:
+        """When something happens next that `advance` would report, or the batch changes; inf when idle."""
+        return self._end_s if self._step is not None else inf
+
+    def advance(self, now_s: float) -> list[FirstToken | Finished]:
+        """Every iteration that ends by `now_s` is over; what came of them.
+
+        The next iteration has begun by then: who answers an end with a new call waits for the boundary after it.
+        """
+        outcomes: list[FirstToken | Finished] = []
+        while self._step is not None and self._end_s <= now_s:
+            self._account(self._step, outcomes)
+            self._plan(self._end_s, outcomes)
+        return outcomes
+
+    def output_tokens(self, work_id: str, now_s: float) -> int:
+        """How many tokens this dispatch has given by now."""
+        return self._tokens(self._running[work_id], now_s)
+
+    def runs(self, work_id: str) -> bool:
+        """True from the call to its last response."""
+        return work_id in self._running
+
+    def running_ids(self) -> list[str]:
+        """The work of every call that somebody listens to."""
+        return list(self._running)
+
+    def take_gaps_s(self) -> tuple[float, ...]:
+        """The iteration times since the last call: between two tokens of a stream lies one iteration."""
+        gaps_s, self._gaps_s = tuple(self._gaps_s), []
+        return gaps_s
+
+    # ---- iterations --------------------------------------------------------------------------------------------------
+
+    def _plan(self, now_s: float, outcomes: list[FirstToken | Finished]) -> None:
+        """Begin the next jump, unless there is nothing to do; rows that were stopped leave before it."""
+        step = self._batcher.plan(now_s)
+        while step is not None:
+            for row in step.stopped:
+                self._left(row, outcomes)
+            if not step.empty:
+                break
+            self._batcher.finish(step, now_s)
+            step = self._batcher.plan(now_s)
+        self._step = step
+        if step is not None:
+            self._one_s = self.profile.iteration_s(len(step.decoding), step.prefill_tokens)
+            self._begin_s, self._count = now_s, self._batcher.steps_alike(step)
+            self._end_s = now_s + self._count * self._one_s
+        if (stop_s := self._batcher.next_stop_s()) is not None:
+            self._cut(stop_s)
+
+    def _cut(self, when_s: float) -> None:
+        """End the jump at the boundary of the iteration that `when_s` falls into; an engine at rest wakes then."""
+        if self._step is None or (self._step is RESTING and when_s < self._end_s):
+            self._step, self._count = RESTING, 0
+            self._begin_s = self._end_s = when_s
+        elif self._count > 1 and when_s < self._end_s:
+            self._count = min(self._count, max(1, ceil((when_s - self._begin_s) / self._one_s - EPSILON)))
+            self._end_s = self._begin_s + self._count * self._one_s
+
+    def _account(self, step: Step, outcomes: list[FirstToken | Finished]) -> None:
+        """The jump is over: tokens, first tokens, ends."""
+        if step.empty:
+            return
+        self._use(step)
+        over = self._batcher.finish(step, self._end_s, count=self._count)
+        for chunk in step.chunks:
+            if chunk.last:
+                self._began(self._calls[chunk.row.id], outcomes)
+        for row in over:
+            self._left(row, outcomes)
+
+    def _use(self, step: Step) -> None:
+        usage, jump_s, online = self.usage, self._count * self._one_s, self._online_decoding
+        usage.busy_s += jump_s
+        usage.row_s += jump_s * self._batcher.active
+        usage.prefill_tokens += step.prefill_tokens
+        usage.offline_tokens += (len(step.decoding) - online) * self._count
+        if online:
+            usage.online_gaps_s.append((self._one_s, online * self._count))
+        if step.decoding:
+            self._gaps_s.append(self._one_s)
+        for chunk in step.chunks:
+            before = self._computed.get(self._calls[chunk.row.id].call.work_id, 0)
+            usage.prefilled_again_tokens += max(0, min(chunk.begin + chunk.tokens, before) - chunk.begin)
+
+    def _began(self, running: _Running, outcomes: list[FirstToken | Finished]) -> None:
+        if running.call.fills_cache:
+            return
+        online = running.call.lane is Lane.ONLINE
+        self._online_decoding += online
+        self.usage.offline_tokens += not online
+        if not running.first and not running.muted:
+            running.first = True
+            outcomes.append(FirstToken(running.call.work_id))
+
+    def _left(self, row: Row, outcomes: list[FirstToken | Finished]) -> None:
+        """A row is out of the batch; with the last one of its call the engine has let the slots go."""
+        running = self._calls.pop(row.id)
+        call = running.call
+        context = len(row.request.prompt_ids) + row.generated_tokens - 1
+        self._computed[call.work_id] = max(self._computed.get(call.work_id, 0), context)
+        if call.lane is Lane.ONLINE and row.generated_tokens:
+            self._online_decoding -= 1
+        if not running.left:
+            return
+        running.left -= 1
+        self.occupied -= 1
+        if not running.left and not running.muted:
+            del self._running[call.work_id]
+            first = running.rows[0]
+            tokens = 0 if call.fills_cache else first.generated_tokens
+            outcomes.append(Finished(call.work_id, tokens, first.reused_tokens, first.end is End.STOPPED))
+
+    def _stop_rows(self, running: _Running, seen_s: float) -> None:
+        for row in running.rows:
+            self._batcher.stop(row.id, seen_s=seen_s)
+        self._cut(seen_s)
+
+    def _tokens(self, running: _Running, now_s: float) -> int:
+        row = running.rows[0]
+        if running.call.fills_cache:
+            return 0
+        tokens = self._batcher.generated_tokens(row)
+        if self._step is None or row.state is not State.GENERATION or self._one_s == 0:
+            return tokens
+        return tokens + min(self._count, max(0, floor((now_s - self._begin_s) / self._one_s + EPSILON)))
