@@ -1,0 +1,92 @@
+"""Tensors in and out of the KServe messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.edge import wire
+from sidecar.edge.errors import BadRequestError
+from sidecar.edge.joined import joined
+
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "INT32": st.integers(-(2**31), 2**31 - 1),
+    "INT64": st.integers(-(2**63), 2**63 - 1),
+    "UINT64": st.integers(0, 2**64 - 1),
+    "FP32": st.floats(width=32, allow_nan=False),
+    "BOOL": st.booleans(),
+    "BYTES": st.binary(max_size=40),
+}
+
+
+@given(data=st.data(), datatype=st.sampled_from(sorted(VALUES)))
+def test_what_is_packed_is_unpacked(data: st.DataObject, datatype: str) -> None:
+    values = tuple(data.draw(st.lists(VALUES[datatype], max_size=20)))
+    assert wire.unpack(datatype, wire.pack(datatype, values)) == values
+
+
+@given(raw=st.binary(max_size=64), datatype=st.sampled_from(sorted(VALUES)))
+def test_any_bytes_are_values_or_a_value_error(raw: bytes, datatype: str) -> None:
+    try:
+        values = wire.unpack(datatype, raw)
+    except ValueError:
+        return
+    assert len(wire.pack(datatype, values)) == len(raw)
+
+
+def test_typed_contents_are_read_as_well_as_raw_ones() -> None:
+    request = wire.InferRequest()
+    request.inputs.add(name="max_tokens", datatype="INT32", shape=[1, 1]).contents.int_contents.append(7)
+    assert wire.scalar(request, "max_tokens", 0) == 7
+
+
+def test_a_tensor_in_shared_memory_has_no_raw_contents_of_its_own() -> None:
+    request = wire.InferRequest()
+    there = request.inputs.add(name="input_ids", datatype="INT32", shape=[1, 4])
+    there.parameters["shared_memory_region"].string_param = "region"
+    wire.add_tensor(request, "request_output_len", "INT32", (9,), (1, 1))
+    assert wire.input_values(request, "input_ids") is None
+    assert wire.scalar(request, "request_output_len", 0) == 9
+
+
+def test_bytes_that_are_no_tensor_are_refused_by_the_inputs_name() -> None:
+    request = wire.InferRequest()
+    request.inputs.add(name="max_tokens", datatype="INT32", shape=[1, 1])
+    request.raw_input_contents.append(b"\1\2\3")
+    with pytest.raises(BadRequestError, match="'max_tokens'"):
+        wire.scalar(request, "max_tokens", 0)
+
+
+def response(**outputs: tuple[str, tuple[int, ...], tuple[Any, ...]]) -> Any:
+    answer = wire.InferResponse(model_name="m")
+    for name, (datatype, shape, values) in outputs.items():
+        answer.outputs.add(name=name, datatype=datatype, shape=shape)
+        answer.raw_output_contents.append(wire.pack(datatype, values))
+    return answer
+
+
+def test_beams_are_joined_row_by_row() -> None:
+    whole = joined(
+        [
+            response(output_ids=("INT32", (1, 2, 2), (1, 2, 10, 20)), sequence_length=("INT32", (1, 2), (2, 2))),
+            response(output_ids=("INT32", (1, 2, 1), (3, 30)), sequence_length=("INT32", (1, 2), (1, 1))),
+        ]
+    )
+    assert wire.output_values(whole, "output_ids") == (1, 2, 3, 10, 20, 30)
+    assert list(whole.outputs[0].shape) == [1, 2, 3]
+    assert wire.output_values(whole, "sequence_length") == (3, 3)
+
+
+def test_of_other_outputs_the_last_stands() -> None:
+    parts = [response(text_output=("BYTES", (1, 1), (word,)), cum_log_probs=("FP32", (1, 1), (n,)))
+             for n, word in enumerate((b"a", b"b"))]  # fmt: skip
+    assert wire.output_values(joined(parts), "cum_log_probs") == (1.0,)
+    assert wire.output_values(joined(parts), "text_output") == (b"ab",)
+
+
+def test_responses_without_data_add_nothing() -> None:
+    part = response(output_ids=("INT32", (1, 1, 1), (4,)))
+    assert joined([part, wire.InferResponse()]) == part
