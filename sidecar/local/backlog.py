@@ -15,7 +15,7 @@ BAD_RECORDS = (b"this is not JSON", b'{"id": "no-prompt"}', b"\xff\xfe not UTF-8
 
 
 def records(*, items: int, seed: int, stop_word: str) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of `items` records; one in 100 is bad, a third declare `stop_word`, none knows its output length."""
+    """(key, value) of `items` records; one in 100 is bad, half declare `stop_word`, none knows its output length."""
     draw = random.Random(seed)
     for number in range(items):
         key = f"item-{number:05}".encode()
@@ -30,7 +30,7 @@ def records(*, items: int, seed: int, stop_word: str) -> Iterator[tuple[bytes, b
             "temperature": 1.0,
             "seed": number,
         }
-        if number % 3 == 0:
+        if number % 4 < 2:
             body["stop"] = [stop_word]
         if number % 2 == 0:
             line: dict[str, object] = {

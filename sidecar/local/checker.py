@@ -31,8 +31,9 @@ class Verdict:
 
     source_offsets: int  # records of the requests topic below the watermark
     above_watermark: int  # records not yet durable in order; some of them may have results
-    results: int
+    results: int  # for records below the watermark, like `dead`
     dead: int
+    early: int  # results and dead letters above the watermark: done, while an item before them is not
     lost: list[Source]
     duplicated: list[Source]
     foreign: list[Source] = field(default_factory=list)  # results that name an offset which holds no item
@@ -55,25 +56,25 @@ def check(
 ) -> Verdict:
     """Reads the three topics from beginning to end. Raises CheckerError if a partition cannot be read to its end."""
     watermarks = _watermarks(bootstrap_servers, group, requests)
-    outcomes: Counter[Source] = Counter()
     ended_by: Counter[str] = Counter()
     dead_reasons: Counter[str] = Counter()
-    result_count = dead_count = 0
+    results_of: list[Source] = []
+    dead_of: list[Source] = []
     items = {_own(message) for message in _read(bootstrap_servers, requests)}
     for message in _read(bootstrap_servers, results):
-        outcomes[_source(message, "x-source-partition", "x-source-offset")] += 1
+        results_of.append(_source(message, "x-source-partition", "x-source-offset"))
         ended_by[_ended_by(message)] += 1
-        result_count += 1
     for message in _read(bootstrap_servers, dead_letters):
-        outcomes[_source(message, "dlq.original.partition", "dlq.original.offset")] += 1
+        dead_of.append(_source(message, "dlq.original.partition", "dlq.original.offset"))
         dead_reasons[_header(message, "dlq.error.class")] += 1
-        dead_count += 1
+    outcomes = Counter(results_of + dead_of)
     below = {source for source in items if source[1] < watermarks.get(source[0], 0)}
     return Verdict(
         source_offsets=len(below),
         above_watermark=len(items) - len(below),
-        results=result_count,
-        dead=dead_count,
+        results=sum(source in below for source in results_of),
+        dead=sum(source in below for source in dead_of),
+        early=sum(source in items and source not in below for source in outcomes),
         lost=sorted(source for source in below if not outcomes[source]),
         duplicated=sorted(source for source, count in outcomes.items() if count > 1),
         foreign=sorted(source for source in outcomes if source not in items),

@@ -46,7 +46,7 @@ class View:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(Text(text))
+        self._console.print(Text(text), soft_wrap=True)
 
     def show(self, moment: Moment) -> None:
         """The view shows `moment`, or a line of it if there is no terminal and it is time for one."""

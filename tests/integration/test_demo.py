@@ -1,0 +1,41 @@
+"""The main job as a user runs it, shortened: real Kafka, real Triton, the sidecar, both lanes, the independent reader."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.integration
+
+
+def test_the_demo_fills_the_slots_keeps_the_reservation_and_loses_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "sidecar.local.demo", "--seconds", "6", "--seed", "3", "--json", str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(file.read_text())
+    offline, overload = report["offline"], report["phases"]["overload"]["grants"]
+
+    assert report["triton"]["backend"] == "python"
+    assert [phase["online"]["errors"] for phase in report["phases"].values()] == [0, 0, 0]
+    assert report["phases"]["online_only"]["tokens_per_s"]["offline"] == 0
+    assert report["phases"]["mixed"]["slots_busy_ratio"] >= 0.95
+    assert overload["contended"] >= 200
+    assert overload["turns_due"] == overload["turns_taken"] + overload["turns_lapsed"]
+    assert overload["turns_lapsed"] <= 1
+    assert overload["window_violations"] == 0
+    assert (offline["lost"], offline["duplicated"]) == (0, 0)
+    assert offline["source_offsets"] == offline["results"] + offline["dead"]
+    assert offline["ended_by"]["end_id"] > 0
+    assert offline["ended_by"]["stop_word"] > 0
