@@ -100,7 +100,7 @@ def settings(triton: Triton, kafka: Kafka) -> dict[str, Any]:
         "http": f"127.0.0.1:{http}",
         "tokenizer": str(triton.tokenizer),
         "engines": [{"name": ENGINE, "target": triton.target, "metrics_url": triton.metrics_url, "slots": SLOTS}],
-        "kafka": {
+        "offline": {
             "bootstrap_servers": kafka.bootstrap_servers,
             "requests_topic": kafka.topics["requests"],
             "results_topic": kafka.topics["results"],

@@ -96,6 +96,6 @@ def _moment(name: str, status: dict[str, Any], engine: str, start_s: float, seco
         seconds=seconds,
         engine=status["engines"][engine],
         waiting=waiting,
-        offline_done=status.get("offline", {}).get("items", {}).get("done", 0),
+        offline_done=sum(each["count"] for each in status["offline"]["stats"]["items"] if each["outcome"] == "done"),
         load=load,
     )

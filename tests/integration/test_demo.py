@@ -1,4 +1,4 @@
-"""The main job as a user runs it, shortened: real Kafka, real Triton, the sidecar, both lanes, the independent reader."""
+"""The main job as a user runs it, shortened: both servers for real, both lanes, and the independent reader."""
 
 from __future__ import annotations
 
