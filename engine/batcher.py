@@ -29,6 +29,8 @@ Rules and their sources (TensorRT-LLM; cpp/tensorrt_llm/batch_manager unless sai
 - guaranteed_no_evict starts a request only if prompt + requested output of every started one fit; the first that does
   not fit holds back all behind it. It gets no credit for blocks it could reuse (capacityScheduler.cpp; the credit is
   inferred);
+- with reuse, a request whose next block another one is computing right now waits for it instead of computing it too;
+  those behind it may pass (capacityScheduler.cpp, beneficialToSkip);
 - max_utilization starts a request if its prompt fits, and when blocks run out pauses the newest started one: its
   blocks go to the cache, it keeps its tokens and its place in the order, and prefills again (capacityScheduler.cpp);
 - generation first, then context in order, up to `max_num_tokens`; with chunked context a prompt is cut at a multiple
@@ -49,8 +51,11 @@ from enum import StrEnum
 from heapq import heappop, heappush
 from itertools import count as counter
 from math import ceil
+from typing import TypeAlias
 
 from engine.blocks import RETENTION_DEFAULT, Block, BlockPool, Ids, Match, Retention
+
+BlockKey: TypeAlias = tuple[Block | None, Ids]  # a block's parent in the reuse tree, and its ids
 
 
 class Policy(StrEnum):
@@ -142,12 +147,13 @@ class Row:
     end: End | None = None
     reused_tokens: int = 0  # of the first run, like the other figures for the client
     reused_blocks: int = 0
-    new_blocks: int = 0  # allocated for the prompt
-    total_blocks: int = 0  # allocated in all
+    new_blocks: int = 0  # allocated blank for the prompt
+    total_blocks: int = 0  # allocated for the prompt, the copy of a partly reused block included
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None
     stored_blocks: int = 0  # leading blocks that are in the reuse tree
+    coming: BlockKey | None = None  # the first block that it computes, for others to wait for
     run: int = 0  # counts pauses, so that stale entries of the heaps are known
     since: int = 0  # decode iterations of the batcher when generation began
 
@@ -354,16 +360,12 @@ class Batcher:
                 heappop(self._growth)
             elif self.pool.free:
                 at, order, run, row = heappop(self._growth)
-                self._give_block(row, now_s)
+                row.blocks.append(self.pool.allocate(now_s))
                 self._reserved -= 1
                 heappush(self._growth, (at + self.settings.tokens_per_block, order, run, row))
             else:  # only under max_utilization: guaranteed_no_evict reserved the block when the row started
                 paused.append(self._pause_newest(now_s))
         return tuple(paused)
-
-    def _give_block(self, row: Row, now_s: float) -> None:
-        row.blocks.append(self.pool.allocate(now_s))
-        row.total_blocks += 1
 
     def _pause_newest(self, now_s: float) -> Row:
         """Take the newest started row out of the batch; it keeps its tokens and its place in the order."""
@@ -383,23 +385,36 @@ class Batcher:
         budget = self.settings.max_num_tokens - len(self._generation)
         chunks: list[Chunk] = []
         copies: list[tuple[int, int]] = []
+        coming: set[BlockKey | None] = {None}
         for row in self._context:
+            match = None
             if row.state is State.ACTIVE:
-                if not (may_start and self._fits(row)):
+                if not (may_start and (self._fits(row) or len(coming) > 1)):
                     break
                 match = self.pool.match(row.prompt_ids)
-                reused_tokens = match.tokens(self.settings.tokens_per_block)
-                tokens = self._chunk_tokens(len(row.prompt_ids) - reused_tokens, budget)
-                if not tokens:
+                next_block = self._next_block(row, match)
+                if next_block and next_block in coming:
+                    continue
+                if not self._fits(row):
                     break
+                row.coming = next_block
+            done = row.computed_tokens if match is None else match.tokens(self.settings.tokens_per_block)
+            tokens = self._chunk_tokens(len(row.prompt_ids) - done, budget)
+            if not tokens:
+                break
+            if match is not None:
                 copies += self._start(row, match, now_s)
-            else:
-                tokens = self._chunk_tokens(len(row.prompt_ids) - row.computed_tokens, budget)
-                if not tokens:
-                    break
+            coming.add(row.coming)
             chunks.append(Chunk(row, row.computed_tokens, tokens))
             budget -= tokens
         return tuple(chunks), tuple(copies)
+
+    def _next_block(self, row: Row, match: Match) -> BlockKey | None:
+        """The first whole block that the row would have to compute, if others could reuse it afterwards."""
+        size, begin = self.settings.tokens_per_block, len(match.blocks)
+        if not self.settings.kv_cache_reuse or (begin + 1) * size >= len(row.prompt_ids):
+            return None
+        return (match.blocks[-1] if match.blocks else None), row.prompt_ids[begin * size : (begin + 1) * size]
 
     def _chunk_tokens(self, remaining: int, budget: int) -> int:
         """How much of a prompt is computed now: all of it, or (chunked context) a multiple of the block size."""
@@ -416,13 +431,12 @@ class Batcher:
         row.blocks, copy = self.pool.take(match, now_s)
         row.stored_blocks = len(match.blocks)
         row.computed_tokens = match.tokens(self.settings.tokens_per_block)
-        reused_blocks = len(row.blocks)
+        reused_blocks, new_blocks = len(row.blocks), self._blocks(len(row.prompt_ids)) - len(row.blocks)
+        row.blocks += [self.pool.allocate(now_s) for _ in range(new_blocks)]
         if row.first_scheduled_s is None:
             row.first_scheduled_s = now_s
             row.reused_blocks, row.reused_tokens = reused_blocks, row.computed_tokens
-            row.new_blocks = self._blocks(len(row.prompt_ids)) - reused_blocks
-        for _ in range(self._blocks(len(row.prompt_ids)) - reused_blocks):
-            self._give_block(row, now_s)
+            row.new_blocks, row.total_blocks = new_blocks, new_blocks + (copy is not None)
         self._reserved += self._blocks_to_completion(row) - len(row.blocks)
         row.state = State.CONTEXT
         return [copy] if copy else []
@@ -493,6 +507,7 @@ class Batcher:
             self._store(row, row.prompt_ids[: row.computed_tokens], now_s)
         self.pool.release_all(row.blocks)
         row.stored_blocks = row.computed_tokens = 0
+        row.coming = None
 
     def _ids(self, row: Row) -> Ids:
         """Prompt and output so far."""
