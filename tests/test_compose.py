@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from sidecar.edge.config import load_settings
+
 ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 TOPICS: dict[str, Any] = yaml.safe_load((ROOT / "kafka/topics.yaml").read_text())
@@ -40,3 +42,12 @@ def test_a_compose_parser_accepts_the_file() -> None:
         pytest.skip("docker-compose is not installed; .ci/run installs it")
     done = subprocess.run([parser, "config", "-q"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_mounted_settings_are_valid_but_for_paths_of_the_container() -> None:
+    tokenizer = ROOT / "model_repository/tokenizer/tokenizer.json"
+    settings = load_settings(ROOT / "sidecar/sidecar.example.yaml", {"SIDECAR__TOKENIZER": str(tokenizer)})
+
+    assert settings.offline is not None
+    assert settings.offline.bootstrap_servers == "kafka:9092"
+    assert [engine.target for engine in settings.engines] == ["triton:8001"]
