@@ -70,7 +70,12 @@ class Sequence:
 class NumpyEngine:
     """One model, one thread, one in-flight batch."""
 
-    def __init__(self, settings: NumpySettings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: NumpySettings,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.settings = settings
         self.language = Language.load(settings.tokenizer_dir)
         self.batcher = Batcher(settings.batcher)
@@ -89,7 +94,7 @@ class NumpyEngine:
         self._columns = {id_: column for column, id_ in enumerate(self.language.readable)}
         self._sequences: dict[Row, Sequence] = {}
         self._numbers = count()
-        self._clock = clock
+        self._clock, self._sleep = clock, sleep
         self._wake = Condition()  # guards the batcher, the sequences and `_closing`
         self._closing = False
         self._broken: str | None = None  # what ended the thread, if it was a bug of ours
@@ -185,7 +190,7 @@ class NumpyEngine:
         self._due_s = start_s + duration_s
         rest_s = self._due_s - self._clock()
         if rest_s > 0:
-            time.sleep(rest_s)
+            self._sleep(rest_s)
         else:
             self.overruns += 1
             self._due_s = self._clock()
