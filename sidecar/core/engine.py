@@ -1,15 +1,25 @@
-"""What the scheduler books about one engine: who has its slots, which are free, and what offline is owed."""
+"""What the scheduler knows about one engine: who has its slots, what they hold, and what offline may have now."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 
+from sidecar.core.arrivals import ArrivalRate, poisson_quantile, worth_waiting
 from sidecar.core.item import Item
+from sidecar.core.ledger import Ledger
+from sidecar.core.preemption import candidates, cheapest_first, is_ending, until_free
 from sidecar.core.reservation import Reservation
 from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.core.slices import Slices
 from sidecar.core.window import FreeSlots
 from sidecar.core.work import GrantKind, Lane
+from sidecar.core.yielding import Yielding
+
+HEADROOM_VALID_S = 1.0  # sized headroom is looked at anew after so long
+WEIGHT = 0.1  # of one more sample in a running mean
 
 
 class Limit(StrEnum):
@@ -19,10 +29,28 @@ class Limit(StrEnum):
     DOWN = "down"  # the engine takes no work
     NO_OFFLINE = "no offline"  # nothing offline waits
     ONLINE_WAITS = "online waits"  # what comes free is online's
-    TURN = "turn"  # a due turn needs more slots than are free
+    TURN = "turn"  # a due turn needs more than is free
     SLOTS = "slots"
+    FOREIGN = "foreign"  # load that is not ours, or a scrape that fails
     HEADROOM = "headroom"
+    YIELD = "yield"
+    KV = "kv"
+    PREFILL = "prefill"  # other offline prompts are being computed
     WINDOW = "window"
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened on one engine since the start."""
+
+    grants: dict[GrantKind, int] = field(default_factory=lambda: dict.fromkeys(GrantKind, 0))
+    output_tokens: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))  # kept ones
+    preemptions: int = 0  # slices stopped because online lacked their slots or KV
+    yields: int = 0  # slices stopped because online was resident
+    limits: Counter[Limit] = field(default_factory=Counter)  # how often each held offline back
+    resumed_tokens: int = 0  # context sent again by dispatches that went on
+    recomputed_tokens: int = 0  # of it, what the engine had to compute again, as far as it told
+    discarded_tokens: int = 0  # generated and thrown away
 
 
 @dataclass(slots=True, eq=False)
@@ -30,23 +58,39 @@ class Engine:
     """One engine. Always: slots in use by both lanes + draining + free = slots owned."""
 
     settings: EngineSettings
+    scheduler: SchedulerSettings
     free: FreeSlots
     reservation: Reservation
+    ledger: Ledger
+    slices: Slices
+    yielding: Yielding
+    arrivals: ArrivalRate  # of its model, shared by the model's engines
+    counts: Counts = field(default_factory=Counts)
     up: bool = False
     in_use: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
     draining: int = 0
-    grants: dict[GrantKind, int] = field(default_factory=lambda: dict.fromkeys(GrantKind, 0))
+    residents: dict[str, Item] = field(default_factory=dict)  # offline dispatches, by work id
+    stopping: int = 0  # offline dispatches being preempted
     offline_waits_since_s: float | None = None  # since its last offline grant, or since its offline queue filled
     starvation_gap_s: float = 0.0  # the longest such wait so far
     limit_binding: Limit = Limit.DOWN
+    stop_s: float = 0.03  # from a stop to the free slot: running mean
+    gap_s: float = 0.025  # between two tokens of a stream: running mean
+    headroom: int = 0
+    headroom_until_s: float = -inf
 
     @classmethod
-    def of(cls, engine: EngineSettings, scheduler: SchedulerSettings) -> Engine:
+    def of(cls, engine: EngineSettings, scheduler: SchedulerSettings, arrivals: ArrivalRate) -> Engine:
         """An engine that is down, with all its slots free."""
         return cls(
             settings=engine,
+            scheduler=scheduler,
             free=FreeSlots(engine.slots),
             reservation=Reservation(scheduler.reservation_every, scheduler.reservation_turns_max),
+            ledger=Ledger.of(engine, scheduler),
+            slices=Slices(scheduler.slice_tokens, scheduler.slice_tokens_busy, scheduler.prefill_slice_tokens),
+            yielding=Yielding(engine.yield_rows, scheduler.yield_hold_ms / 1000),
+            arrivals=arrivals,
         )
 
     @property
@@ -54,35 +98,212 @@ class Engine:
         """Which share of its slots is not free."""
         return 1.0 - len(self.free) / self.settings.slots
 
-    def lendable(self, now_s: float, online_slots: int = 0) -> int:
-        """How many slots backfill may take now, once online has taken `online_slots`: ripe, beyond the headroom."""
-        ripe, free = self.free.ripe(now_s), len(self.free)
-        return min(ripe - max(0, online_slots - (free - ripe)), free - online_slots - self.settings.slots_online_min)
+    # ---- what may be had now -----------------------------------------------------------------------------------------
+
+    def fits(self, item: Item) -> bool:
+        """True if there are slots and KV for `item`, whatever else holds."""
+        if item.work.slots > len(self.free):
+            return False
+        ledger = self.ledger
+        return ledger.kv_tokens_free == inf or self.kv_need(item) <= ledger.kv_tokens_free
+
+    def kv_need(self, item: Item) -> int:
+        """KV tokens that the engine reserves for the next dispatch of `item`."""
+        tokens = item.context_tokens + self.slices.output_tokens(item, online_resident=self.in_use[Lane.ONLINE] > 0)
+        return self.ledger.need(tokens) * item.work.slots
+
+    def kv_leaves(self, online: Item, offline: Item) -> bool:
+        """True if backfill would still have KV for `offline` once `online` has its own."""
+        ledger = self.ledger
+        if ledger.kv_tokens_free == inf:
+            return True
+        left = ledger.kv_tokens_free - self.kv_need(online) - ledger.guard_tokens(self.headroom)
+        return self.kv_need(offline) <= left
 
     def limit(self, item: Item, now_s: float) -> Limit:
-        """What keeps backfill from giving `item` its slots now."""
-        slots, free = item.work.slots, len(self.free)
+        """What keeps backfill from giving `item` its slots now; NONE if nothing does."""
+        slots, free, offline = item.work.slots, len(self.free), self.in_use[Lane.OFFLINE]
+        ledger = self.ledger
         if slots > free:
             return Limit.SLOTS
-        if slots > free - self.settings.slots_online_min:
+        if slots > free - ledger.foreign_slots or offline + slots > ledger.offline_slots_max:
+            return Limit.FOREIGN
+        if slots > free - self.headroom_slots(now_s):
             return Limit.HEADROOM
+        if offline + slots > self.yielding.rows_max(self.in_use[Lane.ONLINE], now_s):
+            return Limit.YIELD
+        if not self._kv_allows(item):
+            return Limit.KV
+        if not self._prefill_allows(item):
+            return Limit.PREFILL
         return Limit.WINDOW if slots > self.free.ripe(now_s) else Limit.NONE
 
+    def lendable(self, now_s: float, online_slots: int = 0) -> float:
+        """How many slots backfill may take now, once online has taken `online_slots`."""
+        ripe, free = self.free.ripe(now_s), len(self.free)
+        left = min(ripe - max(0, online_slots - (free - ripe)), free - online_slots - self.headroom_slots(now_s))
+        rows_max = self.yielding.rows_max(self.in_use[Lane.ONLINE] + online_slots, now_s)
+        return min(left - self.ledger.foreign_slots, rows_max - self.in_use[Lane.OFFLINE])
+
+    def rows_max(self, online_waiting: int, now_s: float) -> float:
+        """How many rows offline may have; inf unless it has to yield."""
+        return self.yielding.rows_max(self.in_use[Lane.ONLINE] + online_waiting, now_s)
+
+    def next_chance_s(self) -> list[float]:
+        """When a limit that only time lifts may be lifted."""
+        if self.limit_binding is Limit.WINDOW:
+            ripe_s = self.free.next_ripe_s()
+            return [] if ripe_s is None else [ripe_s]
+        if self.limit_binding is Limit.YIELD:
+            return [self.yielding.until_s]
+        return [self.headroom_until_s] if self.limit_binding is Limit.HEADROOM else []
+
+    def headroom_slots(self, now_s: float) -> int:
+        """Slots kept free for the next online arrivals: as set, or as many as arrive while one comes free."""
+        if now_s >= self.headroom_until_s:
+            most = int(self.scheduler.headroom_share_max * self.settings.slots)
+            expected = poisson_quantile(self.arrivals.per_s(now_s) * self.stop_s) if most else 0
+            self.headroom = max(self.settings.slots_online_min, min(most, expected))
+            self.headroom_until_s = now_s + HEADROOM_VALID_S if most else inf
+        return self.headroom
+
+    def window_s(self, now_s: float) -> float:
+        """How long a slot that comes free now waits for online."""
+        window_s = self.scheduler.window_ms / 1000
+        if self.scheduler.window_adaptive and not worth_waiting(self.arrivals.per_s(now_s), window_s):
+            return 0.0
+        return window_s
+
+    def _kv_allows(self, item: Item) -> bool:
+        ledger = self.ledger
+        if ledger.kv_tokens_free == inf:
+            return True
+        guard = ledger.guard_tokens(self.headroom) if ledger.kv_tokens else 0.0  # an idle engine has no one to guard
+        return self.kv_need(item) <= ledger.kv_tokens_free - guard
+
+    def _prefill_allows(self, item: Item) -> bool:
+        """At most so many offline prompt tokens in prefill at a time, or a single prompt of any length."""
+        uncached = self.uncached_tokens(item)
+        long = self.scheduler.long_prompt_tokens
+        if long and uncached > long and self.in_use[Lane.ONLINE]:
+            return False
+        ahead, bound = self.ledger.prefill_tokens[Lane.OFFLINE], self.scheduler.offline_prefill_tokens
+        return not bound or not ahead or ahead + self._next_prefill(item, uncached) <= bound
+
+    def uncached_tokens(self, item: Item) -> int:
+        """What of its context the engine will have to compute, as far as we can tell; at least 1."""
+        return max(1, item.context_tokens - int(self._expected_reuse(item) * self.slices.hit))
+
+    def _next_prefill(self, item: Item, uncached: int) -> int:
+        prompt_tokens = self.slices.prompt_tokens(item, self._expected_reuse(item))
+        return uncached if prompt_tokens is None else self.scheduler.prefill_slice_tokens
+
+    def _expected_reuse(self, item: Item) -> int:
+        return item.cached_tokens if item.cached_on is self else 0
+
+    # ---- what may be taken back --------------------------------------------------------------------------------------
+
+    @property
+    def coming_slots(self) -> int:
+        """Slots that are free, or will be before a stop could free them."""
+        soon = self.soon_tokens
+        ending = sum(item.work.slots for item in self.residents.values() if item.engine_runs and is_ending(item, soon))
+        return len(self.free) + self.draining + ending
+
+    def lacking_kv(self, online: Item) -> float:
+        """KV tokens that `online` lacks here, what is draining counted as free; 0 if it would fit."""
+        if self.ledger.kv_tokens_free == inf:
+            return 0.0
+        draining = sum(item.kv_tokens for item in self.residents.values() if not item.engine_runs)
+        return max(0.0, self.kv_need(online) - self.ledger.kv_tokens_free - draining)
+
+    def victims(self, slots: int, kv_tokens: float, sticky_after: int | None) -> list[Item]:
+        """The slices to stop for so many slots and KV tokens, cheapest first."""
+        if slots <= 0 and kv_tokens <= 0:
+            return []
+        able = candidates(self.residents.values(), self.soon_tokens, sticky_after)
+        ordered = cheapest_first(able, self.slices.hit, self.scheduler.preempt_quantum_tokens)
+        return until_free(ordered, slots, kv_tokens)
+
+    # ---- a dispatch, from grant to end -------------------------------------------------------------------------------
+
     def begin(self, item: Item, kind: GrantKind) -> None:
-        """`item` has its slots."""
-        slots = item.work.slots
+        """`item` has its slots, its budget and its place in the ledger."""
+        slots, lane = item.work.slots, item.work.lane
         if kind in (GrantKind.ONLINE, GrantKind.RESERVED):
             self.free.take(slots)
         else:
             self.free.take_ripe(slots)
-        self.in_use[item.work.lane] += slots
-        self.grants[kind] += 1
         item.engine = self
+        item.streamed_tokens = 0
+        item.turn = kind is GrantKind.RESERVED
+        item.expected_reuse = self._expected_reuse(item)
+        item.prompt_tokens = None
+        item.budget_tokens = item.output_tokens_left
+        uncached = item.context_tokens
+        if lane is Lane.OFFLINE:
+            uncached = self.uncached_tokens(item)
+            self._size(item, kind)
+            self.residents[item.work.id] = item
+        self.in_use[lane] += slots
+        self.counts.grants[kind] += 1
+        if item.fills_cache:
+            self.ledger.hold(item, (item.prompt_tokens or 0) + 1, self.scheduler.prefill_slice_tokens)
+        else:
+            self.ledger.hold(item, item.context_tokens + item.budget_tokens, uncached)
+
+    def _size(self, item: Item, kind: GrantKind) -> None:
+        """A turn is worth a whole slice; otherwise the prompt may come first, in pieces."""
+        item.budget_tokens = self.slices.output_tokens(item, online_resident=self.in_use[Lane.ONLINE] > 0)
+        if kind is not GrantKind.RESERVED:
+            item.prompt_tokens = self.slices.prompt_tokens(item, item.expected_reuse)
+            if item.fills_cache:
+                item.budget_tokens = 1
 
     def drain(self, item: Item) -> None:
         """`item` was told to stop: its slots are no longer in use, and not free yet."""
         self.in_use[item.work.lane] -= item.work.slots
         self.draining += item.work.slots
+
+    def confirmed(self, item: Item, now_s: float, reused_tokens: int | None, output_tokens: int) -> None:
+        """The engine's last word on a dispatch that went well: what it kept, and what its cache remembers now."""
+        if item.stop_asked_s:
+            self.stop_s += WEIGHT * (now_s - item.stop_asked_s - self.stop_s)
+        if item.expected_reuse:
+            self.counts.resumed_tokens += item.expected_reuse
+            if reused_tokens is not None:
+                self.slices.observe(item.expected_reuse, reused_tokens)
+                self.counts.recomputed_tokens += max(0, item.expected_reuse - reused_tokens)
+        # The engine keeps all but the last token of a sequence for reuse; a piece of a prompt it keeps whole.
+        item.cached_tokens, item.cached_on = item.expected_reuse, self
+        if item.prompt_tokens is not None:
+            item.cached_tokens = item.prompt_tokens
+        elif output_tokens:
+            item.cached_tokens = item.context_tokens + output_tokens - 1
+        self.counts.output_tokens[item.work.lane] += output_tokens
+
+    def leave(self, item: Item) -> int:
+        """The dispatch is over. Its slots are DRAINING still; how many KV tokens go with them."""
+        self.residents.pop(item.work.id, None)
+        item.engine = None
+        item.stop_asked_s = 0.0
+        return self.ledger.release(item)
+
+    def release(self, slots: int, kv_tokens: int, now_s: float) -> None:
+        """Slots that were DRAINING are free, and so is what they held of the KV cache."""
+        self.draining -= slots
+        self.ledger.kv_tokens -= kv_tokens
+        self.free.add(slots, now_s + self.window_s(now_s))
+
+    def streamed(self, gaps_s: tuple[float, ...]) -> None:
+        """Learn how long an iteration takes now."""
+        if gaps_s:
+            self.gap_s += WEIGHT * (sum(gaps_s) / len(gaps_s) - self.gap_s)
+
+    @property
+    def soon_tokens(self) -> int:
+        """A slice with so few tokens left is over before a stop would end it."""
+        return max(1, int(self.stop_s / self.gap_s)) if self.gap_s > 0 else 1
 
     def starved_until(self, now_s: float) -> None:
         """Offline gets a slot now, or its queue is empty: the wait that ends here is measured."""

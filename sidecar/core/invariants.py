@@ -29,10 +29,11 @@ from sidecar.core.events import (
     Event,
     Failed,
     Lost,
+    Preempt,
     Reject,
     Stopped,
 )
-from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
 from sidecar.core.snapshot import EngineSnapshot, Snapshot
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
 
@@ -55,6 +56,7 @@ class _Record:
     order: int
     tokens: int = 0  # kept from dispatches that are over
     dispatch: Dispatch | None = None
+    stopping: bool = False  # preempted
     aborted: bool = False
     backing_off: bool = False
 
@@ -117,6 +119,14 @@ class Invariants:
         match action:
             case Dispatch():
                 self._dispatched(action)
+            case Preempt(work_id=work_id):
+                record = self.works[work_id]
+                ensure(record.dispatch is not None and not record.stopping, f"{work_id} preempted, but not running")
+                ensure(record.work.lane is Lane.OFFLINE and record.work.resumable, f"{work_id} preempted")
+                ensure(
+                    record.dispatch is None or record.dispatch.kind is not GrantKind.RESERVED, f"turn {work_id} taken"
+                )
+                record.stopping = True
             case Abort(work_id=work_id):
                 record = self.works[work_id]
                 ensure(record.dispatch is not None and not record.aborted, f"{work_id} aborted, but not in flight")
@@ -174,7 +184,7 @@ class Invariants:
         ensure(record is not None and record.dispatch is not None, f"a second terminal event for {work_id}")
         assert record is not None
         assert record.dispatch is not None
-        dispatch, record.dispatch = record.dispatch, None
+        dispatch, record.dispatch, record.stopping = record.dispatch, None, False
         hold_s = next(each.lost_hold_s for each in self.engines if each.name == dispatch.engine)
         if lost and hold_s > 0:
             heappush(self.holds, (self.now_s + hold_s, dispatch.engine, dispatch.slots))
@@ -226,6 +236,8 @@ class Invariants:
         pending = engine.credit // (self.settings.reservation_every - 1)
         turns = engine.turns_taken + engine.turns_lapsed + pending
         ensure(engine.turns_due == turns, f"{settings.name}: {engine.turns_due} turns due, {turns} accounted for")
+        if self.settings.reservation_mode is not ReservationMode.FIRM:
+            return
         ensure(engine.window_violations == 0, f"{settings.name}: {engine.window_violations} windows below the bound")
         gap = engine.starvation_gap_grants
         ensure(gap <= self.settings.reservation_every, f"{settings.name}: {gap} contended grants without offline")
@@ -240,8 +252,12 @@ class Invariants:
                 continue
             if online:
                 widest = max(work.slots for work in online)
+                # Which of them is next is not known here; any of them may lack KV, rounded up to blocks.
+                tokens = max((work.prompt_tokens + work.output_tokens_max + 1024) * work.slots for work in online)
+                kv_taken = engine.kv_tokens + engine.kv_foreign_tokens
+                short_of_kv = engine.kv_tokens_max and kv_taken + tokens > engine.kv_tokens_max
                 ensure(
-                    engine.slots_free < widest or engine.limit_binding == "turn",
+                    engine.slots_free < widest or engine.limit_binding == "turn" or bool(short_of_kv),
                     f"{engine.name}: {engine.slots_free} slots free while online work waits",
                 )
             else:

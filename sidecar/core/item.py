@@ -18,6 +18,7 @@ class State(StrEnum):
     WAITING = "waiting"  # in the queue of its lane
     BACKING_OFF = "backing_off"  # failed; returns to its queue at a set time
     RUNNING = "running"  # dispatched; one terminal event is owed
+    PREEMPTING = "preempting"  # told to stop; its slots are DRAINING until the terminal event, then it waits anew
     ABORTING = "aborting"  # told to stop for good; its slots are DRAINING until the terminal event
     GONE = "gone"
 
@@ -35,7 +36,33 @@ class Item:
     streamed_tokens: int = 0  # of the dispatch in progress, as far as reported
     attempts: int = 0  # failures so far
     losses: int = 0  # engines lost under it since it last got on
+    preemptions: int = 0  # how often it was stopped for online work that lacked its slot
     engine: Engine | None = None  # where it runs
+    cached_tokens: int = 0  # of its context, as far as the KV cache of `cached_on` should still hold it
+    cached_on: Engine | None = None
+    # Of the dispatch in progress:
+    budget_tokens: int = 0  # output tokens granted
+    prompt_tokens: int | None = None  # ids sent, if it only fills the cache
+    expected_reuse: int = 0
+    turn: bool = False  # a turn of the reservation, which nothing stops
+    stop_asked_s: float = 0.0
+    kv_tokens: int = 0  # held in the ledger
+    prefill_tokens: int = 0  # held in the ledger until the first token
+
+    @property
+    def context_tokens(self) -> int:
+        """Prompt and generated tokens: what a dispatch sends."""
+        return self.work.prompt_tokens + self.generated_tokens
+
+    @property
+    def engine_runs(self) -> bool:
+        """True if it is dispatched and nobody has told it to stop."""
+        return self.state is State.RUNNING
+
+    @property
+    def fills_cache(self) -> bool:
+        """True if its dispatch only computes a piece of its context."""
+        return self.prompt_tokens is not None
 
     @property
     def output_tokens_left(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from sidecar.core.arrivals import ArrivalRate
 from sidecar.core.engine import Engine
 from sidecar.core.order import LaneQueue
 from sidecar.core.work import Lane, Work
@@ -18,6 +19,7 @@ class Pool:
     engines: list[Engine] = field(default_factory=list)
     online: LaneQueue = field(default_factory=LaneQueue)
     offline: LaneQueue = field(default_factory=LaneQueue)
+    arrivals: ArrivalRate = field(default_factory=ArrivalRate)
     backing_off: int = 0  # offline items that wait for their retry
     intake_paused: bool = False
 
@@ -52,6 +54,9 @@ class Pool:
                 f"prompt ({work.prompt_tokens} tokens) and max_tokens ({work.output_tokens_max}) exceed"
                 f" the {self.tokens_max} tokens of the engine"
             )
+        kv_tokens_max = max(engine.ledger.kv_tokens_max for engine in self.engines)
+        if tokens * work.slots > kv_tokens_max:
+            return f"it needs {tokens * work.slots} tokens of KV cache, and the engine has {kv_tokens_max:.0f}"
         return ""
 
     def by_load(self) -> Iterator[Engine]:
@@ -60,7 +65,7 @@ class Pool:
             return iter(self.engines if self.engines[0].up else ())
         return iter(sorted((engine for engine in self.engines if engine.up), key=lambda engine: engine.load))
 
-    def lendable(self, now_s: float, engine: Engine, online_slots: int) -> int:
+    def lendable(self, now_s: float, engine: Engine, online_slots: int) -> float:
         """How many slots backfill may take now, over all engines, once online has taken so many on `engine`."""
         return sum(
             max(0, each.lendable(now_s, online_slots if each is engine else 0)) for each in self.engines if each.up

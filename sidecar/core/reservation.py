@@ -15,7 +15,18 @@ WINDOWS = range(2, 21)  # the k of the windows of k*N contended grants that are 
 class Reservation:
     """The credit of one engine, its turns, and the record that proves the bound."""
 
-    __slots__ = ("_credit_max", "_earned", "credit", "record", "turns_due", "turns_lapsed", "turns_taken")
+    __slots__ = (
+        "_credit_max",
+        "_earned",
+        "credit",
+        "due_since_s",
+        "postponing",
+        "record",
+        "turns_due",
+        "turns_lapsed",
+        "turns_postponed",
+        "turns_taken",
+    )
 
     def __init__(self, every: int, turns_max: int) -> None:
         self._earned = every - 1
@@ -24,6 +35,9 @@ class Reservation:
         self.turns_due = 0
         self.turns_taken = 0
         self.turns_lapsed = 0
+        self.turns_postponed = 0
+        self.postponing = False
+        self.due_since_s = 0.0
         self.record = ContendedRecord(every)
 
     @property
@@ -31,23 +45,35 @@ class Reservation:
         """True if the next contended grant is offline's."""
         return self.credit >= self._earned
 
-    def online_granted(self) -> None:
+    def online_granted(self, now_s: float) -> None:
         """A contended grant went to online: offline earned a part of a turn."""
         if self.credit < self._credit_max:
             self.credit += 1
-            self.turns_due += self.credit % self._earned == 0
+            if self.credit % self._earned == 0:
+                self.turns_due += 1
+                self.due_since_s = now_s if self.credit == self._earned else self.due_since_s
         self.record.add(offline=False)
 
     def turn_taken(self) -> None:
         """A contended grant went to offline, which pays for it."""
         self.credit -= self._earned
         self.turns_taken += 1
+        self.postponing = False
         self.record.add(offline=True)
+
+    def postpone(self, now_s: float, postpone_max_s: float) -> bool:
+        """Put off the turn that is due; False once it has been put off for `postpone_max_s`, and must be taken."""
+        if now_s - self.due_since_s >= postpone_max_s:
+            return False
+        self.turns_postponed += not self.postponing
+        self.postponing = True
+        return True
 
     def offline_emptied(self) -> None:
         """Nothing offline waits any more: turns still due lapse, and the next backlog starts from zero."""
         self.turns_lapsed += self.credit // self._earned
         self.credit = 0
+        self.postponing = False
         self.record.restart()
 
 

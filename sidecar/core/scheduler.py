@@ -51,6 +51,7 @@ from sidecar.core.events import (
     Lost,
     Measured,
     PauseIntake,
+    Preempt,
     Progressed,
     Reject,
     RejectReason,
@@ -60,26 +61,42 @@ from sidecar.core.events import (
 )
 from sidecar.core.item import Item, State
 from sidecar.core.pool import Pool
-from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
 from sidecar.core.snapshot import Snapshot, engine_snapshot, lane_snapshots
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
 
-# From where to where an item may go, and by what.
-TRANSITIONS: dict[State, frozenset[State]] = {
-    State.WAITING: frozenset({State.RUNNING, State.GONE}),  # granted | cancelled, rejected
-    State.BACKING_OFF: frozenset({State.WAITING, State.GONE}),  # its time came | cancelled, rejected
-    State.RUNNING: frozenset(
-        {
-            State.WAITING,
-            State.BACKING_OFF,
-            State.ABORTING,
-            State.GONE,
-        }  # slice over | failed | cancelled | complete, dead
-    ),
-    State.ABORTING: frozenset({State.GONE}),  # the engine confirmed
-    State.GONE: frozenset(),
+# From where an item may go where, and by what.
+TRANSITIONS: dict[State, dict[State, str]] = {
+    State.WAITING: {
+        State.RUNNING: "granted",
+        State.GONE: "cancelled, or rejected",
+    },
+    State.BACKING_OFF: {
+        State.WAITING: "its time came",
+        State.GONE: "cancelled, or rejected",
+    },
+    State.RUNNING: {
+        State.WAITING: "its slice is over, or its stream broke",
+        State.BACKING_OFF: "failed",
+        State.PREEMPTING: "online needs what it holds",
+        State.ABORTING: "cancelled",
+        State.GONE: "complete, or dead",
+    },
+    State.PREEMPTING: {
+        State.WAITING: "the engine confirmed the stop",
+        State.BACKING_OFF: "failed",
+        State.ABORTING: "cancelled",
+        State.GONE: "complete, or dead",
+    },
+    State.ABORTING: {
+        State.GONE: "the engine confirmed the stop",
+    },
+    State.GONE: {},
 }
 RETRY_BACKOFF_MAX_S = 30.0
+
+
+Hold = tuple[Engine, int, int]  # slots and KV tokens that an engine may still use after a stream to it broke
 
 
 class Scheduler:
@@ -87,15 +104,16 @@ class Scheduler:
 
     def __init__(self, settings: SchedulerSettings, engines: Sequence[EngineSettings]) -> None:
         self._settings = settings
-        self._window_s = settings.window_ms / 1000
-        self._engines = {each.name: Engine.of(each, settings) for each in engines}
+        self._engines: dict[str, Engine] = {}
+        self._pools: dict[str, Pool] = {}
+        for each in engines:
+            pool = self._pools.setdefault(each.model, Pool(each.model))
+            self._engines[each.name] = Engine.of(each, settings, pool.arrivals)
+            pool.engines.append(self._engines[each.name])
         if len(self._engines) != len(engines) or not engines:
             raise SettingsError(f"engines need one name each, and there must be one: {[each.name for each in engines]}")
-        self._pools: dict[str, Pool] = {}
-        for engine in self._engines.values():
-            self._pools.setdefault(engine.settings.model, Pool(engine.settings.model)).engines.append(engine)
         self._items: dict[str, Item] = {}
-        self._timers: list[tuple[float, int, Item | tuple[Engine, int]]] = []  # retries, and holds after Lost
+        self._timers: list[tuple[float, int, Item | Hold]] = []  # retries, and holds after Lost
         self._sequence = count(1)
         self._closing = False
         self._now_s = 0.0
@@ -115,10 +133,10 @@ class Scheduler:
                 self._progressed(event)
             case Arrived(work=work):
                 self._arrived(work)
-            case Ended(work_id=work_id, reason=reason, output_tokens=tokens):
-                self._over(work_id, tokens, reason)
-            case Stopped(work_id=work_id, output_tokens=tokens):
-                self._over(work_id, tokens, EndReason.LENGTH)
+            case Ended(reason=reason):
+                self._over(event, reason)
+            case Stopped():
+                self._over(event, EndReason.LENGTH)
             case Failed():
                 self._failed(event)
             case Lost():
@@ -132,7 +150,7 @@ class Scheduler:
             case EngineDown(engine=name):
                 self._engine_down(name)
             case Measured():
-                pass
+                self._measured(event)
             case Closing():
                 self._close()
             case _:
@@ -148,10 +166,7 @@ class Scheduler:
             if head := pool.online.head():
                 due.append(head.work.deadline_s)
             if pool.offline and not pool.online:
-                for engine in pool.engines:
-                    ripe_s = engine.free.next_ripe_s()
-                    if ripe_s is not None and engine.up:
-                        due.append(ripe_s)
+                due += [when_s for engine in pool.engines if engine.up for when_s in engine.next_chance_s()]
         soonest_s = min((each for each in due if each > self._now_s), default=float("inf"))
         return None if soonest_s == float("inf") else soonest_s
 
@@ -178,10 +193,16 @@ class Scheduler:
             self._fill(pool)
 
     def _fill(self, pool: Pool) -> None:
-        """Grant until nothing more can be granted."""
+        """Grant until nothing more can be granted; then take back what online lacks."""
         self._expire_online(pool)
         while (pool.online or pool.offline) and any(self._grant_one(pool, engine) for engine in pool.by_load()):
             pass
+        for engine in pool.engines:
+            rows_max = engine.rows_max(len(pool.online), self._now_s)
+            if engine.in_use[Lane.OFFLINE] > rows_max:
+                self._yield(engine, engine.in_use[Lane.OFFLINE] - int(rows_max))
+        if pool.online and self._settings.preempt:
+            self._reclaim(pool)
 
     def _grant_one(self, pool: Pool, engine: Engine) -> bool:
         """One grant on this engine if the first rule that holds allows one. The rule is kept as `limit_binding`."""
@@ -199,44 +220,51 @@ class Scheduler:
 
     def _grant_contested(self, pool: Pool, engine: Engine, online: Item, offline: Item | None) -> bool:
         """Online waits for this engine: a slot is online's, unless offline must go without and its turn is due."""
-        engine.limit_binding, free = Limit.ONLINE_WAITS, len(engine.free)
-        if not free:
+        engine.limit_binding = Limit.ONLINE_WAITS
+        if not len(engine.free):
             return False
         contended = offline is not None and self._would_wait(pool, engine, online, offline)
-        if contended and offline and engine.reservation.due:
-            if offline.work.slots > free:  # what is free is kept for it, or a wide item would never get its turn
+        if contended and offline and engine.reservation.due and not self._postponed(engine, online):
+            if not engine.fits(offline):  # what is free is kept for it, or a wide item would never get its turn
                 engine.limit_binding = Limit.TURN
                 return False
             self._grant(pool, engine, offline, GrantKind.RESERVED, contended=True)
             return True
-        if online.work.slots > free:
+        if not engine.fits(online):
             return False
         self._grant(pool, engine, online, GrantKind.ONLINE, contended=contended)
         if contended:
-            engine.reservation.online_granted()
+            engine.reservation.online_granted(self._now_s)
         return True
 
     def _would_wait(self, pool: Pool, engine: Engine, online: Item, offline: Item) -> bool:
         """True if `offline` keeps waiting once `online` and all online work behind it have had their slots."""
-        if online.work.slots > len(engine.free):
+        if not engine.fits(online) or not engine.kv_leaves(online, offline):
             return True
         return pool.lendable(self._now_s, engine, online.work.slots + len(pool.online) - 1) < offline.work.slots
 
+    def _postponed(self, engine: Engine, online: Item) -> bool:
+        """True if a turn that is due is put off: only in mode `yielding`, while online's objective is at risk."""
+        if self._settings.reservation_mode is ReservationMode.FIRM:
+            return False
+        # The measured origin's rule: a wait at the head of the line stays below 40 % of the objective.
+        at_risk = self._now_s - online.work.arrived_s > 0.4 * self._settings.ttft_objective_ms / 1000
+        return at_risk and engine.reservation.postpone(self._now_s, self._settings.postpone_max_s)
+
     def _grant(self, pool: Pool, engine: Engine, item: Item, kind: GrantKind, *, contended: bool = False) -> None:
         self._move(item, State.RUNNING)
-        queue = pool.queue(item.work.lane)
-        queue.discard(item)
+        pool.queue(item.work.lane).discard(item)
         engine.begin(item, kind)
-        item.streamed_tokens = 0
         self._actions.append(
             Dispatch(
                 work_id=item.work.id,
                 engine=engine.settings.name,
                 kind=kind,
                 slots=item.work.slots,
-                output_tokens=item.output_tokens_left,
+                output_tokens=item.budget_tokens,
                 queue_wait_s=self._now_s - item.waiting_since_s,
                 contended=contended,
+                prompt_tokens=item.prompt_tokens,
             )
         )
         if item.work.lane is Lane.OFFLINE:
@@ -244,6 +272,38 @@ class Scheduler:
                 engine.reservation.turn_taken()
             engine.starved_until(self._now_s)
             self._offline_shrank(pool)
+
+    # ---- taking slots back -------------------------------------------------------------------------------------------
+
+    def _yield(self, engine: Engine, excess: int) -> None:
+        """Stop the offline rows beyond those that may stay while online is resident."""
+        for item in engine.victims(excess, 0, sticky_after=None):
+            engine.counts.yields += 1
+            self._preempt(engine, item)
+
+    def _reclaim(self, pool: Pool) -> None:
+        """Stop as many slices as online lacks slots or KV for, counting what is coming free already."""
+        head = pool.online.head()
+        assert head is not None
+        engines = [engine for engine in pool.engines if engine.up]
+        lacking = head.work.slots + len(pool.online) - 1 - sum(engine.coming_slots for engine in engines)
+        for engine in sorted(engines, key=lambda each: -len(each.residents)):
+            turn = engine.reservation.due and bool(pool.offline)  # the turn takes the first slot that comes free
+            room = self._settings.preempt_max - engine.stopping
+            for item in engine.victims(lacking + turn, engine.lacking_kv(head), self._settings.preempt_sticky_after)[
+                :room
+            ]:
+                item.preemptions += 1
+                engine.counts.preemptions += 1
+                lacking -= item.work.slots
+                self._preempt(engine, item)
+
+    def _preempt(self, engine: Engine, item: Item) -> None:
+        self._move(item, State.PREEMPTING)
+        item.stop_asked_s = self._now_s
+        engine.drain(item)
+        engine.stopping += 1
+        self._actions.append(Preempt(work_id=item.work.id, engine=engine.settings.name))
 
     # ---- the queues --------------------------------------------------------------------------------------------------
 
@@ -257,6 +317,8 @@ class Scheduler:
         assert pool is not None
         item = Item(work, next(self._sequence), self._now_s)
         self._items[work.id] = item
+        if work.lane is Lane.ONLINE:
+            pool.arrivals.note(self._now_s)
         self._enqueue(pool, item)
         self._fill(pool)
 
@@ -328,24 +390,35 @@ class Scheduler:
     # ---- what becomes of a dispatch ----------------------------------------------------------------------------------
 
     def _progressed(self, event: Progressed) -> None:
-        items = self._items
+        items, engine = self._items, self._engines[event.engine]
         for work_id, tokens in event.tokens:
             if item := items.get(work_id):
                 item.streamed_tokens += tokens
+        engine.streamed(event.gaps_s)
+        prefill_done = False
+        for work_id in event.first_tokens:
+            if item := items.get(work_id):
+                prefill_done |= engine.ledger.lease(item) and item.work.lane is Lane.OFFLINE
+        if prefill_done:
+            self._fill(self._pools[engine.settings.model])
 
-    def _over(self, work_id: str, output_tokens: int, reason: EndReason) -> None:
+    def _over(self, event: Ended | Stopped, reason: EndReason) -> None:
         """The engine confirmed the end of a dispatch: the slots are free; what is not complete waits again."""
-        item, pool = self._finish(work_id)
-        item.generated_tokens += output_tokens
+        item, engine, pool = self._running(event.work_id)
+        engine.confirmed(item, self._now_s, event.reused_tokens, event.output_tokens)
+        self._finish(item, engine, pool)
+        item.generated_tokens += event.output_tokens
         if item.state is State.ABORTING or item.work.is_complete(item.generated_tokens, reason):
             self._gone(item)
         else:
             item.attempts = item.losses = 0
-            self._again(pool, item)
+            self._again(pool, engine, item)
         self._fill(pool)
 
     def _failed(self, event: Failed) -> None:
-        item, pool = self._finish(event.work_id)
+        item, engine, pool = self._running(event.work_id)
+        engine.counts.discarded_tokens += item.streamed_tokens
+        self._finish(item, engine, pool)
         item.attempts += 1
         if item.state is State.ABORTING or item.work.lane is Lane.ONLINE:
             self._gone(item)
@@ -356,39 +429,48 @@ class Scheduler:
         self._fill(pool)
 
     def _lost(self, event: Lost) -> None:
-        item, pool = self._finish(event.work_id, held=True)
+        item, engine, pool = self._running(event.work_id)
+        self._finish(item, engine, pool, held_s=engine.settings.lost_hold_s)
         item.generated_tokens += event.output_tokens
+        item.cached_on = None
         item.losses = 0 if event.output_tokens and item.work.resumable else item.losses + 1
         if item.state is State.ABORTING or item.work.is_complete(item.generated_tokens, EndReason.LENGTH):
             self._gone(item)
         elif item.losses >= self._settings.losses_max and item.work.lane is Lane.OFFLINE:
             self._bury(item, f"the stream to the engine broke {item.losses} times without a token")
         else:
-            self._again(pool, item)
+            self._again(pool, engine, item)
         self._fill(pool)
 
-    def _finish(self, work_id: str, *, held: bool = False) -> tuple[Item, Pool]:
-        """The dispatch of `work_id` is over. Its slots are free, or DRAINING for a while if `held`."""
+    def _running(self, work_id: str) -> tuple[Item, Engine, Pool]:
+        """The work whose dispatch is over, and where it ran."""
         item = self._items.get(work_id)
         if item is None or item.engine is None:
             raise ValueError(f"a terminal event for {work_id}, which is not dispatched")
-        engine, item.engine = item.engine, None
-        slots = item.work.slots
+        return item, item.engine, self._pools[item.work.model]
+
+    def _finish(self, item: Item, engine: Engine, pool: Pool, *, held_s: float = 0.0) -> None:
+        """The slots of a dispatch that is over are free, or DRAINING for `held_s` more."""
         if item.state is State.RUNNING:
             engine.drain(item)
-        if held and engine.settings.lost_hold_s > 0:
-            self._set_timer(self._now_s + engine.settings.lost_hold_s, (engine, slots))
+        elif item.state is State.PREEMPTING:
+            engine.stopping -= 1
+        hold = (engine, item.work.slots, engine.leave(item))
+        if held_s > 0:
+            self._set_timer(self._now_s + held_s, hold)
         else:
-            self._release(engine, slots)
-        return item, self._pools[item.work.model]
+            self._release(hold)
+        if item.work.lane is Lane.ONLINE and not engine.in_use[Lane.ONLINE]:
+            engine.yielding.online_left(pool.arrivals.per_s(self._now_s), self._now_s)
 
-    def _release(self, engine: Engine, slots: int) -> None:
-        engine.draining -= slots
-        engine.free.add(slots, self._now_s + self._window_s)
+    def _release(self, hold: Hold) -> None:
+        engine, slots, kv_tokens = hold
+        engine.release(slots, kv_tokens, self._now_s)
 
-    def _again(self, pool: Pool, item: Item) -> None:
+    def _again(self, pool: Pool, engine: Engine, item: Item) -> None:
         """The rest of the work waits anew, unless there is nobody to wait for it."""
         if not item.work.resumable:
+            engine.counts.discarded_tokens += item.generated_tokens
             item.generated_tokens = 0
         if item.work.lane is Lane.ONLINE:
             self._gone(item)
@@ -422,10 +504,16 @@ class Scheduler:
         if item.engine is None:
             self._leave(pool, item)
         else:
-            item.engine.drain(item)
-            self._move(item, State.ABORTING)
-            self._actions.append(Abort(work_id=work_id, engine=item.engine.settings.name))
+            self._abort(item, item.engine)
         self._fill(pool)
+
+    def _abort(self, item: Item, engine: Engine) -> None:
+        if item.state is State.PREEMPTING:
+            engine.stopping -= 1
+        else:
+            engine.drain(item)
+        self._move(item, State.ABORTING)
+        self._actions.append(Abort(work_id=item.work.id, engine=engine.settings.name))
 
     def _move(self, item: Item, state: State) -> None:
         assert state in TRANSITIONS[item.state], f"{item.work.id}: {item.state} → {state}"
@@ -450,7 +538,13 @@ class Scheduler:
         while not pool.up and (head := pool.online.head()):
             self._refuse(pool, head, RejectReason.ENGINE_DOWN, f"no engine of model {pool.model} is up")
 
-    def _set_timer(self, when_s: float, what: Item | tuple[Engine, int]) -> None:
+    def _measured(self, event: Measured) -> None:
+        engine = self._engines[event.engine]
+        slots_ours = engine.settings.slots - len(engine.free)
+        engine.ledger.measured(event, slots_ours, engine.in_use[Lane.OFFLINE])
+        self._fill(self._pools[engine.settings.model])
+
+    def _set_timer(self, when_s: float, what: Item | Hold) -> None:
         heappush(self._timers, (when_s, next(self._sequence), what))
 
     def _run_timers(self) -> list[Pool]:
@@ -459,7 +553,7 @@ class Scheduler:
         while self._timers and self._timers[0][0] <= self._now_s:
             what = heappop(self._timers)[2]
             if isinstance(what, tuple):
-                self._release(*what)
+                self._release(what)
                 stirred.append(self._pools[what[0].settings.model])
             elif what.state is State.BACKING_OFF:
                 pool = self._pools[what.work.model]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, ClassVar
 
 from sidecar.core.errors import SettingsError
@@ -17,6 +18,13 @@ def require(condition: bool, message: str) -> None:
     """Raise SettingsError(message) unless `condition` holds."""
     if not condition:
         raise SettingsError(message)
+
+
+class ReservationMode(StrEnum):
+    """Whether anything may put off a turn that is due."""
+
+    FIRM = "firm"  # nothing: every window of k*N contended grants holds at least k-1 offline ones
+    YIELDING = "yielding"  # online at risk, by at most postpone_max_s: N contended grants + postpone_max_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +40,9 @@ class EngineSettings:
     tokens_max: int = 2048  # prompt + output of one sequence: the engine's max_seq_len
     lost_hold_s: float = 0.15  # after Lost: the engine's cancellation check period + two iterations (M6)
     gpu_group: str = ""  # engines that share cards name the same one
+    kv_tokens: int = 0  # the KV cache, in tokens; 0 = as the engine's gauges say, or unbounded without gauges
+    kv_block_tokens: int = 32  # the engine reserves whole blocks (TensorRT-LLM's tokens_per_block)
+    yield_rows: int | None = None  # rows that offline keeps while online is resident; None = it never yields
 
     def __post_init__(self) -> None:
         require(self.slots >= 1, f"engine {self.name}: slots must be >= 1, not {self.slots}")
@@ -41,6 +52,14 @@ class EngineSettings:
         )
         require(self.tokens_max >= 2, f"engine {self.name}: tokens_max must be >= 2, not {self.tokens_max}")
         require(self.lost_hold_s >= 0, f"engine {self.name}: lost_hold_s must be >= 0, not {self.lost_hold_s}")
+        require(self.kv_tokens >= 0, f"engine {self.name}: kv_tokens must be >= 0, not {self.kv_tokens}")
+        require(
+            self.kv_block_tokens >= 1, f"engine {self.name}: kv_block_tokens must be >= 1, not {self.kv_block_tokens}"
+        )
+        require(
+            self.yield_rows is None or 0 <= self.yield_rows <= self.slots,
+            f"engine {self.name}: yield_rows must be in 0..{self.slots}, not {self.yield_rows}",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +70,24 @@ class SchedulerSettings:
 
     reservation_every: int = 10  # N: every Nth contended grant is offline's (the measured origin's value)
     reservation_turns_max: int = 2  # saved turns are capped, so that an idle night cannot become a burst
+    reservation_mode: ReservationMode = ReservationMode.FIRM
+    postpone_max_s: float = 60.0  # how long a turn may be put off in mode `yielding`
+    ttft_objective_ms: float = 500.0  # online: arrival to first token
     window_ms: float = 15.0  # a freed slot waits this long for online work (the measured origin's value)
+    window_adaptive: bool = True  # no window where it would hardly ever meet an arrival
+    headroom_share_max: float = 0.05  # sized headroom takes at most this share of an engine: 3 of 64 slots, none of 8
+    slice_tokens: int = 256  # an offline item runs in slices of so many output tokens; 0 = in one piece
+    slice_tokens_busy: int = 128  # while online is resident
+    preempt: bool = True  # stop an offline slice when online waits for its slot
+    preempt_max: int = 4  # slices of one engine that are being stopped at a time
+    preempt_quantum_tokens: int = 16  # a slice that gave fewer is a victim only if there is no other
+    preempt_sticky_after: int = 3  # an item preempted so often is not preempted again (it may still have to yield)
+    yield_hold_ms: float = 200.0  # after online left, go on yielding so long if the next arrival is expected by then
+    offline_prefill_tokens: int = 512  # prompt tokens of offline work in prefill at a time, or one prompt of any length
+    prefill_slice_tokens: int = 0  # fill the cache with so many ids of an offline prompt per dispatch; 0 = all at once
+    long_prompt_tokens: int = 0  # offline prompts above it start only while no online is resident; 0 = all may
+    kv_guard_share_min: float = 0.05  # of the KV cache is left to online's growth
+    kv_guard_share_max: float = 0.30
     online_queue_max: int = 1024  # beyond it RESOURCE_EXHAUSTED: a queue that long is already minutes of waiting
     offline_queue_max: int = 2048  # items per model: enough to order by deadline, little memory
     offline_queue_low: int = 1024  # intake resumes here
@@ -73,3 +109,14 @@ class SchedulerSettings:
         require(self.attempts_max >= 1, f"attempts_max must be >= 1, not {self.attempts_max}")
         require(self.retry_backoff_s >= 0, f"retry_backoff_s must be >= 0, not {self.retry_backoff_s}")
         require(self.losses_max >= 1, f"losses_max must be >= 1, not {self.losses_max}")
+        require(
+            0 <= self.kv_guard_share_min <= self.kv_guard_share_max <= 1,
+            f"0 <= kv_guard_share_min <= kv_guard_share_max <= 1: {self.kv_guard_share_min}, {self.kv_guard_share_max}",
+        )
+        require(0 <= self.headroom_share_max <= 1, f"headroom_share_max must be in 0..1, not {self.headroom_share_max}")
+        for name in (
+            *("slice_tokens", "slice_tokens_busy", "preempt_quantum_tokens", "preempt_sticky_after", "preempt_max"),
+            *("yield_hold_ms", "offline_prefill_tokens", "prefill_slice_tokens", "long_prompt_tokens"),
+            *("postpone_max_s", "ttft_objective_ms"),
+        ):
+            require(getattr(self, name) >= 0, f"{name} must be >= 0, not {getattr(self, name)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 
 from sidecar.core.engine import Engine, Limit
 from sidecar.core.events import RejectReason
@@ -25,8 +26,12 @@ class EngineSnapshot:
     slots_draining: int
     slots_free: int
     headroom_slots: int
+    foreign_slots: int  # load on it that is not ours
     limit_binding: Limit  # what holds offline back now
+    window_ms: float  # how long a slot that comes free now waits for online
+    online_rate_per_s: float
     grants: Mapping[GrantKind, int]
+    output_tokens: Mapping[Lane, int]  # kept ones: the token share beside the slot share
     contended: int
     offline_of_contended: int
     credit: int
@@ -38,6 +43,19 @@ class EngineSnapshot:
     window_violations: int
     starvation_gap_grants: int
     starvation_gap_s: float
+    preemptions: int
+    yields: int
+    stop_to_free_ms: float  # running mean
+    slice_factor: int  # how often the configured slice length; 0 = reuse failed, and items run in one piece
+    reuse_ratio: float  # share of what resumes expected in the KV cache that was there, running mean
+    resumed_tokens: int
+    recomputed_tokens: int
+    discarded_tokens: int
+    kv_tokens_max: int  # 0 = unknown
+    kv_tokens: int  # held or leased by us
+    kv_foreign_tokens: int
+    kv_guard_tokens: int
+    prefill_tokens: Mapping[Lane, int]  # prompt tokens not yet computed
 
     @property
     def slots_busy(self) -> int:
@@ -78,6 +96,7 @@ class Snapshot:
 def engine_snapshot(engine: Engine, model: str, now_s: float) -> EngineSnapshot:
     """`engine` as it stands."""
     reservation, record = engine.reservation, engine.reservation.record
+    ledger, counts = engine.ledger, engine.counts
     waited_s = 0.0 if engine.offline_waits_since_s is None else now_s - engine.offline_waits_since_s
     return EngineSnapshot(
         name=engine.settings.name,
@@ -88,20 +107,37 @@ def engine_snapshot(engine: Engine, model: str, now_s: float) -> EngineSnapshot:
         slots_offline=engine.in_use[Lane.OFFLINE],
         slots_draining=engine.draining,
         slots_free=len(engine.free),
-        headroom_slots=engine.settings.slots_online_min,
+        headroom_slots=engine.headroom,
+        foreign_slots=ledger.foreign_slots,
         limit_binding=engine.limit_binding,
-        grants=dict(engine.grants),
+        window_ms=engine.window_s(now_s) * 1000,
+        online_rate_per_s=engine.arrivals.per_s(now_s),
+        grants=dict(counts.grants),
+        output_tokens=dict(counts.output_tokens),
         contended=record.contended,
         offline_of_contended=record.offline,
         credit=reservation.credit,
         turns_due=reservation.turns_due,
         turns_taken=reservation.turns_taken,
-        turns_postponed=0,
+        turns_postponed=reservation.turns_postponed,
         turns_lapsed=reservation.turns_lapsed,
         worst_window_share=record.worst_window_share,
         window_violations=record.window_violations,
         starvation_gap_grants=record.starvation_gap,
         starvation_gap_s=max(engine.starvation_gap_s, waited_s),
+        preemptions=counts.preemptions,
+        yields=counts.yields,
+        stop_to_free_ms=engine.stop_s * 1000,
+        slice_factor=engine.slices.factor,
+        reuse_ratio=engine.slices.hit,
+        resumed_tokens=counts.resumed_tokens,
+        recomputed_tokens=counts.recomputed_tokens,
+        discarded_tokens=counts.discarded_tokens,
+        kv_tokens_max=int(ledger.kv_tokens_max) if ledger.kv_tokens_max < inf else 0,
+        kv_tokens=ledger.kv_tokens,
+        kv_foreign_tokens=ledger.foreign_kv_tokens,
+        kv_guard_tokens=int(ledger.guard_tokens(engine.headroom)),
+        prefill_tokens=dict(ledger.prefill_tokens),
     )
 
 

@@ -19,12 +19,14 @@ from sidecar.core.events import (
     Event,
     Failed,
     Lost,
+    Measured,
+    Progressed,
     Stopped,
     Woke,
 )
 from sidecar.core.invariants import InvariantError, Invariants
 from sidecar.core.scheduler import Scheduler
-from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
 from sidecar.core.work import EndReason, Lane, Work
 from tests.core.builders import online, scheduler
 
@@ -68,14 +70,16 @@ class World:
 
     def finish(self) -> None:
         """Some dispatch is over, in one of the four ways."""
-        in_flight = [record.dispatch for record in self.checker.works.values() if record.dispatch]
-        if not in_flight:
-            return
-        dispatch = in_flight[self.draw(len(in_flight))]
-        self.handle(self._terminal(dispatch, aborted=self.checker.works[dispatch.work_id].aborted))
+        in_flight = [record for record in self.checker.works.values() if record.dispatch]
+        if in_flight:
+            record = in_flight[self.draw(len(in_flight))]
+            assert record.dispatch is not None
+            self.handle(self._terminal(record.dispatch, stopped=record.aborted or record.stopping))
 
-    def _terminal(self, dispatch: Dispatch, *, aborted: bool) -> Event:
+    def _terminal(self, dispatch: Dispatch, *, stopped: bool) -> Event:
         work_id, tokens = dispatch.work_id, self.draw(dispatch.output_tokens + 1)
+        if dispatch.prompt_tokens is not None and self.draw(4):
+            return Ended(work_id=work_id, reason=EndReason.LENGTH, output_tokens=0, reused_tokens=self.draw(50))
         match self.draw(8):
             case 0:
                 return Failed(work_id=work_id, reason="broken", retryable=True)
@@ -83,8 +87,8 @@ class World:
                 return Failed(work_id=work_id, reason="hopeless", retryable=False)
             case 2:
                 return Lost(work_id=work_id, output_tokens=tokens)
-            case 3 if aborted:
-                return Stopped(work_id=work_id, output_tokens=tokens)
+            case 3 | 5 | 6 if stopped:
+                return Stopped(work_id=work_id, output_tokens=tokens, reused_tokens=self.draw(50))
             case 4:
                 return Ended(work_id=work_id, reason=EndReason.END_ID, output_tokens=tokens)
             case _:
@@ -93,7 +97,7 @@ class World:
     def step(self) -> None:
         """One thing happens."""
         self.now_s += (0.0, 0.004, 0.02, 0.7)[self.draw(4)]
-        match self.draw(12):
+        match self.draw(14):
             case 0 | 1 | 2 | 3 | 4:
                 self.arrive()
             case 5 | 6 | 7 | 8:
@@ -104,8 +108,22 @@ class World:
                 name = self.names[self.draw(len(self.names))]
                 up = self.draw(4) > 0
                 self.handle(EngineUp(engine=name) if up else EngineDown(engine=name, reason="probe failed"))
+            case 11:
+                self.progress()
+            case 12:
+                ok, active = self.draw(3) > 0, self.draw(6)
+                self.handle(
+                    Measured(engine="e", ok=ok, active_requests=active, kv_blocks_max=40, kv_blocks_free=active)
+                )
             case _:
                 self.wake()
+
+    def progress(self) -> None:
+        """Everything in flight on an engine gives a token; for some it is the first."""
+        ids = [work_id for work_id, each in self.checker.works.items() if each.dispatch and each.dispatch.engine == "e"]
+        tokens = tuple((work_id, 1) for work_id in ids)
+        first = tuple(work_id for work_id in ids if self.draw(2))
+        self.handle(Progressed(engine="e", tokens=tokens, first_tokens=first, gaps_s=(0.02,) if ids else ()))
 
     def wake(self) -> None:
         """Time passes until the scheduler wants to be woken."""
@@ -122,7 +140,7 @@ class World:
         while self.checker.works:
             in_flight = [each.dispatch for each in self.checker.works.values() if each.dispatch]
             if in_flight:
-                tokens = in_flight[0].output_tokens
+                tokens = 0 if in_flight[0].prompt_tokens is not None else in_flight[0].output_tokens
                 self.handle(Ended(work_id=in_flight[0].work_id, reason=EndReason.LENGTH, output_tokens=tokens))
             else:
                 self.now_s += 1.0
@@ -140,6 +158,15 @@ def scenes(draw: st.DrawFn) -> tuple[SchedulerSettings, list[EngineSettings]]:
         offline_queue_low=3,
         attempts_max=3,
         losses_max=3,
+        reservation_mode=draw(st.sampled_from(ReservationMode)),
+        postpone_max_s=1.0,
+        headroom_share_max=draw(st.sampled_from([0.0, 0.5])),
+        slice_tokens=draw(st.sampled_from([0, 7, 20])),
+        preempt=draw(st.booleans()),
+        preempt_quantum_tokens=2,
+        offline_prefill_tokens=draw(st.sampled_from([0, 30])),
+        prefill_slice_tokens=draw(st.sampled_from([0, 8])),
+        long_prompt_tokens=draw(st.sampled_from([0, 20])),
     )
     engines = [
         EngineSettings(

@@ -27,7 +27,7 @@ def test_the_record_counts_what_a_look_at_every_window_counts(every: int, grants
 def test_a_backlogged_lane_gets_every_nth_contended_grant_exactly(every: int, grants: int) -> None:
     subject = Reservation(every, turns_max=2)
     for _ in range(grants):
-        subject.turn_taken() if subject.due else subject.online_granted()
+        subject.turn_taken() if subject.due else subject.online_granted(0.0)
     assert subject.turns_taken == grants // every
     assert subject.record.window_violations == 0
     assert subject.record.starvation_gap <= every - 1
@@ -36,16 +36,16 @@ def test_a_backlogged_lane_gets_every_nth_contended_grant_exactly(every: int, gr
 def test_saved_turns_are_capped() -> None:
     subject = Reservation(4, turns_max=2)
     for _ in range(50):
-        subject.online_granted()
+        subject.online_granted(0.0)
     assert (subject.credit, subject.turns_due) == (6, 2)
 
 
 def test_turns_lapse_when_offline_has_nothing_waiting_and_windows_begin_anew() -> None:
     subject = Reservation(4, turns_max=2)
     for _ in range(3):
-        subject.online_granted()
+        subject.online_granted(0.0)
     subject.offline_emptied()
     assert (subject.credit, subject.turns_due, subject.turns_lapsed) == (0, 1, 1)
     for _ in range(3):
-        subject.online_granted()
+        subject.online_granted(0.0)
     assert subject.record.worst_window is None

@@ -8,7 +8,7 @@ from tests.core.builders import offline, online, scheduler
 
 
 def test_a_freed_slot_goes_to_online_before_offline() -> None:
-    subject = scheduler(slots=1)
+    subject = scheduler(slots=1, preempt=False)
     assert subject.handle(Arrived(work=offline("b1")), 0.0) == [
         Dispatch(work_id="b1", engine="e", kind=GrantKind.BACKFILL, slots=1, output_tokens=100, queue_wait_s=0.0)
     ]

@@ -26,6 +26,7 @@ from sidecar.core.events import (
     Event,
     Failed,
     Lost,
+    Measured,
     PauseIntake,
     Preempt,
     Progressed,
@@ -100,14 +101,16 @@ def _value(text: str) -> Any:
 
 def event_of(words: str, now_s: float) -> Event:
     """The event that `words` tell of."""
+    reused = re.search(r"(\d+) reused", words)
+    reuse = {"reused_tokens": int(reused[1])} if reused else {}
     if found := re.match(r"(online|offline) (\w+) arrives", words):
         defaults = {"prompt_tokens": 10, "output_tokens_max": 100, "model": "tensorrt_llm", "arrived_s": now_s}
         work = Work(id=found[2], lane=Lane(found[1]), **{**defaults, **values(words)})
         return Arrived(work=work)
     if found := re.match(r"(\w+) ended by (\w+) after (\d+) tokens?", words):
-        return Ended(work_id=found[1], reason=EndReason(found[2]), output_tokens=int(found[3]))
+        return Ended(work_id=found[1], reason=EndReason(found[2]), output_tokens=int(found[3]), **reuse)
     if found := re.match(r"(\w+) stopped after (\d+) tokens?", words):
-        return Stopped(work_id=found[1], output_tokens=int(found[2]))
+        return Stopped(work_id=found[1], output_tokens=int(found[2]), **reuse)
     if found := re.match(r"(\w+) is lost after (\d+) tokens?", words):
         return Lost(work_id=found[1], output_tokens=int(found[2]))
     if found := re.match(r"(\w+) failed( for good)?: (.+)", words):
@@ -118,7 +121,13 @@ def event_of(words: str, now_s: float) -> Event:
         return EngineUp(engine=found[1]) if found[2] == "up" else EngineDown(engine=found[1], reason="probe failed")
     if found := re.match(r"engine (\w+) streams: (.+)", words):
         pairs = re.findall(r"(\w+) \+(\d+)", found[2])
-        return Progressed(engine=found[1], tokens=tuple((name, int(tokens)) for name, tokens in pairs))
+        first = tuple(re.findall(r"(\w+) \+\d+ first", found[2]))
+        tokens = tuple((name, int(tokens)) for name, tokens in pairs)
+        return Progressed(engine=found[1], tokens=tokens, first_tokens=first)
+    if found := re.match(r"engine (\w+) is measured", words):
+        return Measured(engine=found[1], ok=True, **values(words))
+    if found := re.match(r"engine (\w+) cannot be measured", words):
+        return Measured(engine=found[1], ok=False)
     return Woke() if words == "wake" else {"closing": Closing()}[words]
 
 

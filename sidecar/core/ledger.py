@@ -1,0 +1,113 @@
+"""What we have asked of one engine: KV tokens and prompt tokens not yet computed. And what others take of it.
+
+The ledger is the truth for what is ours. A dispatch *holds* prompt + output budget, rounded up to blocks, because the
+engine reserves that much before it starts a request (capacity rule GUARANTEED_NO_EVICT), and its prefill; with the
+first token the prefill is done and the hold is a *lease*. The engine's gauges only show what is not ours: foreign load,
+taken from offline's room. A scrape may be out of step with us, so the least difference of three in a row counts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from math import inf, sqrt
+
+from sidecar.core.events import Measured
+from sidecar.core.item import Item
+from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.core.work import Lane
+
+SCRAPES = 3
+GROWTH_WEIGHT = 0.05  # of one more online request in the running mean and variance of what they need
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The books of one engine, in tokens."""
+
+    kv_tokens_max: float  # inf = unknown
+    block_tokens: int
+    guard_share_min: float
+    guard_share_max: float
+    kv_tokens: int = 0  # held or leased
+    prefill_tokens: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
+    foreign_slots: int = 0
+    foreign_kv_tokens: int = 0
+    offline_slots_max: float = inf  # frozen while scrapes fail
+    _foreign: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=SCRAPES))
+    _need_mean: float = 0.0
+    _need_variance: float = 0.0
+
+    @classmethod
+    def of(cls, engine: EngineSettings, scheduler: SchedulerSettings) -> Ledger:
+        """The books of an engine that we have asked nothing of."""
+        return cls(
+            kv_tokens_max=engine.kv_tokens or inf,
+            block_tokens=engine.kv_block_tokens,
+            guard_share_min=scheduler.kv_guard_share_min,
+            guard_share_max=scheduler.kv_guard_share_max,
+        )
+
+    def need(self, tokens: int) -> int:
+        """`tokens` rounded up to whole blocks."""
+        return -(-tokens // self.block_tokens) * self.block_tokens
+
+    def hold(self, item: Item, tokens: int, uncached_tokens: int) -> None:
+        """`item` was dispatched: it may grow to `tokens` per sequence, and `uncached_tokens` are to be computed."""
+        item.kv_tokens = self.need(tokens) * item.work.slots
+        item.prefill_tokens = uncached_tokens
+        self.kv_tokens += item.kv_tokens
+        self.prefill_tokens[item.work.lane] += uncached_tokens
+        if item.work.lane is Lane.ONLINE:
+            self._learn_need(item.kv_tokens)
+
+    def lease(self, item: Item) -> bool:
+        """The first token is there, so the prompt is computed. False if that was known."""
+        if not item.prefill_tokens:
+            return False
+        self.prefill_tokens[item.work.lane] -= item.prefill_tokens
+        item.prefill_tokens = 0
+        return True
+
+    def release(self, item: Item) -> int:
+        """The dispatch is over; how many KV tokens its slots will give back when they are free."""
+        self.lease(item)
+        tokens, item.kv_tokens = item.kv_tokens, 0
+        return tokens
+
+    @property
+    def kv_tokens_free(self) -> float:
+        """KV tokens that neither we nor others hold."""
+        return self.kv_tokens_max - self.kv_tokens - self.foreign_kv_tokens
+
+    def guard_tokens(self, online_expected: int) -> float:
+        """KV tokens left to online: two deviations above what the expected arrivals need, inside the band."""
+        if self.kv_tokens_max == inf:
+            return 0.0
+        need = max(1, online_expected) * (self._need_mean + 2 * sqrt(self._need_variance))
+        low, high = self.guard_share_min * self.kv_tokens_max, self.guard_share_max * self.kv_tokens_max
+        return min(max(need, low), high)
+
+    def measured(self, event: Measured, slots_ours: int, offline_slots: int) -> None:
+        """Take in a scrape. A failed one freezes offline at what it has (at least one slot); online never notices."""
+        if not event.ok:
+            self.offline_slots_max = min(self.offline_slots_max, max(1, offline_slots))
+            return
+        self.offline_slots_max = inf
+        kv_used = 0
+        if event.kv_blocks_max is not None and event.kv_blocks_free is not None:
+            block_tokens = event.tokens_per_block or self.block_tokens
+            kv_used = (event.kv_blocks_max - event.kv_blocks_free) * block_tokens
+            if self.kv_tokens_max == inf:
+                self.kv_tokens_max = event.kv_blocks_max * block_tokens
+        slots_used = event.active_requests if event.active_requests is not None else 0
+        self._foreign.append((max(0, slots_used - slots_ours), max(0, kv_used - self.kv_tokens)))
+        if len(self._foreign) == SCRAPES:
+            self.foreign_slots = min(slots for slots, _ in self._foreign)
+            self.foreign_kv_tokens = min(tokens for _, tokens in self._foreign)
+
+    def _learn_need(self, tokens: int) -> None:
+        difference = tokens - self._need_mean
+        weight = GROWTH_WEIGHT if self._need_mean else 1.0
+        self._need_mean += weight * difference
+        self._need_variance = (1 - weight) * (self._need_variance + weight * difference * difference)

@@ -1,0 +1,31 @@
+"""Yield: while online is resident, or expected in a moment, offline keeps only so many rows and starts nothing beyond.
+
+On a wide engine decode is bound by memory, so offline rows cost nearly nothing until an online request is there; then
+each of them lengthens every iteration that the request waits for.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+
+class Yielding:
+    """How many rows offline may have on one engine now."""
+
+    __slots__ = ("_hold_s", "_rows", "until_s")
+
+    def __init__(self, rows: int | None, hold_s: float) -> None:
+        self._rows = rows
+        self._hold_s = hold_s
+        self.until_s = -inf  # the hold after the last online request ends here
+
+    def rows_max(self, online_slots: int, now_s: float) -> float:
+        """inf unless offline has to yield now."""
+        if self._rows is None or (not online_slots and now_s >= self.until_s):
+            return inf
+        return self._rows
+
+    def online_left(self, rate_per_s: float, now_s: float) -> None:
+        """The last online request is gone: hold on if the next is expected within the hold."""
+        if rate_per_s * self._hold_s >= 1:
+            self.until_s = now_s + self._hold_s
