@@ -28,6 +28,11 @@ class Pool:
         return self.online if lane is Lane.ONLINE else self.offline
 
     @property
+    def offline_load(self) -> int:
+        """Offline items that wait, or will."""
+        return len(self.offline) + self.backing_off
+
+    @property
     def up(self) -> bool:
         """True if an engine of this model can take work."""
         return any(engine.up for engine in self.engines)

@@ -331,7 +331,7 @@ class Scheduler:
         if why := pool.holds(work):
             return RejectReason.TOO_LARGE, why
         if work.lane is Lane.OFFLINE:
-            bound, waiting = self._settings.offline_queue_max, len(pool.offline) + pool.backing_off
+            bound, waiting = self._settings.offline_queue_max, pool.offline_load
         else:
             bound, waiting = self._settings.online_queue_max, len(pool.online)
             if not pool.up:
@@ -347,21 +347,26 @@ class Scheduler:
             for engine in pool.engines:
                 if engine.offline_waits_since_s is None:
                     engine.offline_waits_since_s = self._now_s
-            if len(pool.offline) >= self._settings.offline_queue_max and not pool.intake_paused:
-                pool.intake_paused = True
-                self._actions.append(PauseIntake(model=pool.model))
+            self._tell_intake(pool)
 
     def _offline_shrank(self, pool: Pool) -> None:
         """One fewer waits in the offline lane: intake may go on, and with nobody left no turn is owed."""
-        if pool.intake_paused and len(pool.offline) <= self._settings.offline_queue_low:
-            pool.intake_paused = False
-            self._actions.append(ResumeIntake(model=pool.model))
+        self._tell_intake(pool)
         for engine in pool.engines:
             if not pool.offline:
                 engine.reservation.offline_emptied()
                 engine.starved_until(self._now_s)
             elif engine.offline_waits_since_s is None:
                 engine.offline_waits_since_s = self._now_s
+
+    def _tell_intake(self, pool: Pool) -> None:
+        """The intake pauses at the high mark and goes on at the low one; what backs off counts, for it comes back."""
+        if not pool.intake_paused and pool.offline_load >= self._settings.offline_queue_max:
+            pool.intake_paused = True
+            self._actions.append(PauseIntake(model=pool.model))
+        elif pool.intake_paused and pool.offline_load <= self._settings.offline_queue_low:
+            pool.intake_paused = False
+            self._actions.append(ResumeIntake(model=pool.model))
 
     def _expire_online(self, pool: Pool) -> None:
         while (head := pool.online.head()) and head.work.deadline_s <= self._now_s:
@@ -385,6 +390,7 @@ class Scheduler:
                 self._offline_shrank(pool)
         else:
             pool.backing_off -= 1
+            self._tell_intake(pool)
         self._gone(item)
 
     # ---- what becomes of a dispatch ----------------------------------------------------------------------------------
@@ -488,6 +494,7 @@ class Scheduler:
         self._move(item, State.BACKING_OFF)
         self._retries += 1
         pool.backing_off += 1
+        self._tell_intake(pool)
         delay_s = min(self._settings.retry_backoff_s * 2 ** (item.attempts - 1), RETRY_BACKOFF_MAX_S)
         self._set_timer(self._now_s + delay_s, item)
 
