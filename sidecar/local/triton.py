@@ -223,9 +223,20 @@ def lay_out(directory: Path, settings: TritonSettings) -> None:
     common = {"tokenizer_dir": str(settings.repository / "tokenizer")}
     for config in (directory / "models").glob("*/config.pbtxt"):
         (config.parent / "1").mkdir(exist_ok=True)  # an ensemble has no files, but Triton wants its version
-        ours = {"max_batch_size": str(settings.slots), **settings.parameters}
-        parameters = common | ours if config.parent.name == ENGINE_MODEL else common
-        config.write_text(configured(config.read_text(), parameters))
+        if config.parent.name == ENGINE_MODEL:
+            config.write_text(
+                configured(with_slots(config.read_text(), settings.slots), {**common, **settings.parameters})
+            )
+        else:
+            config.write_text(configured(config.read_text(), common))
+
+
+def with_slots(config: str, slots: int) -> str:
+    """A config.pbtxt whose engine decodes `slots` sequences together. Raises TritonError if it has no such line."""
+    config, found = re.subn(r"^max_batch_size:\s*\d+", f"max_batch_size: {slots}", config, flags=re.MULTILINE)
+    if not found:
+        raise TritonError("the engine model's config.pbtxt has no line max_batch_size")
+    return config
 
 
 def configured(config: str, parameters: Mapping[str, str]) -> str:
