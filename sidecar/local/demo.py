@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ async def demo(options: Options, view: View, started_s: float) -> dict[str, Any]
         triton_report, engine = await server_report(deployment.triton), await engine_report(deployment.triton)
         if options.keep:
             view.say(addresses(deployment))
-            await asyncio.Event().wait()
+            await interrupted()
         view.say("intake stops; what is in flight drains")
         await stage.drain()
         offline = await asyncio.to_thread(offline_report, deployment.kafka)
@@ -174,39 +174,54 @@ def offline_table(offline: dict[str, Any]) -> Table:
 def addresses(deployment: Deployment) -> str:
     """Where everything is, and one example for a caller, a producer and a reader."""
     server, kafka = deployment.server, deployment.kafka
-    return f"""running until Ctrl-C:
+    return f"""Running until Ctrl-C:
   sidecar (gRPC, for callers)  {server.listen}
   status page and metrics      http://{server.http}/   http://{server.http}/metrics
   Triton itself                {deployment.triton.target} (gRPC)   {deployment.triton.metrics_url}
   Kafka                        {kafka.bootstrap_servers}
 
-a caller, with tritonclient:
-  .venv/bin/python - <<'EOF'
-  import numpy as np, tritonclient.grpc as triton
-  client = triton.InferenceServerClient("{server.listen}")
-  text = triton.InferInput("text_input", [1, 1], "BYTES")
-  text.set_data_from_numpy(np.array([[b"how far is the sea"]], dtype=object))
-  length = triton.InferInput("max_tokens", [1, 1], "INT32")
-  length.set_data_from_numpy(np.array([[32]], dtype=np.int32))
-  print(client.infer("ensemble", [text, length]).as_numpy("text_output"))
-  EOF
+A caller, with tritonclient:
 
-a producer and a reader, with kcat:
-  echo '{{"id": "mine-1", "prompt": "<|offline|>how far is the sea", "max_tokens": 64}}' | \
-    kcat -P -b {kafka.bootstrap_servers} -t {kafka.topics["requests"]}
-  kcat -C -b {kafka.bootstrap_servers} -t {kafka.topics["results"]} \\
-    -X isolation.level=read_committed -f '%p %o %k %s\\n'
+.venv/bin/python - <<'EOF'
+import numpy as np, tritonclient.grpc as triton
+client = triton.InferenceServerClient("{server.listen}")
+text = triton.InferInput("text_input", [1, 1], "BYTES")
+text.set_data_from_numpy(np.array([[b"how far is the sea"]], dtype=object))
+length = triton.InferInput("max_tokens", [1, 1], "INT32")
+length.set_data_from_numpy(np.array([[32]], dtype=np.int32))
+print(client.infer("ensemble", [text, length]).as_numpy("text_output"))
+EOF
+
+A producer and a reader, with kcat:
+
+echo '{{"id": "mine-1", "prompt": "<|offline|>how far is the sea", "max_tokens": 64}}' \\
+  | kcat -P -b {kafka.bootstrap_servers} -t {kafka.topics["requests"]}
+kcat -C -b {kafka.bootstrap_servers} -t {kafka.topics["results"]} -X isolation.level=read_committed \\
+  -e -f '%p %o %k %s\\n'
 """
 
 
 async def run(options: Options, console: Console, started_s: float) -> dict[str, Any]:
     """`demo`, ended early and cleaned up by SIGTERM as by Ctrl-C."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    task = asyncio.current_task()
     assert task is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
+    _on_signals(task.cancel)
     with View(console) as view:
         return await demo(options, view, started_s)
+
+
+async def interrupted() -> None:
+    """Ctrl-C or SIGTERM came; from here on another one breaks off."""
+    asked, task = asyncio.Event(), asyncio.current_task()
+    assert task is not None
+    _on_signals(asked.set)
+    await asked.wait()
+    _on_signals(task.cancel)
+
+
+def _on_signals(handler: Callable[[], object]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, handler)
 
 
 def main() -> int:
@@ -219,7 +234,7 @@ def main() -> int:
         report = asyncio.run(run(options, console, started_s))
     except asyncio.CancelledError:
         console.print("interrupted; everything has been stopped")
-        return 0 if options.keep else 130
+        return 130
     except (SidecarError, CheckerError, OSError) as error:
         console.print(f"demo: {error}", style="red", markup=False)
         return 1

@@ -45,7 +45,9 @@ class View:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays; what was drawn in place is gone."""
+        if self._live:
+            self._live.update(Text(""))
         self._console.print(Text(text), soft_wrap=True)
 
     def show(self, moment: Moment) -> None:
