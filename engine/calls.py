@@ -30,7 +30,6 @@ class Call:
     embedding_bias: tuple[float, ...] = ()
     retention: Retention = RETENTION_DEFAULT
     returns: frozenset[str] = frozenset()  # the output tensors that it asked for by return_*
-    priority: float = 0.5  # for engines that order their waiting queue by it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +39,7 @@ class Figures:
     new_blocks: int = 0
     reused_blocks: int = 0
     total_blocks: int = 0
+    computed_tokens: int = 0  # of the prompt: what was not found in the cache
     arrival_ns: int = 0
     first_scheduled_ns: int = 0
     first_token_ns: int = 0

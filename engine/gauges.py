@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.batcher import Batcher, Row, Step
+from engine.batcher import Batcher, Step
 
 # family → (label, its values)
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -68,9 +68,6 @@ class Gauges:
         for family, column in columns.items():
             for name, value in zip(GAUGES[family][1], column, strict=True):
                 self.values[family, name] = value
-
-    def ended(self, row: Row) -> None:
-        self.lengths.append((len(row.request.prompt_ids), len(row.output_ids)))
 
 
 class Export:

@@ -101,6 +101,10 @@ class NumpyEngine:
         self._due_s = 0.0  # when the iteration before was over by the profile
         self._thread = Thread(target=self._run, name="numpy-engine", daemon=True)
 
+    @property
+    def weight_bytes(self) -> int:
+        return self._transformer.weight_bytes
+
     def start(self) -> None:
         self._thread.start()
 
@@ -325,7 +329,7 @@ class NumpyEngine:
             final = not ticket.live
             if row.end is End.STOPPED and not ticket.call.streaming:
                 ids = tuple(row.output_ids)
-            self.gauges.ended(row)
+            self.gauges.lengths.append((len(row.request.prompt_ids), len(row.output_ids)))
         ticket.deliver(
             Piece(
                 ids=ids,
@@ -351,6 +355,7 @@ def _figures(row: Row) -> Figures:
         new_blocks=row.new_blocks,
         reused_blocks=row.reused_blocks,
         total_blocks=row.total_blocks,
+        computed_tokens=len(row.request.prompt_ids) - row.reused_tokens,
         arrival_ns=_ns(row.arrived_s),
         first_scheduled_ns=_ns(row.first_scheduled_s),
         first_token_ns=_ns(row.first_token_s),

@@ -1,20 +1,22 @@
 """The engine that the parameters of a model's config.pbtxt ask for.
 
 Names and meanings are those of NVIDIA's engine model where it has them; `engine`, `preset`, `profile`, `seed`,
-`max_num_tokens`, `max_seq_len` and `tokens_per_block` are ours, because there trtllm-build fixes
-them. An empty value or an unfilled `${…}` counts as unset.
+`max_num_tokens`, `max_seq_len`, `tokens_per_block` and `tensor_parallel_size` are ours, because there trtllm-build
+fixes them. `max_batch_size` comes from the header of the config.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from engine.batcher import BatcherSettings, Policy
 from engine.calls import Call, Deliver
 from engine.gauges import Gauges
+from engine.llmapi import LlmApiEngine
 from engine.numpy_engine import NumpyEngine, NumpySettings
+from engine.parameters import Parameters
 from engine.profile import profile_named
 
 
@@ -29,35 +31,15 @@ class Engine(Protocol):
     def submit(self, call: Call, deliver: Deliver) -> Callable[[], None]: ...
 
 
-class Parameters:
-    """The string parameters of one model. Errors name the key."""
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        self._values = {key: value for key, value in values.items() if value and not value.startswith("${")}
-
-    def text(self, key: str, default: str) -> str:
-        return self._values.get(key, default)
-
-    def number(self, key: str, default: int) -> int:
-        try:
-            return int(self._values.get(key, default))
-        except ValueError as error:
-            raise ValueError(f"parameter '{key}' must be a whole number, not {self._values[key]!r}") from error
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._values.get(key, str(default)).lower()
-        if value not in ("true", "false"):
-            raise ValueError(f"parameter '{key}' must be true or false, not {value!r}")
-        return value == "true"
-
-
 def build_engine(parameters: Parameters, model_dir: Path) -> Engine:
     """The engine named by the parameter `engine`, not started yet. Raises ValueError naming a wrong parameter."""
     match parameters.text("engine", "numpy"):
         case "numpy":
             return NumpyEngine(numpy_settings(parameters, model_dir))
+        case "llmapi":
+            return LlmApiEngine(parameters)
         case other:
-            raise ValueError(f"parameter 'engine' must be numpy, not {other!r}")
+            raise ValueError(f"parameter 'engine' must be numpy or llmapi, not {other!r}")
 
 
 def numpy_settings(parameters: Parameters, model_dir: Path) -> NumpySettings:

@@ -13,7 +13,13 @@ from tritonclient.grpc import model_config_pb2
 from engine.batcher import End
 from engine.calls import Call, Figures, Piece, UnsupportedError
 from engine.contract import INPUTS, NUMPY_TYPES, OUTPUTS, Inputs, Tensor, is_stop, outputs_of, read_call
-from sidecar.core.work import EndReason
+from engine.sampling import Sampling
+from sidecar.core.events import Dispatch
+from sidecar.core.work import EndReason, GrantKind, Lane, Work
+from sidecar.edge.calls import Sampling as SidecarSampling
+from sidecar.edge.calls import TokenCall
+from sidecar.edge.engine_client import stop_request
+from sidecar.edge.generation import Generation
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 
@@ -49,6 +55,43 @@ def test_the_ensemble_asks_the_engine_only_for_tensors_of_the_contract() -> None
         source = step.input_map.get(tensor.name)
         if source in types:
             assert names(types[source]) == f"TYPE_{tensor.dtype}", tensor.name
+
+
+async def test_what_the_sidecar_sends_is_read_as_it_was_meant() -> None:
+    sampling = SidecarSampling(
+        temperature=0.5, top_k=4, top_p=0.5, seed=7, repetition_penalty=1.5, presence_penalty=0.25,
+        frequency_penalty=0.75, min_tokens=3,
+    )  # fmt: skip
+    token_call = TokenCall(
+        prompt_ids=(5, 6, 7), output_tokens_max=99, sampling=sampling, stop_words=((8, 9), (10,)), end_id=2
+    )
+    work = Work(id="w", lane=Lane.OFFLINE, model="tensorrt_llm", arrived_s=0, prompt_tokens=3, output_tokens_max=99)
+    grant = Dispatch(work_id="w", engine="e", output_tokens=16, slots=1, kind=GrantKind.BACKFILL, queue_wait_s=0.0)
+    call = read_call(arrays(Generation(work, token_call).request(grant, "id")))
+    assert call == Call(
+        input_ids=(5, 6, 7),
+        output_tokens_max=16,
+        streaming=True,
+        exclude_input=True,
+        sampling=Sampling(
+            temperature=0.5, top_k=4, top_p=0.5, seed=7, repetition_penalty=1.5, presence_penalty=0.25,
+            frequency_penalty=0.75, min_tokens=3,
+        ),
+        end_id=2,
+        stop_words=((8, 9), (10,)),
+    )  # fmt: skip
+    assert is_stop(arrays(stop_request("tensorrt_llm", "id")))
+
+
+def arrays(request: Any) -> Inputs:
+    """The tensors of a ModelInferRequest, each of the type and rank that the contract says."""
+    known, found = {tensor.name: tensor for tensor in INPUTS}, {}
+    for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
+        line = known[tensor.name]
+        assert (tensor.datatype, len(tensor.shape)) == (line.dtype, 1 + len(line.dims)), tensor.name
+        found[tensor.name] = np.frombuffer(raw, NUMPY_TYPES[line.dtype]).reshape(tensor.shape)
+    assert {tensor.name for tensor in INPUTS if not tensor.optional} <= set(found)
+    return found
 
 
 def test_the_engine_and_the_scheduler_mean_the_same_ends() -> None:

@@ -16,7 +16,8 @@ import triton_python_backend_utils as pb_utils
 
 from engine.contract import INPUTS, is_stop, outputs_of, read_call
 from engine.gauges import Export
-from engine.serving import Parameters, build_engine
+from engine.parameters import Parameters
+from engine.serving import build_engine
 
 CANCEL_CHECKS_MAX = 16  # per check period, in turn: each is a round trip to the server process (measured: 0.1 ms)
 PIECES_MAX = 4096  # an engine that is faster than the server waits for it
