@@ -227,9 +227,12 @@ class OfflineLane:
 
     def _assigned(self, partitions: Collection[int]) -> None:
         """aiokafka's callback: it must not wait. Work in flight for partitions that came back goes on."""
-        self._note_assignment()
+        if self._is_duplicate_instance():
+            return
         for number in set(self._shares) - set(partitions):
-            self._drop(self._shares.pop(number))
+            share = self._shares.pop(number)
+            share.leave()
+            self._drop(share)
         for number in partitions:
             share = self._shares.setdefault(number, Share(number))
             share.counted, share.fetched_s = False, self._clock()
@@ -502,16 +505,20 @@ class OfflineLane:
         if share.end > share.progress.expected and idle_s > self._settings.stuck_after_s:
             raise StuckError(f"partition {share.number}: nothing fetched for {idle_s:.0f} s although there is more")
 
-    def _note_assignment(self) -> None:
+    def _is_duplicate_instance(self) -> bool:
+        """True, and the lane ends with that error, if assignments follow one another within one generation."""
         self._assignments.append((self._clock(), self._log.generation))
         (first_s, generation), (last_s, _) = self._assignments[0], self._assignments[-1]
-        same = all(each == generation for _, each in self._assignments)
-        if len(self._assignments) == DUPLICATE_ASSIGNMENTS and same and last_s - first_s < DUPLICATE_WITHIN_S:
-            error = DuplicateInstanceError(
-                f"assigned {DUPLICATE_ASSIGNMENTS} times within one generation: another process uses the "
-                f"instance_id {self._settings.instance_id!r}; each needs its own"
-            )
-            self._servers.create_task(_raise(error), name="offline duplicate instance")
+        if len(self._assignments) < DUPLICATE_ASSIGNMENTS or last_s - first_s > DUPLICATE_WITHIN_S:
+            return False
+        if any(each != generation for _, each in self._assignments):
+            return False
+        error = DuplicateInstanceError(
+            f"assigned {DUPLICATE_ASSIGNMENTS} times within one generation: another process uses the "
+            f"instance_id {self._settings.instance_id!r}; each needs its own"
+        )
+        self._servers.create_task(_raise(error), name="offline duplicate instance")
+        return True
 
     def _gate(self, model: str) -> asyncio.Event:
         if model not in self._gates:

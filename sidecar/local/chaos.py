@@ -257,7 +257,7 @@ class Chaos:
             "session_timeout_s": SESSION_TIMEOUT_S,
             "heartbeat_s": 0.5,
             "rebalance_timeout_s": 10.0,
-            "request_timeout_s": 3.0,
+            "request_timeout_s": 1.5,
             "transaction_timeout_s": 10.0,
             "revoke_commit_s": 2.0,
             "stuck_after_s": 20.0,

@@ -1,0 +1,232 @@
+"""Kafka as the offline lane sees it: partitions, epochs, atomic commits, and faults at the worst moments."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+
+from sidecar.core.work import EndReason, Work
+from sidecar.edge.calls import Generated, TokenCall
+from sidecar.edge.items import Record
+from sidecar.edge.kafka_client import FencedError, LogError, Outgoing
+from sidecar.edge.kafka_settings import OfflineSettings
+from sidecar.edge.offsets import Committed
+from sidecar.edge.tokens import Tokens
+
+TOPIC = "inference.requests"
+
+
+class FakeCluster:
+    """What outlives a process. `faults` are used up one per commit: None, "before", "after" or "taint"."""
+
+    def __init__(self, items: int = 0, partitions: int = 1) -> None:
+        self.records: dict[int, list[Record]] = {number: [] for number in range(partitions)}
+        self.committed: dict[int, tuple[int, str]] = {}
+        self.epochs: Counter[int] = Counter()
+        self.written: list[tuple[int, Outgoing]] = []
+        self.faults: deque[str | None] = deque()
+        self.down = 0  # how many of the next starts fail
+        self.deaf = False  # fetches give nothing
+        self.fetch_steps = 1  # turns of the event loop before a fetch looks at its positions
+        self.logs: list[FakeLog] = []
+        self.changed = asyncio.Event()  # something happened: look again
+        for number in range(items):
+            self.produce(json.dumps({"id": str(number), "prompt": f"item {number}", "max_tokens": 4}).encode())
+
+    def produce(self, value: bytes, headers: Sequence[tuple[str, bytes]] = (), skip: int = 0) -> Record:
+        """A new record in the emptiest partition, `skip` offsets further on than it need be."""
+        number = min(self.records, key=lambda each: len(self.records[each]))
+        last = self.records[number][-1].offset if self.records[number] else -1
+        record = Record(
+            topic=TOPIC,
+            partition=number,
+            offset=last + 1 + skip,
+            timestamp_ms=1_000,
+            key=b"key",
+            value=value,
+            headers=tuple(headers),
+        )
+        self.records[number].append(record)
+        return record
+
+    def make_log(
+        self,
+        _: OfflineSettings,
+        *,
+        revoked: Callable[[], Awaitable[None]],
+        assigned: Callable[[Collection[int]], None],
+    ) -> FakeLog:
+        """In place of KafkaLog."""
+        self.logs.append(FakeLog(self, revoked, assigned))
+        return self.logs[-1]
+
+    def state(self, number: int = 0) -> Committed:
+        """What is durable of this partition."""
+        return Committed.decode(*self.committed.get(number, (0, "")))
+
+    def end(self, number: int = 0) -> int:
+        """One more than the last offset."""
+        return self.records[number][-1].offset + 1 if self.records[number] else 0
+
+    def outcomes(self) -> Counter[tuple[int, int]]:
+        """How many results and dead letters each (partition, offset) has."""
+        found: Counter[tuple[int, int]] = Counter()
+        for number, outgoing in self.written:
+            headers = dict(outgoing.headers)
+            offset = headers.get("x-source-offset") or headers["dlq.original.offset"]
+            found[number, int(offset)] += 1
+        return found
+
+    def everything_once(self) -> bool:
+        """True if each record has exactly one outcome, and is below its watermark."""
+        once = Counter({(record.partition, record.offset): 1 for each in self.records.values() for record in each})
+        return self.outcomes() == once and all(self.state(n).watermark >= self.end(n) for n in self.records)
+
+
+class FakeOpening:
+    """One epoch of one partition. A second commit after a tainted one tears, as it would on a broker."""
+
+    def __init__(self, cluster: FakeCluster, number: int) -> None:
+        self.tainted = False
+        self.state: Committed | None = None
+        self._cluster = cluster
+        self._number = number
+        cluster.epochs[number] += 1
+        self._epoch = cluster.epochs[number]
+
+    async def read(self) -> None:
+        """The state, read after the epoch was won."""
+        await asyncio.sleep(0)
+        self.state = self._cluster.state(self._number)
+
+    async def commit(self, records: Sequence[Outgoing], state: Committed) -> None:
+        """All or nothing, and sometimes nobody knows which."""
+        await asyncio.sleep(0)
+        self._cluster.changed.set()
+        if self._epoch != self._cluster.epochs[self._number]:
+            raise FencedError("a newer epoch")
+        fault = self._cluster.faults.popleft() if self._cluster.faults else None
+        if fault == "before":
+            raise LogError("nothing was written")
+        self._cluster.written += [(self._number, record) for record in records]
+        if self.tainted:
+            raise LogError("a late EndTxn ended this transaction before its offsets were in")
+        self._cluster.committed[self._number] = (state.watermark, state.encode())
+        if fault == "after":
+            raise LogError("everything was written, but the answer is lost")
+        self.tainted = fault == "taint"
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class FakeLog:
+    """One consumer. It is assigned everything when it joins, and whatever a test says later."""
+
+    def __init__(
+        self,
+        cluster: FakeCluster,
+        revoked: Callable[[], Awaitable[None]],
+        assigned: Callable[[Collection[int]], None],
+    ) -> None:
+        self.generation = 1
+        self.revoked = revoked
+        self.assigned = assigned
+        self._cluster = cluster
+        self._positions: dict[int, int] = {}
+
+    async def start(self) -> None:
+        """Fails as often as the cluster is down."""
+        await asyncio.sleep(0)
+        self._cluster.changed.set()
+        if self._cluster.down:
+            self._cluster.down -= 1
+            raise LogError("no broker answers")
+
+    def join(self) -> None:
+        """Everything is ours."""
+        self.assigned(list(self._cluster.records))
+
+    async def stop(self) -> None:
+        """Nothing to stop."""
+
+    async def open(self, partition: int) -> FakeOpening:
+        opening = FakeOpening(self._cluster, partition)
+        await opening.read()
+        return opening
+
+    def seek(self, partition: int, offset: int) -> None:
+        self._positions[partition] = offset
+
+    async def fetch(self, partitions: Iterable[int], records_max: int, wait_s: float) -> list[Record]:
+        """The next records of all of them; positions are taken after the wait, as aiokafka does."""
+        for _ in range(self._cluster.fetch_steps):
+            await asyncio.sleep(0)
+        self._cluster.changed.set()
+        found: list[Record] = []
+        for number in () if self._cluster.deaf else partitions:
+            at = self._positions[number]
+            coming = [record for record in self._cluster.records[number] if record.offset >= at]
+            chosen = coming[: records_max - len(found)]
+            if chosen:
+                self._positions[number] = chosen[-1].offset + 1
+            elif not coming:
+                self._positions[number] = max(at, self._cluster.end(number))
+            found += chosen
+        if not found:
+            await asyncio.sleep(min(wait_s, 0.001))
+        return found
+
+    async def position(self, partition: int) -> int:
+        return self._positions[partition]
+
+    async def ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        return {number: self._cluster.end(number) for number in partitions}
+
+
+class WordTokens(Tokens):
+    """One id per word; no file is needed."""
+
+    def __init__(self) -> None:
+        self.end_id = 2
+        self.end_of_prompt_id = 3
+
+    def encode_prompt(self, text: str) -> tuple[int, ...]:
+        return (*range(10, 10 + len(text.split())), 3)
+
+    def encode_words(self, text: str) -> tuple[int, ...]:
+        return (5, 6) if text == "STOP" else (4,)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+def generated(*ids: int, reason: EndReason = EndReason.END_ID, attempts: int = 1, resumed: int = 0) -> Generated:
+    return Generated(
+        output_ids=ids or (7, 8, 2),
+        reason=reason,
+        engine="engine",
+        grants=1 + resumed,
+        resumed=resumed,
+        attempts=attempts,
+        queue_wait_s=0.5,
+        first_token_s=1.0,
+        finished_s=3.0,
+    )
+
+
+class FakeDriver:
+    """Answers at once, unless a test gives it something else to do."""
+
+    def __init__(self, answer: Callable[[Work, TokenCall], Awaitable[Generated]] | None = None) -> None:
+        self.works: list[Work] = []
+        self._answer = answer
+
+    async def generate(self, work: Work, call: TokenCall) -> Generated:
+        self.works.append(work)
+        if self._answer is not None:
+            return await self._answer(work, call)
+        await asyncio.sleep(0)
+        return generated()
