@@ -40,7 +40,7 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.edge import wire
 from sidecar.edge.calls import Generated, TokenCall
-from sidecar.edge.engine_client import EngineClient, responses
+from sidecar.edge.engine_client import EngineClient, raise_if_error, send, translated_errors
 from sidecar.edge.errors import EngineError, StreamBrokenError
 from sidecar.edge.generation import Generation
 from sidecar.edge.ports import Call, Listener, Outcome, Terminal, Timeline
@@ -56,7 +56,9 @@ class _Dispatched:
     dispatch: Dispatch
     request_id: str
     stream: Any
+    tick: _Tick
     tokens: int = 0
+    tokens_reported: int = 0
     last_token_s: float | None = None
     stopping: bool = False
     done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -78,7 +80,7 @@ class _Alive:
 class _Tick:
     """What one engine streamed since the last Progressed."""
 
-    tokens: dict[str, int] = field(default_factory=dict)
+    grown: list[_Dispatched] = field(default_factory=list)
     first_tokens: list[str] = field(default_factory=list)
     gaps_s: list[float] = field(default_factory=list)
 
@@ -109,6 +111,7 @@ class Driver:
         self._wake_timer: asyncio.TimerHandle | None = None
         self._woken_at_s: float | None = None
         self._tasks: asyncio.TaskGroup | None = None
+        self._time = asyncio.get_running_loop().time
         self._closing = asyncio.Event()
         self._drained = asyncio.Event()
         self._ids = count(1)
@@ -120,7 +123,7 @@ class Driver:
     @property
     def now_s(self) -> float:
         """The clock of all times here: the loop's, monotonic."""
-        return asyncio.get_running_loop().time()
+        return self._time()
 
     @property
     def in_flight(self) -> int:
@@ -244,43 +247,44 @@ class Driver:
         line.engine, line.kind = action.engine, action.kind
         request_id = f"{self._instance}{action.work_id}.{line.grants}"
         stream = self._engines[action.engine].open(alive.call.metadata)
-        alive.running = _Dispatched(action, request_id, stream)
+        alive.running = _Dispatched(action, request_id, stream, self._ticks[action.engine])
         self._spawn(self._relay(alive, alive.running), f"dispatch {request_id}")
 
     async def _relay(self, alive: _Alive, running: _Dispatched) -> None:
         """Everything that the engine answers reaches the call; then exactly one terminal event is handled."""
-        work_id, call, engine = alive.work.id, alive.call, running.dispatch.engine
-        tick = self._ticks[engine]
+        work_id, call, read = alive.work.id, alive.call, running.stream.read
         outcome: Terminal | None = None
         try:
-            async for response in responses(running.stream, call.request(running.dispatch, running.request_id)):
-                tokens = call.receive(response)
-                if tokens:
-                    self._progress(alive, running, tick, tokens)
-                if wire.is_final(response.infer_response):
-                    outcome = self._final(alive, running)
-                    self._settle(alive, running, outcome)
-                elif call.wants_stop():
-                    self._stop(alive)
+            with translated_errors(running.stream):
+                await send(running.stream, call.request(running.dispatch, running.request_id))
+                while (response := await read()) is not grpc.aio.EOF:  # the hot path: once per token
+                    raise_if_error(response)
+                    final = wire.is_final(response.infer_response)
+                    if tokens := call.receive(response):
+                        self._progress(alive, running, tokens)
+                    if final:
+                        outcome = self._final(alive, running)
+                        self._settle(alive, running, outcome)
+                    elif call.stop_wanted:
+                        self._stop(alive)
         except EngineError as error:
-            outcome = outcome or Failed(
-                work_id=work_id, reason=f"{error.code.name}: {error}", retryable=error.retryable
-            )
+            outcome = outcome or Failed(work_id=work_id, reason=error.reason, retryable=error.retryable)
         except StreamBrokenError:
-            self.trouble(engine)
+            if outcome is None:
+                self.trouble(running.dispatch.engine)
         finally:  # also when cancelled: a broken stream is reported Lost
             if alive.running is running:
                 self._settle(alive, running, outcome or Lost(work_id=work_id, output_tokens=running.tokens))
 
-    def _progress(self, alive: _Alive, running: _Dispatched, tick: _Tick, tokens: int) -> None:
-        now_s = self.now_s
-        work_id = alive.work.id
-        tick.tokens[work_id] = tick.tokens.get(work_id, 0) + tokens
+    def _progress(self, alive: _Alive, running: _Dispatched, tokens: int) -> None:
+        now_s, tick = self._time(), running.tick
+        if running.tokens == running.tokens_reported:
+            tick.grown.append(running)
         running.tokens += tokens
         if running.last_token_s is not None:
             tick.gaps_s.append(now_s - running.last_token_s)
         else:
-            tick.first_tokens.append(work_id)
+            tick.first_tokens.append(alive.work.id)
             if alive.timeline.first_token_s is None:
                 alive.timeline.first_token_s = now_s
         running.last_token_s = now_s
@@ -295,15 +299,17 @@ class Driver:
     def _report(self, engine: str) -> None:
         """What this engine streamed has entered the scheduler: at each tick, and before each terminal event."""
         tick = self._ticks[engine]
-        if not tick.tokens:
+        if not tick.grown:
             return
         event = Progressed(
             engine=engine,
-            tokens=tuple(tick.tokens.items()),
+            tokens=tuple((each.dispatch.work_id, each.tokens - each.tokens_reported) for each in tick.grown),
             first_tokens=tuple(tick.first_tokens),
             gaps_s=tuple(tick.gaps_s),
         )
-        tick.tokens.clear()
+        for each in tick.grown:
+            each.tokens_reported = each.tokens
+        tick.grown.clear()
         tick.first_tokens.clear()
         tick.gaps_s.clear()
         self.handle(event)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -86,50 +87,61 @@ class EngineClient:
 
         Raises EngineError if the engine refuses, StreamBrokenError if it does not answer in time.
         """
-        async for _ in responses(self._stream(timeout=timeout_s), stop_request(model, request_id)):
-            pass
+        await responses(self._stream(timeout=timeout_s), stop_request(model, request_id))
 
     async def generate(self, model: str, ids: Sequence[int], output_tokens: int, timeout_s: float) -> tuple[int, ...]:
         """Prompt and output ids of one short generation, as the engine returns them. Errors as for `stop`."""
         request = token_request(model, ids, output_tokens, "check")
         wire.add_tensor(request, "exclude_input_in_output", "BOOL", (False,), (1, 1))
-        found: list[int] = []
-        async for response in responses(self._stream(timeout=timeout_s), request):
-            found.extend(wire.output_values(response.infer_response, "output_ids") or ())
-        return tuple(found)
+        found = await responses(self._stream(timeout=timeout_s), request)
+        return tuple(token for each in found for token in wire.output_values(each, "output_ids") or ())
 
 
-async def responses(call: Any, request: Any) -> AsyncIterator[Any]:
-    """Send `request` on a fresh stream and yield each ModelStreamInferResponse, the final one last.
-
-    Raises EngineError for an error of the engine, StreamBrokenError if no final response came.
-    Leaving early (also by cancellation) cancels the stream.
-    """
+async def send(call: Any, request: Any) -> None:
+    """`request` is the only one of a fresh stream. Call it, and read on, inside `translated_errors`."""
     request.parameters[wire.EMPTY_FINAL].bool_param = True
-    final = False
+    await call.write(request)
+    await call.done_writing()
+
+
+@contextmanager
+def translated_errors(call: Any) -> Iterator[None]:
+    """What grpc.aio raises becomes EngineError or StreamBrokenError; the stream is over afterwards."""
     try:
-        await call.write(request)
-        await call.done_writing()
-        while (response := await call.read()) is not grpc.aio.EOF:
-            if response.error_message:
-                raise EngineError(response.error_message, code_of(response.error_message))
-            final = wire.is_final(response.infer_response)
-            yield response
-        if not final:
-            raise StreamBrokenError("the stream ended without a final response")
+        yield
     except grpc.aio.AioRpcError as error:
-        if not final:
-            raise _translated(error) from None
+        raise _translated(error) from None
     except asyncio.InvalidStateError:  # grpc.aio: a write to a stream that has failed already
         raise StreamBrokenError("the stream broke before the request was sent") from None
     except asyncio.CancelledError:  # grpc.aio: also what a read says once somebody cancelled the stream
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        if not final:
-            raise StreamBrokenError("the stream was cancelled") from None
+        raise StreamBrokenError("the stream was cancelled") from None
     finally:
         call.cancel()  # does nothing to a stream that has ended
+
+
+async def responses(call: Any, request: Any) -> list[Any]:
+    """Each ModelInferResponse to `request`, the final one last: for short exchanges.
+
+    Raises EngineError for an error of the engine, StreamBrokenError if no final response came.
+    """
+    found: list[Any] = []
+    with translated_errors(call):
+        await send(call, request)
+        while (response := await call.read()) is not grpc.aio.EOF:
+            raise_if_error(response)
+            found.append(response.infer_response)
+    if not found or not wire.is_final(found[-1]):
+        raise StreamBrokenError("the stream ended without a final response")
+    return found
+
+
+def raise_if_error(response: Any) -> None:
+    """Raise EngineError if a ModelStreamInferResponse is one."""
+    if response.error_message:
+        raise EngineError(response.error_message, code_of(response.error_message))
 
 
 def _translated(error: grpc.aio.AioRpcError) -> EngineError | StreamBrokenError:

@@ -39,7 +39,7 @@ class Generation:
         self._ids: list[int] = []
         self._ids_before = 0  # how many of them stood when this dispatch began
         self._fills_cache = False  # this dispatch sends the head of the prompt, and its token does not count
-        self._stop_word_found = False
+        self.stop_wanted = False  # a stop word is complete: one across the seam of two dispatches only we can see
         self._dispatches = 0
         self._stop_words = tuple(word for word in call.stop_words if word)
 
@@ -83,21 +83,17 @@ class Generation:
             return 0
         before = len(self._ids)
         for token in wire.output_values(response.infer_response, "output_ids") or ():
-            if self._stop_word_found:
+            if self.stop_wanted:
                 break
             self._ids.append(token)
-            self._stop_word_found = ends_with(self._ids, self._stop_words)
+            self.stop_wanted = ends_with(self._ids, self._stop_words)
         return len(self._ids) - before
-
-    def wants_stop(self) -> bool:
-        """True once a stop word is complete: one that spans the seam of two dispatches only we can see."""
-        return self._stop_word_found
 
     def ended_by(self) -> EndReason | None:
         """The end id or a stop word, if the ids end in one; the length is the driver's to see."""
         if self._fills_cache:
             return EndReason.LENGTH
-        if self._stop_word_found:
+        if self.stop_wanted:
             return EndReason.STOP_WORD
         if self._ids and self._ids[-1] == self._call.end_id:
             return EndReason.END_ID

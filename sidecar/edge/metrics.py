@@ -141,10 +141,14 @@ class Metrics:
                 self._dispatched(action, now_s)
 
     def _progressed(self, event: Progressed) -> None:
+        tokens_by_lane: dict[tuple[str, Lane], int] = {}
         for work_id, tokens in event.tokens:
             if (work := self._works.get(work_id)) is not None:
-                self._lanes[work.model, work.lane].output_tokens.inc(tokens)
-                self.usage[event.engine, work.lane].output_tokens += tokens
+                key = (work.model, work.lane)
+                tokens_by_lane[key] = tokens_by_lane.get(key, 0) + tokens
+        for key, tokens in tokens_by_lane.items():
+            self._lanes[key].output_tokens.inc(tokens)
+            self.usage[event.engine, key[1]].output_tokens += tokens
 
     def _dispatched(self, action: Dispatch, now_s: float) -> None:
         work = self._works[action.work_id]

@@ -8,7 +8,7 @@ that a slot is free when the engine says so and not when the caller has read.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from math import inf
 from typing import Any
@@ -24,11 +24,10 @@ from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import Metadata
 from sidecar.edge.errors import BadRequestError, EngineError
 from sidecar.edge.joined import joined
+from sidecar.edge.outbox import OUTBOX_MAX, Outbox
 from sidecar.edge.passthrough import Passthrough, StreamPassthrough, forwardable
 from sidecar.edge.ports import Terminal, Timeline
 
-OUTBOX_MAX = 65_536  # responses that wait for one caller: 32 requests of 2,048 tokens, some 10 MB
-OUTBOX_HIGH = 4_096  # beyond it no further request of this caller is read
 LARGE_REQUEST_BYTES = 32_768  # tokenised in a thread: beyond this it would hold up the loop for over 2 ms
 RETRY_HINT = "retry-after-ms"
 REAL_STATUS = "triton_grpc_error"  # the first error ends the stream with its status
@@ -95,15 +94,15 @@ class OnlineCall:
         self.work = work
         self.caller_id = request.id
         self.metadata = metadata
+        self.stop_wanted = False  # the engine sees all of it
         self._request = request
         self._deliver = deliver
         self._over = over
         self._wants_empty_final = request.parameters[wire.EMPTY_FINAL].bool_param
-        self._final_delivered = False
         # Offline work may be run anew after a failure, so nothing of it is delivered before it is over.
         self._held: list[Any] | None = [] if work.lane is Lane.OFFLINE else None
         self._end_id = wire.scalar(request, "end_id", None)
-        self._last_id: int | None = None
+        self._last: Any = None  # response with data
 
     def request(self, dispatch: Dispatch, request_id: str) -> Any:
         """The caller's request as it came, under our id."""
@@ -117,23 +116,21 @@ class OnlineCall:
         """Pass it on under the caller's id; a final response without data only if the caller asked for such."""
         answer = response.infer_response
         answer.id = self.caller_id
-        if answer.outputs or self._wants_empty_final:
-            self._final_delivered = wire.is_final(answer)
-            if self._held is None:
-                self._deliver(response)
-            else:
-                self._held.append(response)
-        if self._end_id is not None and (ids := wire.output_values(answer, "output_ids")):
-            self._last_id = ids[-1]
-        return wire.output_tokens(answer)
-
-    def wants_stop(self) -> bool:
-        """Never: the engine sees all of it."""
-        return False
+        tokens = wire.output_tokens(answer)
+        if tokens:
+            self._last = answer
+        elif not self._wants_empty_final and not answer.outputs:
+            return 0
+        if self._held is None:
+            self._deliver(response)
+        else:
+            self._held.append(response)
+        return tokens
 
     def ended_by(self) -> EndReason | None:
         """The end id, where the caller named one and asked for ids; otherwise the driver goes by the counts."""
-        return EndReason.END_ID if self._last_id is not None and self._last_id == self._end_id else None
+        ids = None if self._end_id is None or self._last is None else wire.output_values(self._last, "output_ids")
+        return EndReason.END_ID if ids and ids[-1] == self._end_id else None
 
     def settled(self, event: Terminal, timeline: Timeline, *, over: bool) -> None:
         """Tell the caller, once there is nothing more to come."""
@@ -148,53 +145,6 @@ class OnlineCall:
     def refused(self, action: Reject | DeadLetter) -> None:
         """Tell the caller why."""
         self._over(self, _refusal(action))
-
-
-class Outbox:
-    """What waits to be written to one caller. One writer gets; anyone puts."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Any] = deque()
-        self._wake: asyncio.Future[None] | None = None
-        self._roomy = asyncio.Event()
-        self._roomy.set()
-        self.closed = False
-
-    def put(self, message: Any) -> None:
-        """`message` is the next to be written."""
-        self._waiting.append(message)
-        if len(self._waiting) > OUTBOX_HIGH:
-            self._roomy.clear()
-        self._notify()
-
-    @property
-    def full(self) -> bool:
-        """True if this caller reads so slowly that its requests must not go on."""
-        return len(self._waiting) >= OUTBOX_MAX
-
-    def close(self) -> None:
-        """Nothing more will be put."""
-        self.closed = True
-        self._notify()
-
-    async def room(self) -> None:
-        """Few enough messages wait."""
-        await self._roomy.wait()
-
-    async def get(self) -> Any | None:
-        """The next message; None once it is closed and empty."""
-        while not self._waiting:
-            if self.closed:
-                return None
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake  # cancelled: nothing is lost, messages stay in the deque
-        if len(self._waiting) <= OUTBOX_HIGH:
-            self._roomy.set()
-        return self._waiting.popleft()
-
-    def _notify(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
 
 
 class Online:
@@ -237,13 +187,12 @@ class Online:
         return joined([each.infer_response for each in found])
 
     async def model_stream_infer(self, requests: AsyncIterator[Any], context: Any) -> None:
-        """ModelStreamInfer: the handler's own task writes, another reads the caller's requests."""
+        """ModelStreamInfer: a task reads the caller's requests, the outbox writes what each of them gets."""
         stream = _CallerStream(self, self._passthrough, context)
         try:
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(stream.read(requests, tasks), name=f"read {stream.peer}")
-                while (message := await stream.outbox.get()) is not None:
-                    await context.write(message)
+                await stream.outbox.finished()
                 reader.cancel()
         finally:  # the caller is gone, or all is answered; either way nothing of this stream goes on
             self.abandon(stream.calls)
@@ -322,7 +271,7 @@ class _CallerStream:
     """One caller's ModelStreamInfer: its open requests and its outbox."""
 
     def __init__(self, online: Online, passthrough: Passthrough, context: Any) -> None:
-        self.outbox = Outbox()
+        self.outbox = Outbox(context)
         self.calls: set[OnlineCall] = set()
         self.status: CallerError | None = None
         self._online = online
@@ -373,7 +322,7 @@ class _CallerStream:
             self.calls.add(begun)
 
     def _deliver(self, response: Any) -> None:
-        self.outbox.put(response)
+        self.outbox.put(response.SerializeToString())
         if self.outbox.full and self.status is None:
             self._end(CallerError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{OUTBOX_MAX} responses wait to be read"))
             self._online.abandon(self.calls)
@@ -387,7 +336,7 @@ class _CallerStream:
         if error.ran:  # then Triton says also whose it was, and that no more follows
             answer.infer_response.model_name = model_name
             answer.infer_response.parameters[wire.FINAL].bool_param = True
-        self.outbox.put(answer)
+        self.outbox.put(answer.SerializeToString())
 
     def _answer_stop(self, request: Any) -> None:
         if request.parameters[wire.EMPTY_FINAL].bool_param:
@@ -395,7 +344,7 @@ class _CallerStream:
             answer.infer_response.model_name = request.model_name
             answer.infer_response.id = request.id
             answer.infer_response.parameters[wire.FINAL].bool_param = True
-            self.outbox.put(answer)
+            self.outbox.put(answer.SerializeToString())
 
     async def _pass_on(self, request: Any, tasks: asyncio.TaskGroup) -> None:
         """Requests of models that are not scheduled share one upstream stream, which keeps Triton's order rules."""

@@ -48,6 +48,10 @@ class Call(Protocol):
     def request(self, dispatch: Dispatch, request_id: str) -> Any:
         """The ModelInferRequest of this dispatch, with the minted id."""
 
+    @property
+    def stop_wanted(self) -> bool:
+        """True once what came is all that is wanted, although the engine goes on."""
+
     def receive(self, response: Any) -> int:
         """Take one ModelStreamInferResponse; how many output tokens of it count."""
 
@@ -59,9 +63,6 @@ class Call(Protocol):
 
     def refused(self, action: Reject | DeadLetter) -> None:
         """The work is over: refused, or dead."""
-
-    def wants_stop(self) -> bool:
-        """True once what came is all that is wanted, although the engine goes on."""
 
 
 class Listener(Protocol):

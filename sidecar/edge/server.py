@@ -49,8 +49,7 @@ def build_server(
     }
     handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
         _observed(online.model_stream_infer, f"{SERVICE}/ModelStreamInfer", observer),
-        request_deserializer=wire.InferRequest.FromString,
-        response_serializer=_serialized,
+        request_deserializer=wire.InferRequest.FromString,  # responses are serialised already
     )
     check = _observed(_health(passthrough), f"{HEALTH}/Check", observer)
     server.add_generic_rpc_handlers(
