@@ -25,6 +25,8 @@ Headers = tuple[tuple[str, bytes], ...]
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 PREFIX_IDS = 64  # prompts that share this many leading ids share at least one block of any engine's KV cache
+INT32_MAX = (1 << 31) - 1  # the engine's tensors of token ids
+INT64_MAX = (1 << 63) - 1
 REGISTRY_MAGIC = 0  # a schema registry's framing: this byte, four bytes of schema id, then the payload
 
 
@@ -185,7 +187,7 @@ def dead_headers(record: Record, error: DeadItemError, stage: str, first_seen_ms
         "dlq.attempts": str(error.attempts),
         "dlq.first_seen": str(first_seen_ms),
     }
-    return (*record.headers, *((name, text.encode()) for name, text in texts.items()))
+    return (*record.headers, *((name, text.encode(errors="backslashreplace")) for name, text in texts.items()))
 
 
 def _json(record: Record, rules: ItemRules) -> dict[str, Any]:
@@ -198,7 +200,7 @@ def _json(record: Record, rules: ItemRules) -> dict[str, Any]:
         schema = int.from_bytes(value[1:5], "big")
         raise DeadItemError(DeadReason.FRAMED, f"framed for a schema registry (schema id {schema}); send plain JSON")
     try:
-        parsed = json.loads(value.decode())
+        parsed = json.loads(value.decode(), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise DeadItemError(DeadReason.NOT_UTF8, f"byte {error.start} is not UTF-8") from None
     except (ValueError, RecursionError) as error:
@@ -206,6 +208,10 @@ def _json(record: Record, rules: ItemRules) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise _invalid(f"the value must be a JSON object, not {type(parsed).__name__}")
     return parsed
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")  # Python would take NaN and Infinity
 
 
 def _body(line: dict[str, Any]) -> tuple[dict[str, Any], str, bool]:
@@ -223,7 +229,8 @@ def _body(line: dict[str, Any]) -> tuple[dict[str, Any], str, bool]:
 def _call(body: dict[str, Any], chat: bool, rules: ItemRules, tokens: Tokens, traceparent: str | None) -> TokenCall:
     if body.get("n", 1) != 1 or body.get("best_of", 1) != 1:
         raise _invalid("n and best_of must be 1: one item is one sequence")
-    output_tokens_max = _int(body, "max_completion_tokens") or _int(body, "max_tokens") or rules.max_tokens_default
+    given = (_int(body, "max_completion_tokens"), _int(body, "max_tokens"), rules.max_tokens_default)
+    output_tokens_max = next(each for each in given if each is not None)
     if output_tokens_max < 1:
         raise _invalid(f"max_tokens must be >= 1, not {output_tokens_max}")
     return TokenCall(
@@ -242,7 +249,7 @@ def _prompt_ids(body: dict[str, Any], chat: bool, tokens: Tokens) -> tuple[int, 
     if ids is None and isinstance(prompt, list):
         ids = prompt
     if ids is not None:
-        if not isinstance(ids, list) or not all(type(each) is int and each >= 0 for each in ids):
+        if not isinstance(ids, list) or not all(type(each) is int and 0 <= each <= INT32_MAX for each in ids):
             raise _invalid("input_ids (or a prompt that is a list) must be a list of token ids")
         found = tuple(ids)
     else:
@@ -353,8 +360,8 @@ def _typed(fields: Mapping[str, Any], name: str, kind: type) -> Any:
 
 def _int(fields: Mapping[str, Any], name: str) -> int | None:
     value = fields.get(name)
-    if value is not None and type(value) is not int:  # bool is an int to isinstance
-        raise _invalid(f"{name} must be an integer, not {value!r:.40}")
+    if value is not None and (type(value) is not int or abs(value) > INT64_MAX):  # bool is an int to isinstance
+        raise _invalid(f"{name} must be an integer of 64 bits, not {value!r:.40}")
     return value
 
 
