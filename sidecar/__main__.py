@@ -6,8 +6,9 @@ import os
 import sys
 
 from sidecar import cli
+from sidecar.lab.replay import register_replay
 
-COMMANDS = (cli.register_serve,)
+COMMANDS = (cli.register_serve, register_replay)
 
 
 def main() -> None:

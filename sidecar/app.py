@@ -21,7 +21,9 @@ from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offline_metrics import OfflineMetrics
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import Passthrough
+from sidecar.edge.ports import Listener
 from sidecar.edge.probes import Prober
+from sidecar.edge.recorder import Recorder
 from sidecar.edge.server import build_server
 from sidecar.edge.tokens import Tokens
 
@@ -38,12 +40,18 @@ async def serve(settings: ServeSettings, *, instance: str, config_hash: str) -> 
     async with AsyncExitStack() as stack:
         clients = {each.name: await stack.enter_async_context(EngineClient(each.target)) for each in settings.engines}
         metrics = Metrics(settings.engines, version=__version__, config_hash=config_hash)
+        scheduler = Scheduler(settings.scheduler, [each.for_scheduler() for each in settings.engines])
+        listeners: list[Listener] = [metrics]
+        if settings.recorder is not None:
+            recorder = Recorder(settings.recorder, scheduler)
+            stack.callback(recorder.close)
+            listeners.append(recorder)
         driver = Driver(
-            Scheduler(settings.scheduler, settings.engines),
+            scheduler,
             clients,
             instance=instance,
             stop_timeout_s=settings.stop_timeout_s,
-            listeners=(metrics,),
+            listeners=listeners,
         )
         passthrough = Passthrough(clients)
         tokens = Tokens.load(settings.tokenizer) if settings.tokenizer else None

@@ -7,7 +7,7 @@ value is read as YAML.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from sidecar.core.errors import SettingsError
 from sidecar.core.settings import FORBID_UNKNOWN, EngineSettings, SchedulerSettings, require
 from sidecar.edge.kafka_settings import OfflineSettings
+from sidecar.edge.recorder import RecorderSettings
 
 OVERRIDE_PREFIX = "SIDECAR__"
 
@@ -33,6 +34,10 @@ class EngineEndpoint(EngineSettings):
         EngineSettings.__post_init__(self)  # the slotted class is made anew, so a bare super() would miss it
         host, _, port = self.target.rpartition(":")
         require(bool(host) and port.isdigit(), f"engine {self.name}: target must be host:port, not '{self.target}'")
+
+    def for_scheduler(self) -> EngineSettings:
+        """What the scheduler has to know, without where the engine is."""
+        return EngineSettings(**{each.name: getattr(self, each.name) for each in fields(EngineSettings)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,7 @@ class ServeSettings:
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     offline: OfflineSettings | None = None  # None = no offline lane but for callers who ask for it
     tracing: TracingSettings = field(default_factory=TracingSettings)
+    recorder: RecorderSettings | None = None  # None = decisions are not recorded
     stop_timeout_s: float = 2.0  # the engine confirms a stop within its check period (0.1 s) and two iterations
     drain_timeout_s: float = 20.0  # online, after SIGTERM; what runs longer is broken off (Kubernetes kills after 30 s)
     offline_drain_timeout_s: float = 5.0  # of that; an item that runs longer is left to the partition's next owner

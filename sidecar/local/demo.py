@@ -80,7 +80,7 @@ async def demo(options: Options, view: View, started_s: float) -> dict[str, Any]
     directory = Path(tempfile.mkdtemp(prefix="sidecar-demo-"))
     async with deployed(options.bootstrap_servers, directory) as deployment:
         ready_s = time.monotonic()
-        view.say(f"ready after {ready_s - started_s:.0f} s; logs and settings are in {directory}")
+        view.say(f"ready after {ready_s - started_s:.0f} s; logs, settings and recorded decisions are in {directory}")
         stage = Stage(deployment.server, ENGINE, view)
         await phases(stage, deployment.kafka, options)
         triton_report, engine = await server_report(deployment.triton), await engine_report(deployment.triton)

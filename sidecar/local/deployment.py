@@ -50,7 +50,7 @@ async def deployed(bootstrap_servers: str | None, directory: Path) -> AsyncItera
         kafka = await stack.enter_async_context(broker(bootstrap_servers, directory))
         triton_settings = TritonSettings(slots=SLOTS, parameters={"profile": PROFILE})
         triton = await stack.enter_async_context(running(directory, triton_settings))
-        server = await stack.enter_async_context(serving(directory, settings(triton, kafka)))
+        server = await stack.enter_async_context(serving(directory, settings(triton, kafka, directory)))
         yield Deployment(kafka=kafka, triton=triton, server=server)
 
 
@@ -92,7 +92,7 @@ async def topics_of_our_own(bootstrap_servers: str, directory: Path) -> Kafka:
     )
 
 
-def settings(triton: Triton, kafka: Kafka) -> dict[str, Any]:
+def settings(triton: Triton, kafka: Kafka, directory: Path) -> dict[str, Any]:
     """The settings file of the sidecar."""
     listen, http = free_ports(2)
     return {
@@ -100,6 +100,7 @@ def settings(triton: Triton, kafka: Kafka) -> dict[str, Any]:
         "http": f"127.0.0.1:{http}",
         "tokenizer": str(triton.tokenizer),
         "engines": [{"name": ENGINE, "target": triton.target, "metrics_url": triton.metrics_url, "slots": SLOTS}],
+        "recorder": {"directory": str(directory / "decisions")},
         "offline": {
             "bootstrap_servers": kafka.bootstrap_servers,
             "requests_topic": kafka.topics["requests"],

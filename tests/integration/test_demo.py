@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from sidecar.edge.recorder import segments
+from sidecar.lab.replay import replay
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.integration
@@ -27,6 +31,7 @@ def test_the_demo_fills_the_slots_keeps_the_reservation_and_loses_nothing(tmp_pa
     report = json.loads(file.read_text())
     offline, overload = report["offline"], report["phases"]["overload"]["grants"]
 
+    _replay_brings_the_same_decisions(done.stdout)
     assert report["triton"]["backend"] == "python"
     assert [phase["online"]["errors"] for phase in report["phases"].values()] == [0, 0, 0]
     assert report["phases"]["online_only"]["tokens_per_s"]["offline"] == 0
@@ -39,3 +44,12 @@ def test_the_demo_fills_the_slots_keeps_the_reservation_and_loses_nothing(tmp_pa
     assert offline["source_offsets"] == offline["results"] + offline["dead"]
     assert offline["ended_by"]["end_id"] > 0
     assert offline["ended_by"]["stop_word"] > 0
+
+
+def _replay_brings_the_same_decisions(output: str) -> None:
+    found = re.search(r"recorded decisions are in (\S+)", output)
+    assert found is not None
+    (segment,) = segments(Path(found[1]) / "decisions")
+    result = replay(segment)
+    assert (result.mismatches, result.first_mismatch) == (0, None)
+    assert result.records > 1000
