@@ -25,7 +25,9 @@ from sidecar.edge.ports import Listener
 from sidecar.edge.probes import Prober
 from sidecar.edge.recorder import Recorder
 from sidecar.edge.server import build_server
+from sidecar.edge.share import Finished
 from sidecar.edge.tokens import Tokens
+from sidecar.edge.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 LAST_ANSWERS_S = 2.0  # for answers that are written already, once nothing runs any more
@@ -41,24 +43,23 @@ async def serve(settings: ServeSettings, *, instance: str, config_hash: str) -> 
         clients = {each.name: await stack.enter_async_context(EngineClient(each.target)) for each in settings.engines}
         metrics = Metrics(settings.engines, version=__version__, config_hash=config_hash)
         scheduler = Scheduler(settings.scheduler, [each.for_scheduler() for each in settings.engines])
-        listeners: list[Listener] = [metrics]
-        if settings.recorder is not None:
-            recorder = Recorder(settings.recorder, scheduler)
-            stack.callback(recorder.close)
-            listeners.append(recorder)
+        tracing = _tracing(settings)
+        if tracing is not None:
+            stack.push_async_callback(tracing.close)
         driver = Driver(
             scheduler,
             clients,
             instance=instance,
             stop_timeout_s=settings.stop_timeout_s,
-            listeners=listeners,
+            listeners=_listeners(settings, scheduler, metrics, tracing, stack),
+            tracer=tracing,
         )
         passthrough = Passthrough(clients)
         tokens = Tokens.load(settings.tokenizer) if settings.tokenizer else None
-        online = Online(driver, scheduled_models(settings, tokens), passthrough)
-        server, _ = build_server(settings.listen, online, passthrough, metrics)
+        online = Online(driver, scheduled_models(settings, tokens), passthrough, tracing)
+        server, _ = build_server(settings.listen, online, passthrough, metrics, tracing)
         status = Status(driver.scheduler.snapshot, metrics, __version__)
-        offline = _offline_lane(settings, driver, tokens, metrics, status)
+        offline = _offline_lane(settings, driver, tokens, metrics, status, tracing)
         runner = await serve_http(settings.http, status, metrics)
         stack.push_async_callback(runner.cleanup)
         async with asyncio.TaskGroup() as tasks:
@@ -89,15 +90,48 @@ def scheduled_models(settings: ServeSettings, tokens: Tokens | None) -> list[Sch
     return [ScheduledModel(name=name, engine_model=model, tokens=tokens) for name, model in sorted(names)]
 
 
+def _listeners(
+    settings: ServeSettings, scheduler: Scheduler, metrics: Metrics, tracing: Tracing | None, stack: AsyncExitStack
+) -> list[Listener]:
+    """All who watch the driver; those that hold a file are closed with `stack`."""
+    listeners: list[Listener] = [metrics]
+    if tracing is not None:
+        listeners.append(tracing)
+    if settings.recorder is not None:
+        recorder = Recorder(settings.recorder, scheduler)
+        stack.callback(recorder.close)
+        listeners.append(recorder)
+    return listeners
+
+
+def _tracing(settings: ServeSettings) -> Tracing | None:
+    """None without an endpoint: then no span is made."""
+    if settings.tracing.endpoint is None:
+        return None
+    return Tracing(settings.tracing, address=settings.listen, version=__version__)
+
+
 def _offline_lane(
-    settings: ServeSettings, driver: Driver, tokens: Tokens | None, metrics: Metrics, status: Status
+    settings: ServeSettings,
+    driver: Driver,
+    tokens: Tokens | None,
+    metrics: Metrics,
+    status: Status,
+    tracing: Tracing | None,
 ) -> OfflineLane | None:
     """The lane that reads from Kafka, not running yet; None if the settings name no Kafka."""
     if settings.offline is None or tokens is None:
         return None
     figures = OfflineMetrics(metrics.registry, settings.offline.requests_topic)
     tokens_max = {each.model: each.tokens_max for each in settings.engines}
-    lane = figures.lane = OfflineLane(settings.offline, driver, tokens, tokens_max, on_durable=figures.durable)
+    group = settings.offline.group
+
+    def durable(done: Finished) -> None:
+        figures.durable(done)
+        if tracing is not None:
+            tracing.item_durable(done.record.topic, done.record.partition, done.record.offset, group, done.reason)
+
+    lane = figures.lane = OfflineLane(settings.offline, driver, tokens, tokens_max, on_durable=durable)
     driver.intake_listeners.append(lambda model, more: (lane.resume if more else lane.pause)(model))
     status.parts["offline"] = figures.document
     return lane

@@ -40,10 +40,10 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.edge import wire
 from sidecar.edge.calls import Generated, TokenCall
-from sidecar.edge.engine_client import EngineClient, raise_if_error, send, translated_errors
+from sidecar.edge.engine_client import EngineClient, Metadata, raise_if_error, send, translated_errors
 from sidecar.edge.errors import EngineError, StreamBrokenError
 from sidecar.edge.generation import Generation
-from sidecar.edge.ports import Call, Listener, Outcome, Terminal, Timeline
+from sidecar.edge.ports import TRACEPARENT, Call, Listener, Outcome, Terminal, Timeline, Tracer
 
 TICK_S = 0.01  # tokens enter the scheduler once per tick and engine, not one by one
 STOP_RETRY_S = 0.05  # a stop may overtake its request inside Triton and find nobody: it is said again
@@ -96,6 +96,7 @@ class Driver:
         instance: str = "",
         stop_timeout_s: float = 2.0,
         listeners: Sequence[Listener] = (),
+        tracer: Tracer | None = None,
     ) -> None:
         """`instance` sets the request ids of this process apart from those of others on the same engine."""
         self.scheduler = scheduler
@@ -103,6 +104,7 @@ class Driver:
         self._instance = instance
         self._stop_timeout_s = stop_timeout_s
         self._listeners = listeners
+        self._tracer = tracer
         self._alive: dict[str, _Alive] = {}
         self._events: deque[Event] = deque()
         self._handling = False
@@ -154,6 +156,8 @@ class Driver:
 
         Cancelled: the engine is told to stop, and nothing of the work is left.
         """
+        if self._tracer is not None:
+            self._tracer.item(work.id, call.traceparent)
         generation = Generation(work, call)
         self.arrive(work, generation)
         try:
@@ -246,9 +250,16 @@ class Driver:
         line.queue_wait_s += action.queue_wait_s
         line.engine, line.kind = action.engine, action.kind
         request_id = f"{self._instance}{action.work_id}.{line.grants}"
-        stream = self._engines[action.engine].open(alive.call.metadata)
+        stream = self._engines[action.engine].open(self._metadata(alive))
         alive.running = _Dispatched(action, request_id, stream, self._ticks[action.engine])
         self._spawn(self._relay(alive, alive.running), f"dispatch {request_id}")
+
+    def _metadata(self, alive: _Alive) -> Metadata:
+        """The caller's, except that the engine's spans hang from ours where we make some."""
+        if self._tracer is None:
+            return alive.call.metadata
+        rest = tuple(each for each in alive.call.metadata if each[0] not in (TRACEPARENT, "tracestate"))
+        return (*rest, *self._tracer.headers(alive.work.id))
 
     async def _relay(self, alive: _Alive, running: _Dispatched) -> None:
         """Everything that the engine answers reaches the call; then exactly one terminal event is handled."""
@@ -331,9 +342,9 @@ class Driver:
         running.done.set()
         over = self._take_in(alive, event)
         alive.call.settled(event, alive.timeline, over=over)
+        self.handle(event)
         if over:
             self._finish(alive, _outcome(event, alive.cancelled))
-        self.handle(event)
 
     def _take_in(self, alive: _Alive, event: Terminal) -> bool:
         """Count the tokens that are kept; True if the work is over (duties 5 and 6 of the scheduler)."""

@@ -27,6 +27,7 @@ from sidecar.edge.joined import joined
 from sidecar.edge.outbox import OUTBOX_MAX, Outbox
 from sidecar.edge.passthrough import Passthrough, StreamPassthrough, forwardable
 from sidecar.edge.ports import Terminal, Timeline
+from sidecar.edge.tracing import CURRENT, Tracing
 
 LARGE_REQUEST_BYTES = 32_768  # tokenised in a thread: beyond this it would hold up the loop for over 2 ms
 RETRY_HINT = "retry-after-ms"
@@ -150,8 +151,15 @@ class OnlineCall:
 class Online:
     """Takes callers' requests for scheduled models to the driver; hands all others to the passthrough."""
 
-    def __init__(self, driver: Driver, models: Iterable[ScheduledModel], passthrough: Passthrough) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        models: Iterable[ScheduledModel],
+        passthrough: Passthrough,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._driver = driver
+        self._tracing = tracing
         self._models = {model.name: model for model in models}
         self._passthrough = passthrough
         # Where a `stop` request finds what it stops: by the connection and the caller's id.
@@ -226,6 +234,8 @@ class Online:
             raise CallerError(error.code, str(error)) from None
         call = OnlineCall(request, work, forwardable(metadata), deliver, over)
         self._running[peer, call.caller_id].add(work.id)
+        if self._tracing is not None and (trace := CURRENT.get()) is not None:
+            self._tracing.adopt(work.id, trace)
         self._driver.arrive(work, call)
         return call
 

@@ -10,6 +10,7 @@ from sidecar.core.events import Action, DeadLetter, Dispatch, Ended, Event, Fail
 from sidecar.core.work import EndReason, Work
 from sidecar.edge.engine_client import Metadata
 
+TRACEPARENT = "traceparent"
 Terminal = Ended | Stopped | Failed | Lost
 
 
@@ -63,6 +64,16 @@ class Call(Protocol):
 
     def refused(self, action: Reject | DeadLetter) -> None:
         """The work is over: refused, or dead."""
+
+
+class Tracer(Protocol):
+    """Who knows the spans of works."""
+
+    def item(self, work_id: str, traceparent: str | None) -> None:
+        """Work begins that no RPC asked for; `traceparent` is its producer's."""
+
+    def headers(self, work_id: str) -> Metadata:
+        """What goes along with the dispatch that is about to begin."""
 
 
 class Listener(Protocol):

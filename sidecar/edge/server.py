@@ -15,6 +15,7 @@ from sidecar.edge import wire
 from sidecar.edge.engine_client import SERVICE
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import PASSED_THROUGH, Passthrough
+from sidecar.edge.tracing import CURRENT, Tracing
 
 HEALTH = "grpc.health.v1.Health"
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -35,7 +36,7 @@ class RpcObserver(Protocol):
 
 
 def build_server(
-    address: str, online: Online, passthrough: Passthrough, observer: RpcObserver
+    address: str, online: Online, passthrough: Passthrough, observer: RpcObserver, tracing: Tracing | None = None
 ) -> tuple[grpc.aio.Server, int]:
     """A server bound to `address` (host:port), not started, and its port. Raises SettingsError if it is taken."""
     server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -43,12 +44,12 @@ def build_server(
     methods["ModelInfer"] = online.model_infer
     handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(
-            _observed(handler, f"{SERVICE}/{name}", observer), response_serializer=_serialized
+            _observed(handler, f"{SERVICE}/{name}", observer, tracing), response_serializer=_serialized
         )
         for name, handler in methods.items()
     }
     handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-        _observed(online.model_stream_infer, f"{SERVICE}/ModelStreamInfer", observer),
+        _observed(online.model_stream_infer, f"{SERVICE}/ModelStreamInfer", observer, tracing),
         request_deserializer=wire.InferRequest.FromString,  # responses are serialised already
     )
     check = _observed(_health(passthrough), f"{HEALTH}/Check", observer)
@@ -87,11 +88,15 @@ def _health(passthrough: Passthrough) -> UnaryHandler:
     return handler
 
 
-def _observed(handler: Callable[..., Awaitable[Any]], method: str, observer: RpcObserver) -> Callable[..., Any]:
-    """`handler`, with each call counted by its status and duration."""
+def _observed(
+    handler: Callable[..., Awaitable[Any]], method: str, observer: RpcObserver, tracing: Tracing | None = None
+) -> Callable[..., Any]:
+    """`handler`, with each call counted by its status and duration, and traced."""
 
     async def observed(request: Any, context: Any) -> Any:
         begun_s = time.monotonic()
+        trace = None if tracing is None else tracing.rpc(dict(context.invocation_metadata() or ()))
+        CURRENT.set(trace)
         code = "CANCELLED"  # what is true if the caller goes away meanwhile
         try:
             answer = await handler(request, context)
@@ -105,6 +110,8 @@ def _observed(handler: Callable[..., Awaitable[Any]], method: str, observer: Rpc
             raise
         finally:
             observer.served(method, code, time.monotonic() - begun_s)
+            if tracing is not None and trace is not None:
+                tracing.end_rpc(trace, method, code)
 
     return observed
 

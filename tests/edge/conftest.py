@@ -23,6 +23,7 @@ from sidecar.edge.metrics import Metrics
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import Passthrough
 from sidecar.edge.server import build_server
+from sidecar.edge.tracing import Tracing
 from tests.edge.fake_triton import FakeTriton
 
 
@@ -60,7 +61,12 @@ class Sidecar:
 
 @asynccontextmanager
 async def running_sidecar(
-    tritons: dict[str, FakeTriton], *, slots: int = 2, scheduler: SchedulerSettings | None = None, **options: Any
+    tritons: dict[str, FakeTriton],
+    *,
+    slots: int = 2,
+    scheduler: SchedulerSettings | None = None,
+    tracing: Tracing | None = None,
+    **options: Any,
 ) -> AsyncIterator[Sidecar]:
     """A sidecar whose engines are up."""
     engines = [
@@ -71,12 +77,14 @@ async def running_sidecar(
         clients = {each.name: await stack.enter_async_context(EngineClient(each.target)) for each in engines}
         metrics = Metrics(engines, version="test", config_hash="test")
         core = Scheduler(scheduler or SchedulerSettings(window_ms=0), engines)
-        driver = Driver(core, clients, instance="t-", listeners=(metrics,), **options)
+        listeners = (metrics,) if tracing is None else (metrics, tracing)
+        driver = Driver(core, clients, instance="t-", listeners=listeners, tracer=tracing, **options)
         passthrough = Passthrough(clients)
         models = [
             ScheduledModel(name=n, engine_model="tensorrt_llm", tokens=None) for n in ("ensemble", "tensorrt_llm")
         ]
-        server, port = build_server("127.0.0.1:0", Online(driver, models, passthrough), passthrough, metrics)
+        online = Online(driver, models, passthrough, tracing)
+        server, port = build_server("127.0.0.1:0", online, passthrough, metrics, tracing)
         await server.start()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(driver.run(), name="driver")

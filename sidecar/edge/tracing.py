@@ -1,0 +1,324 @@
+"""Spans over OTLP, made when a work is over and only for those that are kept.
+
+Ids are drawn when something begins, so that the engine's own spans can name ours as their parent; the spans themselves
+are built at the end, from the timestamps that the driver keeps anyway. A work that is not sampled costs a comparison,
+a token nothing, and one that went wrong is kept although it was not sampled (`sidecar.sampled_late`).
+
+Attribute names follow OpenTelemetry's semantic conventions 1.44 (rpc, messaging) and its gen_ai conventions; they are
+written out here because the packages that hold them are still betas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from opentelemetry import trace as otel
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+from sidecar.core.events import Action, Dispatch, Ended, Event, Failed, Lost, Stopped
+from sidecar.core.work import Lane, Work
+from sidecar.edge.config import TracingSettings
+from sidecar.edge.ports import TRACEPARENT, Outcome, Terminal, Timeline
+
+CURRENT: ContextVar[Trace | None] = ContextVar("trace of the RPC being served", default=None)
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+_W3C = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+Attributes = Mapping[str, str | int | float | bool | Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """One span of ours that others hang from: the RPC of a caller, or the processing of an item."""
+
+    trace_id: int
+    span_id: int
+    parent_id: int  # 0 = a root
+    sampled: bool
+    begun_s: float
+    link: SpanContext | None = None  # the context in which a message was created
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One dispatch."""
+
+    span_id: int
+    waited_since_s: float
+    begun_s: float
+    kind: str
+    ended_s: float = 0.0
+    finish_reason: str = "error"
+    error_type: str = ""
+
+
+@dataclass(slots=True)
+class _Traced:
+    trace: Trace
+    arrived_s: float
+    attempts: list[_Attempt] = field(default_factory=list)
+
+
+class _GivenIds(IdGenerator):
+    """Hands out the ids that were drawn when the span began."""
+
+    trace_id = span_id = 0
+
+    def generate_trace_id(self) -> int:
+        return self.trace_id
+
+    def generate_span_id(self) -> int:
+        return self.span_id
+
+
+class Tracing:
+    """A driver's Listener that keeps what spans need, and sends them."""
+
+    def __init__(
+        self,
+        settings: TracingSettings,
+        *,
+        address: str,
+        version: str,
+        processor: SpanProcessor | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._settings = settings
+        self._address = address
+        self._random = random.Random(seed)
+        self._ids = _GivenIds()
+        self._time = asyncio.get_running_loop().time
+        resource = Resource.create({"service.name": "sidecar", "service.version": version})
+        self._provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
+        self._provider.add_span_processor(processor or exporting(settings))
+        self._tracer = self._provider.get_tracer("sidecar", version, SCHEMA_URL)
+        self._works: dict[str, _Traced] = {}
+        self._items: dict[str, Trace] = {}
+
+    async def close(self) -> None:
+        """What waits has been sent, or given up within the exporter's timeout."""
+        await asyncio.to_thread(self._provider.shutdown)
+
+    # ---- where traces begin ------------------------------------------------------------------------------------------
+
+    def rpc(self, metadata: Mapping[str, Any]) -> Trace:
+        """A caller's RPC begins: in the caller's trace if it sent one, else in a new one, sampled by ratio."""
+        parent = parse(metadata.get(TRACEPARENT))
+        if parent is not None:
+            sampled = parent.trace_flags.sampled
+            return self._trace(parent.trace_id, parent.span_id, sampled)
+        return self._trace(self._random.getrandbits(128), 0, self._random.random() < self._settings.online_ratio)
+
+    def item(self, work_id: str, traceparent: str | None) -> None:
+        """An item begins: a trace of its own, linked to its producer's; kept if that is sampled, else by ratio."""
+        link = parse(traceparent)
+        sampled = self._random.random() < self._settings.offline_ratio or bool(link and link.trace_flags.sampled)
+        trace = self._trace(self._random.getrandbits(128), 0, sampled, link)
+        self._items[source_of(work_id)] = trace
+        self.adopt(work_id, trace)
+
+    def adopt(self, work_id: str, trace: Trace) -> None:
+        """The spans of this work hang from `trace`."""
+        self._works[work_id] = _Traced(trace, self._time())
+
+    def headers(self, work_id: str) -> Sequence[tuple[str, str]]:
+        """What to send along with the current dispatch.
+
+        Nothing if it is not sampled: Triton traces whatever comes with a valid parent, its sampled flag or not.
+        """
+        traced = self._works.get(work_id)
+        if traced is None or not traced.trace.sampled or not traced.attempts:
+            return ()
+        return ((TRACEPARENT, f"00-{traced.trace.trace_id:032x}-{traced.attempts[-1].span_id:016x}-01"),)
+
+    def _trace(self, trace_id: int, parent_id: int, sampled: bool, link: SpanContext | None = None) -> Trace:
+        span_id = self._random.getrandbits(64)
+        return Trace(
+            trace_id=trace_id, span_id=span_id, parent_id=parent_id, sampled=sampled, begun_s=self._time(), link=link
+        )
+
+    # ---- Listener ----------------------------------------------------------------------------------------------------
+
+    def handled(self, now_s: float, event: Event, actions: Sequence[Action]) -> None:
+        """Note when dispatches begin and end."""
+        if isinstance(event, Ended | Stopped | Failed | Lost):
+            self._ended(event, now_s)
+        for action in actions:
+            if isinstance(action, Dispatch) and (traced := self._works.get(action.work_id)) is not None:
+                span_id = self._random.getrandbits(64)
+                traced.attempts.append(_Attempt(span_id, now_s - action.queue_wait_s, now_s, action.kind))
+
+    def _ended(self, event: Terminal, now_s: float) -> None:
+        traced = self._works.get(event.work_id)
+        if traced is None or not traced.attempts:
+            return
+        attempt = traced.attempts[-1]
+        attempt.ended_s = now_s
+        match event:
+            case Ended(reason=reason):
+                attempt.finish_reason = reason
+            case Stopped():
+                attempt.finish_reason = "stopped"
+            case Failed(reason=reason):
+                attempt.error_type = reason.split(":", 1)[0]
+            case Lost():
+                attempt.error_type = "UNAVAILABLE"
+
+    def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
+        """Send the spans of a work, if they are kept."""
+        traced = self._works.pop(work.id, None)
+        if outcome.outcome in ("cancelled", "rejected"):  # an item comes back, here or elsewhere, as another work
+            self._items.pop(source_of(work.id), None)
+        late = outcome.outcome in ("error", "expired", "rejected")
+        if traced is None or not (traced.trace.sampled or late):
+            return
+        for number, attempt in enumerate(traced.attempts, start=1):
+            self._wait(work, traced.trace, attempt)
+            self._completion(work, traced.trace, attempt, timeline, number)
+        if not traced.attempts:
+            ended_s = timeline.finished_s or self._time()
+            attributes: dict[str, Any] = {"sidecar.lane": work.lane, "error.type": outcome.error_type}
+            self._emit("wait_for_slot", SpanKind.INTERNAL, traced.trace, traced.arrived_s, ended_s, attributes)
+
+    def _wait(self, work: Work, trace: Trace, attempt: _Attempt) -> None:
+        attributes = {"sidecar.lane": work.lane.value, "sidecar.grant.kind": attempt.kind}
+        self._emit("wait_for_slot", SpanKind.INTERNAL, trace, attempt.waited_since_s, attempt.begun_s, attributes)
+
+    def _completion(self, work: Work, trace: Trace, attempt: _Attempt, timeline: Timeline, number: int) -> None:
+        attributes: dict[str, Any] = {
+            "gen_ai.operation.name": "text_completion",
+            "gen_ai.provider.name": "triton",
+            "gen_ai.request.model": work.model,
+            "gen_ai.request.max_tokens": work.output_tokens_max,
+            "gen_ai.usage.input_tokens": work.prompt_tokens,
+            "gen_ai.usage.output_tokens": timeline.output_tokens,
+            "gen_ai.response.finish_reasons": (attempt.finish_reason,),
+            "rpc.system.name": "grpc",
+            "rpc.method": "inference.GRPCInferenceService/ModelStreamInfer",
+            "sidecar.engine": timeline.engine,
+            "sidecar.attempt": number,
+        }
+        first_s = timeline.first_token_s
+        if first_s is not None and number == 1:
+            attributes["gen_ai.response.time_to_first_chunk"] = first_s - attempt.begun_s
+        span = self._begin(
+            f"text_completion {work.model}", SpanKind.CLIENT, trace, attempt.begun_s, attributes, attempt.span_id
+        )
+        if first_s is not None and number == 1:
+            span.add_event("gen_ai.first_token", timestamp=self._ns(first_s))
+        self._end(span, attempt.ended_s or self._time(), attempt.error_type)
+
+    # ---- the spans that others hang from -----------------------------------------------------------------------------
+
+    def end_rpc(self, trace: Trace, method: str, code: str) -> None:
+        """Send the span of a caller's RPC, if it is kept: sampled, or gone wrong."""
+        failed = code not in ("OK", "CANCELLED")
+        if not (trace.sampled or failed):
+            return
+        host, _, port = self._address.rpartition(":")
+        attributes: dict[str, Any] = {
+            "rpc.system.name": "grpc",
+            "rpc.method": method,
+            "rpc.status_code": code,
+            "server.address": host,
+            "server.port": int(port),
+        }
+        span = self._begin(method, SpanKind.SERVER, trace, trace.begun_s, attributes, trace.span_id, trace.parent_id)
+        self._end(span, self._time(), code if failed else "")
+
+    def item_durable(self, topic: str, partition: int, offset: int, group: str, reason: str) -> None:
+        """Send the span of an item whose result is durable, if it is kept: sampled, or a dead letter."""
+        trace = self._items.pop(f"{topic}/{partition}/{offset}", None)
+        if trace is None or not (trace.sampled or reason):
+            return
+        attributes: dict[str, Any] = {
+            "messaging.system": "kafka",
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": topic,
+            "messaging.destination.partition.id": str(partition),
+            "messaging.consumer.group.name": group,
+            "messaging.kafka.offset": offset,
+            "sidecar.lane": Lane.OFFLINE.value,
+        }
+        span = self._begin(f"process {topic}", SpanKind.CONSUMER, trace, trace.begun_s, attributes, trace.span_id, 0)
+        self._end(span, self._time(), reason)
+
+    # ---- building ----------------------------------------------------------------------------------------------------
+
+    def _emit(
+        self, name: str, kind: SpanKind, trace: Trace, begun_s: float, ended_s: float, attributes: Attributes
+    ) -> None:
+        error_type = str(attributes.get("error.type", ""))
+        self._end(
+            self._begin(name, kind, trace, begun_s, attributes, self._random.getrandbits(64)), ended_s, error_type
+        )
+
+    def _begin(
+        self,
+        name: str,
+        kind: SpanKind,
+        trace: Trace,
+        begun_s: float,
+        attributes: Attributes,
+        span_id: int,
+        parent_id: int | None = None,
+    ) -> Any:
+        """A span with these ids; its parent is the trace's own span unless another is given, 0 for none."""
+        parent_id = trace.span_id if parent_id is None else parent_id
+        self._ids.trace_id, self._ids.span_id = trace.trace_id, span_id
+        flags = TraceFlags(TraceFlags.SAMPLED)
+        parent = SpanContext(trace.trace_id, parent_id, is_remote=True, trace_flags=flags)
+        return self._tracer.start_span(
+            name,
+            otel.set_span_in_context(otel.NonRecordingSpan(parent)) if parent_id else Context(),
+            kind=kind,
+            attributes={**attributes, **({} if trace.sampled else {"sidecar.sampled_late": True})},
+            links=[Link(trace.link)] if trace.link and span_id == trace.span_id else None,
+            start_time=self._ns(begun_s),
+        )
+
+    def _end(self, span: Any, ended_s: float, error_type: str) -> None:
+        if error_type:
+            span.set_attribute("error.type", error_type)
+            span.set_status(Status(StatusCode.ERROR))
+        span.end(end_time=self._ns(ended_s))
+
+    def _ns(self, at_s: float) -> int:
+        """A time of the loop's clock as nanoseconds since 1970."""
+        return time.time_ns() - int((self._time() - at_s) * 1e9)
+
+
+def exporting(settings: TracingSettings) -> SpanProcessor:
+    """Sends from a thread of its own; when the collector is away spans are dropped, never waited for."""
+    # It would warn once per batch that nobody listens; whoever misses the spans sees that in the collector.
+    logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").setLevel(logging.CRITICAL)
+    exporter = OTLPSpanExporter(endpoint=settings.endpoint, insecure=True, timeout=3)
+    return BatchSpanProcessor(exporter, max_queue_size=8192, schedule_delay_millis=1000, max_export_batch_size=512)
+
+
+def parse(traceparent: Any) -> SpanContext | None:
+    """The context of a W3C `traceparent`, or None if there is no valid one."""
+    match = _W3C.fullmatch(traceparent) if isinstance(traceparent, str) else None
+    if match is None:
+        return None
+    context = SpanContext(int(match[1], 16), int(match[2], 16), True, TraceFlags(int(match[3], 16)))
+    return context if context.is_valid else None
+
+
+def source_of(work_id: str) -> str:
+    """The record that an offline work was made from: `topic/partition/offset`."""
+    return work_id.partition("#")[0]

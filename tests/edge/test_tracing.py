@@ -1,0 +1,136 @@
+"""Which spans come of a request or an item, how they hang together, and what the engine is told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from sidecar.edge import wire
+from sidecar.edge.config import TracingSettings
+from sidecar.edge.tracing import Tracing, parse
+from tests.edge.conftest import Sidecar, running_sidecar
+from tests.edge.fake_triton import FakeTriton
+from tests.edge.test_generation import begin, call, offline
+from tests.edge.test_online import ids_request
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    sidecar: Sidecar
+    tracing: Tracing
+    exporter: InMemorySpanExporter
+
+    def spans(self) -> dict[str, ReadableSpan]:
+        return {span.name: span for span in self.exporter.get_finished_spans()}
+
+    async def ask(self, triton: FakeTriton, **metadata: str) -> Any:
+        """One unary request that the engine answers; what the engine was sent."""
+        answer = self.sidecar.unary(
+            "ModelInfer", ids_request("u"), wire.InferResponse, metadata=tuple(metadata.items())
+        )
+        request = await triton.next()
+        request.tokens(3)
+        request.tokens(4, final=True)
+        await answer
+        return request
+
+
+async def traced(triton: FakeTriton, ratio: float) -> AsyncIterator[Traced]:
+    exporter = InMemorySpanExporter()
+    settings = TracingSettings(endpoint="http://unused", online_ratio=ratio, offline_ratio=ratio)
+    processor = SimpleSpanProcessor(exporter)
+    tracing = Tracing(settings, address="127.0.0.1:8101", version="test", processor=processor, seed=1)
+    async with running_sidecar({"e0": triton}, tracing=tracing) as sidecar:
+        yield Traced(sidecar=sidecar, tracing=tracing, exporter=exporter)
+
+
+@pytest.fixture
+async def always(triton: FakeTriton) -> AsyncIterator[Traced]:
+    async for each in traced(triton, 1.0):
+        yield each
+
+
+@pytest.fixture
+async def never(triton: FakeTriton) -> AsyncIterator[Traced]:
+    async for each in traced(triton, 0.0):
+        yield each
+
+
+async def test_a_request_is_a_server_span_over_its_wait_and_its_completion(always: Traced, triton: FakeTriton) -> None:
+    request = await always.ask(triton, traceparent=PARENT)
+    await always.sidecar.until(lambda: len(always.spans()) == 3)
+    spans = always.spans()
+    rpc = spans["inference.GRPCInferenceService/ModelInfer"]
+    wait, completion = spans["wait_for_slot"], spans["text_completion tensorrt_llm"]
+    assert [each.kind for each in (rpc, wait, completion)] == [SpanKind.SERVER, SpanKind.INTERNAL, SpanKind.CLIENT]
+    assert rpc.parent is not None
+    assert f"{rpc.parent.span_id:016x}" == "b7ad6b7169203331"
+    assert {f"{each.context.trace_id:032x}" for each in spans.values()} == {"0af7651916cd43dd8448eb211c80319c"}
+    assert wait.parent is not None
+    assert completion.parent is not None
+    assert wait.parent.span_id == completion.parent.span_id == rpc.context.span_id
+    assert request.metadata["traceparent"].split("-")[2] == f"{completion.context.span_id:016x}"
+
+
+async def test_the_completion_says_what_was_asked_and_what_came(always: Traced, triton: FakeTriton) -> None:
+    await always.ask(triton)
+    await always.sidecar.until(lambda: len(always.spans()) == 3)
+    completion = always.spans()["text_completion tensorrt_llm"]
+    attributes = dict(completion.attributes or {})
+    assert attributes["gen_ai.request.max_tokens"] == 4
+    assert (attributes["gen_ai.usage.input_tokens"], attributes["gen_ai.usage.output_tokens"]) == (3, 2)
+    assert attributes["gen_ai.response.finish_reasons"] == ("end_id",)
+    assert [event.name for event in completion.events] == ["gen_ai.first_token"]
+
+
+async def test_what_is_not_sampled_makes_no_span_and_tells_the_engine_nothing(
+    never: Traced, triton: FakeTriton
+) -> None:
+    request = await never.ask(triton, traceparent=PARENT[:-2] + "00")
+    assert "traceparent" not in request.metadata
+    await never.sidecar.until(lambda: never.sidecar.driver.in_flight == 0)
+    assert never.spans() == {}
+
+
+async def test_what_goes_wrong_is_kept_although_it_was_not_sampled(never: Traced, triton: FakeTriton) -> None:
+    answer = never.sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse)
+    (await triton.next()).error("Executor failed process requestId 4")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await answer
+    await never.sidecar.until(lambda: len(never.spans()) == 3)
+    for span in never.spans().values():
+        assert (span.attributes or {})["sidecar.sampled_late"] is True
+    completion = never.spans()["text_completion tensorrt_llm"]
+    assert completion.status.status_code is StatusCode.ERROR
+    assert (completion.attributes or {})["error.type"] == "INTERNAL"
+
+
+async def test_an_item_is_a_trace_of_its_own_linked_to_its_producers(never: Traced, triton: FakeTriton) -> None:
+    task = begin(never.sidecar, call(traceparent=PARENT), offline("inference.requests/3/24#1"))
+    (await triton.next()).tokens(2, final=True)
+    await task
+    never.tracing.item_durable("inference.requests", 3, 24, "sidecar", "")
+    spans = never.spans()
+    process = spans["process inference.requests"]
+    assert (process.kind, process.parent) == (SpanKind.CONSUMER, None)
+    assert [f"{link.context.trace_id:032x}" for link in process.links] == ["0af7651916cd43dd8448eb211c80319c"]
+    completion = spans["text_completion tensorrt_llm"]
+    assert completion.parent is not None
+    assert completion.parent.span_id == process.context.span_id
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "00-zz", PARENT.replace("0af7651916cd43dd8448eb211c80319c", "0" * 32), b"00"]
+)
+def test_what_is_no_trace_parent_is_none(text: Any) -> None:
+    assert parse(text) is None
