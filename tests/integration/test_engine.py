@@ -1,0 +1,190 @@
+"""The engine model in the real Triton: thousands of cancelled requests, errors beside neighbours, several engines."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import urllib.request
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from sidecar.edge import wire
+from sidecar.edge.engine_client import EngineClient, responses, stop_request, token_request
+from sidecar.edge.errors import EngineError
+from sidecar.edge.generation import add_word_list
+from sidecar.local.triton import ROOT, Triton, TritonSettings, running
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+PROMPT = (3, 300, 301, 302, 1)  # the offline marker, some words, the end-of-prompt marker
+CANCELLED = 1_000  # ten thousand pass too, and take minutes on two cores (4 min 20 s while both were busy)
+AT_ONCE = 48
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def triton(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server with two engine models, as fast as they go."""
+    repository = tmp_path_factory.mktemp("repository") / "models"
+    shutil.copytree(ROOT / "model_repository", repository)
+    second = repository / "engine_python/second"
+    shutil.copytree(repository / "engine_python/tensorrt_llm", second)
+    config = (second / "config.pbtxt").read_text()
+    config = config.replace('name: "tensorrt_llm"', 'name: "second"').replace(
+        'string_value: "small"', 'string_value: "tiny"'
+    )
+    (second / "config.pbtxt").write_text(config)
+    settings = TritonSettings(repository=repository, slots=32, parameters={"preset": "tiny"})
+    async with running(tmp_path_factory.mktemp("triton"), settings) as server:
+        yield server
+
+
+def streamed(id_: str, output_tokens: int, ids: tuple[int, ...] = PROMPT, model: str = "tensorrt_llm") -> Any:
+    request = token_request(model, ids, output_tokens, id_)
+    wire.add_tensor(request, "streaming", "BOOL", (True,), (1, 1))
+    return request
+
+
+async def answer(client: EngineClient, request: Any) -> list[int]:
+    """All ids of one stream."""
+    found: list[int] = []
+    async for response in responses(client.open(), request):
+        found.extend(wire.output_values(response.infer_response, "output_ids") or ())
+    return found
+
+
+def gauge(triton: Triton, family: str, label: str, model: str = "tensorrt_llm") -> float:
+    text = urllib.request.urlopen(triton.metrics_url).read().decode()
+    for line in text.splitlines():
+        if line.startswith(family) and f'"{label}"' in line and f'model="{model}"' in line:
+            return float(line.rsplit(" ", 1)[1])
+    raise KeyError(family)
+
+
+def stub_of(triton: Triton, model: str) -> Path:
+    """/proc of the stub process that runs `model`."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = re.search(r"^PPid:\t(\d+)", (path / "status").read_text(), re.MULTILINE)
+            words = (path / "cmdline").read_bytes()
+        except OSError:  # it ended while we looked
+            continue
+        if parent and int(parent[1]) == triton.pid and f"/{model}/".encode() in words:
+            return path
+    raise LookupError(model)
+
+
+def held(process: Path) -> tuple[int, int]:
+    """Threads and file descriptors of a process."""
+    return len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
+
+
+async def test_a_thousand_cancelled_requests_leave_no_block_thread_or_descriptor(triton: Triton) -> None:
+    random, process = Random(7), stub_of(triton, "tensorrt_llm")
+    numbers = iter(range(CANCELLED))
+    async with EngineClient(triton.target) as client:
+        await answer(client, streamed("before", 4))
+        before = held(process)
+
+        async def cancel_one(number: int) -> None:
+            ids = (3, 300 + number % 900, 301, 1)
+            call = client.open()
+            reader = responses(call, streamed(f"c{number}", 900, ids))
+            for _ in range(random.randrange(3)):
+                await anext(reader)
+            if number % 2:
+                await client.stop("tensorrt_llm", f"c{number}", 30.0)
+                async for _ in reader:
+                    pass  # to its final response
+            call.cancel()
+
+        async def worker() -> None:
+            for number in numbers:
+                await cancel_one(number)
+
+        async with asyncio.timeout(900), asyncio.TaskGroup() as workers:
+            for _ in range(AT_ONCE):
+                workers.create_task(worker())
+        async with asyncio.timeout(30):  # the last cancelled ones are let go at the next check
+            while gauge(triton, "nv_trt_llm_request_metrics", "active") > 1:
+                await answer(client, streamed("settle", 40))
+        used_blocks = gauge(triton, "nv_trt_llm_kv_cache_block_metrics", "used")
+    assert used_blocks <= 2  # of the request that moved the gauges
+    after = held(process)
+    assert after[0] <= before[0]
+    assert after[1] <= before[1] + 2
+    assert triton.restarts == 0
+
+
+async def test_the_error_of_one_request_does_not_touch_its_neighbours(triton: Triton) -> None:
+    async with EngineClient(triton.target) as client:
+        alone = await answer(client, streamed("alone", 60))
+        wrong = streamed("wrong", 60)
+        wire.add_tensor(wrong, "beam_width", "INT32", (4,), (1, 1))
+        neighbour = asyncio.create_task(answer(client, streamed("neighbour", 60)))
+        with pytest.raises(EngineError, match="beam_width"):
+            await answer(client, wrong)
+        with pytest.raises(EngineError, match=r"prompt length \(5\) \+ request_output_len \(5000\).*\(2048\)"):
+            await answer(client, streamed("long", 5000))
+        assert await neighbour == alone
+
+
+async def test_a_stop_is_answered_without_outputs_and_ends_the_stream_of_its_id(triton: Triton) -> None:
+    async with EngineClient(triton.target) as client:
+        reader = responses(client.open(), streamed("stop-me", 1500))
+        await anext(reader)
+        answers = [each async for each in responses(client.open(), stop_request("tensorrt_llm", "stop-me"))]
+        assert [(len(each.infer_response.outputs), wire.is_final(each.infer_response)) for each in answers] == [
+            (0, True)
+        ]
+        last = [each async for each in reader][-1]
+        assert wire.is_final(last.infer_response)
+        with pytest.raises(EngineError, match="needs the id"):
+            await client.stop("tensorrt_llm", "", 5.0)
+
+
+async def test_stop_words_and_perf_metrics_through_the_wire(triton: Triton) -> None:
+    async with EngineClient(triton.target) as client:
+        ids = await answer(client, streamed("free", 40))
+        request = streamed("words", 40)
+        add_word_list(request, "stop_words_list", [ids[10:12]])
+        wire.add_tensor(request, "return_perf_metrics", "BOOL", (True,), (1, 1))
+        (*_, last) = [each async for each in responses(client.open(), request)]
+        values = {
+            name: wire.output_values(last.infer_response, name) for name in ("kv_cache_reused_blocks", "output_ids")
+        }
+        assert values["output_ids"] == (ids[11],)
+        times = [
+            (wire.output_values(last.infer_response, f"{name}_time_ns") or (0,))[0]
+            for name in ("arrival", "first_scheduled", "first_token", "last_token")
+        ]
+        assert times == sorted(times)
+        assert np.all(np.array(times) > 0)
+
+
+async def test_two_engines_in_one_server_run_beside_each_other(triton: Triton) -> None:
+    async with EngineClient(triton.target) as client:
+        first, second = await asyncio.gather(
+            answer(client, streamed("same-id", 100)), answer(client, streamed("same-id", 100, model="second"))
+        )
+        assert first == second  # the same seed
+        assert len(first) == 100
+        async with asyncio.timeout(30):  # the gauges follow at the next stats check
+            while gauge(triton, "nv_trt_llm_request_metrics", "max", "second") != 8:
+                await answer(client, streamed("again", 10, model="second"))
+
+
+async def test_two_servers_run_beside_each_other(triton: Triton, tmp_path: Path) -> None:
+    settings = TritonSettings(slots=2, parameters={"preset": "tiny", "seed": "5"})
+    async with (
+        running(tmp_path, settings) as other,
+        EngineClient(triton.target) as client,
+        EngineClient(other.target) as other_client,
+    ):
+        one, two = await asyncio.gather(answer(client, streamed("a", 50)), answer(other_client, streamed("a", 50)))
+        assert (len(one), len(two)) == (50, 50)
+        assert one != two
