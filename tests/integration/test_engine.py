@@ -6,6 +6,7 @@ import asyncio
 import re
 import shutil
 import urllib.request
+from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,8 +16,7 @@ import pytest
 import pytest_asyncio
 
 from sidecar.edge import wire
-from sidecar.edge.engine_client import EngineClient, responses, stop_request, token_request
-from sidecar.edge.errors import EngineError
+from sidecar.edge.engine_client import EngineClient, stop_request, token_request
 from sidecar.edge.generation import add_word_list
 from sidecar.local.triton import ROOT, Triton, TritonSettings, running
 
@@ -49,11 +49,26 @@ def streamed(id_: str, output_tokens: int, ids: tuple[int, ...] = PROMPT, model:
     return request
 
 
+class RefusedError(Exception):
+    """The engine answered a request with an error."""
+
+
+async def read(call: Any, request: Any) -> AsyncIterator[Any]:
+    """The responses to `request` on a fresh stream, up to the final one or the first error."""
+    request.parameters[wire.EMPTY_FINAL].bool_param = True
+    await call.write(request)
+    await call.done_writing()
+    async for response in call:
+        if response.error_message:
+            raise RefusedError(response.error_message)
+        yield response.infer_response
+
+
 async def answer(client: EngineClient, request: Any) -> list[int]:
     """All ids of one stream."""
     found: list[int] = []
-    async for response in responses(client.open(), request):
-        found.extend(wire.output_values(response.infer_response, "output_ids") or ())
+    async for response in read(client.open(), request):
+        found.extend(wire.output_values(response, "output_ids") or ())
     return found
 
 
@@ -93,7 +108,7 @@ async def test_a_thousand_cancelled_requests_leave_no_block_thread_or_descriptor
         async def cancel_one(number: int) -> None:
             ids = (3, 300 + number % 900, 301, 1)
             call = client.open()
-            reader = responses(call, streamed(f"c{number}", 900, ids))
+            reader = read(call, streamed(f"c{number}", 900, ids))
             for _ in range(random.randrange(3)):
                 await anext(reader)
             if number % 2:
@@ -126,25 +141,23 @@ async def test_the_error_of_one_request_does_not_touch_its_neighbours(triton: Tr
         wrong = streamed("wrong", 60)
         wire.add_tensor(wrong, "beam_width", "INT32", (4,), (1, 1))
         neighbour = asyncio.create_task(answer(client, streamed("neighbour", 60)))
-        with pytest.raises(EngineError, match="beam_width"):
+        with pytest.raises(RefusedError, match="beam_width"):
             await answer(client, wrong)
-        with pytest.raises(EngineError, match=r"prompt length \(5\) \+ request_output_len \(5000\).*\(2048\)"):
+        with pytest.raises(RefusedError, match=r"prompt length \(5\) \+ request_output_len \(5000\).*\(2048\)"):
             await answer(client, streamed("long", 5000))
         assert await neighbour == alone
 
 
 async def test_a_stop_is_answered_without_outputs_and_ends_the_stream_of_its_id(triton: Triton) -> None:
     async with EngineClient(triton.target) as client:
-        reader = responses(client.open(), streamed("stop-me", 1500))
+        reader = read(client.open(), streamed("stop-me", 1500))
         await anext(reader)
-        answers = [each async for each in responses(client.open(), stop_request("tensorrt_llm", "stop-me"))]
-        assert [(len(each.infer_response.outputs), wire.is_final(each.infer_response)) for each in answers] == [
-            (0, True)
-        ]
+        answers = [each async for each in read(client.open(), stop_request("tensorrt_llm", "stop-me"))]
+        assert [(len(each.outputs), wire.is_final(each)) for each in answers] == [(0, True)]
         last = [each async for each in reader][-1]
-        assert wire.is_final(last.infer_response)
-        with pytest.raises(EngineError, match="needs the id"):
-            await client.stop("tensorrt_llm", "", 5.0)
+        assert wire.is_final(last)
+        with pytest.raises(RefusedError, match="needs the id"):
+            await answer(client, stop_request("tensorrt_llm", ""))
 
 
 async def test_stop_words_and_perf_metrics_through_the_wire(triton: Triton) -> None:
@@ -153,13 +166,11 @@ async def test_stop_words_and_perf_metrics_through_the_wire(triton: Triton) -> N
         request = streamed("words", 40)
         add_word_list(request, "stop_words_list", [ids[10:12]])
         wire.add_tensor(request, "return_perf_metrics", "BOOL", (True,), (1, 1))
-        (*_, last) = [each async for each in responses(client.open(), request)]
-        values = {
-            name: wire.output_values(last.infer_response, name) for name in ("kv_cache_reused_blocks", "output_ids")
-        }
+        (*_, last) = [each async for each in read(client.open(), request)]
+        values = {name: wire.output_values(last, name) for name in ("kv_cache_reused_blocks", "output_ids")}
         assert values["output_ids"] == (ids[11],)
         times = [
-            (wire.output_values(last.infer_response, f"{name}_time_ns") or (0,))[0]
+            (wire.output_values(last, f"{name}_time_ns") or (0,))[0]
             for name in ("arrival", "first_scheduled", "first_token", "last_token")
         ]
         assert times == sorted(times)
