@@ -26,10 +26,11 @@ from rich.console import Console
 from rich.table import Table
 from tritonclient.grpc import aio as triton_client
 
+from engine.profile import PROFILES
 from sidecar.core.errors import SidecarError
 from sidecar.local import backlog
 from sidecar.local.checker import CheckerError, check
-from sidecar.local.deployment import ENGINE, GROUP, PARTITIONS, PROFILE, Deployment, Kafka, deployed
+from sidecar.local.deployment import ENGINE, GROUP, PARTITIONS, Deployment, Kafka, Shape, deployed
 from sidecar.local.live import View
 from sidecar.local.load import arrivals
 from sidecar.local.report import phase_table
@@ -37,9 +38,10 @@ from sidecar.local.stage import Stage
 from sidecar.local.triton import ENGINE_MODEL, Triton
 
 RATE_PER_S = 6.0
-OVERLOAD_RATE_PER_S = 60.0  # beyond what eight slots can serve, so that both lanes wait
+ONLINE_TOKENS = 18.5  # mean output of an online-like prompt
+OFFLINE_TOKENS = 120.0  # less than the mean of the items, stop words included, so that the backlog never runs dry
+OVERLOAD = 1.3  # times what the slots could serve if all were online's, so that both lanes wait
 OVERLOAD_SECONDS = 5.0
-ITEMS_PER_SECOND = 12  # more than eight slots can finish, so that the backlog never runs dry
 STOP_WORD = " because"
 
 
@@ -52,6 +54,7 @@ class Options:
     json_path: str | None
     keep: bool
     bootstrap_servers: str | None
+    shape: Shape
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -62,11 +65,17 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--json", dest="json_path", metavar="FILE", help="write the figures there; - is stdout")
     parser.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C, and say where")
     parser.add_argument("--bootstrap-servers", metavar="HOST:PORT", help="use this Kafka instead of a local one")
+    parser.add_argument("--slots", type=int, default=8, help="of the engine: 8, or 64 for a wide one")
+    parser.add_argument("--profile", default="8b-a100", choices=sorted(PROFILES), help="whose iteration times it keeps")
+    parser.add_argument("--yield-rows", type=int, metavar="K", help="rows left to offline while online is resident")
     parser.add_argument("--install-prerequisites", action="store_true", help="on Debian: Python 3.11, Java 17, Maven")
     options = parser.parse_args(arguments)
     if not 5 <= options.seconds <= 3600:
         parser.error(f"--seconds must be in 5..3600, not {options.seconds}")
+    if not 1 <= options.slots <= 64:
+        parser.error(f"--slots must be in 1..64, not {options.slots}: two cores carry no more")
     return Options(
+        shape=Shape(slots=options.slots, profile=options.profile, yield_rows=options.yield_rows),
         seconds=options.seconds,
         seed=options.seed,
         json_path=options.json_path,
@@ -78,7 +87,7 @@ def parse(arguments: Sequence[str]) -> Options:
 async def demo(options: Options, view: View, started_s: float) -> dict[str, Any]:
     """The report of one whole run. Everything it started has ended when it returns or raises."""
     directory = Path(tempfile.mkdtemp(prefix="sidecar-demo-"))
-    async with deployed(options.bootstrap_servers, directory) as deployment:
+    async with deployed(options.shape, options.bootstrap_servers, directory) as deployment:
         ready_s = time.monotonic()
         view.say(f"ready after {ready_s - started_s:.0f} s; logs, settings and recorded decisions are in {directory}")
         stage = Stage(deployment.server, ENGINE, view)
@@ -93,7 +102,7 @@ async def demo(options: Options, view: View, started_s: float) -> dict[str, Any]
     return {
         "triton": triton_report,
         "kafka": {"version": deployment.kafka.version, "cluster_id": deployment.kafka.cluster_id},
-        "engine": {"profile": PROFILE, **engine},
+        "engine": {"profile": options.shape.profile, **engine},
         "phases": stage.phases(),
         "offline": offline,
         "seconds": {"setup": round(ready_s - started_s, 1), "run": round(time.monotonic() - ready_s, 1)},
@@ -104,7 +113,7 @@ async def phases(stage: Stage, kafka: Kafka, options: Options) -> None:
     """Online only; the same arrivals with an offline backlog; a short overload."""
     plain = arrivals(rate_per_s=RATE_PER_S, seconds=options.seconds, seed=options.seed)
     await stage.run("online_only", plain, options.seconds)
-    items = round(ITEMS_PER_SECOND * (options.seconds + OVERLOAD_SECONDS))
+    items = round(options.shape.finished_per_s(OFFLINE_TOKENS) * (options.seconds + 3 * OVERLOAD_SECONDS))
     await backlog.produce(
         kafka.bootstrap_servers, kafka.topics["requests"], PARTITIONS,
         items=items, seed=options.seed, stop_word=STOP_WORD,
@@ -112,7 +121,8 @@ async def phases(stage: Stage, kafka: Kafka, options: Options) -> None:
     stage.view.say(f"offline backlog: {items} records in {PARTITIONS} partitions of {kafka.topics['requests']}")
     await stage.until_full()
     await stage.run("mixed", plain, options.seconds)
-    crowd = arrivals(rate_per_s=OVERLOAD_RATE_PER_S, seconds=OVERLOAD_SECONDS, seed=options.seed + 1)
+    crowd_per_s = OVERLOAD * options.shape.finished_per_s(ONLINE_TOKENS)
+    crowd = arrivals(rate_per_s=crowd_per_s, seconds=OVERLOAD_SECONDS, seed=options.seed + 1)
     await stage.run("overload", crowd, OVERLOAD_SECONDS)
 
 

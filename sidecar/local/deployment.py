@@ -12,16 +12,28 @@ from typing import Any
 import yaml
 from aiokafka.admin import AIOKafkaAdminClient
 
+from engine.profile import profile_named
 from sidecar.local.broker import ROOT, LocalKafka, create_topics
 from sidecar.local.server import Server, serving
 from sidecar.local.triton import Triton, TritonSettings, free_ports, running
 
 ENGINE = "a100"
-SLOTS = 8
-PROFILE = "8b-a100"
 PARTITIONS = 4
 GROUP = "demo"
 KINDS = {"requests": "requests", "results": "results", "dlq": "requests.dlq"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How wide the engine is, whose iteration times it keeps, and how far offline yields to online on it."""
+
+    slots: int = 8
+    profile: str = "8b-a100"
+    yield_rows: int | None = None  # None = it does not yield
+
+    def finished_per_s(self, output_tokens: float) -> float:
+        """How many calls of `output_tokens` a full batch finishes per second, by the profile alone."""
+        return self.slots / (output_tokens * profile_named(self.profile).iteration_s(self.slots, 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +56,13 @@ class Deployment:
 
 
 @contextlib.asynccontextmanager
-async def deployed(bootstrap_servers: str | None, directory: Path) -> AsyncIterator[Deployment]:
+async def deployed(shape: Shape, bootstrap_servers: str | None, directory: Path) -> AsyncIterator[Deployment]:
     """Broker, Triton and sidecar run, and are ready; all are gone after the block."""
     async with contextlib.AsyncExitStack() as stack:
         kafka = await stack.enter_async_context(broker(bootstrap_servers, directory))
-        triton_settings = TritonSettings(slots=SLOTS, parameters={"profile": PROFILE})
+        triton_settings = TritonSettings(slots=shape.slots, parameters={"profile": shape.profile})
         triton = await stack.enter_async_context(running(directory, triton_settings))
-        server = await stack.enter_async_context(serving(directory, settings(triton, kafka, directory)))
+        server = await stack.enter_async_context(serving(directory, settings(shape, triton, kafka, directory)))
         yield Deployment(kafka=kafka, triton=triton, server=server)
 
 
@@ -92,14 +104,22 @@ async def topics_of_our_own(bootstrap_servers: str, directory: Path) -> Kafka:
     )
 
 
-def settings(triton: Triton, kafka: Kafka, directory: Path) -> dict[str, Any]:
+def settings(shape: Shape, triton: Triton, kafka: Kafka, directory: Path) -> dict[str, Any]:
     """The settings file of the sidecar."""
     listen, http = free_ports(2)
     return {
         "listen": f"127.0.0.1:{listen}",
         "http": f"127.0.0.1:{http}",
         "tokenizer": str(triton.tokenizer),
-        "engines": [{"name": ENGINE, "target": triton.target, "metrics_url": triton.metrics_url, "slots": SLOTS}],
+        "engines": [
+            {
+                "name": ENGINE,
+                "target": triton.target,
+                "metrics_url": triton.metrics_url,
+                "slots": shape.slots,
+                "yield_rows": shape.yield_rows,
+            }
+        ],
         "recorder": {"directory": str(directory / "decisions")},
         "offline": {
             "bootstrap_servers": kafka.bootstrap_servers,
