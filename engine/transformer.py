@@ -168,10 +168,8 @@ class Transformer:
         grouped = queries.reshape(rows, tokens, shape.kv_heads, group, shape.head_dim).transpose(0, 2, 1, 3, 4)
         scores = grouped.reshape(rows, shape.kv_heads, tokens * group, shape.head_dim) @ keys
         scores *= np.float32(shape.head_dim**-0.5)
-        future = np.arange(length) > positions[:, :, None]  # (rows, tokens, length)
-        scores.reshape(rows, shape.kv_heads, tokens, group, length)[
-            future[:, None, :, None].repeat(group, 3).repeat(shape.kv_heads, 1)
-        ] = -np.inf
+        future = np.arange(length) > positions[:, None, :, None, None]  # (rows, 1, tokens, 1, length)
+        np.copyto(scores.reshape(rows, shape.kv_heads, tokens, group, length), -np.inf, where=future)
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=-1, keepdims=True)
