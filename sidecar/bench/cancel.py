@@ -1,0 +1,132 @@
+"""How soon a slot is free after a stop, on the real server: from the scheduler's Abort to the engine's confirmation.
+
+    scripts/bench cancel [--stops N] [--profile P] [--json FILE]
+
+Every slot runs a long generation; each is stopped after its first tokens and replaced by another, so that stops meet a
+full batch. What bounds them: the engine looks for stops once per check period (10 ms) and acts between two iterations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sidecar.core.events import Abort, Action, Ended, EngineUp, Event, Failed, Lost, Progressed, Stopped
+from sidecar.core.scheduler import Scheduler
+from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.core.work import Lane, Work
+from sidecar.edge.calls import Sampling, TokenCall
+from sidecar.edge.driver import Driver
+from sidecar.edge.engine_client import EngineClient
+from sidecar.edge.ports import Outcome, Timeline
+from sidecar.edge.tokens import Tokens
+from sidecar.local.triton import Triton, TritonSettings, running
+
+SLOTS = 8
+OUTPUT_TOKENS = 1500
+
+
+class Stopwatch:
+    """A Listener: when each work was told to stop, and how long its slot took to come free."""
+
+    def __init__(self) -> None:
+        self.stop_to_free_ms: list[float] = []
+        self.ended_by: dict[str, int] = {}
+        self._told_s: dict[str, float] = {}
+        self.streaming: dict[str, asyncio.Event] = {}
+
+    def handled(self, now_s: float, event: Event, actions: Sequence[Action]) -> None:
+        """Note first tokens, stops and their ends."""
+        if isinstance(event, Progressed):
+            for work_id in event.first_tokens:
+                self.streaming[work_id].set()
+        if isinstance(event, Ended | Stopped | Failed | Lost) and event.work_id in self._told_s:
+            self.stop_to_free_ms.append(1000 * (now_s - self._told_s.pop(event.work_id)))
+            name = type(event).__name__.lower()
+            self.ended_by[name] = self.ended_by.get(name, 0) + 1
+        for action in actions:
+            if isinstance(action, Abort):
+                self._told_s[action.work_id] = now_s
+
+    def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
+        """Nothing more is known of the work."""
+        del timeline, outcome
+        self.streaming.pop(work.id, None)
+
+
+async def main(options: argparse.Namespace) -> dict[str, Any]:
+    """The figures."""
+    with tempfile.TemporaryDirectory() as directory:
+        settings = TritonSettings(slots=SLOTS, parameters={"preset": "tiny", "profile": options.profile})
+        async with running(Path(directory), settings) as triton, EngineClient(triton.target) as client:
+            watch = await stopped(client, triton, options.stops)
+    values = sorted(watch.stop_to_free_ms)
+    return {
+        "stops": len(values),
+        "stop_to_free_ms": {
+            "p50": round(values[len(values) // 2], 1),
+            "p99": round(values[int(len(values) * 0.99)], 1),
+            "max": round(values[-1], 1),
+        },
+        "confirmed_as": watch.ended_by,
+        "engine": {"profile": options.profile, "slots": SLOTS, "check_period_ms": 10},
+    }
+
+
+async def stopped(client: EngineClient, triton: Triton, stops: int) -> Stopwatch:
+    """So many generations have been stopped, a full batch at a time."""
+    watch = Stopwatch()
+    engine = EngineSettings(name="e0", slots=SLOTS)
+    driver = Driver(Scheduler(SchedulerSettings(window_ms=0), [engine]), {"e0": client}, listeners=(watch,))
+    prompt = (*Tokens.load(triton.tokenizer).encode_prompt("go on and on"),)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(driver.run(), name="driver")
+        driver.handle(EngineUp(engine="e0"))
+        slots = [
+            tasks.create_task(_stop_repeatedly(driver, watch, prompt, stops // SLOTS), name=f"slot {number}")
+            for number in range(SLOTS)
+        ]
+        await asyncio.wait(slots)
+        driver.close()
+    return watch
+
+
+async def _stop_repeatedly(driver: Driver, watch: Stopwatch, prompt: tuple[int, ...], stops: int) -> None:
+    sampling = Sampling(min_tokens=OUTPUT_TOKENS)
+    call = TokenCall(prompt_ids=prompt, output_tokens_max=OUTPUT_TOKENS, sampling=sampling)
+    for _ in range(stops):
+        work = Work(
+            id=driver.mint("c"),
+            lane=Lane.OFFLINE,
+            model="tensorrt_llm",
+            arrived_s=driver.now_s,
+            prompt_tokens=len(prompt),
+            output_tokens_max=OUTPUT_TOKENS,
+        )
+        watch.streaming[work.id] = streaming = asyncio.Event()
+        task = asyncio.create_task(driver.generate(work, call), name=work.id)
+        await streaming.wait()
+        task.cancel()
+        await asyncio.wait((task,))
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="scripts/bench cancel", description="From stop to a free slot.")
+    parser.add_argument("--stops", type=int, default=400, help="how many (400)")
+    parser.add_argument("--profile", default="8b-a100", help="iteration times of the engine (8b-a100)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there; - is stdout")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    given = parsed()
+    figures = json.dumps(asyncio.run(main(given)), indent=2)
+    if given.json and given.json != "-":
+        Path(given.json).write_text(figures + "\n")
+    print(figures)
