@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from aiokafka.errors import InvalidProducerEpoch, OffsetOutOfRangeError, Produce
 from aiokafka.structs import OffsetAndMetadata
 
 from sidecar.core.errors import SettingsError, SidecarError
+from sidecar.edge.broker_version import metadata_version, warning
 from sidecar.edge.items import Headers, Record
 from sidecar.edge.kafka_settings import OfflineSettings, client_options
 from sidecar.edge.offsets import Committed
@@ -232,6 +234,7 @@ class KafkaLog:
         async with _call(self._settings.call_timeout_s):
             await self._queries.start()
             await self._check_topics()
+            await self._check_version()
             await self._consumer.start()
 
     def join(self) -> None:
@@ -305,6 +308,13 @@ class KafkaLog:
         async with _call(self._settings.request_timeout_s):
             offset = int((await query([source]))[source])
         return Committed(watermark=offset, high=offset)
+
+    async def _check_version(self) -> None:
+        """A broker that can tear transactions is named in the log."""
+        with contextlib.suppress(OSError, ValueError, struct.error):
+            found = warning(await metadata_version(self._settings), self._settings.abort_fence)
+            if found is not None:
+                log.warning("%s", found)
 
     async def _check_topics(self) -> None:
         """Raises SettingsError if a topic is missing or has too few partitions to write a result where its item was."""

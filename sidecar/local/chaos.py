@@ -29,7 +29,7 @@ from aiokafka import AIOKafkaProducer
 
 from sidecar.local.broker import ROOT, LocalKafka
 from sidecar.local.checker import Verdict, check, is_finished
-from sidecar.local.endtxn_proxy import EndTxnProxy
+from sidecar.local.endtxn_proxy import EndTxnProxy, LateFrames
 
 GROUP = "chaos"
 PARTITIONS = 4
@@ -118,7 +118,9 @@ class Chaos:
         self._directory = directory
         self._random = random.Random(options.seed)
         self._kafka = LocalKafka(brokers=options.brokers, listeners={"PROXIED": "PLAINTEXT"})
-        self._proxies = [EndTxnProxy(self._kafka.port(index, "PROXIED")) for index in range(options.brokers)]
+        self._late = LateFrames()
+        ports = [self._kafka.port(index, "PROXIED") for index in range(options.brokers)]
+        self._proxies = [EndTxnProxy(port, self._late) for port in ports]
         self._sidecars: list[Sidecar] = []
         self._gone: list[Sidecar] = []
         self._producing = True
@@ -209,10 +211,9 @@ class Chaos:
         self._gone.append(guest)
 
     async def _late_endtxn(self) -> None:
-        released = sum(proxy.released for proxy in self._proxies)
-        for proxy in self._proxies:
-            proxy.arm()
-        await self._until(lambda: sum(proxy.released for proxy in self._proxies) > released, 15.0)
+        released = self._late.released
+        self._late.armed = True
+        await self._until(lambda: self._late.released > released, 15.0)
 
     # -- around them
 
@@ -300,7 +301,11 @@ def scratch_copy(directory: Path, broken: str | None) -> None:
 
 
 async def run(options: Options) -> dict[str, Any]:
-    """The figures of one run; its scratch copy and all processes are gone."""
+    """The figures of one run; its scratch copy and all processes are gone, also after SIGINT or SIGTERM."""
+    task = asyncio.current_task()
+    if task is not None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(each, task.cancel)
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
         scratch_copy(directory, options.broken)

@@ -27,15 +27,22 @@ class _Held:
     writer: asyncio.StreamWriter
 
 
-class EndTxnProxy:
-    """Listens on `port`; everything goes to `target_port` of 127.0.0.1 unchanged, but for what `arm` says."""
+@dataclass(slots=True)
+class LateFrames:
+    """What the proxies of one cluster share: the two coordinators of a transaction may be different brokers."""
 
-    def __init__(self, target_port: int) -> None:
+    armed: bool = False  # the next EndTxn will be late
+    held: _Held | None = None
+    released: int = 0  # late frames that were delivered
+
+
+class EndTxnProxy:
+    """Listens on `port`; everything goes to `target_port` of 127.0.0.1 unchanged, but for an EndTxn that is late."""
+
+    def __init__(self, target_port: int, late: LateFrames) -> None:
         self.port = 0
-        self.released = 0  # late frames that were delivered
         self._target_port = target_port
-        self._armed = False
-        self._held: _Held | None = None
+        self._late = late
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -47,15 +54,6 @@ class EndTxnProxy:
         """No longer listening; connections end with the process or their peers."""
         if self._server is not None:
             self._server.close()
-
-    def arm(self) -> None:
-        """The next EndTxn will be late."""
-        self._armed = True
-
-    @property
-    def armed(self) -> bool:
-        """True until an EndTxn was caught."""
-        return self._armed
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -71,7 +69,7 @@ class EndTxnProxy:
         finally:
             back.cancel()
             writer.close()
-            if self._held is None or self._held.writer is not upstream_writer:
+            if self._late.held is None or self._late.held.writer is not upstream_writer:
                 upstream_writer.close()
 
     async def _forward(
@@ -85,26 +83,27 @@ class EndTxnProxy:
             size = await reader.readexactly(4)
             payload = await reader.readexactly(struct.unpack(">i", size)[0])
             key = struct.unpack(">h", payload[:2])[0]
-            if key == END_TXN and self._armed:
-                self._armed = False
+            if key == END_TXN and self._late.armed:
+                self._late.armed = False
                 back.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await back  # two coroutines must not wait for one stream
-                self._held = _Held(
+                self._late.held = _Held(
                     transactional_id=_transactional_id(payload),
                     frame=size + payload,
                     reader=upstream_reader,
                     writer=upstream_writer,
                 )
                 return
-            if key == TXN_OFFSET_COMMIT and self._held and self._held.transactional_id == _transactional_id(payload):
+            held = self._late.held
+            if key == TXN_OFFSET_COMMIT and held and held.transactional_id == _transactional_id(payload):
                 await self._release()
             upstream_writer.write(size + payload)
             await upstream_writer.drain()
 
     async def _release(self) -> None:
         """The late frame is answered; whatever the answer is, nobody waits for it."""
-        held, self._held = self._held, None
+        held, self._late.held = self._late.held, None
         if held is None:
             return
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -112,7 +111,7 @@ class EndTxnProxy:
             await held.writer.drain()
             size = await held.reader.readexactly(4)
             await held.reader.readexactly(struct.unpack(">i", size)[0])
-            self.released += 1
+            self._late.released += 1
         held.writer.close()
 
 
