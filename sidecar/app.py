@@ -51,6 +51,7 @@ async def serve(settings: ServeSettings, *, instance: str, config_hash: str) -> 
             clients,
             instance=instance,
             stop_timeout_s=settings.stop_timeout_s,
+            block_tokens={each.name: each.kv_block_tokens for each in settings.engines},
             listeners=_listeners(settings, scheduler, metrics, tracing, stack),
             tracer=tracing,
         )

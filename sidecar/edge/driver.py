@@ -45,6 +45,7 @@ from sidecar.edge.errors import EngineError, StreamBrokenError
 from sidecar.edge.generation import Generation
 from sidecar.edge.ports import TRACEPARENT, Call, Listener, Outcome, Terminal, Timeline, Tracer
 
+BLOCK_TOKENS = 32  # tokens_per_block of TensorRT-LLM's KV cache, unless the engine was built with another
 TICK_S = 0.01  # tokens enter the scheduler once per tick and engine, not one by one
 STOP_RETRY_S = 0.05  # a stop may overtake its request inside Triton and find nobody: it is said again
 
@@ -95,14 +96,19 @@ class Driver:
         *,
         instance: str = "",
         stop_timeout_s: float = 2.0,
+        block_tokens: Mapping[str, int] | None = None,
         listeners: Sequence[Listener] = (),
         tracer: Tracer | None = None,
     ) -> None:
-        """`instance` sets the request ids of this process apart from those of others on the same engine."""
+        """`instance` sets the request ids of this process apart from those of others on the same engine.
+
+        `block_tokens` is the size of each engine's KV blocks, in tokens (TensorRT-LLM's default where it is not said).
+        """
         self.scheduler = scheduler
         self._engines = engines
         self._instance = instance
         self._stop_timeout_s = stop_timeout_s
+        self._block_tokens = dict.fromkeys(engines, BLOCK_TOKENS) | dict(block_tokens or {})
         self._listeners = listeners
         self._tracer = tracer
         self._alive: dict[str, _Alive] = {}
@@ -331,9 +337,11 @@ class Driver:
             # Fewer tokens than asked for, and nobody stopped it: the engine kept its end id to itself.
             length = running.tokens >= running.dispatch.output_tokens
             reason = EndReason.LENGTH if length else EndReason.END_ID
+        blocks = alive.call.reused_blocks
+        reused = None if blocks is None else blocks * self._block_tokens[running.dispatch.engine]
         if reason is None:
-            return Stopped(work_id=alive.work.id, output_tokens=running.tokens)
-        return Ended(work_id=alive.work.id, reason=reason, output_tokens=running.tokens)
+            return Stopped(work_id=alive.work.id, output_tokens=running.tokens, reused_tokens=reused)
+        return Ended(work_id=alive.work.id, reason=reason, output_tokens=running.tokens, reused_tokens=reused)
 
     def _settle(self, alive: _Alive, running: _Dispatched, event: Terminal) -> None:
         """The dispatch is over: the scheduler knows, and so does the call."""

@@ -39,6 +39,7 @@ class Generation:
         self._ids: list[int] = []
         self._ids_before = 0  # how many of them stood when this dispatch began
         self._fills_cache = False  # this dispatch sends the head of the prompt, and its token does not count
+        self.reused_blocks: int | None = None  # of this dispatch, as the engine says with its last response
         self.stop_wanted = False  # a stop word is complete: one across the seam of two dispatches only we can see
         self._dispatches = 0
         self._stop_words = tuple(word for word in call.stop_words if word)
@@ -60,6 +61,8 @@ class Generation:
         request = token_request(self._work.model, ids, dispatch.output_tokens, request_id)
         _add(request, "streaming", "BOOL", True)
         _add(request, "exclude_input_in_output", "BOOL", True)
+        _add(request, "return_perf_metrics", "BOOL", True)
+        self.reused_blocks = None
         if call.end_id is not None:
             _add(request, "end_id", "INT32", call.end_id)
         if self._stop_words:
@@ -79,6 +82,8 @@ class Generation:
 
     def receive(self, response: Any) -> int:
         """Append its ids, up to and including the first stop word; the rest does not count."""
+        if reused := wire.output_values(response.infer_response, "kv_cache_reused_blocks"):
+            self.reused_blocks = int(reused[0])
         if self._fills_cache:
             return 0
         before = len(self._ids)

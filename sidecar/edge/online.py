@@ -96,6 +96,7 @@ class OnlineCall:
         self.caller_id = request.id
         self.metadata = metadata
         self.stop_wanted = False  # the engine sees all of it
+        self.reused_blocks = None  # nothing of ours is resumed
         self._request = request
         self._deliver = deliver
         self._over = over

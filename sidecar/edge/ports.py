@@ -56,6 +56,10 @@ class Call(Protocol):
     def receive(self, response: Any) -> int:
         """Take one ModelStreamInferResponse; how many output tokens of it count."""
 
+    @property
+    def reused_blocks(self) -> int | None:
+        """How many KV blocks of this dispatch the engine had in its cache; None as long as it has not said."""
+
     def ended_by(self) -> EndReason | None:
         """After the final response: why the engine ended; None if it can only have been our stop."""
 
