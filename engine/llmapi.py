@@ -46,6 +46,7 @@ class LlmApiEngine:
     def __init__(self, parameters: Parameters) -> None:
         self.gauges = Gauges()
         self.overruns = 0  # nothing is paced here
+        self.broken: str | None = None
         self._arguments = llm_arguments(parameters)
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="llmapi-engine", daemon=True)
@@ -73,20 +74,31 @@ class LlmApiEngine:
 
     def submit(self, call: Call, deliver: Deliver) -> Callable[[], None]:
         """Start the call, and give the function that stops it. Raises ValueError for what cannot be passed on."""
-        import tensorrt_llm
-
-        running: Running = self._llm.generate_async(
-            {"prompt_token_ids": list(call.input_ids)},
-            sampling_params=tensorrt_llm.SamplingParams(**sampling_arguments(call)),
-            streaming=True,
-            kv_cache_retention_config=_retention(call.retention),
-        )
-        self._loop.call_soon_threadsafe(self._spawn, self._relay(call, running, deliver))
+        arguments = sampling_arguments(call)
+        running: list[Running] = []  # filled in the loop; a stop comes after it, because the loop keeps the order
+        self._loop.call_soon_threadsafe(self._begin, call, arguments, deliver, running)
 
         def stop() -> None:
-            self._loop.call_soon_threadsafe(running.abort)
+            self._loop.call_soon_threadsafe(_abort, running)
 
         return stop
+
+    def _begin(self, call: Call, arguments: dict[str, Any], deliver: Deliver, running: list[Running]) -> None:
+        """Hand the call to the library, inside the loop: only there does it give outputs that can be awaited."""
+        import tensorrt_llm
+
+        try:
+            output = self._llm.generate_async(
+                {"prompt_token_ids": list(call.input_ids)},
+                sampling_params=tensorrt_llm.SamplingParams(**arguments),
+                streaming=True,
+                kv_cache_retention_config=_retention(call.retention),
+            )
+        except Exception as error:  # whatever the library raised concerns this call alone
+            deliver(Piece(ids=(), final=True, error=f"the engine refused the call: {error}"))
+            return
+        running.append(output)
+        self._spawn(self._relay(call, output, deliver))
 
     async def _relay(self, call: Call, running: Running, deliver: Deliver) -> None:
         """Turn accumulating outputs into pieces; exactly one of them is final, whatever happens."""
@@ -128,6 +140,11 @@ class LlmApiEngine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _abort(running: list[Running]) -> None:
+    for each in running:
+        each.abort()
 
 
 def llm_arguments(parameters: Parameters) -> dict[str, Any]:

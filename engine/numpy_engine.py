@@ -97,8 +97,8 @@ class NumpyEngine:
         self._clock, self._sleep = clock, sleep
         self._wake = Condition()  # guards the batcher, the sequences and `_closing`
         self._closing = False
-        self._broken: str | None = None  # what ended the thread, if it was a bug of ours
-        self._due_s = 0.0  # when the iteration before was over by the profile
+        self.broken: str | None = None  # what ended the thread, if it was a bug of ours
+        self._due_s = 0.0  # when the iteration before was over by the profile; 0 after an idle time
         self._thread = Thread(target=self._run, name="numpy-engine", daemon=True)
 
     @property
@@ -127,8 +127,8 @@ class NumpyEngine:
             )
         bias = self._bias(call)
         with self._wake:
-            if self._broken:
-                raise ValueError(self._broken)
+            if self.broken:
+                raise ValueError(self.broken)
             for index in range(call.sequences):
                 self._add(ticket, index, bias)
             self._wake.notify()
@@ -167,6 +167,8 @@ class NumpyEngine:
     def _run(self) -> None:
         while True:
             with self._wake:
+                if not self.batcher.rows:
+                    self._due_s = 0.0
                 self._wake.wait_for(lambda: self._closing or bool(self.batcher.rows))
                 if self._closing:
                     return
@@ -179,7 +181,7 @@ class NumpyEngine:
 
     def _fail(self, message: str) -> None:
         with self._wake:
-            self._broken = message
+            self.broken = message
             tickets = {sequence.ticket for sequence in self._sequences.values()}
         for ticket in tickets:
             ticket.deliver(Piece(ids=(), final=True, error=message))
@@ -189,9 +191,7 @@ class NumpyEngine:
         if self.settings.profile is None:
             return
         duration_s = self.settings.profile.iteration_s(len(step.decoding), step.prefill_tokens)
-        # Back to back with the iteration before, unless the engine was idle or too slow in between.
-        start_s = self._due_s if begin_s - self._due_s < duration_s / 2 else begin_s
-        self._due_s = start_s + duration_s
+        self._due_s = (self._due_s or begin_s) + duration_s
         rest_s = self._due_s - self._clock()
         if rest_s > 0:
             self._sleep(rest_s)

@@ -25,6 +25,7 @@ class Engine(Protocol):
 
     gauges: Gauges
     overruns: int
+    broken: str | None  # why it will never answer again
 
     def start(self) -> None: ...
     def close(self) -> None: ...

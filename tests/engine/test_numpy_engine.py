@@ -249,6 +249,7 @@ def test_a_bug_in_the_arithmetic_answers_everybody_and_refuses_what_comes_after(
     engine.submit(call(LONG), heard.append)
     engine.start()
     engine._thread.join(10)
+    assert engine.broken
     assert [piece.error for piece in heard] == ["the engine ended by ZeroDivisionError('planted')"]
     with pytest.raises(ValueError, match="planted"):
         engine.submit(call(LONG), heard.append)

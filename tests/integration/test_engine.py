@@ -177,6 +177,35 @@ async def test_stop_words_and_perf_metrics_through_the_wire(triton: Triton) -> N
         assert np.all(np.array(times) > 0)
 
 
+async def test_the_ensemble_streams_text_stops_at_words_and_is_stopped_by_its_own_id(triton: Triton) -> None:
+    async with EngineClient(triton.target) as client:
+        text = [_text(each) async for each in read(client.open(), in_words("t1", 60))]
+        assert len(text) == 60
+        word = next(each for each in text[5:] if each.startswith(" "))
+        stopped = [_text(each) async for each in read(client.open(), in_words("t2", 60, word))]
+        assert stopped == text[: text.index(word) + 1]
+        reader = read(client.open(), in_words("t3", 1500))
+        await anext(reader)
+        await client.stop("tensorrt_llm", "t3", 5.0)
+        assert len([each async for each in reader]) < 1499
+
+
+def in_words(id_: str, output_tokens: int, *stop_words: str) -> Any:
+    request = wire.InferRequest(model_name="ensemble", id=id_)
+    wire.add_tensor(request, "text_input", "BYTES", (b"<|offline|>Describe the river",), (1, 1))
+    wire.add_tensor(request, "max_tokens", "INT32", (output_tokens,), (1, 1))
+    wire.add_tensor(request, "stream", "BOOL", (True,), (1, 1))
+    wire.add_tensor(request, "end_id", "INT32", (-1,), (1, 1))  # no end but the length and the words
+    if stop_words:
+        wire.add_tensor(request, "stop_words", "BYTES", [word.encode() for word in stop_words], (1, len(stop_words)))
+    return request
+
+
+def _text(response: Any) -> str:
+    (value,) = wire.output_values(response, "text_output") or (b"",)
+    return str(value, "utf-8")
+
+
 async def test_two_engines_in_one_server_run_beside_each_other(triton: Triton) -> None:
     async with EngineClient(triton.target) as client:
         first, second = await asyncio.gather(

@@ -67,6 +67,8 @@ class TritonPythonModel:
             thread.join()
 
     def _accept(self, request, sender):
+        if self._engine.broken:  # stops fail too, so that whoever probes with them starts the server anew
+            raise ValueError(self._engine.broken)
         found = ((each.name, pb_utils.get_input_tensor_by_name(request, each.name)) for each in INPUTS)
         inputs = {name: tensor.as_numpy() for name, tensor in found if tensor is not None}
         if is_stop(inputs):
