@@ -245,12 +245,22 @@ def main() -> int:
     except asyncio.CancelledError:
         console.print("interrupted; everything has been stopped")
         return 130
-    except (SidecarError, CheckerError, OSError) as error:
-        console.print(f"demo: {error}", style="red", markup=False)
+    except (SidecarError, CheckerError, OSError, ExceptionGroup) as error:
+        for each in leaves(error):
+            if not isinstance(each, SidecarError | CheckerError | OSError):
+                raise
+            console.print(f"demo: {each}", style="red", markup=False, highlight=False)
         return 1
     console.print(phase_table(report["phases"]), offline_table(report["offline"]))
     write(report, options.json_path)
     return 1 if report["offline"]["lost"] or report["offline"]["duplicated"] else 0
+
+
+def leaves(error: Exception) -> list[Exception]:
+    """The errors of a group, however deep, or the one error."""
+    if not isinstance(error, ExceptionGroup):
+        return [error]
+    return [leaf for each in error.exceptions for leaf in leaves(each)]
 
 
 def write(report: dict[str, Any], path: str | None) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
 from engine.profile import profile_named
-from sidecar.local.broker import ROOT, LocalKafka, create_topics
+from sidecar.local.broker import ROOT, BrokerError, LocalKafka, create_topics
 from sidecar.local.server import Server, serving
 from sidecar.local.triton import Triton, TritonSettings, free_ports, running
 
@@ -90,7 +91,10 @@ async def topics_of_our_own(bootstrap_servers: str, directory: Path) -> Kafka:
     file = directory / "topics.yaml"
     file.write_text(yaml.safe_dump(document))
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    await admin.start()
+    try:
+        await admin.start()
+    except KafkaError as error:
+        raise BrokerError(f"--bootstrap-servers {bootstrap_servers}: {error}") from None
     try:
         cluster = await admin.describe_cluster()
         await create_topics(admin, file, partitions=PARTITIONS, replicas=min(3, len(cluster["brokers"])))
