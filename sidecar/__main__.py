@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-from sidecar import cli
+from sidecar import cli, operate
 from sidecar.lab.replay import register_replay
 
-COMMANDS = (cli.register_serve, register_replay)
+COMMANDS = (cli.register_serve, operate.register_status, operate.register_doctor, register_replay)
 
 
 def main() -> None:

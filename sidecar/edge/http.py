@@ -15,6 +15,7 @@ from sidecar.core.errors import SettingsError
 from sidecar.core.snapshot import Snapshot
 from sidecar.core.work import Lane
 from sidecar.edge.metrics import Metrics
+from sidecar.edge.page import HEADERS, page
 
 STATUS_SCHEMA = 1
 LAG_PERIOD_S = 0.1
@@ -76,6 +77,7 @@ async def serve_http(address: str, status: Status, metrics: Metrics) -> web.AppR
     app = web.Application()
     app.add_routes(
         (
+            web.get("/", _page_handler(status)),
             web.get("/metrics", _metrics_handler(status, metrics)),
             web.get("/healthz", _healthz),
             web.get("/readyz", _readyz_handler(status)),
@@ -114,6 +116,13 @@ def _readyz_handler(status: Status) -> Callable[[web.Request], Any]:
         state = state_of(status.snapshot())
         ready = not state.startswith(("draining", "engine down"))
         return web.Response(text=f"{state}\n", status=200 if ready else 503)
+
+    return handler
+
+
+def _page_handler(status: Status) -> Callable[[web.Request], Any]:
+    async def handler(_request: web.Request) -> web.Response:
+        return web.Response(text=page(status.document()), content_type="text/html", headers=HEADERS)
 
     return handler
 

@@ -1,0 +1,39 @@
+"""The built-in status page: one document, no external asset, read-only; it asks for `/status.json` once a second."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sidecar.edge.status_text import status_text
+
+DOCUMENT = Path(__file__).with_name("status.html").read_text()
+
+
+def page(document: Mapping[str, Any]) -> str:
+    """The page for a browser; one without scripts sees the state as text and asks again every five seconds."""
+    state, text = html.escape(str(document["state"])), html.escape(status_text(document))
+    return DOCUMENT.replace("@STATE@", state).replace("@TEXT@", text)
+
+
+def _source(tag: str) -> str:
+    """The Content-Security-Policy source that allows the page's own inline `tag`, and nothing else."""
+    match = re.search(f"<{tag}>(.*?)</{tag}>", DOCUMENT, flags=re.S)
+    content = match[1] if match else ""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+HEADERS = {
+    "Content-Security-Policy": (
+        f"default-src 'none'; script-src {_source('script')}; style-src {_source('style')}; connect-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}

@@ -1,0 +1,150 @@
+"""`sidecar status` and `sidecar doctor`: what runs, and whether what is configured can run."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from sidecar.core.errors import SidecarError
+from sidecar.edge.config import EngineEndpoint, ServeSettings, load_settings
+from sidecar.edge.engine_client import EngineClient
+from sidecar.edge.errors import EngineError, StreamBrokenError
+from sidecar.edge.kafka_settings import OfflineSettings, client_options
+from sidecar.edge.passthrough import Passthrough
+from sidecar.edge.probes import measure
+from sidecar.edge.status_text import status_text
+from sidecar.edge.tokens import Tokens
+
+CLEAR = "\x1b[H\x1b[2J"
+PROBE_TIMEOUT_S = 5.0
+
+
+class StatusError(SidecarError):
+    """No sidecar answers where one was expected."""
+
+
+def register_status(subparsers: Any) -> None:
+    """Add `status`."""
+    parser = subparsers.add_parser("status", help="show what a running sidecar is doing")
+    parser.add_argument("--http", default="127.0.0.1:8102", metavar="HOST:PORT", help="its http setting (%(default)s)")
+    parser.add_argument("--watch", action="store_true", help="show it again every second until Ctrl-C")
+    parser.set_defaults(run=_status)
+
+
+def register_doctor(subparsers: Any) -> None:
+    """Add `doctor`."""
+    parser = subparsers.add_parser(
+        "doctor", help="check the settings, and that engines and Kafka can be reached; starts nothing"
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the settings, as YAML")
+    parser.set_defaults(run=_doctor)
+
+
+def _status(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    del environment
+    print(asyncio.run(_fetch(options.http)))
+    while options.watch:
+        time.sleep(1)
+        print(f"{CLEAR}{asyncio.run(_fetch(options.http))}", flush=True)
+    return 0
+
+
+async def _fetch(address: str) -> str:
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http,
+            http.get(f"http://{address}/status.json") as answer,
+        ):
+            answer.raise_for_status()
+            return status_text(await answer.json())
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise StatusError(f"no sidecar answers on http://{address}: {error}") from None
+
+
+def _doctor(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    settings = load_settings(options.config, environment)
+    print(f"ok      settings: {options.config}")
+    return asyncio.run(_examine(settings))
+
+
+async def _examine(settings: ServeSettings) -> int:
+    """Print one line per finding; 1 if one of them keeps the sidecar from its work."""
+    failed = False
+    async for verdict, finding in findings(settings):
+        print(f"{verdict:7} {finding}")
+        failed = failed or verdict == "FAILED"
+    return int(failed)
+
+
+async def findings(settings: ServeSettings) -> AsyncIterator[tuple[str, str]]:
+    """(ok, warning or FAILED; what was found) of everything that the settings name."""
+    for engine in settings.engines:
+        async for finding in _engine_findings(engine):
+            yield finding
+    if settings.tokenizer is not None:
+        tokens = Tokens.load(settings.tokenizer)
+        yield "ok", f"tokenizer: {settings.tokenizer}, end id {tokens.end_id}"
+    else:
+        yield "warning", "tokenizer: none; the length of texts is estimated, and there is no offline lane from Kafka"
+    if settings.offline is not None:
+        async for finding in _kafka_findings(settings.offline):
+            yield finding
+
+
+async def _engine_findings(engine: EngineEndpoint) -> AsyncIterator[tuple[str, str]]:
+    where = f"engine {engine.name} at {engine.target}"
+    async with EngineClient(engine.target) as client:
+        try:
+            await client.stop(engine.model, "doctor", PROBE_TIMEOUT_S)  # takes no slot, yet goes through the model
+            yield "ok", f"{where}: model {engine.model} answers"
+        except (EngineError, StreamBrokenError) as error:
+            yield "FAILED", f"{where}: model {engine.model}: {error}"
+            return
+        if engine.text_model is not None:
+            try:
+                await Passthrough({engine.name: client}).schema(engine.text_model)
+                yield "ok", f"{where}: text model {engine.text_model} is there"
+            except EngineError as error:
+                yield "warning", f"{where}: text model {engine.text_model}: {error}"
+    if engine.metrics_url is None:
+        yield "warning", f"{where}: no metrics_url; load that is not ours stays unseen"
+        return
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)) as http:
+        measured = await measure(http, engine.name, engine.metrics_url)
+    if not measured.ok or measured.active_requests is None:
+        yield "warning", f"{where}: no gauges of TensorRT-LLM on {engine.metrics_url}"
+    else:
+        yield "ok", f"{where}: gauges say {measured.active_requests} active requests"
+
+
+async def _kafka_findings(offline: OfflineSettings) -> AsyncIterator[tuple[str, str]]:
+    admin = AIOKafkaAdminClient(**client_options(offline))
+    try:
+        await admin.start()
+        for topic in await admin.describe_topics(
+            [offline.requests_topic, offline.results_topic, offline.dead_letter_topic]
+        ):
+            if topic["error_code"]:
+                yield "FAILED", f"kafka: topic {topic['topic']} is missing"
+            else:
+                yield "ok", f"kafka: topic {topic['topic']} has {len(topic['partitions'])} partitions"
+    except (KafkaError, OSError) as error:
+        yield "FAILED", f"kafka at {offline.bootstrap_servers}: {error!r}"
+    finally:
+        await admin.close()
+    if not offline.abort_fence:
+        yield (
+            "warning",
+            (
+                "kafka: brokers 4.3.0 to 4.4.0 may skip transaction markers (KAFKA-20734); if yours is one of them,"
+                " set offline.abort_fence"
+            ),
+        )

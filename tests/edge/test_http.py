@@ -1,0 +1,131 @@
+"""What operators see: metrics, health, status and the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from sidecar.core.events import EngineDown
+from sidecar.edge import wire
+from sidecar.edge.http import Status, serve_http
+from sidecar.edge.metrics import Metrics
+from sidecar.edge.status_text import slot_strip
+from sidecar.local.broker import free_ports
+from tests.edge.conftest import Sidecar
+from tests.edge.fake_triton import FakeTriton
+from tests.edge.test_online import ids_request
+
+
+@pytest.fixture
+async def get(sidecar: Sidecar) -> AsyncIterator[Any]:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    status = Status(sidecar.driver.scheduler.snapshot, sidecar.metrics, "test")
+    status.parts["offline"] = lambda: {"state": "<running>", "stats": {"items": []}, "partitions": []}
+    runner = await serve_http(address, status, sidecar.metrics)
+    async with aiohttp.ClientSession() as session:
+
+        async def get_path(path: str) -> tuple[int, str, Any]:
+            async with session.get(f"http://{address}{path}") as answer:
+                return answer.status, await answer.text(), answer.headers
+
+        yield get_path
+    await runner.cleanup()
+
+
+async def served(sidecar: Sidecar, triton: FakeTriton) -> None:
+    answer = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse)
+    request = await triton.next()
+    request.tokens(3)
+    request.tokens(4, final=True)
+    await answer
+    await sidecar.until(lambda: sidecar.driver.in_flight == 0)
+
+
+def sample(page: str, name: str, **labels: str) -> float:
+    """The value of the one sample of this name that has these labels."""
+    found = [
+        float(line.rsplit(" ", 1)[1])
+        for line in page.splitlines()
+        if re.match(rf"{name}[{{ ]", line) and all(f'{key}="{value}"' in line for key, value in labels.items())
+    ]
+    assert len(found) == 1, (name, labels, found)
+    return found[0]
+
+
+async def test_a_request_is_counted_once_in_every_family_it_belongs_to(
+    sidecar: Sidecar, triton: FakeTriton, get: Any
+) -> None:
+    await served(sidecar, triton)
+    _, page, _ = await get("/metrics")
+    online = {"lane": "online", "model": "tensorrt_llm"}
+    assert sample(page, "sidecar_requests_total", **online, outcome="ok") == 1
+    assert sample(page, "sidecar_tokens_total", **online, token_type="output") == 2
+    assert sample(page, "sidecar_tokens_total", **online, token_type="input") == 3
+    assert sample(page, "sidecar_grants_total", **online, kind="online") == 1
+    assert sample(page, "sidecar_queue_wait_seconds_count", **online) == 1
+    assert sample(page, "gen_ai_server_time_to_first_token_seconds_count", lane="online") == 1
+    assert sample(page, "gen_ai_server_time_per_output_token_seconds_count", lane="online") == 1
+    assert sample(page, "gen_ai_server_request_duration_seconds_count", lane="online", error_type="") == 1
+    method = "inference.GRPCInferenceService/ModelInfer"
+    assert sample(page, "rpc_server_call_duration_seconds_count", rpc_method=method, rpc_status_code="OK") == 1
+    assert sample(page, "sidecar_slot_seconds_total", lane="online") > 0
+    assert sample(page, "sidecar_slots", model="tensorrt_llm") == 2
+
+
+async def test_every_counter_is_there_before_its_first_event(get: Any) -> None:
+    _, page, _ = await get("/metrics")
+    for lane, kind in (("online", "online"), ("offline", "backfill"), ("offline", "reserved"), ("offline", "resume")):
+        assert sample(page, "sidecar_grants_total", lane=lane, kind=kind) == 0
+    assert sample(page, "sidecar_requests_total", lane="offline", outcome="rejected", error_type="queue_full") == 0
+    for result in ("due", "taken", "postponed", "lapsed"):
+        assert sample(page, "sidecar_reserved_turns_total", result=result) == 0
+
+
+async def test_the_sidecar_is_ready_while_an_engine_is_up(sidecar: Sidecar, get: Any) -> None:
+    assert (await get("/readyz"))[:2] == (200, "serving\n")
+    sidecar.driver.handle(EngineDown(engine="e0", reason="test"))
+    assert (await get("/readyz"))[:2] == (503, "engine down\n")
+    assert (await get("/healthz"))[0] == 200
+
+
+async def test_the_status_document_holds_slots_tokens_and_what_other_lanes_add(
+    sidecar: Sidecar, triton: FakeTriton, get: Any
+) -> None:
+    await served(sidecar, triton)
+    document = json.loads((await get("/status.json"))[1])
+    engine = document["engines"]["e0"]
+    assert (engine["slots"], engine["slots_busy"], engine["output_tokens"]["online"]) == (2, 0, 2)
+    assert engine["slot_seconds"]["online"] >= 0
+    assert document["offline"]["state"] == "<running>"
+
+
+async def test_the_page_allows_nothing_but_its_own_script_and_escapes_what_it_shows(get: Any) -> None:
+    status, page, headers = await get("/")
+    assert status == 200
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "items from Kafka: &lt;running&gt;" in page
+    assert not re.search(r"(src|href)=", page)
+
+
+@pytest.mark.parametrize(
+    ("slots", "strip"),
+    [((1, 2, 1, 4), "Oood...."), ((0, 128, 0, 128), "o" * 32 + "." * 32)],
+)
+def test_the_slot_strip_has_a_sign_per_slot_or_a_share_of_them(slots: tuple[int, ...], strip: str) -> None:
+    keys = ("slots_online", "slots_offline", "slots_draining", "slots_free")
+    assert slot_strip({**dict(zip(keys, slots, strict=True)), "slots": sum(slots)}) == strip
+
+
+def test_label_sets_stay_finite_whatever_callers_send() -> None:
+    metrics = Metrics((), version="test", config_hash="test")
+    before = metrics.render().count(b"rpc_server_call_duration_seconds_count")
+    metrics.served("inference.GRPCInferenceService/ModelInfer", "OK", 0.1)
+    metrics.served("inference.GRPCInferenceService/ModelInfer", "OK", 0.2)
+    assert metrics.render().count(b"rpc_server_call_duration_seconds_count") == before + 1
