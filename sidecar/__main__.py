@@ -7,8 +7,15 @@ import sys
 
 from sidecar import cli, operate
 from sidecar.lab.replay import register_replay
+from sidecar.lab.simulate import register_simulate
 
-COMMANDS = (cli.register_serve, operate.register_status, operate.register_doctor, register_replay)
+COMMANDS = (
+    cli.register_serve,
+    operate.register_status,
+    operate.register_doctor,
+    register_simulate,
+    register_replay,
+)
 
 
 def main() -> None:

@@ -125,7 +125,9 @@ class Workload:
             yield from zip(prompts, outputs, strict=True)
 
 
-def offline_job(number: int, prompt_tokens: int, output_tokens: int, *, arrived_s: float, output_max: int) -> Job:
+def offline_job(
+    number: int, prompt_tokens: int, output_tokens: int, *, arrived_s: float, output_max: int, resumable: bool
+) -> Job:
     """The `number`th item of the backlog, as it enters the scheduler at `arrived_s`."""
     work = Work(
         id=f"b{number}",
@@ -134,6 +136,7 @@ def offline_job(number: int, prompt_tokens: int, output_tokens: int, *, arrived_
         arrived_s=arrived_s,
         prompt_tokens=prompt_tokens,
         output_tokens_max=output_max,
+        resumable=resumable,
     )
     return Job(work=work, output_tokens=output_tokens)
 

@@ -1,0 +1,150 @@
+"""The policies that a simulation compares, by name: ours, ours with one mechanism off, the bounds, the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+from engine.profile import Profile
+from sidecar.core.errors import SettingsError
+from sidecar.core.scheduler import Scheduler
+from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.lab.baselines import Aimd, Cap, Fixed, Gateway
+from sidecar.lab.driver import Decides
+from sidecar.lab.machine import Prices
+
+ENGINE = "e0"
+HOLD_ITERATIONS = 2  # after Lost a slot is held for the engine's check period and two iterations
+NEVER = 1_000_000_000
+YIELD_ROWS = 0  # while online is resident offline keeps no rows: it pays on narrow engines too (docs/simulation.md)
+T = TypeVar("T", SchedulerSettings, EngineSettings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """One engine of the simulation, and the settings that the caller gave for `ours`."""
+
+    slots: int
+    profile: Profile
+    tokens_max: int
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """One row of the table: who decides, what the engine charges, and whether there is a backlog at all."""
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of ours: settings of the scheduler or of its engine
+    baseline: Callable[[Shape], Decides] | None = None  # decides in the place of ours
+    offline: bool = True
+    prices: Prices = field(default_factory=Prices)
+    resumable: bool = True  # False: what is stopped starts from zero
+    queues_in_engine: bool = False
+
+    def settings(self, shape: Shape) -> tuple[SchedulerSettings, EngineSettings]:
+        """The settings of ours on such an engine."""
+        own = {"kv_tokens": shape.profile.kv_tokens_max, "yield_rows": YIELD_ROWS}
+        wanted = {**own, **shape.overrides, **self.changes}
+        engine = EngineSettings(name=ENGINE, slots=shape.slots, tokens_max=shape.tokens_max)
+        return _changed(SchedulerSettings(), wanted), _changed(engine, wanted)
+
+    def decider(self, shape: Shape) -> Decides:
+        """Who decides in one run."""
+        if self.baseline is not None:
+            return self.baseline(shape)
+        scheduler, engine = self.settings(shape)
+        return Scheduler(scheduler, [engine])
+
+
+def _changed(settings: T, wanted: Mapping[str, Any]) -> T:
+    known = {each.name for each in fields(settings)}
+    return replace(settings, **{name: value for name, value in wanted.items() if name in known})
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` pairs as settings. Raises SettingsError for an unknown key or a value of another kind."""
+    known = {each.name: each.default for settings in (SchedulerSettings, EngineSettings) for each in fields(settings)}
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        if name not in known:
+            raise SettingsError(f"unknown setting {name!r}; known: {', '.join(sorted(known))}")
+        try:
+            found[name] = _value(known[name], text)
+        except ValueError as error:
+            raise SettingsError(f"{pair}: {error}") from error
+    return found
+
+
+def _value(default: Any, text: str) -> Any:
+    """`text` as a value of the kind that `default` is."""
+    if default is None:
+        return None if text == "none" else int(text)
+    if isinstance(default, bool):
+        if text not in ("true", "false"):
+            raise ValueError("must be true or false")
+        return text == "true"
+    kind: Callable[[str], Any] = type(default)
+    return kind(text)
+
+
+def gateway(cap: Callable[[int], Cap], **changes: Any) -> Callable[[Shape], Gateway]:
+    """A maker of a baseline whose cap is made from the number of slots."""
+    return lambda shape: Gateway(engine=ENGINE, slots=shape.slots, cap=cap(shape.slots), **changes)
+
+
+def static_cap(rows: int) -> Callable[[Shape], Gateway]:
+    """A maker of the baseline with a cap of so many rows, whatever the slots."""
+    return gateway(lambda _: Fixed(rows))
+
+
+# No slices, no preemption, no yield, no window: what is left is "online first, each Nth to offline".
+PLAIN = {
+    "window_ms": 0.0,
+    "slice_tokens": 0,
+    "slice_tokens_busy": 0,
+    "preempt": False,
+    "yield_rows": None,
+    "headroom_share_max": 0.0,
+    "offline_prefill_tokens": NEVER,
+    "kv_guard_share_min": 0.0,
+    "kv_guard_share_max": 0.0,
+}
+WITHOUT: dict[str, dict[str, Any]] = {
+    "turns": {"reservation_every": NEVER},
+    "slices": {"slice_tokens": 0, "slice_tokens_busy": 0},
+    "preempt": {"preempt": False},
+    "yield": {"yield_rows": None},
+    "window": {"window_ms": 0.0},
+    "headroom": {"headroom_share_max": 0.0},
+    "pacing": {"offline_prefill_tokens": NEVER},
+    "hold": {"yield_hold_ms": 0.0},
+}
+
+POLICIES = {
+    each.name: each
+    for each in (
+        Policy(name="online-only", offline=False),
+        Policy(name="ideal", prices=Prices(stop_s=0.0, offline_prefill=False)),
+        Policy(name="ours"),
+        *(Policy(name=f"ours-no-{name}", changes=changes) for name, changes in WITHOUT.items()),
+        Policy(name="ours-one-free", changes={"slots_online_min": 1}),
+        Policy(name="plain-nth", changes=PLAIN),
+        Policy(name="naive", baseline=gateway(Fixed, forward_all=True), queues_in_engine=True),
+        Policy(name="static-cap", baseline=gateway(lambda slots: Fixed(max(1, slots // 2)))),
+        *(Policy(name=f"static-cap-{k}", baseline=static_cap(k)) for k in (1, 2, 4, 8, 16, 32)),
+        Policy(name="aimd", baseline=gateway(lambda _: Aimd())),
+        Policy(name="bands", baseline=gateway(lambda slots: Fixed(slots), evict=True), resumable=False),
+        Policy(name="static-batch", baseline=gateway(Fixed, batches=True)),
+    )
+}
+OFFLINE_ALONE = Policy(name="offline-only", baseline=gateway(Fixed))
+
+
+def by_name(name: str) -> Policy:
+    """The policy of that name. Raises SettingsError with the known ones."""
+    if name not in POLICIES:
+        raise SettingsError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
+    return POLICIES[name]

@@ -1,0 +1,251 @@
+"""`sidecar simulate`: workloads x policies x seeds in simulated time, as a table and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from engine.profile import profile_named
+from sidecar import __version__
+from sidecar.core.errors import SettingsError
+from sidecar.lab import policies, workloads
+from sidecar.lab.figures import Estimate, MeasurementError, Paired, added, pair, ratio
+from sidecar.lab.policies import OFFLINE_ALONE, Policy
+from sidecar.lab.trial import Plan, Result, run
+
+REFERENCE = "online-only"
+DEFAULT_POLICIES = "online-only,ideal,ours,plain-nth,naive,static-cap,aimd,bands,static-batch"
+CEILING_HOURS = 1.0  # the tail of one hour is steady enough: its spread over seeds is under 1 %
+
+Job = tuple[Plan, Policy]
+
+
+def register_simulate(subparsers: Any) -> None:
+    """Add `simulate`."""
+    parser = subparsers.add_parser(
+        "simulate",
+        help="compare policies on simulated engines",
+        description="Run the scheduler of production over simulated engines, on the same arrivals as other policies.",
+    )
+    parser.add_argument("--workload", default="origin", metavar="W,…", help=f"of {', '.join(workloads.WORKLOADS)}")
+    parser.add_argument("--profile", default="70b-tp4-a100", help="iteration times and KV size of the engine")
+    parser.add_argument("--slots", type=int, default=8, help="max_batch_size of the engine")
+    parser.add_argument("--policies", default=DEFAULT_POLICIES, metavar="P,…", help="known: see docs/simulation.md")
+    parser.add_argument("--seeds", type=int, default=5, metavar="K", help="seeds 1 … K, the same for each policy")
+    parser.add_argument("--hours", type=float, help="simulated per run (default: the workload's own)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a scheduler setting of `ours`")
+    parser.add_argument("--arrivals", type=Path, metavar="CSV", help="recorded online arrivals instead of drawn ones")
+    parser.add_argument("--write-arrivals", type=Path, metavar="CSV", help="write those of seed 1, and run nothing")
+    parser.add_argument("--check-every", type=int, default=0, metavar="N", help="check the invariants each N events")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the runs")
+    parser.add_argument("--json", metavar="FILE", help="the figures as JSON; - for stdout")
+    parser.set_defaults(run=_command)
+
+
+def _command(options: argparse.Namespace, _: Mapping[str, str]) -> int:
+    names = options.workload.split(",")
+    if options.write_arrivals:
+        workload = workloads.by_name(names[0])
+        workloads.write_csv(options.write_arrivals, workload.online(1, options.hours or workload.hours))
+        return 0
+    report = {
+        "sidecar": __version__,
+        "profile": options.profile,
+        "slots": options.slots,
+        "seeds": options.seeds,
+        "set": options.set,
+        "workloads": {name: compare(_plan(options, name), options) for name in names},
+    }
+    console = Console(stderr=options.json == "-")
+    if not console.is_terminal:
+        console.width = 120  # a file has no width; eighty columns would cut the figures
+    for name in names:
+        console.print(table(name, report["workloads"][name]["policies"]))
+    if options.json:
+        _write(options.json, report)
+    return 0
+
+
+def _plan(options: argparse.Namespace, name: str) -> Plan:
+    try:
+        profile = profile_named(options.profile)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    workload = workloads.by_name(name)
+    overrides = policies.parse_overrides(options.set)
+    if options.seeds < 1 or options.slots < 1 or (options.hours is not None and options.hours <= 0):
+        raise SettingsError("--seeds, --slots and --hours must be positive")
+    return Plan(
+        workload=workload,
+        profile=profile,
+        slots=options.slots,
+        hours=options.hours or workload.hours,
+        seed=1,
+        recorded=workloads.read_csv(options.arrivals) if options.arrivals else None,
+        every=int(overrides.get("reservation_every", 10)),
+        check_every=options.check_every,
+        overrides=overrides,
+    )
+
+
+def compare(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
+    """Every policy on every seed of one workload, in figures. The reference always runs, and so does the ceiling."""
+    chosen = [policies.by_name(name) for name in dict.fromkeys([REFERENCE, *options.policies.split(",")])]
+    seeds = range(1, options.seeds + 1)
+    jobs = [(replace(plan, seed=seed), policy) for policy in chosen for seed in seeds]
+    ceiling_hours = min(plan.hours, CEILING_HOURS)
+    jobs += [(replace(plan, seed=seed, hours=ceiling_hours), OFFLINE_ALONE) for seed in seeds]
+    results = dict(zip([(policy.name, each.seed) for each, policy in jobs], _run_all(jobs, options.jobs), strict=True))
+    ceilings = [results[OFFLINE_ALONE.name, seed].offline_tokens_per_s for seed in seeds]
+    reference = [results[REFERENCE, seed] for seed in seeds]
+    rows = {
+        policy.name: figures(policy, reference, [results[policy.name, seed] for seed in seeds], ceilings)
+        for policy in chosen
+    }
+    return {
+        "hours": plan.hours,
+        "simulated_requests": sum(each.requests for each in results.values()),
+        "policies": rows,
+    }
+
+
+def _run_all(jobs: Sequence[Job], processes: int) -> list[Result]:
+    if processes > 1:
+        with ProcessPoolExecutor(processes) as pool:
+            return list(_told(pool.map(run, *zip(*jobs, strict=True)), jobs))
+    return list(_told((run(plan, policy) for plan, policy in jobs), jobs))
+
+
+def _told(results: Iterable[Result], jobs: Sequence[Job]) -> Iterable[Result]:
+    """The results as they come, with a line of progress for each on stderr."""
+    for number, ((plan, policy), result) in enumerate(zip(jobs, results, strict=False), 1):
+        where = f"{plan.workload.name}, {policy.name}, seed {plan.seed}"
+        print(f"{number}/{len(jobs)} {where}: {result.requests} requests", file=sys.stderr)
+        yield result
+
+
+def figures(
+    policy: Policy, reference: Sequence[Result], results: Sequence[Result], ceilings: Sequence[float]
+) -> dict[str, Any]:
+    """The figures of one policy over all its seeds. Raises MeasurementError for a harvest above 100 %."""
+    runs = [(alone.served, mixed.served) for alone, mixed in zip(reference, results, strict=True)]
+    ttft, e2e = pair(runs, lambda each: each.ttft_s), pair(runs, lambda each: each.e2e_s)
+    heavy = any(each.tenant != "default" for alone, _ in runs for each in alone)
+    harvest = _harvest(policy, results, ceilings)
+    return {
+        "online": {"n": sum(len(each.served) for each in results), "refused": sum(each.refused for each in results)},
+        "ttft_ms": _percentiles(ttft),
+        "e2e_ms": _percentiles(e2e),
+        "ttft_ratio": {f"p{p}": asdict(ratio(ttft, p)) for p in (50, 95, 99)},
+        "e2e_added_ms": {f"p{p}": added(e2e, p).mean * 1000 for p in (50, 99)},
+        "e2e_added_ms_ci": {f"p{p}": _interval_ms(added(e2e, p)) for p in (50, 99)},
+        "harvest": harvest,
+        "busy_ratio": _mean(each.busy_ratio for each in results),
+        "wasted_ratio": _mean(each.wasted_ratio for each in results),
+        "preemptions": sum(each.preemptions for each in results),
+        "over_eviction": _over_eviction(results),
+        "offline_tokens_per_s": _mean(each.offline_tokens_per_s for each in results),
+        "ceiling_tokens_per_s": _mean(ceilings),
+        "itl_ratio": {"p99": _gap_p99(results) / _gap_p99(reference)},
+        "other_tenants_ttft_ratio": {"p99": _others_p99(runs) if heavy else None},
+        "completion_spread_days": None,
+        "offline_contended_share": _mean(each.promise.share for each in results),
+        "worst_window_share": _least(each.promise.worst_window_share() for each in results),
+        "window_violations": sum(each.promise.violations() for each in results),
+        "starvation_gap": {
+            "grants": max(each.promise.starvation_gap_grants() for each in results),
+            "s": max(each.starvation_gap_s for each in results),
+        },
+        "trace_sha256": [each.sha256 for each in results],
+    }
+
+
+def _harvest(policy: Policy, results: Sequence[Result], ceilings: Sequence[float]) -> float | None:
+    if not policy.offline:
+        return None
+    harvest = _mean(each.offline_tokens_per_s for each in results) / _mean(ceilings)
+    if harvest > 1 and policy.prices.offline_prefill:  # the ideal pays for no prefill, the ceiling does
+        raise MeasurementError(f"{policy.name}: harvest {harvest:.4f} is above the ceiling; measure it for longer")
+    return harvest
+
+
+def _percentiles(paired: Paired) -> dict[str, float]:
+    return {f"p{p}": float(np.percentile(paired.policy, p)) * 1000 for p in (50, 95, 99)}
+
+
+def _interval_ms(estimate: Estimate) -> dict[str, float]:
+    return {"ci_low": estimate.ci_low * 1000, "ci_high": estimate.ci_high * 1000}
+
+
+def _over_eviction(results: Sequence[Result]) -> float | None:
+    """Victims ÷ the fewest that would have done; None without victims."""
+    least = sum(each.victims_least for each in results)
+    return sum(each.preemptions for each in results) / least if least else None
+
+
+def _gap_p99(results: Sequence[Result]) -> float:
+    """The 99th percentile of the gaps between tokens of online requests, each token counted once."""
+    gaps = sorted(each for result in results for each in result.gaps_s)
+    if not gaps:
+        return nan
+    weights = np.cumsum([weight for _, weight in gaps])
+    return gaps[int(np.searchsorted(weights, 0.99 * weights[-1]))][0]
+
+
+def _others_p99(runs: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> float:
+    others = [tuple([each for each in served if each.tenant == "default"] for served in both) for both in runs]
+    return ratio(pair([(alone, mixed) for alone, mixed in others], lambda each: each.ttft_s), 99).mean
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    return min((each for each in values if each is not None), default=None)
+
+
+def table(name: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The figures that decide, one line per policy. Times in ms, end to end; gap and turns in contended grants."""
+    shown = Table(title=name)
+    shown.add_column("policy", no_wrap=True)
+    titles = ("p50", "p99", "+p50", "+p99", "95 % of +p99", "ttft p99", "harvest", "tok/s", "wasted", "turns", "gap")
+    for title in titles:
+        shown.add_column(title, justify="right", no_wrap=True)
+    for policy, row in rows.items():
+        shown.add_row(policy, *_cells(row))
+    return shown
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    interval, more = row["e2e_added_ms_ci"]["p99"], row["e2e_added_ms"]
+    return [
+        *(f"{row['e2e_ms'][p]:.0f}" for p in ("p50", "p99")),
+        *(f"{more[p]:+.0f}" for p in ("p50", "p99")),
+        f"{interval['ci_low']:+.0f} … {interval['ci_high']:+.0f}",
+        f"{row['ttft_ratio']['p99']['mean']:.2f}×",
+        "" if row["harvest"] is None else f"{row['harvest']:.1%}",
+        f"{row['offline_tokens_per_s']:.0f}",
+        f"{row['wasted_ratio']:.2%}",
+        f"{row['offline_contended_share']:.1%}",
+        f"{row['starvation_gap']['grants']}",
+    ]
+
+
+def _write(where: str, report: Mapping[str, Any]) -> None:
+    text = json.dumps(report, indent=2)
+    if where == "-":
+        print(text)
+    else:
+        Path(where).write_text(text + "\n")

@@ -1,0 +1,228 @@
+"""One run: one workload, one policy, one seed. What came of it, and a hash of every action with its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import count
+
+from engine.batcher import BatcherSettings
+from engine.profile import Profile
+from sidecar.core.events import Action, Dispatch, Event, Preempt
+from sidecar.core.invariants import Invariants
+from sidecar.core.scheduler import Scheduler
+from sidecar.core.work import GrantKind, Lane
+from sidecar.lab.driver import Decides, Driver, Observer, Progress
+from sidecar.lab.figures import Promise, Served
+from sidecar.lab.machine import Machine, Usage
+from sidecar.lab.policies import ENGINE, NEVER, OFFLINE_ALONE, Policy, Shape
+from sidecar.lab.workloads import Job, Workload, offline_job
+
+WARM_UP_S = 300.0  # not counted for offline throughput: the batch fills in step at first, later it is spread
+CHUNK_TOKENS = 512  # max_num_tokens of the engine: bounds one iteration to about 0.1 s (chunked context)
+PROGRESS_S = 0.25  # token counts are told four times a second instead of a hundred, to save time; first tokens as ever
+DRAIN_S = 120.0  # after the end, for online requests still in flight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to run."""
+
+    workload: Workload
+    profile: Profile
+    slots: int
+    hours: float
+    seed: int
+    recorded: Sequence[Job] | None = None  # online arrivals instead of the workload's own
+    every: int = 10  # N of the promise that is measured
+    check_every: int = 0  # invariants after each so many events; 0 = never (the driver's own checks are always on)
+    overrides: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Simulated time with arrivals."""
+        return self.hours * 3600
+
+    @property
+    def warm_s(self) -> float:
+        """When offline throughput begins to count."""
+        return min(WARM_UP_S, self.seconds / 4)
+
+    @property
+    def tokens_max(self) -> int:
+        """The longest sequence the engine must hold."""
+        return 32_768 if self.workload.heavy_every_s else 4096
+
+
+@dataclass(slots=True, kw_only=True)
+class Result:
+    """What one run gave."""
+
+    served: list[Served]
+    refused: int  # online requests without an answer
+    offline_tokens_per_s: float
+    busy_ratio: float
+    wasted_ratio: float
+    preemptions: int
+    victims_least: int  # the fewest that would have done
+    promise: Promise
+    starvation_gap_s: float
+    gaps_s: list[tuple[float, int]]
+    sha256: str
+    requests: int
+    events: int
+
+
+class Witness(Observer):
+    """Writes down what a run's figures need."""
+
+    def __init__(self, plan: Plan, policy: Policy, shape: Shape, scheduler: Decides) -> None:
+        self.served: list[Served] = []
+        self.refused = self.requests = self.preemptions = self.victims_least = 0
+        self.promise = Promise(every=plan.every)
+        self.offline_at_s: float | None = None
+        self.offline_gap_s = 0.0
+        self._hash, self._lines = sha256(), list[str]()
+        self._scheduler, self._check_every, self._events = scheduler, plan.check_every, 0
+        self._invariants: Invariants | None = None
+        settings, engine = policy.settings(shape)
+        self._yield_rows = engine.yield_rows if isinstance(scheduler, Scheduler) else None
+        if plan.check_every and isinstance(scheduler, Scheduler):
+            self._invariants = Invariants(settings, [engine])
+
+    def decided(self, event: Event, actions: Sequence[Action], driver: Driver) -> None:
+        if self._invariants is not None:
+            self._invariants.observe(event, actions, driver.now_s)
+            self._events += 1
+            if self._events % self._check_every == 0 and isinstance(self._scheduler, Scheduler):
+                self._invariants.check(self._scheduler.snapshot())
+        if not actions:
+            return
+        for action in actions:
+            if isinstance(action, Dispatch):
+                self._granted(action, driver.now_s)
+            else:
+                self._lines.append(f"{driver.now_s:.6f} {action}")
+        if victims := sum(isinstance(action, Preempt) for action in actions):
+            self._preempted(victims, actions, driver)
+        if len(self._lines) > 1000:
+            self._flush()
+
+    def _granted(self, action: Dispatch, now_s: float) -> None:
+        online = action.kind is GrantKind.ONLINE
+        if action.contended:
+            self.promise.offline.append(not online)
+            self.promise.at_s.append(now_s)
+        if not online:
+            if self.offline_at_s is not None:
+                self.offline_gap_s = max(self.offline_gap_s, now_s - self.offline_at_s)
+            self.offline_at_s = now_s
+        self._lines.append(f"{now_s:.6f} {action.kind} {action.work_id} {action.output_tokens} {action.prompt_tokens}")
+
+    def _preempted(self, victims: int, actions: Sequence[Action], driver: Driver) -> None:
+        """Compare the victims with the fewest that do: online left without a slot, or rows above the yield."""
+        running = [each.running for each in driver.alive.values() if each.running]
+        stopping = sum(each.stopping for each in running)
+        granted = [each for each in actions if isinstance(each, Dispatch)]
+        online_granted = sum(each.kind is GrantKind.ONLINE for each in granted)
+        deficit = driver.waiting[Lane.ONLINE] - online_granted - stopping
+        least = max(0, deficit)
+        if self._yield_rows is not None:
+            offline = sum(each.action.kind is not GrantKind.ONLINE and not each.stopping for each in running)
+            least = max(least, offline + len(granted) - online_granted - self._yield_rows)
+        self.preemptions += victims
+        self.victims_least += min(victims, least)
+
+    def finished(self, progress: Progress) -> None:
+        self.requests += 1
+        work = progress.work
+        if work.lane is Lane.OFFLINE:
+            return
+        if progress.outcome != "ended":
+            self.refused += 1
+            return
+        at_s = work.arrived_s
+        ttft_s, e2e_s = progress.first_token_s - at_s, progress.finished_s - at_s
+        self.served.append(Served(id=work.id, tenant=work.tenant, arrived_s=at_s, ttft_s=ttft_s, e2e_s=e2e_s))
+
+    def sha256(self) -> str:
+        """Of every action so far, with its time in microseconds."""
+        self._flush()
+        return self._hash.hexdigest()
+
+    def _flush(self) -> None:
+        self._hash.update("\n".join(self._lines).encode())
+        self._lines.clear()
+
+
+def run(plan: Plan, policy: Policy) -> Result:
+    """Run it. Raises BrokenPromiseError or InvariantError if the scheduler or an engine breaks a promise."""
+    shape = Shape(slots=plan.slots, profile=plan.profile, tokens_max=plan.tokens_max, overrides=plan.overrides)
+    scheduler = policy.decider(shape)
+    machine = _machine(plan, policy)
+    witness = Witness(plan, policy, shape, scheduler)
+    driver = Driver(scheduler=scheduler, machines={ENGINE: machine}, observer=witness, progress_s=PROGRESS_S)
+    arrivals = plan.recorded if plan.recorded is not None else plan.workload.online(plan.seed, plan.hours)
+    if policy is OFFLINE_ALONE:
+        arrivals = []
+    driver.begin(iter(arrivals), _backlog(plan, policy) if policy.offline else None)
+    driver.run(plan.warm_s)
+    before = _harvested(machine.usage)
+    driver.run(plan.seconds)
+    tokens, usage, busy = _harvested(machine.usage) - before, machine.usage, machine.usage.row_s
+    result = Result(
+        served=witness.served,
+        refused=witness.refused,
+        offline_tokens_per_s=tokens / (plan.seconds - plan.warm_s),
+        busy_ratio=busy / (plan.slots * plan.seconds),
+        wasted_ratio=_wasted(usage, plan.profile),
+        preemptions=witness.preemptions,
+        victims_least=witness.victims_least,
+        promise=witness.promise,
+        starvation_gap_s=witness.offline_gap_s,
+        gaps_s=usage.online_gaps_s,
+        sha256=witness.sha256(),
+        requests=witness.requests,
+        events=driver.events,
+    )
+    driver.calm()
+    driver.run(plan.seconds + DRAIN_S)  # online requests still in flight get their answer
+    result.refused = witness.refused
+    return result
+
+
+def _machine(plan: Plan, policy: Policy) -> Machine:
+    settings = BatcherSettings(
+        max_batch_size=plan.slots,
+        max_num_tokens=CHUNK_TOKENS,
+        max_seq_len=plan.tokens_max,
+        kv_tokens_max=plan.profile.kv_tokens_max,
+    )
+    machine = Machine(settings, plan.profile, policy.prices)
+    if policy.queues_in_engine:
+        machine.slots = NEVER
+    return machine
+
+
+def _backlog(plan: Plan, policy: Policy) -> Callable[[float], Job]:
+    items, numbers = plan.workload.offline(plan.seed), count()
+    at_most = plan.workload.mix.offline_output.at_most
+
+    def take(now_s: float) -> Job:
+        prompt, output = next(items)
+        return offline_job(
+            next(numbers), prompt, output, arrived_s=now_s, output_max=at_most, resumable=policy.resumable
+        )
+
+    return take
+
+
+def _harvested(usage: Usage) -> int:
+    return usage.offline_tokens - usage.discarded_tokens
+
+
+def _wasted(usage: Usage, profile: Profile) -> float:
+    """The share of the engine's time that went into prompt tokens computed before and tokens thrown away."""
+    lost_ms = usage.prefilled_again_tokens * profile.prefill_token_ms + usage.discarded_tokens * profile.decode_row_ms
+    return lost_ms / 1000 / usage.busy_s if usage.busy_s else 0.0

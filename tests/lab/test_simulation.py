@@ -1,0 +1,101 @@
+"""Whole runs: repeatable, honest about prices, and in line with what is known of each policy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.profile import profile_named
+from sidecar.__main__ import COMMANDS
+from sidecar.cli import main
+from sidecar.lab import policies, workloads
+from sidecar.lab.policies import OFFLINE_ALONE, POLICIES
+from sidecar.lab.trial import Plan, Result, run
+
+ORIGIN, PROFILE = workloads.by_name("origin"), profile_named("70b-tp4-a100")
+SHORT = {"offline_queue_max": 32, "offline_queue_low": 16}  # the checks cost in proportion to what waits
+PLAN = Plan(workload=ORIGIN, profile=PROFILE, slots=8, hours=0.05, seed=1, overrides=SHORT)
+CHECKED = replace(PLAN, check_every=1)
+
+
+def p99_s(result: Result) -> float:
+    values = sorted(each.e2e_s for each in result.served)
+    return values[int(len(values) * 0.99)]
+
+
+def test_the_same_seed_gives_the_same_trace_and_another_seed_another() -> None:
+    policy = policies.by_name("ours")
+    assert run(PLAN, policy).sha256 == run(PLAN, policy).sha256
+    assert run(replace(PLAN, seed=2), policy).sha256 != run(PLAN, policy).sha256
+
+
+def test_watching_the_invariants_changes_nothing() -> None:
+    policy = policies.by_name("ours")
+    assert run(PLAN, policy).sha256 == run(CHECKED, policy).sha256
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_answers_every_online_request(name: str) -> None:
+    result = run(CHECKED, policies.by_name(name))
+    assert result.refused == 0
+    assert len(result.served) == len(PLAN.workload.online(1, PLAN.hours))
+
+
+@pytest.mark.parametrize("slots", [8, 64])
+def test_ours_keeps_the_promise_to_offline_and_its_own_accounts(slots: int) -> None:
+    result = run(replace(PLAN, slots=slots, hours=0.3), policies.by_name("ours"))
+    assert len(result.promise.offline) >= 200
+    assert (result.promise.violations(), result.promise.starvation_gap_grants()) == (0, 9)
+
+
+def test_ours_beats_the_plain_rule_and_static_batches_at_the_tail() -> None:
+    tails = [p99_s(run(PLAN, policies.by_name(name))) for name in ("online-only", "ours", "plain-nth", "static-batch")]
+    assert tails == sorted(tails)
+
+
+def test_no_policy_that_pays_its_prices_harvests_more_than_offline_alone() -> None:
+    ceiling = run(PLAN, OFFLINE_ALONE).offline_tokens_per_s
+    for name in ("ours", "naive", "plain-nth", "bands"):
+        assert 0 < run(PLAN, policies.by_name(name)).offline_tokens_per_s < ceiling
+
+
+def test_resuming_wastes_less_than_restarting() -> None:
+    resumed, restarted = (run(PLAN, policies.by_name(name)) for name in ("ours", "bands"))
+    assert resumed.preemptions > restarted.preemptions > 0
+    assert resumed.wasted_ratio < restarted.wasted_ratio
+
+
+def test_the_command_prints_every_figure_for_each_policy(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    arguments = f"simulate --workload origin --policies ours,bands --seeds 2 --hours 0.05 --json {out}"
+    assert main(arguments.split(), {}, COMMANDS) == 0
+    rows = json.loads(out.read_text())["workloads"]["origin"]["policies"]
+    assert list(rows) == ["online-only", "ours", "bands"]
+    assert {
+        *("ttft_ratio", "e2e_added_ms", "harvest", "busy_ratio", "wasted_ratio", "preemptions", "over_eviction"),
+        *("offline_tokens_per_s", "ceiling_tokens_per_s", "itl_ratio", "other_tenants_ttft_ratio"),
+        *("completion_spread_days", "offline_contended_share", "worst_window_share", "window_violations"),
+        *("starvation_gap", "trace_sha256"),
+    } <= set(rows["ours"])
+    assert rows["online-only"]["e2e_added_ms"] == {"p50": 0.0, "p99": 0.0}
+
+
+def test_recorded_arrivals_take_the_place_of_drawn_ones(tmp_path: Path) -> None:
+    recorded = tmp_path / "arrivals.csv"
+    assert main(f"simulate --hours 0.05 --write-arrivals {recorded}".split(), {}, COMMANDS) == 0
+    out = tmp_path / "out.json"
+    arguments = f"simulate --arrivals {recorded} --policies ours --seeds 1 --hours 0.05 --json {out}"
+    assert main(arguments.split(), {}, COMMANDS) == 0
+    row = json.loads(out.read_text())["workloads"]["origin"]["policies"]["ours"]
+    assert row["online"]["n"] == len(workloads.read_csv(recorded))
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--policies best", "--profile 400b", "--set windows=3", "--set window_ms=soon", "--seeds 0"]
+)
+def test_a_nonsense_argument_is_one_line_and_exit_code_2(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", *arguments.split()], {}, COMMANDS) == 2
+    assert capsys.readouterr().err.count("\n") == 1
