@@ -14,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from sidecar.core.errors import SidecarError
+from sidecar.edge import broker_version
 from sidecar.edge.config import EngineEndpoint, ServeSettings, load_settings
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.errors import EngineError, StreamBrokenError
@@ -129,22 +130,16 @@ async def _kafka_findings(offline: OfflineSettings) -> AsyncIterator[tuple[str, 
     admin = AIOKafkaAdminClient(**client_options(offline))
     try:
         await admin.start()
-        for topic in await admin.describe_topics(
-            [offline.requests_topic, offline.results_topic, offline.dead_letter_topic]
-        ):
+        topics = [offline.requests_topic, offline.results_topic, offline.dead_letter_topic]
+        for topic in await admin.describe_topics(topics):
             if topic["error_code"]:
                 yield "FAILED", f"kafka: topic {topic['topic']} is missing"
             else:
                 yield "ok", f"kafka: topic {topic['topic']} has {len(topic['partitions'])} partitions"
-    except (KafkaError, OSError) as error:
+        version = await broker_version.metadata_version(offline)
+        if note := broker_version.warning(version, offline.abort_fence):
+            yield "warning", f"kafka: {note}"
+    except (KafkaError, OSError) as error:  # a TimeoutError is an OSError
         yield "FAILED", f"kafka at {offline.bootstrap_servers}: {error!r}"
     finally:
         await admin.close()
-    if not offline.abort_fence:
-        yield (
-            "warning",
-            (
-                "kafka: brokers 4.3.0 to 4.4.0 may skip transaction markers (KAFKA-20734); if yours is one of them,"
-                " set offline.abort_fence"
-            ),
-        )

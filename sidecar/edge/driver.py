@@ -333,10 +333,10 @@ class Driver:
 
     def _final(self, alive: _Alive, running: _Dispatched) -> Ended | Stopped:
         reason = alive.call.ended_by()
-        if reason is None and not running.stopping:
-            # Fewer tokens than asked for, and nobody stopped it: the engine kept its end id to itself.
-            length = running.tokens >= running.dispatch.output_tokens
-            reason = EndReason.LENGTH if length else EndReason.END_ID
+        if reason is None and running.tokens >= running.dispatch.output_tokens:
+            reason = EndReason.LENGTH  # also when we had asked it to stop
+        elif reason is None and not running.stopping:
+            reason = EndReason.END_ID  # fewer than asked for, and nobody stopped it: it kept its end id to itself
         blocks = alive.call.reused_blocks
         reused = None if blocks is None else blocks * self._block_tokens[running.dispatch.engine]
         if reason is None:

@@ -22,7 +22,19 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from sidecar.core.events import Action, Arrived, Dispatch, Ended, Event, Failed, Lost, Progressed, RejectReason, Stopped
+from sidecar.core.events import (
+    Action,
+    Arrived,
+    Dispatch,
+    Ended,
+    Event,
+    Failed,
+    Lost,
+    Preempt,
+    Progressed,
+    RejectReason,
+    Stopped,
+)
 from sidecar.core.snapshot import Snapshot
 from sidecar.core.work import GrantKind, Lane, Work
 from sidecar.edge.config import EngineEndpoint
@@ -89,6 +101,8 @@ class Metrics:
         self._make_families()
         self.build.labels(version, config_hash).set(1)
         models = sorted({engine.model for engine in engines})
+        for model in models:
+            self.preemptions.labels(model, "online")
         self._lanes = {(model, lane): _Lane(self, model, lane) for model in models for lane in Lane}
         self.usage = {(name, lane): Usage() for name in self._engines for lane in Lane}
         self._works: dict[str, Work] = {}
@@ -120,6 +134,7 @@ class Metrics:
         self.requests = counter("sidecar_requests", "Works by end", ("model", "lane", "outcome", "error_type"))
         self.tokens = counter("sidecar_tokens", "Tokens", ("model", "lane", "token_type"))
         self.grants = counter("sidecar_grants", "Slots granted", ("model", "lane", "kind"))
+        self.preemptions = counter("sidecar_preemptions", "Slots taken back from offline", ("model", "reason"))
         self.build = Gauge("sidecar_build_info", "What runs", ("version", "config_hash"), registry=self.registry)
 
     # ---- Listener ----------------------------------------------------------------------------------------------------
@@ -139,6 +154,8 @@ class Metrics:
         for action in actions:
             if isinstance(action, Dispatch):
                 self._dispatched(action, now_s)
+            elif isinstance(action, Preempt):
+                self.preemptions.labels(self._engines[action.engine].model, "online").inc()
 
     def _progressed(self, event: Progressed) -> None:
         tokens_by_lane: dict[tuple[str, Lane], int] = {}
