@@ -317,7 +317,7 @@ class KafkaLog:
                 log.warning("%s", found)
 
     async def _check_topics(self) -> None:
-        """Raises SettingsError if a topic is missing or has too few partitions to write a result where its item was."""
+        """Raises LogError if a topic is missing, SettingsError if it cannot take a result where its item came from."""
         admin = AIOKafkaAdminClient(**client_options(self._settings))
         names = (self._settings.requests_topic, self._settings.results_topic, self._settings.dead_letter_topic)
         try:
@@ -327,7 +327,9 @@ class KafkaLog:
             await admin.close()
         counts = {name: len(found[name]["partitions"]) if name in found else 0 for name in names}
         for name, count in counts.items():
-            if count < max(1, counts[names[0]]):
+            if count == 0:
+                raise LogError(f"topic {name} does not exist")  # it may have been made a moment ago, or be made yet
+            if count < counts[names[0]]:
                 raise SettingsError(f"topic {name} has {count} partitions, {names[0]} has {counts[names[0]]}")
 
 

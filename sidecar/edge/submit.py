@@ -49,8 +49,8 @@ async def submit(settings: OfflineSettings, values: Iterable[bytes], headers: di
         compression_type=None if settings.compression == "none" else settings.compression,
     )
     encoded = [(name, text.encode()) for name, text in headers.items()]
-    await producer.start()
     try:
+        await producer.start()
         count = 0
         for batch in _batches(values, IN_FLIGHT_MAX):
             sends = [

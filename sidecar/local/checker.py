@@ -11,14 +11,20 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 Source = tuple[int, int]  # (partition, offset) of the requests topic
 TIMEOUT_S = 30.0
+PASSING = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError._WAIT_COORD,
+)
 
 
 class CheckerError(Exception):
@@ -95,7 +101,20 @@ def _watermarks(bootstrap_servers: str, group: str, topic: str) -> dict[int, int
     """The committed offset of each partition; 0 where the group has none."""
     with _consumer(bootstrap_servers, group) as consumer:
         partitions = [TopicPartition(topic, part) for part in _partitions(consumer, topic)]
-        return {each.partition: max(0, each.offset) for each in consumer.committed(partitions, timeout=TIMEOUT_S)}
+        found = _patiently(lambda: consumer.committed(partitions, timeout=TIMEOUT_S))
+        return {each.partition: max(0, each.offset) for each in found}
+
+
+def _patiently(ask: Callable[[], list[TopicPartition]]) -> list[TopicPartition]:
+    """The answer; errors that pass (a coordinator that is not there yet) are waited out."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if (not error.args[0].retriable() and error.args[0].code() not in PASSING) or time.monotonic() > deadline_s:
+                raise CheckerError(str(error)) from error
+            time.sleep(0.1)
 
 
 def _read(bootstrap_servers: str, topic: str) -> Iterator[Message]:
@@ -105,7 +124,7 @@ def _read(bootstrap_servers: str, topic: str) -> Iterator[Message]:
         consumer.assign([TopicPartition(topic, part, OFFSET_BEGINNING) for part in left])
         deadline_s = time.monotonic() + TIMEOUT_S
         while left:
-            messages = consumer.consume(1000, timeout=0.5)  # it waits for all 1000, or for as long as it may
+            messages = consumer.consume(1000, timeout=0.1)  # it waits for all 1000, or for as long as it may
             if messages:
                 deadline_s = time.monotonic() + TIMEOUT_S
             elif time.monotonic() > deadline_s:

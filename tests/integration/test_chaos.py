@@ -1,0 +1,17 @@
+"""Twenty faults from a seed, on the real Apache Kafka: nothing is lost, nothing is written twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.local.chaos import Options, run
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+
+
+async def test_twenty_faults_lose_nothing_and_write_nothing_twice() -> None:
+    figures = await run(Options(faults=20, seed=7))
+    assert (figures["lost"], figures["duplicated"], figures["unfinished"]) == (0, 0, 0), figures
+    assert min(figures["faults"].values()) >= 1
+    assert sum(figures["faults"].values()) == 20
+    assert figures["results"] == figures["items"] > 1000

@@ -1,0 +1,274 @@
+"""The offline lane and its tools on the real Apache Kafka, before an engine that is only fast."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import yaml
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
+
+from sidecar.core.errors import SettingsError
+from sidecar.edge.broker_version import metadata_version, warning
+from sidecar.edge.kafka_settings import KafkaSecuritySettings, OfflineSettings
+from sidecar.edge.offline import OfflineLane
+from sidecar.edge.offsets import Committed
+from sidecar.edge.offsets_command import GroupActiveError, reset, show
+from sidecar.edge.submit import submit
+from sidecar.local.broker import LocalKafka
+from sidecar.local.checker import Verdict, check, is_finished
+from tests.edge.fake_log import FakeDriver, WordTokens
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+TIMEOUT_S = 60.0
+PARTITIONS = 3
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def kafka() -> AsyncIterator[LocalKafka]:
+    """One broker for this module; each test has topics and a group of its own."""
+    async with LocalKafka() as cluster:
+        yield cluster
+
+
+async def topics(kafka: LocalKafka, directory: Path, name: str, **settings: Any) -> OfflineSettings:
+    """Fresh topics, and settings that name them."""
+    names = {f"{name}.requests": {}, f"{name}.results": {}, f"{name}.dlq": {"max.message.bytes": 2_162_688}}
+    file = directory / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({"partitions": PARTITIONS, "topics": names}))
+    await kafka.create_topics(file=file)
+    defaults: dict[str, Any] = {
+        "bootstrap_servers": kafka.bootstrap_servers,
+        "requests_topic": f"{name}.requests",
+        "results_topic": f"{name}.results",
+        "dead_letter_topic": f"{name}.dlq",
+        "group": name,
+        "first_start": "earliest",
+        "tick_s": 0.05,
+        "session_timeout_s": 6.0,
+        "heartbeat_s": 0.5,
+    }
+    return OfflineSettings(**(defaults | settings))
+
+
+def items(count: int) -> list[bytes]:
+    return [
+        json.dumps({"id": str(number), "prompt": f"item {number}", "max_tokens": 4}).encode() for number in range(count)
+    ]
+
+
+@asynccontextmanager
+async def running(settings: OfflineSettings) -> AsyncIterator[OfflineLane]:
+    lane = OfflineLane(settings, FakeDriver(), WordTokens(), {"tensorrt_llm": 2048}, seed=1)
+    task = asyncio.create_task(lane.run(), name="lane")
+    try:
+        yield lane
+    finally:
+        if not task.done():
+            await lane.drain(5.0)
+        await task
+
+
+async def finished(settings: OfflineSettings) -> Verdict:
+    """What the independent checker counts, once every item is below the watermark."""
+    servers, names = settings.bootstrap_servers, (settings.requests_topic, settings.results_topic)
+    async with asyncio.timeout(TIMEOUT_S):
+        while not await asyncio.to_thread(is_finished, servers, settings.group, settings.requests_topic):
+            pass
+    return await asyncio.to_thread(
+        check, servers, settings.group, requests=names[0], results=names[1], dead_letters=settings.dead_letter_topic
+    )
+
+
+async def records(settings: OfflineSettings, topic: str, count: int) -> list[Any]:
+    """The first records of a topic, as a reader of results sees them."""
+    consumer = AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=settings.bootstrap_servers,
+        isolation_level="read_committed",
+        auto_offset_reset="earliest",
+    )
+    async with consumer, asyncio.timeout(TIMEOUT_S):
+        return [await consumer.getone() for _ in range(count)]
+
+
+async def test_every_item_has_one_result_and_every_bad_one_a_dead_letter(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "main", instance_id="one")
+    assert await submit(settings, items(400), {"x-job": "nightly", "color": "red"}) == 400
+    bad = [b"not json", b"\xff\xfe", b"\x00\x00\x00\x00\x07{}", b'"' + b"x" * (1 << 20) + b'"', b'{"id": "1"}', None]
+    header = ("h", b"\x01")
+    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, max_request_size=2 << 20) as producer:
+        for value in bad:
+            await producer.send_and_wait(settings.requests_topic, value, key=b"k", partition=0, headers=[header])
+    async with running(settings) as lane:
+        verdict = await finished(settings)
+    assert (verdict.source_offsets, verdict.results, verdict.dead) == (406, 400, 6)
+    assert verdict.clean
+    assert verdict.dead_reasons == {
+        "not_json": 1,
+        "not_utf8": 1,
+        "schema_registry_framed": 1,
+        "too_large": 1,
+        "missing_prompt": 2,
+    }
+    assert (lane.stats.reopens, lane.stats.executions) == (0, 400)
+    dead = await records(settings, settings.dead_letter_topic, 6)
+    assert [(each.key, each.value, each.headers[0]) for each in dead] == [
+        (b"k", value, ("h", b"\x01")) for value in bad
+    ]
+    [result, *_] = await records(settings, settings.results_topic, 1)
+    headers = dict(result.headers)
+    assert (headers["x-job"], headers["color"]) == (b"nightly", b"red")
+    assert headers["x-source-partition"] == str(result.partition).encode()
+
+
+async def test_a_second_start_does_nothing_again_and_a_reset_replays(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "replay")
+    await submit(settings, items(30), {})
+    async with running(settings):
+        await finished(settings)
+        with pytest.raises(GroupActiveError, match="1 members"):
+            await reset(settings, "earliest")
+    async with running(settings) as again:
+        assert (await finished(settings)).results == 30
+        assert again.stats.executions == 0
+    before = await show(settings)
+    assert sum(each.end for each in before) == 30
+    assert all(each.committed == Committed(watermark=each.end, high=each.end) for each in before)
+    await reset(settings, "earliest")
+    assert [each.committed for each in await show(settings)] == [Committed(watermark=0, high=0)] * PARTITIONS
+    async with running(settings) as replay:
+        verdict = await finished(settings)
+        assert (verdict.results, len(verdict.duplicated)) == (60, 30)  # as asked
+        assert replay.stats.executions == 30
+
+
+async def test_a_group_without_offsets_is_refused_unless_told_where_to_begin(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "first", first_start="refuse")
+    lane = OfflineLane(settings, FakeDriver(), WordTokens(), {"tensorrt_llm": 2048})
+    with pytest.raises(SettingsError, match=r"has no offset for partition .* set first_start"):
+        await asyncio.wait_for(lane.run(), TIMEOUT_S)
+
+
+async def test_a_topic_that_is_missing_is_waited_for_and_named(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "late", results_topic="late.more.results")
+    await submit(settings, items(5), {})
+    async with running(settings) as lane:
+        async with asyncio.timeout(TIMEOUT_S):
+            while "topic late.more.results does not exist" not in lane.state:  # noqa: ASYNC110 - a state, not an event
+                await asyncio.sleep(0)
+        file = tmp_path / "more.yaml"
+        file.write_text(yaml.safe_dump({"partitions": PARTITIONS, "topics": {"late.more.results": {}}}))
+        await kafka.create_topics(file=file)
+        assert (await finished(settings)).clean
+
+
+async def test_a_results_topic_with_too_few_partitions_is_refused(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "narrow")
+    await kafka.create_topics(1)
+    lane = OfflineLane(
+        replace(settings, results_topic="inference.results"), FakeDriver(), WordTokens(), {"tensorrt_llm": 2048}
+    )
+    with pytest.raises(SettingsError, match=r"topic inference\.results has 1 partitions, narrow\.requests has 3"):
+        await asyncio.wait_for(lane.run(), TIMEOUT_S)
+
+
+async def test_a_broker_that_goes_away_and_comes_back_costs_no_item(tmp_path: Path) -> None:
+    async with LocalKafka() as kafka:
+        settings = await topics(kafka, tmp_path, "away", request_timeout_s=2.0)
+        await submit(settings, items(50), {})
+        async with running(settings) as lane:
+            await finished(settings)
+            await kafka.stop()
+            await kafka.start()
+            await kafka.wait_ready()
+            await submit(settings, items(50), {})
+            verdict = await finished(settings)
+    assert (verdict.results, verdict.clean) == (100, True)
+    assert lane.stats.executions == 100
+
+
+async def test_the_release_is_read_off_the_broker_and_the_pinned_one_is_safe(kafka: LocalKafka) -> None:
+    version = await metadata_version(OfflineSettings(bootstrap_servers=f"127.0.0.1:1,{kafka.bootstrap_servers}"))
+    assert version == 29
+    assert warning(version, abort_fence=False) is None
+    assert "KAFKA-20734" in str(warning(30, abort_fence=False))
+    assert warning(30, abort_fence=True) is None
+
+
+async def test_the_checker_sees_a_planted_duplicate_and_a_planted_loss(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "planted")
+    await submit(settings, items(20), {})
+    async with running(settings):
+        assert (await finished(settings)).clean
+    [copied, *_] = await records(settings, settings.results_topic, 1)
+    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers) as producer:
+        await producer.send_and_wait(settings.results_topic, copied.value, headers=list(copied.headers), partition=0)
+        await submit(settings, items(3), {})
+    await reset(settings, "latest")  # three items are skipped: that is a loss, whoever asked for it
+    verdict = await finished(settings)
+    assert verdict.duplicated == [(copied.partition, int(dict(copied.headers)["x-source-offset"]))]
+    assert len(verdict.lost) == 3
+    assert not verdict.clean
+
+
+def certificate(directory: Path, run: Callable[[list[str]], Any]) -> tuple[Path, Path]:
+    """(the broker's key store, the certificate that a client has to trust), by the keytool that comes with Java."""
+    store, trusted = directory / "broker.p12", directory / "ca.pem"
+    common = ["keytool", "-keystore", str(store), "-storetype", "PKCS12", "-storepass", "changeit", "-alias", "broker"]
+    run([*common, "-genkeypair", "-keyalg", "RSA", "-dname", "CN=localhost", "-ext", "san=ip:127.0.0.1"])
+    run([*common, "-exportcert", "-rfc", "-file", str(trusted)])
+    return store, trusted
+
+
+async def test_tls_with_scram_works_and_a_wrong_password_is_not_let_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run(command: list[str]) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+        )
+        assert await process.wait() == 0
+
+    commands: list[list[str]] = []
+    store, trusted = certificate(tmp_path, commands.append)
+    for command in commands:
+        await run(command)
+    secret = tmp_path / "password"
+    secret.write_text("let-me-in\n")
+    secured = LocalKafka(
+        listeners={"SECURE": "SASL_SSL"},
+        properties={
+            "ssl.keystore.location": str(store),
+            "ssl.keystore.password": "changeit",
+            "ssl.keystore.type": "PKCS12",
+            "sasl.enabled.mechanisms": "SCRAM-SHA-512",
+            "listener.name.secure.scram-sha-512.sasl.jaas.config": (
+                "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+            ),
+        },
+        format_arguments=["--add-scram", "SCRAM-SHA-512=[name=sidecar,password=let-me-in]"],
+    )
+    async with secured as kafka:
+        security = KafkaSecuritySettings(protocol="SASL_SSL", username="sidecar", password_file=secret, ca_file=trusted)
+        settings = await topics(kafka, tmp_path, "secure")
+        secure = replace(settings, bootstrap_servers=f"127.0.0.1:{kafka.port(0, 'SECURE')}", security=security)
+        await submit(secure, items(20), {})
+        async with running(secure) as lane:
+            assert (await finished(settings)).clean
+            assert lane.stats.items == {("done", ""): 20}
+        assert await metadata_version(secure) == 29
+        secret.write_text("guessed\n")
+        with pytest.raises(KafkaConnectionError):
+            await submit(secure, items(1), {})
+    assert "Authentication failed" in caplog.text
+    assert "guessed" not in caplog.text
+    assert "let-me-in" not in caplog.text
