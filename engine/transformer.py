@@ -3,8 +3,12 @@
 One pass takes the new tokens of all rows together, one per decoding row and a chunk per prompt, so that each weight is
 read once per iteration; only attention looks at the rows apart. Rows are padded to a multiple of four, one row too:
 four are what the kernel multiplies at once, like the tile of a GPU. A matrix-vector product would serve a lone row
-faster (measured: 3 times) but round differently; this way every batch size takes the same path, and an iteration costs
-`o + c · rows`, which is the property that matters here.
+faster (measured: 3 times); this way an iteration costs `o + c · rows`, which is the property that matters here.
+
+Weights, activations and KV are 8-bit integers, as in W8A8 with INT8 KV on an A100, carried in float32 for BLAS. Every
+sum of products is then exact (below 2^24), in whatever order and batch it is made, so what a sequence says does not
+depend on who shares its iterations, nor on where it was cut and resumed. With float weights 1 of 1,000 items in slices
+of 16 differed from its whole (measured); the tie that decides a greedy token is a matter of rounding.
 
 The weights come from a seed. Embeddings carry the class of a word, and the output layer prefers words whose class may
 follow it; which word of the class it is comes from the whole context, through all layers. A vector per absolute place
@@ -25,6 +29,8 @@ Floats: TypeAlias = NDArray[np.float32]
 Ints: TypeAlias = NDArray[np.int64]
 
 ROWS_TILE = 4
+LEVELS = np.float32(127)  # the largest 8-bit integer; activations are scaled by row so that their largest is it
+UNIT = np.float32(32)  # queries, keys and values, of about unit variance, are rounded to 1/32: ±4 fits
 ATTENTION_ROWS = 16  # rows attended together: those of similar length, so that little padding is gathered
 CLASS_WEIGHT = 16.0  # how much the grammar counts against the context; tried: below 8 the sentences fall apart
 REPEAT_WEIGHT = 0.15  # for each further time that words.txt names a follower: small classes need it
@@ -75,13 +81,25 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """Integers in float32, and what one of them is worth. Activations have a worth per row, weights one in all."""
+
+    integers: Floats
+    worth: Floats
+
+    def __matmul__(self, other: Matrix) -> Floats:
+        product: Floats = (self.integers @ other.integers) * (self.worth * other.worth)
+        return product
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
-    qkv: Floats
-    out: Floats
-    gate_up: Floats
-    down: Floats
-    keys: Floats  # (blocks, tokens per block, kv heads, head_dim)
-    values: Floats
+    qkv: Matrix
+    out: Matrix
+    gate_up: Matrix
+    down: Matrix
+    keys: NDArray[np.int8]  # (blocks, tokens per block, kv heads, head_dim)
+    values: NDArray[np.int8]
 
 
 class Transformer:
@@ -103,18 +121,19 @@ class Transformer:
                 out=_matrix(random, shape.width, shape.width),
                 gate_up=_matrix(random, shape.width, 2 * shape.ffn),
                 down=_matrix(random, shape.ffn, shape.width),
-                keys=np.zeros(cache, np.float32),  # zeros are pages that the system only gives when written to
-                values=np.zeros(cache, np.float32),
+                keys=np.zeros(cache, np.int8),  # zeros are pages that the system only gives when written to
+                values=np.zeros(cache, np.int8),
             )
             for _ in range(shape.layers)
         ]
         half = shape.head_dim // 2
-        self._frequencies = (10_000.0 ** (-np.arange(half) / half)).astype(np.float32)  # RoPE, Su et al. 2021
+        angles = np.outer(np.arange(tokens_max), 10_000.0 ** (-np.arange(half) / half))  # RoPE, Su et al. 2021
+        self._cos, self._sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
     @property
     def weight_bytes(self) -> int:
         layers = [(each.qkv, each.out, each.gate_up, each.down) for each in self._layers]
-        return sum(matrix.nbytes for layer in layers for matrix in layer) + self.head.nbytes
+        return sum(matrix.integers.nbytes for layer in layers for matrix in layer) + self.head.integers.nbytes
 
     def copy_block(self, source: int, target: int) -> None:
         """Make block `target` hold what `source` holds."""
@@ -127,28 +146,27 @@ class Transformer:
         tokens = len(batch.ids)
         states = np.zeros((-(-tokens // ROWS_TILE) * ROWS_TILE, self.shape.width), np.float32)
         states[:tokens] = self.embedding[batch.ids] + self._places[batch.positions]
-        angles = batch.positions[:, None].astype(np.float32) * self._frequencies
-        cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
+        turn = self._cos[batch.positions, None], self._sin[batch.positions, None]
         groups = _groups(batch.tables)
         for layer in self._layers:
-            states += self._attention(layer, _norm(states), batch, groups, cos, sin) @ layer.out
+            states += _rounded(self._attention(layer, _norm(states), batch, groups, turn)) @ layer.out
             gate, up = np.split(_norm(states) @ layer.gate_up, 2, axis=1)
-            states += (gate / (1 + np.exp(-gate)) * up) @ layer.down
+            states += _rounded(gate / (1 + np.exp(-gate)) * up) @ layer.down
         wanted = np.zeros((-(-len(batch.wanted) // ROWS_TILE) * ROWS_TILE, self.shape.width), np.float32)
         wanted[: len(batch.wanted)] = states[batch.wanted]
         return (_norm(wanted) @ self.head)[: len(batch.wanted)]
 
     def _attention(
-        self, layer: Layer, states: Floats, batch: Batch, groups: list[tuple[Ints, Ints]], cos: Floats, sin: Floats
+        self, layer: Layer, states: Matrix, batch: Batch, groups: list[tuple[Ints, Ints]], turn: tuple[Floats, Floats]
     ) -> Floats:
         shape, tokens = self.shape, len(batch.ids)
         qkv = (states @ layer.qkv)[:tokens].reshape(tokens, -1, shape.head_dim)
-        queries = _rotate(qkv[:, : shape.heads], cos, sin)
+        queries = _in_units(_rotate(qkv[:, : shape.heads], *turn))
         keys = layer.keys.reshape(-1, shape.kv_heads, shape.head_dim)
         values = layer.values.reshape(-1, shape.kv_heads, shape.head_dim)
-        keys[batch.slots] = _rotate(qkv[:, shape.heads : shape.heads + shape.kv_heads], cos, sin)
-        values[batch.slots] = qkv[:, shape.heads + shape.kv_heads :]
-        mixed = np.zeros((len(states), shape.width), np.float32)
+        keys[batch.slots] = _in_units(_rotate(qkv[:, shape.heads : shape.heads + shape.kv_heads], *turn))
+        values[batch.slots] = _in_units(qkv[:, shape.heads + shape.kv_heads :])
+        mixed = np.zeros((len(states.integers), shape.width), np.float32)
         for rows, tables in groups:
             mixed[rows] = self._attend(layer, queries[rows, None], tables, batch.positions[rows, None])[:, 0]
         for chunk in batch.chunks:
@@ -161,20 +179,22 @@ class Transformer:
         shape, (rows, tokens) = self.shape, queries.shape[:2]
         length = tables.shape[1] * self._size
         gathered = (rows, length, shape.kv_heads, shape.head_dim)
-        keys = layer.keys[tables].reshape(gathered).transpose(0, 2, 3, 1)
-        values = layer.values[tables].reshape(gathered).transpose(0, 2, 1, 3)
+        keys = layer.keys[tables].astype(np.float32).reshape(gathered).transpose(0, 2, 3, 1)
+        values = layer.values[tables].astype(np.float32).reshape(gathered).transpose(0, 2, 1, 3)
         # Queries of one KV head, all its tokens and heads, are one matrix: (rows, kv heads, tokens · group, head_dim).
         group = shape.heads // shape.kv_heads
         grouped = queries.reshape(rows, tokens, shape.kv_heads, group, shape.head_dim).transpose(0, 2, 1, 3, 4)
         scores = grouped.reshape(rows, shape.kv_heads, tokens * group, shape.head_dim) @ keys
-        scores *= np.float32(shape.head_dim**-0.5)
+        scores *= np.float32(shape.head_dim**-0.5 / UNIT**2)
         future = np.arange(length) > positions[:, None, :, None, None]  # (rows, 1, tokens, 1, length)
         np.copyto(scores.reshape(rows, shape.kv_heads, tokens, group, length), -np.inf, where=future)
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
-        scores /= scores.sum(axis=-1, keepdims=True)
-        mixed = (scores @ values).reshape(rows, shape.kv_heads, tokens, group, shape.head_dim)
-        return mixed.transpose(0, 2, 1, 3, 4).reshape(rows, tokens, shape.width)
+        scores *= LEVELS
+        np.rint(scores, out=scores)  # shares in 127ths of the largest: their sums are exact too
+        mixed = (scores @ values) / (scores.sum(axis=-1, keepdims=True) * UNIT)
+        by_head: Floats = mixed.reshape(rows, shape.kv_heads, tokens, group, shape.head_dim).transpose(0, 2, 1, 3, 4)
+        return by_head.reshape(rows, tokens, shape.width)
 
 
 def _groups(tables: list[Ints]) -> list[tuple[Ints, Ints]]:
@@ -190,10 +210,22 @@ def _groups(tables: list[Ints]) -> list[tuple[Ints, Ints]]:
     return groups
 
 
-def _norm(states: Floats) -> Floats:
+def _rounded(states: Floats) -> Matrix:
+    """The states in 8-bit steps, a step per row."""
+    worth: Floats = np.maximum(np.abs(states).max(axis=1, keepdims=True), np.float32(1e-9)) / LEVELS
+    return Matrix(np.rint(states / worth), worth)
+
+
+def _norm(states: Floats) -> Matrix:
     """RMSNorm (Zhang & Sennrich 2019), its gain folded into the matrix that follows."""
-    scale: Floats = 1 / np.sqrt(np.einsum("ij,ij->i", states, states) / states.shape[1] + 1e-6)
-    return states * scale[:, None].astype(np.float32)
+    integers = _rounded(states).integers
+    squares = np.einsum("ij,ij->i", integers, integers)[:, None] / np.float32(states.shape[1])
+    return Matrix(integers, 1 / np.sqrt(squares + np.float32(1e-6)))
+
+
+def _in_units(heads: Floats) -> Floats:
+    rounded: Floats = np.clip(np.rint(heads * UNIT), -LEVELS, LEVELS)
+    return rounded
 
 
 def _rotate(heads: Floats, cos: Floats, sin: Floats) -> Floats:
@@ -202,8 +234,9 @@ def _rotate(heads: Floats, cos: Floats, sin: Floats) -> Floats:
     return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
 
 
-def _matrix(random: np.random.Generator, rows: int, columns: int) -> Floats:
-    return random.standard_normal((rows, columns), np.float32) * np.float32(rows**-0.5)
+def _matrix(random: np.random.Generator, rows: int, columns: int) -> Matrix:
+    integers = _in_units(random.standard_normal((rows, columns), np.float32))
+    return Matrix(integers, np.float32(rows**-0.5) / UNIT * np.ones(1, np.float32))
 
 
 def _embedding(random: np.random.Generator, width: int, language: Language) -> Floats:
@@ -214,7 +247,7 @@ def _embedding(random: np.random.Generator, width: int, language: Language) -> F
     return table
 
 
-def _head(random: np.random.Generator, embedding: Floats, language: Language) -> Floats:
+def _head(random: np.random.Generator, embedding: Floats, language: Language) -> Matrix:
     """The output layer: prefers words whose class may follow the class of the last word; else it is random."""
     width, column = embedding.shape[1], {id_: place for place, id_ in enumerate(language.readable)}
     head = random.standard_normal((width, len(language.readable)), np.float32) * np.float32(width**-0.5)
@@ -223,4 +256,5 @@ def _head(random: np.random.Generator, embedding: Floats, language: Language) ->
         for follower in set(followers):
             weight = CLASS_WEIGHT * (1 + REPEAT_WEIGHT * (followers.count(follower) - 1)) / width
             head[:, [column[id_] for id_ in language.classes[follower]]] += np.float32(weight) * common[:, None]
-    return head
+    worth = np.abs(head).max(keepdims=True)[0] / LEVELS
+    return Matrix(np.rint(head / worth), worth)

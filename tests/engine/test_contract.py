@@ -79,6 +79,7 @@ async def test_what_the_sidecar_sends_is_read_as_it_was_meant() -> None:
         ),
         end_id=2,
         stop_words=((8, 9), (10,)),
+        returns=frozenset({"return_perf_metrics"}),
     )  # fmt: skip
     assert is_stop(arrays(stop_request("tensorrt_llm", "id")))
 
