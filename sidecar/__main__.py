@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-from sidecar import cli, operate
+from sidecar import cli, kafka_commands, operate
 from sidecar.lab.replay import register_replay
 from sidecar.lab.simulate import register_simulate
 
 COMMANDS = (
     cli.register_serve,
+    kafka_commands.register_submit,
+    kafka_commands.register_offsets,
     operate.register_status,
     operate.register_doctor,
     register_simulate,

@@ -24,7 +24,10 @@ class SubmitError(SidecarError):
 
 def read_lines(path: Path) -> list[bytes]:
     """The non-empty lines of a JSONL file. Raises SubmitError for one that is not a JSON object, with its number."""
-    lines = [line.strip() for line in path.read_bytes().splitlines()]
+    try:
+        lines = [line.strip() for line in path.read_bytes().splitlines()]
+    except OSError as error:
+        raise SubmitError(f"cannot read {path}: {error.strerror}") from None
     for number, line in enumerate(lines, start=1):
         if line and not isinstance(_parsed(line), dict):
             raise SubmitError(f"{path}:{number}: not a JSON object: {line[:60]!r}")
