@@ -20,7 +20,7 @@ from engine.parameters import Parameters
 from engine.serving import build_engine
 
 CANCEL_CHECKS_MAX = 8  # per check period, in turn: each is a round trip to the server process (measured: 0.1 ms)
-PIECES_MAX = 4096  # an engine that is faster than the server waits for it
+PIECES_MAX = 128  # an engine faster than the server waits for it; a longer queue would only delay finals
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
