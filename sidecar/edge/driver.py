@@ -155,6 +155,7 @@ class Driver:
         alive.cancelled = True
         self.handle(Cancelled(work_id=work_id))
         if alive.running is None:
+            alive.call.settled(Stopped(work_id=work_id, output_tokens=0), alive.timeline, over=True)
             self._finish(alive, Outcome(outcome="cancelled"))
 
     async def generate(self, work: Work, call: TokenCall) -> Generated:

@@ -9,144 +9,32 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import replace
 from math import inf
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from sidecar.core.events import DeadLetter, Dispatch, Failed, Lost, Reject, RejectReason
-from sidecar.core.work import EndReason, Lane, Work
+from sidecar.core.work import Lane, Work
 from sidecar.edge import wire
+from sidecar.edge.answers import CallerError
 from sidecar.edge.booking import ScheduledModel, work_of
+from sidecar.edge.calls import TokenCall
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import Metadata
 from sidecar.edge.errors import BadRequestError, EngineError
 from sidecar.edge.joined import joined
 from sidecar.edge.outbox import OUTBOX_MAX, Outbox
 from sidecar.edge.passthrough import Passthrough, StreamPassthrough, forwardable
-from sidecar.edge.ports import Terminal, Timeline
+from sidecar.edge.ports import Call
+from sidecar.edge.sliced import sliced_call, token_call
 from sidecar.edge.tracing import CURRENT, Tracing
+from sidecar.edge.whole import Booked, Deliver, Over, WholeCall
 
 LARGE_REQUEST_BYTES = 32_768  # tokenised in a thread: beyond this it would hold up the loop for over 2 ms
-RETRY_HINT = "retry-after-ms"
 REAL_STATUS = "triton_grpc_error"  # the first error ends the stream with its status
-
-_CODES = {
-    RejectReason.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    RejectReason.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
-    RejectReason.TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
-    RejectReason.ENGINE_DOWN: grpc.StatusCode.UNAVAILABLE,
-    RejectReason.EXPIRED: grpc.StatusCode.DEADLINE_EXCEEDED,
-    RejectReason.CLOSING: grpc.StatusCode.UNAVAILABLE,
-}
-
-
-class CallerError(Exception):
-    """What the caller gets instead of a response."""
-
-    def __init__(
-        self, code: grpc.StatusCode, message: str, retry_after_s: float | None = None, *, ran: bool = False
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.ran = ran  # the engine had accepted it
-        self.retry_after_s = retry_after_s
-
-    @property
-    def trailing(self) -> Metadata:
-        """The hint when to try again, if there is one."""
-        if self.retry_after_s is None:
-            return ()
-        return ((RETRY_HINT, str(round(self.retry_after_s * 1000))),)
-
-
-def _refusal(action: Reject | DeadLetter) -> CallerError:
-    if isinstance(action, DeadLetter):
-        code, message = EngineError.parse(action.reason)
-        return CallerError(code, f"given up after {action.attempts} attempts: {message}")
-    message = action.message
-    if action.retry_after_s is not None:
-        message += f"; try again in {action.retry_after_s:g} s"
-    return CallerError(_CODES[action.reason], message, action.retry_after_s)
-
-
-def _failure(event: Terminal) -> CallerError | None:
-    if isinstance(event, Failed):
-        return CallerError(*EngineError.parse(event.reason), ran=True)
-    if isinstance(event, Lost):
-        message = "the connection to the engine broke before the final response"
-        return CallerError(grpc.StatusCode.UNAVAILABLE, message, ran=True)
-    return None
-
-
-class OnlineCall:
-    """A driver's Call for one gRPC request. `deliver` gets each response, `over` the end, each at most once."""
-
-    def __init__(
-        self,
-        request: Any,
-        work: Work,
-        metadata: Metadata,
-        deliver: Callable[[Any], None],
-        over: Callable[[OnlineCall, CallerError | None], None],
-    ) -> None:
-        self.work = work
-        self.caller_id = request.id
-        self.metadata = metadata
-        self.stop_wanted = False  # the engine sees all of it
-        self.reused_blocks = None  # nothing of ours is resumed
-        self._request = request
-        self._deliver = deliver
-        self._over = over
-        self._wants_empty_final = request.parameters[wire.EMPTY_FINAL].bool_param
-        # Offline work may be run anew after a failure, so nothing of it is delivered before it is over.
-        self._held: list[Any] | None = [] if work.lane is Lane.OFFLINE else None
-        self._end_id = wire.scalar(request, "end_id", None)
-        self._last: Any = None  # response with data
-
-    def request(self, dispatch: Dispatch, request_id: str) -> Any:
-        """The caller's request as it came, under our id."""
-        del dispatch  # the whole output is asked for at once
-        self._request.id = request_id
-        if self._held:
-            self._held.clear()
-        return self._request
-
-    def receive(self, response: Any) -> int:
-        """Pass it on under the caller's id; a final response without data only if the caller asked for such."""
-        answer = response.infer_response
-        answer.id = self.caller_id
-        tokens = wire.output_tokens(answer)
-        if tokens:
-            self._last = answer
-        elif not self._wants_empty_final and not answer.outputs:
-            return 0
-        if self._held is None:
-            self._deliver(response)
-        else:
-            self._held.append(response)
-        return tokens
-
-    def ended_by(self) -> EndReason | None:
-        """The end id, where the caller named one and asked for ids; otherwise the driver goes by the counts."""
-        ids = None if self._end_id is None or self._last is None else wire.output_values(self._last, "output_ids")
-        return EndReason.END_ID if ids and ids[-1] == self._end_id else None
-
-    def settled(self, event: Terminal, timeline: Timeline, *, over: bool) -> None:
-        """Tell the caller, once there is nothing more to come."""
-        del timeline
-        if not over:
-            return
-        failure = _failure(event)
-        for response in self._held or () if failure is None else ():
-            self._deliver(response)
-        self._over(self, failure)
-
-    def refused(self, action: Reject | DeadLetter) -> None:
-        """Tell the caller why."""
-        self._over(self, _refusal(action))
 
 
 class Online:
@@ -175,22 +63,22 @@ class Online:
         found: list[Any] = []
         done: asyncio.Future[CallerError | None] = asyncio.get_running_loop().create_future()
 
-        def over(call: OnlineCall, error: CallerError | None) -> None:
-            self.forget(peer, call)
+        def over(booked: Booked, error: CallerError | None) -> None:
+            self.forget(peer, booked)
             if not done.done():
                 done.set_result(error)
 
-        call = None
+        booked = None
         try:
             if self.stops(request, peer):
                 return wire.InferResponse(model_name=request.model_name, id=request.id)
-            call = await self.begin(request, peer, context, found.append, over)
+            booked = await self.begin(request, peer, context, found.append, over)
             error = await done
         except CallerError as refusal:
             error = refusal
         finally:  # also when the caller is gone
-            if call is not None:
-                self._driver.cancel(call.work.id)
+            if booked is not None:
+                self._driver.cancel(booked.work_id)
         if error is not None:
             await context.abort(error.code, str(error), error.trailing)
         return joined([each.infer_response for each in found])
@@ -204,7 +92,7 @@ class Online:
                 await stream.outbox.finished()
                 reader.cancel()
         finally:  # the caller is gone, or all is answered; either way nothing of this stream goes on
-            self.abandon(stream.calls)
+            self.abandon(stream.open)
         if stream.status is not None:
             await context.abort(stream.status.code, str(stream.status), stream.status.trailing)
 
@@ -212,38 +100,40 @@ class Online:
         """True if requests for this model go through the scheduler."""
         return model in self._models
 
-    async def begin(
-        self,
-        request: Any,
-        peer: str,
-        context: Any,
-        deliver: Callable[[Any], None],
-        over: Callable[[OnlineCall, CallerError | None], None],
-    ) -> OnlineCall:
+    async def begin(self, request: Any, peer: str, context: Any, deliver: Deliver, over: Over) -> Booked:
         """The request is with the scheduler, and `over` may already have been called. Raises CallerError."""
         model = self._models[request.model_name]
         metadata = context.invocation_metadata() or ()
         try:
             (await self._passthrough.schema(model.name)).check(request)
+            arguments = (request, model, metadata, context.time_remaining())
             if request.ByteSize() > LARGE_REQUEST_BYTES:
-                work = await asyncio.to_thread(self._work, request, model, metadata, context.time_remaining())
+                work, tokens = await asyncio.to_thread(self._work, *arguments)
             else:
-                work = self._work(request, model, metadata, context.time_remaining())
-        except BadRequestError as error:
+                work, tokens = self._work(*arguments)
+        except (BadRequestError, EngineError) as error:
             raise CallerError(error.code, str(error)) from None
-        except EngineError as error:
-            raise CallerError(error.code, str(error)) from None
-        call = OnlineCall(request, work, forwardable(metadata), deliver, over)
-        self._running[peer, call.caller_id].add(work.id)
+        if tokens is not None:
+            booked, call = sliced_call(request, work, tokens, model, deliver, over)
+            self._arrive(peer, booked, work, call)
+            return booked
+        whole = WholeCall(request, work, forwardable(metadata), deliver, over)
+        self._arrive(peer, whole.booked, work, whole)
+        return whole.booked
+
+    def _arrive(self, peer: str, booked: Booked, work: Work, call: Call) -> None:
+        self._running[peer, booked.caller_id].add(work.id)
         if self._tracing is not None and (trace := CURRENT.get()) is not None:
             self._tracing.adopt(work.id, trace)
         self._driver.arrive(work, call)
-        return call
 
-    def _work(self, request: Any, model: ScheduledModel, metadata: Metadata, remaining_s: float | None) -> Work:
+    def _work(
+        self, request: Any, model: ScheduledModel, metadata: Metadata, remaining_s: float | None
+    ) -> tuple[Work, TokenCall | None]:
+        """The request as work, and by token ids if it can run in slices."""
         asked: Mapping[str, str] = {key: value for key, value in metadata if isinstance(value, str)}
         now_s = self._driver.now_s
-        return work_of(
+        work = work_of(
             request,
             model,
             asked,
@@ -251,6 +141,8 @@ class Online:
             arrived_s=now_s,
             deadline_s=inf if remaining_s is None else now_s + remaining_s,
         )
+        tokens = token_call(request, model) if work.lane is Lane.OFFLINE else None
+        return work if tokens is None else replace(work, resumable=True), tokens
 
     def stops(self, request: Any, peer: str) -> bool:
         """True if `request` is a stop; the caller's requests of that id are then being stopped."""
@@ -265,17 +157,17 @@ class Online:
             self._driver.cancel(work_id)
         return True
 
-    def abandon(self, calls: Iterable[OnlineCall]) -> None:
+    def abandon(self, open_requests: Iterable[Booked]) -> None:
         """Nobody waits for these any more."""
-        for call in tuple(calls):
-            self._driver.cancel(call.work.id)
+        for booked in tuple(open_requests):
+            self._driver.cancel(booked.work_id)
 
-    def forget(self, peer: str, call: OnlineCall) -> None:
-        """`call` can no longer be stopped."""
-        works = self._running[peer, call.caller_id]
-        works.discard(call.work.id)
+    def forget(self, peer: str, booked: Booked) -> None:
+        """This request can no longer be stopped."""
+        works = self._running[peer, booked.caller_id]
+        works.discard(booked.work_id)
         if not works:
-            del self._running[peer, call.caller_id]
+            del self._running[peer, booked.caller_id]
 
 
 class _CallerStream:
@@ -283,7 +175,7 @@ class _CallerStream:
 
     def __init__(self, online: Online, passthrough: Passthrough, context: Any) -> None:
         self.outbox = Outbox(context)
-        self.calls: set[OnlineCall] = set()
+        self.open: set[Booked] = set()
         self.status: CallerError | None = None
         self._online = online
         self._passthrough = passthrough
@@ -308,35 +200,34 @@ class _CallerStream:
         self._close_if_done()
 
     async def _begin(self, request: Any) -> None:
-        caller_id = request.id
-        begun: OnlineCall | None = None
+        caller_id, model_name = request.id, request.model_name  # the request itself is about to get another id
         ended = False
 
-        def over(call: OnlineCall, error: CallerError | None) -> None:
+        def over(booked: Booked, error: CallerError | None) -> None:
             nonlocal ended
             ended = True
-            self._online.forget(self.peer, call)
-            self.calls.discard(call)
+            self._online.forget(self.peer, booked)
+            self.open.discard(booked)
             if error is not None:
-                self._answer_error(caller_id, error, request.model_name)
+                self._answer_error(caller_id, error, model_name)
             self._close_if_done()
 
         try:
             if self._online.stops(request, self.peer):
                 self._answer_stop(request)
                 return
-            begun = await self._online.begin(request, self.peer, self._context, self._deliver, over)
+            booked = await self._online.begin(request, self.peer, self._context, self._deliver, over)
         except CallerError as error:
-            self._answer_error(caller_id, error, request.model_name)
+            self._answer_error(caller_id, error, model_name)
             return
         if not ended:
-            self.calls.add(begun)
+            self.open.add(booked)
 
     def _deliver(self, response: Any) -> None:
         self.outbox.put(response.SerializeToString())
         if self.outbox.full and self.status is None:
             self._end(CallerError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{OUTBOX_MAX} responses wait to be read"))
-            self._online.abandon(self.calls)
+            self._online.abandon(self.open)
 
     def _answer_error(self, caller_id: str, error: CallerError, model_name: str) -> None:
         if self._real_status:
@@ -351,16 +242,12 @@ class _CallerStream:
 
     def _answer_stop(self, request: Any) -> None:
         if request.parameters[wire.EMPTY_FINAL].bool_param:
-            answer = wire.StreamResponse()
-            answer.infer_response.model_name = request.model_name
-            answer.infer_response.id = request.id
-            answer.infer_response.parameters[wire.FINAL].bool_param = True
-            self.outbox.put(answer.SerializeToString())
+            self.outbox.put(wire.empty_final(request.model_name, request.id).SerializeToString())
 
     async def _pass_on(self, request: Any, tasks: asyncio.TaskGroup) -> None:
         """Requests of models that are not scheduled share one upstream stream, which keeps Triton's order rules."""
         if self._others is None:
-            self._others = self._passthrough.stream(self._context, self.outbox.put)
+            self._others = self._passthrough.stream(self._context, self.outbox)
             tasks.create_task(self._pump(self._others), name=f"pass on {self.peer}")
         await self._others.write(request)
 
@@ -377,5 +264,5 @@ class _CallerStream:
         self.outbox.close()
 
     def _close_if_done(self) -> None:
-        if self._half_closed and not self.calls and self._others is None:
+        if self._half_closed and not self.open and self._others is None:
             self.outbox.close()

@@ -5,7 +5,7 @@ Metadata passes both ways (restricted protocols and trace parents depend on it),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from sidecar.edge.engine_client import SERVICE, EngineClient, Metadata
 from sidecar.edge.errors import EngineError
+from sidecar.edge.outbox import Outbox
 from sidecar.edge.schema import ModelSchema
 
 PASSED_THROUGH = (
@@ -75,19 +76,19 @@ class Passthrough:
             raise  # abort has raised already
         return answer
 
-    def stream(self, context: Any, deliver: Callable[[Any], None]) -> StreamPassthrough:
+    def stream(self, context: Any, outbox: Outbox) -> StreamPassthrough:
         """One upstream stream for the requests of one caller that are not scheduled."""
         method = self.engine().raw_stream(f"/{SERVICE}/ModelStreamInfer")
         call = method(metadata=forwardable(context.invocation_metadata()), timeout=context.time_remaining())
-        return StreamPassthrough(call, deliver)
+        return StreamPassthrough(call, outbox)
 
 
 class StreamPassthrough:
-    """A stream to Triton whose responses are delivered as bytes."""
+    """A stream to Triton whose responses go to the outbox as they are."""
 
-    def __init__(self, call: Any, deliver: Callable[[Any], None]) -> None:
+    def __init__(self, call: Any, outbox: Outbox) -> None:
         self._call = call
-        self._deliver = deliver
+        self._outbox = outbox
 
     async def write(self, request: Any) -> None:
         """Send one request; an error of the stream shows in `pump`."""
@@ -102,7 +103,8 @@ class StreamPassthrough:
         """Deliver until the stream ends; the error it ended with, if any."""
         try:
             while (raw := await self._call.read()) is not grpc.aio.EOF:
-                self._deliver(raw)
+                self._outbox.put(raw)
+                await self._outbox.room()  # a slow reader slows Triton's stream, as it would without us
         except grpc.aio.AioRpcError as error:
             return EngineError(error.details() or "", error.code())
         finally:

@@ -106,6 +106,21 @@ def output_values(response: Any, name: str) -> tuple[Any, ...] | None:
     return None
 
 
+def add_output(answer: Any, name: str, datatype: str, values: Sequence[Any], shape: Sequence[int]) -> None:
+    """A ModelStreamInferResponse carries one more output, as raw bytes."""
+    answer.infer_response.outputs.add(name=name, datatype=datatype, shape=shape)
+    answer.infer_response.raw_output_contents.append(pack(datatype, values))
+
+
+def empty_final(model_name: str, request_id: str) -> Any:
+    """A ModelStreamInferResponse without data after which nothing follows for this request."""
+    answer = StreamResponse()
+    answer.infer_response.model_name = model_name
+    answer.infer_response.id = request_id
+    answer.infer_response.parameters[FINAL].bool_param = True
+    return answer
+
+
 def is_final(response: Any) -> bool:
     """True if no further response follows for this request."""
     return FINAL in response.parameters and response.parameters[FINAL].bool_param

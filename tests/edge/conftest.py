@@ -86,6 +86,7 @@ async def running_sidecar(
         online = Online(driver, models, passthrough, tracing)
         server, port = build_server("127.0.0.1:0", online, passthrough, metrics, tracing)
         await server.start()
+        stack.push_async_callback(server.stop, None)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(driver.run(), name="driver")
             for name in tritons:
@@ -95,7 +96,6 @@ async def running_sidecar(
             async with grpc.aio.insecure_channel(address) as channel:
                 yield Sidecar(driver=driver, metrics=metrics, channel=channel, address=address)
             driver.close()
-        await server.stop(None)
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ _INPUTS = {
         ("stop_words_list", "TYPE_INT32", [2, -1], True),
         ("streaming", "TYPE_BOOL", [1], True),
         ("exclude_input_in_output", "TYPE_BOOL", [1], True),
+        ("repetition_penalty", "TYPE_FP32", [1], True),
+        ("return_perf_metrics", "TYPE_BOOL", [1], True),
         ("stop", "TYPE_BOOL", [1], True),
     ),
     "ensemble": (

@@ -292,15 +292,65 @@ async def test_a_request_for_the_offline_lane_is_booked_there(sidecar: Sidecar, 
     assert wire.output_values(await answer, "output_ids") == (3,)
 
 
-async def test_an_offline_call_that_failed_midway_delivers_only_the_attempt_that_succeeded(triton: FakeTriton) -> None:
-    settings = SchedulerSettings(retry_backoff_s=0.001, window_ms=0)
+async def test_an_offline_call_runs_in_slices_and_is_answered_once_in_whole(triton: FakeTriton) -> None:
+    settings = SchedulerSettings(slice_tokens=2, slice_tokens_busy=2, window_ms=0)
     async with running_sidecar({"e0": triton}, scheduler=settings) as sidecar:
-        request = ids_request("u")
+        request = ids_request("mine", output=4)
+        wire.add_tensor(request, "stop_words_list", "INT32", (9, 8, 1, 2), (1, 2, 2))
         request.parameters["x-lane"].string_param = "offline"
         call = sidecar.stream()
         await call.write(request)
         await call.done_writing()
         first = await triton.next()
+        assert (first.input("input_ids"), first.input("request_output_len")) == ((1, 2, 3), (2,))
+        assert first.input("stop_words_list") == (9, 8, 1, 2)
+        first.tokens(4, 5, final=True)
+        second = await triton.next()
+        assert (second.input("input_ids"), second.input("request_output_len")) == ((1, 2, 3, 4, 5), (2,))
+        second.tokens(6, 7, final=True)
+        answers = await read_all(call)
+        assert [(each.infer_response.id, ids_of(each)) for each in answers] == [("mine", (4, 5, 6, 7))]
+        assert wire.is_final(answers[0].infer_response)
+
+
+async def test_an_offline_call_that_the_engine_refuses_is_told_why(sidecar: Sidecar, triton: FakeTriton) -> None:
+    answer = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse, metadata=(("x-lane", "offline"),))
+    (await triton.next()).error("input 'temperature' must be positive")
+    code, message, _ = await status_of(answer)
+    assert (code, message) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "given up after 1 attempts: input 'temperature' must be positive",
+    )
+
+
+async def test_a_stop_ends_a_request_that_still_waits_with_an_empty_final(triton: FakeTriton) -> None:
+    async with running_sidecar({"e0": triton}, slots=1) as sidecar:
+        call = sidecar.stream()
+        await call.write(ids_request("runs"))
+        running = await triton.next()
+        waiting = ids_request("waits")
+        waiting.parameters[wire.EMPTY_FINAL].bool_param = True
+        await call.write(waiting)
+        await call.write(stop_request("tensorrt_llm", "waits"))
+        final = await call.read()
+        assert (final.infer_response.id, wire.is_final(final.infer_response)) == ("waits", True)
+        await call.done_writing()
+        running.tokens(1, final=True)
+        assert (await call.read()).infer_response.id == "runs"
+        assert await call.read() is grpc.aio.EOF
+
+
+async def test_an_offline_call_that_failed_midway_delivers_only_the_attempt_that_succeeded(triton: FakeTriton) -> None:
+    settings = SchedulerSettings(retry_backoff_s=0.001, window_ms=0)
+    async with running_sidecar({"e0": triton}, scheduler=settings) as sidecar:
+        request = ids_request("u")
+        wire.add_tensor(request, "repetition_penalty", "FP32", (1.5,), (1, 1))  # so it cannot be sliced
+        request.parameters["x-lane"].string_param = "offline"
+        call = sidecar.stream()
+        await call.write(request)
+        await call.done_writing()
+        first = await triton.next()
+        assert first.input("repetition_penalty") == (1.5,)
         first.tokens(1)
         first.error("Stub process 'x' is not healthy.")
         second = await triton.next()

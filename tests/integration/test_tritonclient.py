@@ -117,6 +117,15 @@ async def test_unary_infer_works_although_the_models_are_decoupled(sidecar: Serv
     assert whole.as_numpy("text_output").ravel()[0] == joined.as_numpy("text_output").ravel()[0] != b""
 
 
+async def test_the_offline_lane_answers_with_the_same_text_in_one_piece(sidecar: Server) -> None:
+    inputs = text_inputs("the train to the coast", 24, stream=False)
+    async with aio_client.InferenceServerClient(sidecar.listen) as client:
+        online = await client.infer("ensemble", inputs)
+        offline = await client.infer("ensemble", inputs, headers={"x-lane": "offline"})
+    text = offline.as_numpy("text_output").ravel()[0].decode()
+    assert text.strip() == online.as_numpy("text_output").ravel()[0].decode().strip() != ""
+
+
 async def test_one_bad_request_of_a_stream_leaves_its_neighbour_alone(sidecar: Server) -> None:
     bad = {"model_name": "tensorrt_llm", "inputs": ids_inputs([5, END_OF_PROMPT], 4)[:2], "request_id": "bad"}
     good = {"model_name": "tensorrt_llm", "inputs": ids_inputs([5, END_OF_PROMPT], 4), "request_id": "good"}

@@ -1,0 +1,90 @@
+"""A caller's request that goes to the engine as it came, under an id of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sidecar.core.events import DeadLetter, Dispatch, Reject
+from sidecar.core.work import EndReason, Lane, Work
+from sidecar.edge import answers, wire
+from sidecar.edge.answers import CallerError
+from sidecar.edge.engine_client import Metadata
+from sidecar.edge.ports import Terminal, Timeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Booked:
+    """A request that is with the scheduler, as its caller's stream knows it."""
+
+    work_id: str
+    caller_id: str
+
+
+Deliver = Callable[[Any], None]  # a ModelStreamInferResponse
+Over = Callable[[Booked, CallerError | None], None]  # called once, after all that is delivered
+
+
+class WholeCall:
+    """A driver's Call for one gRPC request."""
+
+    def __init__(self, request: Any, work: Work, metadata: Metadata, deliver: Deliver, over: Over) -> None:
+        self.booked = Booked(work_id=work.id, caller_id=request.id)
+        self.metadata = metadata
+        self.stop_wanted = False  # the engine sees all of it
+        self.reused_blocks = None  # nothing of ours is resumed
+        self._request = request
+        self._deliver = deliver
+        self._over = over
+        self._wants_empty_final = request.parameters[wire.EMPTY_FINAL].bool_param
+        # Offline work may be run anew after a failure, so nothing of it is delivered before it is over.
+        self._held: list[Any] | None = [] if work.lane is Lane.OFFLINE else None
+        self._end_id = wire.scalar(request, "end_id", None)
+        self._last: Any = None  # response with data
+        self._dispatched = False
+
+    def request(self, dispatch: Dispatch, request_id: str) -> Any:
+        """The caller's request as it came, under our id."""
+        del dispatch  # the whole output is asked for at once
+        self._dispatched = True
+        self._request.id = request_id
+        if self._held:
+            self._held.clear()
+        return self._request
+
+    def receive(self, response: Any) -> int:
+        """Pass it on under the caller's id; a final response without data only if the caller asked for such."""
+        answer = response.infer_response
+        answer.id = self.booked.caller_id
+        tokens = wire.output_tokens(answer)
+        if tokens:
+            self._last = answer
+        elif not self._wants_empty_final and not answer.outputs:
+            return 0
+        if self._held is None:
+            self._deliver(response)
+        else:
+            self._held.append(response)
+        return tokens
+
+    def ended_by(self) -> EndReason | None:
+        """The end id, where the caller named one and asked for ids; otherwise the driver goes by the counts."""
+        ids = None if self._end_id is None or self._last is None else wire.output_values(self._last, "output_ids")
+        return EndReason.END_ID if ids and ids[-1] == self._end_id else None
+
+    def settled(self, event: Terminal, timeline: Timeline, *, over: bool) -> None:
+        """Tell the caller, once there is nothing more to come."""
+        del timeline
+        if not over:
+            return
+        failure = answers.failed(event)
+        for response in self._held or () if failure is None else ():
+            self._deliver(response)
+        if not self._dispatched and self._wants_empty_final:  # stopped while it waited
+            self._deliver(wire.empty_final(self._request.model_name, self.booked.caller_id))
+        self._over(self.booked, failure)
+
+    def refused(self, action: Reject | DeadLetter) -> None:
+        """Tell the caller why."""
+        self._over(self.booked, answers.refused(action))
