@@ -10,6 +10,7 @@ from math import inf
 from sidecar.core.arrivals import ArrivalRate, poisson_quantile, worth_waiting
 from sidecar.core.item import Item
 from sidecar.core.ledger import Ledger
+from sidecar.core.pacing import PrefillPacing
 from sidecar.core.preemption import candidates, cheapest_first, is_ending, until_free
 from sidecar.core.reservation import Reservation
 from sidecar.core.settings import EngineSettings, SchedulerSettings
@@ -18,7 +19,7 @@ from sidecar.core.window import FreeSlots
 from sidecar.core.work import GrantKind, Lane
 from sidecar.core.yielding import Yielding
 
-HEADROOM_VALID_S = 1.0  # sized headroom is looked at anew after so long
+FRESH_S = 1.0  # what follows from the rate of arrivals is looked at anew after so long
 WEIGHT = 0.1  # of one more sample in a running mean
 
 
@@ -64,6 +65,7 @@ class Engine:
     ledger: Ledger
     slices: Slices
     yielding: Yielding
+    pacing: PrefillPacing
     arrivals: ArrivalRate  # of its model, shared by the model's engines
     counts: Counts = field(default_factory=Counts)
     up: bool = False
@@ -76,8 +78,10 @@ class Engine:
     limit_binding: Limit = Limit.DOWN
     stop_s: float = 0.03  # from a stop to the free slot: running mean
     gap_s: float = 0.025  # between two tokens of a stream: running mean
+    prefill_next_s: float = -inf  # when pacing allows the next piece of an offline prompt
+    fresh_until_s: float = -inf  # the next two hold until then
     headroom: int = 0
-    headroom_until_s: float = -inf
+    piece_tokens: int = 0  # of an offline prompt, per dispatch and per iteration; 0 = whole prompts
 
     @classmethod
     def of(cls, engine: EngineSettings, scheduler: SchedulerSettings, arrivals: ArrivalRate) -> Engine:
@@ -88,8 +92,9 @@ class Engine:
             free=FreeSlots(engine.slots),
             reservation=Reservation(scheduler.reservation_every, scheduler.reservation_turns_max),
             ledger=Ledger.of(engine, scheduler),
-            slices=Slices(scheduler.slice_tokens, scheduler.slice_tokens_busy, scheduler.prefill_slice_tokens),
+            slices=Slices(scheduler.slice_tokens, scheduler.slice_tokens_busy),
             yielding=Yielding(engine.yield_rows, scheduler.yield_hold_ms / 1000),
+            pacing=PrefillPacing(),
             arrivals=arrivals,
         )
 
@@ -128,13 +133,13 @@ class Engine:
             return Limit.SLOTS
         if slots > free - ledger.foreign_slots or offline + slots > ledger.offline_slots_max:
             return Limit.FOREIGN
-        if slots > free - self.headroom_slots(now_s):
-            return Limit.HEADROOM
         if offline + slots > self.yielding.rows_max(self.in_use[Lane.ONLINE], now_s):
             return Limit.YIELD
+        if slots > free - self.headroom_slots(now_s):
+            return Limit.HEADROOM
         if not self._kv_allows(item):
             return Limit.KV
-        if not self._prefill_allows(item):
+        if not self._prefill_allows(item, now_s):
             return Limit.PREFILL
         return Limit.WINDOW if slots > self.free.ripe(now_s) else Limit.NONE
 
@@ -156,16 +161,27 @@ class Engine:
             return [] if ripe_s is None else [ripe_s]
         if self.limit_binding is Limit.YIELD:
             return [self.yielding.until_s]
-        return [self.headroom_until_s] if self.limit_binding is Limit.HEADROOM else []
+        if self.limit_binding is Limit.PREFILL:
+            return [self.prefill_next_s]
+        sized = self.limit_binding is Limit.HEADROOM and self.headroom > self.settings.slots_online_min
+        return [self.fresh_until_s] if sized else []
 
     def headroom_slots(self, now_s: float) -> int:
         """Slots kept free for the next online arrivals: as set, or as many as arrive while one comes free."""
-        if now_s >= self.headroom_until_s:
-            most = int(self.scheduler.headroom_share_max * self.settings.slots)
-            expected = poisson_quantile(self.arrivals.per_s(now_s) * self.stop_s) if most else 0
-            self.headroom = max(self.settings.slots_online_min, min(most, expected))
-            self.headroom_until_s = now_s + HEADROOM_VALID_S if most else inf
+        self._refresh(now_s)
         return self.headroom
+
+    def _refresh(self, now_s: float) -> None:
+        """Look anew, once per second, at what follows from the rate of arrivals."""
+        if now_s < self.fresh_until_s:
+            return
+        self.fresh_until_s = now_s + FRESH_S
+        most = int(self.scheduler.headroom_share_max * self.settings.slots)
+        expected = poisson_quantile(self.arrivals.per_s(now_s) * self.stop_s) if most else 0
+        self.headroom = max(self.settings.slots_online_min, min(most, expected))
+        self.piece_tokens = self.settings.piece_tokens
+        if self.scheduler.prefill_adaptive:
+            self.piece_tokens = int(self.piece_tokens * self.arrivals.calm(now_s))
 
     def window_s(self, now_s: float) -> float:
         """How long a slot that comes free now waits for online."""
@@ -181,22 +197,34 @@ class Engine:
         guard = ledger.guard_tokens(self.headroom) if ledger.kv_tokens else 0.0  # an idle engine has no one to guard
         return self.kv_need(item) <= ledger.kv_tokens_free - guard
 
-    def _prefill_allows(self, item: Item) -> bool:
-        """At most so many offline prompt tokens in prefill at a time, or a single prompt of any length."""
+    def _prefill_allows(self, item: Item, now_s: float) -> bool:
+        """A piece per iteration, and only so many offline prompt tokens in prefill at a time, or a single prompt."""
         uncached = self.uncached_tokens(item)
         long = self.scheduler.long_prompt_tokens
         if long and uncached > long and self.in_use[Lane.ONLINE]:
             return False
+        self._refresh(now_s)
+        piece = min(uncached, self.piece_tokens) if self.splits(item) else uncached
         ahead, bound = self.ledger.prefill_tokens[Lane.OFFLINE], self.scheduler.offline_prefill_tokens
-        return not bound or not ahead or ahead + self._next_prefill(item, uncached) <= bound
+        if bound and ahead and ahead + piece > bound:
+            return False
+        self.prefill_next_s = -inf
+        if self.pacing.allows(piece, self.piece_tokens, now_s, self.gap_s):
+            return True
+        self.prefill_next_s = self.pacing.next_s(piece, self.piece_tokens, self.gap_s)
+        return False
 
     def uncached_tokens(self, item: Item) -> int:
         """What of its context the engine will have to compute, as far as we can tell; at least 1."""
         return max(1, item.context_tokens - int(self._expected_reuse(item) * self.slices.hit))
 
-    def _next_prefill(self, item: Item, uncached: int) -> int:
-        prompt_tokens = self.slices.prompt_tokens(item, self._expected_reuse(item))
-        return uncached if prompt_tokens is None else self.scheduler.prefill_slice_tokens
+    def splits(self, item: Item) -> bool:
+        """True if the prompt of `item` may be computed piece by piece: its pieces are found again in the cache."""
+        return bool(self.piece_tokens) and item.work.resumable and self.slices.factor > 0
+
+    def remembers(self, item: Item) -> bool:
+        """True if the KV cache should still hold the context of `item`, so that it can go on at once."""
+        return self._expected_reuse(item) > 0
 
     def _expected_reuse(self, item: Item) -> int:
         return item.cached_tokens if item.cached_on is self else 0
@@ -247,17 +275,22 @@ class Engine:
             self.residents[item.work.id] = item
         self.in_use[lane] += slots
         self.counts.grants[kind] += 1
-        if item.fills_cache:
-            self.ledger.hold(item, (item.prompt_tokens or 0) + 1, self.scheduler.prefill_slice_tokens)
+        if item.prompt_tokens is not None:
+            uncached = self.piece_tokens
+            self.ledger.hold(item, item.prompt_tokens + 1, uncached)
         else:
             self.ledger.hold(item, item.context_tokens + item.budget_tokens, uncached)
+        if lane is Lane.OFFLINE:
+            self.pacing.take(uncached if self.piece_tokens else 0)
 
     def _size(self, item: Item, kind: GrantKind) -> None:
         """A turn is worth a whole slice; otherwise the prompt may come first, in pieces."""
         item.budget_tokens = self.slices.output_tokens(item, online_resident=self.in_use[Lane.ONLINE] > 0)
-        if kind is not GrantKind.RESERVED:
-            item.prompt_tokens = self.slices.prompt_tokens(item, item.expected_reuse)
-            if item.fills_cache:
+        if kind is GrantKind.RESERVED:
+            item.budget_tokens = min(item.budget_tokens, self.scheduler.turn_tokens or item.budget_tokens)
+        else:
+            if self.splits(item) and item.context_tokens - item.expected_reuse > self.piece_tokens:
+                item.prompt_tokens = item.expected_reuse + self.piece_tokens
                 item.budget_tokens = 1
 
     def drain(self, item: Item) -> None:

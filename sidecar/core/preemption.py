@@ -17,14 +17,17 @@ def is_ending(item: Item, soon_tokens: int) -> bool:
 
 
 def candidates(residents: Iterable[Item], soon_tokens: int, sticky_after: int | None) -> list[Item]:
-    """The slices that may be stopped; `sticky_after` = None where yielding spares nobody."""
+    """The slices that may be stopped; `sticky_after` = None where yielding spares nobody.
+
+    Who yields also drops a piece of a prompt: in the engine's queue it would join the arrival's own iteration.
+    """
     return [
         item
         for item in residents
         if item.state is State.RUNNING
         and item.work.resumable
         and not item.turn
-        and not is_ending(item, soon_tokens)
+        and (not is_ending(item, soon_tokens) or (sticky_after is None and item.fills_cache))
         and (sticky_after is None or item.preemptions < sticky_after)
     ]
 

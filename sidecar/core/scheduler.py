@@ -213,6 +213,11 @@ class Scheduler:
             engine.limit_binding = Limit.NO_OFFLINE
             return False
         engine.limit_binding = limit = engine.limit(offline, self._now_s)
+        if limit is Limit.YIELD and engine.reservation.due and engine.remembers(offline) and engine.fits(offline):
+            # Offline is kept waiting by resident online work. To take the turn now costs that work one row; at the next
+            # arrival it would cost a prefill beside the arrival's own.
+            self._grant(pool, engine, offline, GrantKind.RESERVED, contended=True)
+            return True
         if limit is not Limit.NONE:
             return False
         self._grant(pool, engine, offline, GrantKind.RESUME if offline.generated_tokens else GrantKind.BACKFILL)

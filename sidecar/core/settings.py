@@ -43,6 +43,7 @@ class EngineSettings:
     kv_tokens: int = 0  # the KV cache, in tokens; 0 = as the engine's gauges say, or unbounded without gauges
     kv_block_tokens: int = 32  # the engine reserves whole blocks (TensorRT-LLM's tokens_per_block)
     yield_rows: int | None = None  # rows that offline keeps while online is resident; None = it never yields
+    prefill_slice_tokens: int | None = None  # ids of an offline prompt per dispatch; 0 = all at once, None = by width
 
     def __post_init__(self) -> None:
         require(self.slots >= 1, f"engine {self.name}: slots must be >= 1, not {self.slots}")
@@ -52,6 +53,8 @@ class EngineSettings:
         )
         require(self.tokens_max >= 2, f"engine {self.name}: tokens_max must be >= 2, not {self.tokens_max}")
         require(self.lost_hold_s >= 0, f"engine {self.name}: lost_hold_s must be >= 0, not {self.lost_hold_s}")
+        piece = self.prefill_slice_tokens
+        require(piece is None or piece >= 0, f"engine {self.name}: prefill_slice_tokens must be >= 0, not {piece}")
         require(self.kv_tokens >= 0, f"engine {self.name}: kv_tokens must be >= 0, not {self.kv_tokens}")
         require(
             self.kv_block_tokens >= 1, f"engine {self.name}: kv_block_tokens must be >= 1, not {self.kv_block_tokens}"
@@ -60,6 +63,14 @@ class EngineSettings:
             self.yield_rows is None or 0 <= self.yield_rows <= self.slots,
             f"engine {self.name}: yield_rows must be in 0..{self.slots}, not {self.yield_rows}",
         )
+
+    @property
+    def piece_tokens(self) -> int:
+        """Ids of an offline prompt per dispatch and iteration. Many rows ask for a steady stream of small pieces; with
+        few, pieces cost a part of the harvest, because each holds a slot for two iterations (both simulated)."""
+        if self.prefill_slice_tokens is not None:
+            return self.prefill_slice_tokens
+        return 96 if self.slots > 16 else 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +86,20 @@ class SchedulerSettings:
     ttft_objective_ms: float = 500.0  # online: arrival to first token
     window_ms: float = 15.0  # a freed slot waits this long for online work (the measured origin's value)
     window_adaptive: bool = True  # no window where it would hardly ever meet an arrival
-    headroom_share_max: float = 0.05  # sized headroom takes at most this share of an engine: 3 of 64 slots, none of 8
+    headroom_share_max: float = 0.125  # sized headroom takes at most this share of an engine: one slot of 8
     slice_tokens: int = 256  # an offline item runs in slices of so many output tokens; 0 = in one piece
     slice_tokens_busy: int = 128  # while online is resident
+    turn_tokens: int = 32  # of a turn, which nothing stops: a long one would stand in the way of the next arrivals
     preempt: bool = True  # stop an offline slice when online waits for its slot
     preempt_max: int = 4  # slices of one engine that are being stopped at a time
     preempt_quantum_tokens: int = 16  # a slice that gave fewer is a victim only if there is no other
     preempt_sticky_after: int = 3  # an item preempted so often is not preempted again (it may still have to yield)
-    yield_hold_ms: float = 200.0  # after online left, go on yielding so long if the next arrival is expected by then
+    yield_hold_ms: float = 1000.0  # after online left, go on yielding so long if the next arrival is expected by then
     offline_prefill_tokens: int = 512  # prompt tokens of offline work in prefill at a time, or one prompt of any length
-    prefill_slice_tokens: int = 0  # fill the cache with so many ids of an offline prompt per dispatch; 0 = all at once
+    prefill_slice_tokens: int = (
+        128  # fill the cache with so many ids of an offline prompt per dispatch; 0 = all at once
+    )
+    prefill_adaptive: bool = True  # smaller pieces in a burst of arrivals, larger ones in a lull
     long_prompt_tokens: int = 0  # offline prompts above it start only while no online is resident; 0 = all may
     kv_guard_share_min: float = 0.05  # of the KV cache is left to online's growth
     kv_guard_share_max: float = 0.30
@@ -115,8 +130,15 @@ class SchedulerSettings:
         )
         require(0 <= self.headroom_share_max <= 1, f"headroom_share_max must be in 0..1, not {self.headroom_share_max}")
         for name in (
-            *("slice_tokens", "slice_tokens_busy", "preempt_quantum_tokens", "preempt_sticky_after", "preempt_max"),
-            *("yield_hold_ms", "offline_prefill_tokens", "prefill_slice_tokens", "long_prompt_tokens"),
+            *(
+                "slice_tokens",
+                "slice_tokens_busy",
+                "turn_tokens",
+                "preempt_quantum_tokens",
+                "preempt_sticky_after",
+                "preempt_max",
+            ),
+            *("yield_hold_ms", "offline_prefill_tokens", "long_prompt_tokens"),
             *("postpone_max_s", "ttft_objective_ms"),
         ):
             require(getattr(self, name) >= 0, f"{name} must be >= 0, not {getattr(self, name)}")

@@ -18,12 +18,11 @@ HIT_WEIGHT = 0.05
 class Slices:
     """The slice length of one engine, as wide as reuse asks for."""
 
-    __slots__ = ("_expected", "_prefill_tokens", "_reused", "_samples", "_tokens", "_tokens_busy", "factor", "hit")
+    __slots__ = ("_expected", "_reused", "_samples", "_tokens", "_tokens_busy", "factor", "hit")
 
-    def __init__(self, tokens: int, tokens_busy: int, prefill_tokens: int) -> None:
+    def __init__(self, tokens: int, tokens_busy: int) -> None:
         self._tokens = tokens
         self._tokens_busy = tokens_busy or tokens
-        self._prefill_tokens = prefill_tokens
         self._expected = self._reused = self._samples = 0
         self.factor = 1  # how often the configured length; 0 = no slices
         self.hit = 1.0  # share of the expected tokens that resumes found in the cache
@@ -34,13 +33,6 @@ class Slices:
         if not tokens or not self.factor or not item.work.resumable:
             return item.output_tokens_left
         return min(tokens * self.factor, item.output_tokens_left)
-
-    def prompt_tokens(self, item: Item, cached_tokens: int) -> int | None:
-        """How many ids of `item` to send, if its context is to be computed in steps; None = all at once, the rest."""
-        step = self._prefill_tokens
-        if not step or not self.factor or not item.work.resumable or item.context_tokens - cached_tokens <= step:
-            return None
-        return cached_tokens + step
 
     def observe(self, expected_tokens: int, reused_tokens: int) -> None:
         """A resume should have found `expected_tokens` in the cache, and found so many."""

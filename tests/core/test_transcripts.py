@@ -8,8 +8,7 @@ import pytest
 
 from tests.core.transcript import render
 
-TRANSCRIPTS = sorted((Path(__file__).parent.parent / "transcripts").glob("*.txt"))
-TRANSCRIPTS = [path for path in TRANSCRIPTS if not path.stem.startswith("batcher_")]  # those are of tests/engine
+TRANSCRIPTS = sorted((Path(__file__).parent.parent / "transcripts").glob("scheduler_*.txt"))
 
 
 @pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
