@@ -324,7 +324,7 @@ class OfflineLane:
     async def _intake(self) -> None:
         while not self._closing.is_set():
             self._intake_wake.clear()
-            shares = {} if self._draining else {n: s for n, s in self._shares.items() if self._take(s) > 0}
+            shares = {} if self._draining else self._hungry()
             if not shares:
                 await _wait(self._intake_wake, FETCH_WAIT_S)
                 continue
@@ -339,17 +339,34 @@ class OfflineLane:
         records_max = max(share.room(self._settings) for share in shares.values())
         records = await self._log.fetch(shares, records_max, FETCH_WAIT_S)
         self.stats.consumed += len(records)
+        # The consumer's positions are past these records: whatever fails below, none may be forgotten, or the next one
+        # would come after a gap, and a gap counts as passed over by the broker. So all are kept before anything waits.
+        kept = []
         for number, opening in openings.items():
             share = self._shares.get(number)
             if share is None or share.progress is None:
                 continue  # whoever opens it next seeks
             if share.opening != opening:
-                # Opened anew while we waited: these records may be from before its seek, or may be its first. They are
-                # dropped, so it has to begin again, or the gap would count as passed over by the broker.
-                self._log.seek(number, share.progress.expected)
+                share.astray = True  # opened anew while we waited: they may be from before its seek, or its first
                 continue
             share.backlog.extend(record for record in records if record.partition == number)
-            await self._advance(share, opening)
+            kept.append(share)
+        for share in kept:
+            await self._advance(share, openings[share.number])
+
+    def _hungry(self) -> dict[int, Share]:
+        """The shares that have room and nothing left to take."""
+        return {n: share for n, share in self._shares.items() if self._take(share) > 0 and self._on_course(share)}
+
+    def _on_course(self, share: Share) -> bool:
+        """True if the consumer's position is where the share expects it; False if it cannot be put there now."""
+        if share.astray and share.progress is not None:
+            try:
+                self._log.seek(share.number, share.progress.expected)
+            except LogError:
+                return False  # not assigned at this moment
+            share.astray = False
+        return True
 
     async def _advance(self, share: Share, opening: int) -> None:
         """Takes what has room, and learns from the consumer's position what the broker passed over."""

@@ -50,6 +50,7 @@ class Share:
     progress: Progress | None = None  # None: not ready, nothing may be taken or committed
     opening: int = 0  # a record fetched under another one is not taken
     backlog: deque[Record] = field(default_factory=deque)  # fetched, and not yet taken for want of room
+    astray: bool = False  # the consumer's position is not where `progress` expects it: seek before the next fetch
     taken: dict[int, Record] = field(default_factory=dict)
     running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     finished: dict[int, Finished] = field(default_factory=dict)
@@ -104,6 +105,7 @@ class Share:
         for offset in [offset for offset in self.taken if durable.is_done(offset)]:
             self.let_go(offset)
         self.backlog.clear()
+        self.astray = False
         if self.held is not None:
             self.let_go(self.held.offset)
             self.held = None

@@ -29,6 +29,7 @@ class FakeCluster:
         self.faults: deque[str | None] = deque()
         self.down = 0  # how many of the next starts fail
         self.deaf = False  # fetches give nothing
+        self.seeks_fail: deque[bool] = deque()  # used up one per seek
         self.fetch_steps = 1  # turns of the event loop before a fetch looks at its positions
         self.logs: list[FakeLog] = []
         self.changed = asyncio.Event()  # something happened: look again
@@ -158,6 +159,8 @@ class FakeLog:
         return opening
 
     def seek(self, partition: int, offset: int) -> None:
+        if self._cluster.seeks_fail and self._cluster.seeks_fail.popleft():
+            raise LogError("not assigned")
         self._positions[partition] = offset
 
     async def fetch(self, partitions: Iterable[int], records_max: int, wait_s: float) -> list[Record]:
