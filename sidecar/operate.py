@@ -119,7 +119,7 @@ async def _engine_findings(engine: EngineEndpoint) -> AsyncIterator[tuple[str, s
         yield "warning", f"{where}: no metrics_url; load that is not ours stays unseen"
         return
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)) as http:
-        measured = await measure(http, engine.name, engine.metrics_url)
+        measured = await measure(http, engine)
     if not measured.ok or measured.active_requests is None:
         yield "warning", f"{where}: no gauges of TensorRT-LLM on {engine.metrics_url}"
     else:

@@ -44,7 +44,8 @@ class Passthrough:
 
     def engine(self) -> EngineClient:
         """Where a call that is not scheduled goes."""
-        return next((client for name, client in self._engines.items() if name in self.up), *self._engines.values())
+        up = (client for name, client in self._engines.items() if name in self.up)
+        return next(up, next(iter(self._engines.values())))
 
     def engine_changed(self) -> None:
         """An engine came or went: its models may differ now."""

@@ -60,7 +60,7 @@ class Prober:
                 elif not self.up and not reason:
                     self._set(True, "")
                 if self._engine.metrics_url is not None:
-                    self._driver.handle(await measure(http, self._engine.name, self._engine.metrics_url))
+                    self._driver.handle(await measure(http, self._engine))
                 self._look_now.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PERIOD_S):
@@ -88,20 +88,20 @@ class Prober:
 _GAUGE = re.compile(r'^(nv_trt_llm_\w+)\{(?=[^}]*model="([^"]+)")[^}]*?(?:_type)="(\w+)"[^}]*\} ([0-9.e+-]+)', re.M)
 
 
-async def measure(http: aiohttp.ClientSession, engine: str, url: str) -> Measured:
+async def measure(http: aiohttp.ClientSession, engine: EngineAddress) -> Measured:
     """The engine's gauges; `ok=False` if they cannot be had."""
     try:
-        async with http.get(url) as response:
+        async with http.get(str(engine.metrics_url)) as response:
             response.raise_for_status()
-            return parse_gauges(engine, await response.text())
+            return parse_gauges(engine.name, engine.model, await response.text())
     except (aiohttp.ClientError, TimeoutError):
-        return Measured(engine=engine, ok=False)
+        return Measured(engine=engine.name, ok=False)
 
 
-def parse_gauges(engine: str, text: str) -> Measured:
-    """The `nv_trt_llm_*` families of a Prometheus page (TensorRT-LLM's custom_metrics_reporter.cc)."""
+def parse_gauges(engine: str, model: str, text: str) -> Measured:
+    """The `nv_trt_llm_*` families of this model on a Prometheus page (TensorRT-LLM, custom_metrics_reporter.cc)."""
     found: Mapping[tuple[str, str], int] = {
-        (family, kind): int(float(value)) for family, _, kind, value in _GAUGE.findall(text)
+        (family, kind): int(float(value)) for family, of_model, kind, value in _GAUGE.findall(text) if of_model == model
     }
     blocks = "nv_trt_llm_kv_cache_block_metrics"
     return Measured(

@@ -11,9 +11,10 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+import grpc
 from tritonclient.grpc import service_pb2
 
-from sidecar.edge.errors import BadRequestError
+from sidecar.edge.errors import BadRequestError, EngineError
 
 InferRequest = service_pb2.ModelInferRequest
 InferResponse = service_pb2.ModelInferResponse
@@ -99,10 +100,16 @@ def scalar(request: Any, name: str, default: Any) -> Any:
 
 
 def output_values(response: Any, name: str) -> tuple[Any, ...] | None:
-    """The values of output `name` of a ModelInferResponse; None if it is absent. Servers answer in raw contents."""
+    """The values of output `name` of a ModelInferResponse; None if it is absent. Servers answer in raw contents.
+
+    Raises EngineError if its bytes do not fit its datatype.
+    """
     for index, tensor in enumerate(response.outputs):
         if tensor.name == name and index < len(response.raw_output_contents):
-            return unpack(tensor.datatype, response.raw_output_contents[index])
+            try:
+                return unpack(tensor.datatype, response.raw_output_contents[index])
+            except ValueError as error:
+                raise EngineError(f"output '{name}': {error}", grpc.StatusCode.INTERNAL) from None
     return None
 
 

@@ -22,6 +22,7 @@ from sidecar.edge.engine_client import SERVICE, EngineClient
 from sidecar.edge.metrics import Metrics
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import Passthrough
+from sidecar.edge.ports import Listener
 from sidecar.edge.server import build_server
 from sidecar.edge.tracing import Tracing
 from tests.edge.fake_triton import FakeTriton
@@ -66,9 +67,11 @@ async def running_sidecar(
     slots: int = 2,
     scheduler: SchedulerSettings | None = None,
     tracing: Tracing | None = None,
+    watcher: Listener | None = None,
+    up: bool = True,
     **options: Any,
 ) -> AsyncIterator[Sidecar]:
-    """A sidecar whose engines are up."""
+    """A sidecar whose engines are up, unless told otherwise."""
     engines = [
         EngineEndpoint(name=name, target=each.target, slots=slots, tokens_max=64, lost_hold_s=0.0)
         for name, each in tritons.items()
@@ -77,7 +80,7 @@ async def running_sidecar(
         clients = {each.name: await stack.enter_async_context(EngineClient(each.target)) for each in engines}
         metrics = Metrics(engines, version="test", config_hash="test")
         core = Scheduler(scheduler or SchedulerSettings(window_ms=0), engines)
-        listeners = (metrics,) if tracing is None else (metrics, tracing)
+        listeners = tuple(each for each in (metrics, tracing, watcher) if each is not None)
         driver = Driver(core, clients, instance="t-", listeners=listeners, tracer=tracing, **options)
         passthrough = Passthrough(clients)
         models = [
@@ -89,7 +92,7 @@ async def running_sidecar(
         stack.push_async_callback(server.stop, None)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(driver.run(), name="driver")
-            for name in tritons:
+            for name in tritons if up else ():
                 driver.handle(EngineUp(engine=name))
                 passthrough.up.add(name)
             address = f"127.0.0.1:{port}"

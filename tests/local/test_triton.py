@@ -1,0 +1,58 @@
+"""How the local server is laid out, before anything is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sidecar.local.triton import TritonError, TritonSettings, configured, lay_out, with_slots
+
+CONFIG = """name: "tensorrt_llm"
+max_batch_size: 256  # sequences
+parameters: { key: "profile" value: { string_value: "" } }  # as fast as it goes
+parameters: {
+  key: "seed"
+  value: { string_value: "8" }
+}
+"""
+
+
+def test_parameters_are_set_where_the_model_names_them_and_nowhere_else() -> None:
+    text = configured(CONFIG, {"profile": "8b-a100", "seed": "16"})
+    assert 'key: "profile" value: { string_value: "8b-a100" }' in text
+    assert 'key: "seed"\n  value: { string_value: "16" }' in text
+    assert text.replace("8b-a100", "").replace('"16"', '"8"') == CONFIG
+
+
+def test_the_slots_are_the_engines_max_batch_size() -> None:
+    assert "max_batch_size: 16  # sequences" in with_slots(CONFIG, 16)
+    with pytest.raises(TritonError, match="max_batch_size"):
+        with_slots("name: 'x'", 16)
+
+
+def test_a_parameter_that_the_model_does_not_have_is_an_error() -> None:
+    with pytest.raises(TritonError, match="no parameter 'profil'"):
+        configured(CONFIG, {"profil": "8b-a100"})
+
+
+def test_without_a_server_environment_the_remedy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TritonError, match="run scripts/setup"):
+        lay_out(tmp_path, TritonSettings(server_environment=tmp_path))
+
+
+def test_the_layout_links_the_backend_and_copies_all_models_with_our_parameters(tmp_path: Path) -> None:
+    server = tmp_path / "venv/lib/python3.11/site-packages/pytriton/tritonserver"
+    for name in ("backends/python/libtriton_python.so", "python_backend_stubs/3.11/triton_python_backend_stub"):
+        (server / name).parent.mkdir(parents=True, exist_ok=True)
+        (server / name).touch()
+    settings = TritonSettings(slots=3, parameters={"preset": "tiny"}, server_environment=tmp_path / "venv")
+    lay_out(tmp_path / "run", settings)
+    backend = {each.name for each in (tmp_path / "run/backends/python").iterdir() if each.is_symlink()}
+    assert backend == {"libtriton_python.so", "triton_python_backend_stub"}
+    models = tmp_path / "run/models"
+    assert {each.name for each in models.iterdir()} == {"ensemble", "postprocessing", "preprocessing", "tensorrt_llm"}
+    assert all((each / "1").is_dir() for each in models.iterdir())
+    config = (models / "tensorrt_llm/config.pbtxt").read_text()
+    assert "max_batch_size: 3 " in config
+    assert 'key: "preset" value: { string_value: "tiny" }' in config
