@@ -119,7 +119,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "yield": {"yield_rows": None},
     "window": {"window_ms": 0.0},
     "headroom": {"headroom_share_max": 0.0},
-    "pacing": {"offline_prefill_tokens": NEVER},
+    "pacing": {"offline_prefill_tokens": 0, "prefill_slice_tokens": 0},
     "hold": {"yield_hold_ms": 0.0},
 }
 

@@ -165,7 +165,7 @@ def figures(
         "window_violations": sum(each.promise.violations() for each in results),
         "starvation_gap": {
             "grants": max(each.promise.starvation_gap_grants() for each in results),
-            "s": max(each.starvation_gap_s for each in results),
+            "s": max(each.starvation_gap_s for each in results) if policy.offline else None,
         },
         "trace_sha256": [each.sha256 for each in results],
     }

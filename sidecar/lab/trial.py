@@ -81,8 +81,8 @@ class Witness(Observer):
         self.served: list[Served] = []
         self.refused = self.requests = self.preemptions = self.victims_least = 0
         self.promise = Promise(every=plan.every)
-        self.offline_at_s: float | None = None
-        self.offline_gap_s = 0.0
+        self._offline_at_s = 0.0
+        self._offline_gap_s = 0.0
         self._hash, self._lines = sha256(), list[str]()
         self._scheduler, self._check_every, self._events = scheduler, plan.check_every, 0
         self._invariants: Invariants | None = None
@@ -115,9 +115,7 @@ class Witness(Observer):
             self.promise.offline.append(not online)
             self.promise.at_s.append(now_s)
         if not online:
-            if self.offline_at_s is not None:
-                self.offline_gap_s = max(self.offline_gap_s, now_s - self.offline_at_s)
-            self.offline_at_s = now_s
+            self._offline_gap_s, self._offline_at_s = self.offline_gap_s(now_s), now_s
         self._lines.append(f"{now_s:.6f} {action.kind} {action.work_id} {action.output_tokens} {action.prompt_tokens}")
 
     def _preempted(self, victims: int, actions: Sequence[Action], driver: Driver) -> None:
@@ -145,6 +143,10 @@ class Witness(Observer):
         at_s = work.arrived_s
         ttft_s, e2e_s = progress.first_token_s - at_s, progress.finished_s - at_s
         self.served.append(Served(id=work.id, tenant=work.tenant, arrived_s=at_s, ttft_s=ttft_s, e2e_s=e2e_s))
+
+    def offline_gap_s(self, now_s: float) -> float:
+        """The longest time without a grant to offline."""
+        return max(self._offline_gap_s, now_s - self._offline_at_s)
 
     def sha256(self) -> str:
         """Of every action so far, with its time in microseconds."""
@@ -180,7 +182,7 @@ def run(plan: Plan, policy: Policy) -> Result:
         preemptions=witness.preemptions,
         victims_least=witness.victims_least,
         promise=witness.promise,
-        starvation_gap_s=witness.offline_gap_s,
+        starvation_gap_s=witness.offline_gap_s(plan.seconds),
         gaps_s=usage.online_gaps_s,
         sha256=witness.sha256(),
         requests=witness.requests,

@@ -199,10 +199,10 @@ def _day_and_night(time_s: float) -> float:
 # Measured origin: 2,400 requests/h on 8 GPUs, that is half of it per engine of four; objective p99 < 800 ms.
 ORIGIN_MEAN_PER_S = 1200 / 3600
 DIURNAL_PEAK_PER_S = 2 * ORIGIN_MEAN_PER_S
-# Found by `sidecar simulate --find-knee` (70b-tp4-a100, 64 slots): the rate at which online-only p95 TTFT is twice
-# that of low load. Bursts run at 88 % of it.
-KNEE_PER_S = 5.0
-# Above what eight slots can serve of online work alone (about 13/s on 70b-tp4-a100).
+# Measured with `--workload constant-R` (online-only, 70b-tp4-a100, 64 slots): at 6/s the p95 TTFT is twice the 172 ms
+# of low load. Bursts run at 88 % of it, pauses at half of that.
+KNEE_PER_S = 6.0
+# Eight slots serve 13.5/s of online work alone (measured likewise).
 OVERLOAD_PER_S = 16.0
 
 # Toy model behind the measured origin: online prompt p50 300 / p99 1,200, output 4 / 30; offline prompt 400 / 1,500,
@@ -234,9 +234,12 @@ WORKLOADS = {
 
 
 def by_name(name: str) -> Workload:
-    """The workload of that name. Raises WorkloadError with the known ones."""
+    """The workload of that name; `constant-R` is R online requests/s. Raises WorkloadError with the known ones."""
+    kind, _, rate = name.rpartition("-")
+    if kind == "constant" and rate.replace(".", "", 1).isdigit():
+        return Workload(name=name, segments=constant(float(rate)), mix=TOY)
     if name not in WORKLOADS:
-        raise WorkloadError(f"unknown workload {name!r}; known: {', '.join(WORKLOADS)}")
+        raise WorkloadError(f"unknown workload {name!r}; known: {', '.join(WORKLOADS)} and constant-R (requests/s)")
     return WORKLOADS[name]
 
 

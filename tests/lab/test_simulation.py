@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from engine.profile import profile_named
 from sidecar.__main__ import COMMANDS
 from sidecar.cli import main
+from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.lab import policies, workloads
 from sidecar.lab.policies import OFFLINE_ALONE, POLICIES
 from sidecar.lab.trial import Plan, Result, run
@@ -19,6 +20,11 @@ ORIGIN, PROFILE = workloads.by_name("origin"), profile_named("70b-tp4-a100")
 SHORT = {"offline_queue_max": 32, "offline_queue_low": 16}  # the checks cost in proportion to what waits
 PLAN = Plan(workload=ORIGIN, profile=PROFILE, slots=8, hours=0.05, seed=1, overrides=SHORT)
 CHECKED = replace(PLAN, check_every=1)
+
+
+def test_every_change_that_a_policy_makes_is_a_setting_that_exists() -> None:
+    known = {each.name for settings in (SchedulerSettings, EngineSettings) for each in fields(settings)}
+    assert {name for policy in POLICIES.values() for name in policy.changes} <= known
 
 
 def p99_s(result: Result) -> float:

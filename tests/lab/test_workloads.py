@@ -76,3 +76,7 @@ def test_another_header_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_workload_is_answered_with_the_known_ones() -> None:
     with pytest.raises(WorkloadError, match="origin"):
         workloads.by_name("orgin")
+
+
+def test_a_constant_rate_can_be_asked_for_by_name() -> None:
+    assert len(workloads.by_name("constant-2.5").online(1, 1.0)) == pytest.approx(9000, rel=0.05)
