@@ -9,6 +9,7 @@ numbering starts anew in a resumed call, while the penalties go on: they count p
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,9 @@ class Sampling:
             raise ValueError(f"needs temperature >= 0, top_k >= 0 and top_p in 0..1: {self}")
         if not self.repetition_penalty > 0 or self.min_tokens < 0:
             raise ValueError(f"needs repetition_penalty > 0 and min_tokens >= 0: {self}")
+        floats = (self.temperature, self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        if not all(map(isfinite, floats)):
+            raise ValueError(f"needs finite numbers: {self}")
 
     @property
     def greedy(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from statistics import quantiles
 
 import numpy as np
@@ -53,7 +54,10 @@ def test_penalties_are_the_published_formulas() -> None:
     assert logits.tolist() == [2 / 2 - 0.5 - 0.75, -2 * 2 - 0.5 - 0.25, 2.0]
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_p": 1.5}, {"top_k": -1}, {"repetition_penalty": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": -1.0}, {"top_p": 1.5}, {"top_k": -1}, {"repetition_penalty": 0.0}, {"presence_penalty": nan}],
+)
 def test_nonsense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Sampling(**wrong)  # type: ignore[arg-type]

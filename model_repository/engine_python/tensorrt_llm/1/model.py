@@ -56,8 +56,9 @@ class TritonPythonModel:
             try:
                 self._accept(request, sender)
             except ValueError as error:
-                failure = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-                sender.send(pb_utils.InferenceResponse(error=failure), flags=FINAL)
+                refuse(sender, str(error), pb_utils.TritonError.INVALID_ARG)
+            except Exception as error:  # a bug of ours concerns this request alone
+                refuse(sender, repr(error), pb_utils.TritonError.INTERNAL)
 
     def finalize(self):
         self._closing.set()
@@ -92,7 +93,10 @@ class TritonPythonModel:
             if piece.final:
                 with self._lock:  # from here on nobody may ask the sender: asked after its final it ends the server
                     self._live.pop(number, None)
-            sender.send(response_of(call, piece), flags=FINAL if piece.final else 0)
+            try:
+                sender.send(response_of(call, piece), flags=FINAL if piece.final else 0)
+            except Exception as error:  # one response that cannot be sent must not end the others
+                pb_utils.Logger.log_error(f"a response could not be sent: {error!r}")
 
     def _watch(self):
         """Every check period: stop what was asked to stop or was cancelled. Every stats period: the metrics."""
@@ -114,6 +118,11 @@ class TritonPythonModel:
             if elapsed_s >= self._stats_period_s:
                 elapsed_s = 0.0
                 self._export.update(self._engine.gauges, self._engine.overruns)
+
+
+def refuse(sender, message, code):
+    failure = pb_utils.TritonError(message, code)
+    sender.send(pb_utils.InferenceResponse(error=failure), flags=FINAL)
 
 
 def response_of(call, piece):
