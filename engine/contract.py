@@ -102,6 +102,7 @@ NUMPY_TYPES = {
     "BOOL": np.bool_, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64, "UINT64": np.uint64,
     "FP16": np.float16, "FP32": np.float32, "STRING": np.object_,
 }  # fmt: skip
+_OUTPUT_TYPES = {tensor.name: NUMPY_TYPES[tensor.dtype] for tensor in OUTPUTS}
 _BY_NAME = {tensor.name: tensor for tensor in INPUTS}
 _RETURNS = ("return_perf_metrics", "return_num_input_tokens", "return_num_output_tokens")
 
@@ -172,8 +173,7 @@ def outputs_of(call: Call, piece: Piece) -> dict[str, Array]:
             "total_accepted_draft_tokens": 0,
             "total_draft_tokens": 0,
         }
-    dtypes = {tensor.name: NUMPY_TYPES[tensor.dtype] for tensor in OUTPUTS}
-    return outputs | {name: np.array([[value]], dtypes[name]) for name, value in numbers.items()}
+    return outputs | {name: np.array([[value]], _OUTPUT_TYPES[name]) for name, value in numbers.items()}
 
 
 def _check(name: str, array: Array) -> None:

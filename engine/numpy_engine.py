@@ -125,6 +125,8 @@ class NumpyEngine:
             raise UnsupportedError(
                 "tensor 'num_return_sequences' > 1 needs sampling: set runtime_top_k or runtime_top_p"
             )
+        if call.sequences > (most := self.settings.batcher.max_batch_size):
+            raise UnsupportedError(f"tensor 'num_return_sequences' is {call.sequences}, but the batch holds {most}")
         bias = self._bias(call)
         with self._wake:
             if self.broken:

@@ -145,6 +145,8 @@ def test_several_sequences_differ_and_the_call_ends_with_the_last() -> None:
     assert [piece.final for piece in pieces] == [False] * 23 + [True]
     with pytest.raises(UnsupportedError, match="'num_return_sequences' > 1 needs sampling"):
         tiny_engine().submit(call(LONG, sequences=2), ignore)
+    with pytest.raises(UnsupportedError, match="'num_return_sequences' is 5, but the batch holds 4"):
+        tiny_engine().submit(call(LONG, sequences=5, sampling=Sampling(top_k=50)), ignore)
 
 
 def test_ids_outside_the_vocabulary_are_refused() -> None:
