@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Callable
@@ -71,6 +72,8 @@ async def serve(settings: ServeSettings, *, instance: str, config_hash: str) -> 
                 *_probe(settings, driver, clients, passthrough, tasks),
             ]
             reading = None if offline is None else tasks.create_task(_read_items(offline), name="offline lane")
+            gc.collect()
+            gc.freeze()  # what is loaded stays; full collections walked it again and held up the loop for tens of ms
             await server.start()
             logger.info("serving on %s; metrics, health and status on http://%s", settings.listen, settings.http)
             await closing.wait()
