@@ -93,7 +93,7 @@ class Engine:
             reservation=Reservation(scheduler.reservation_every, scheduler.reservation_turns_max),
             ledger=Ledger.of(engine, scheduler),
             slices=Slices(scheduler.slice_tokens, scheduler.slice_tokens_busy),
-            yielding=Yielding(engine.yield_rows, scheduler.yield_hold_ms / 1000),
+            yielding=Yielding(engine.yield_rows, engine.hold_s),
             pacing=PrefillPacing(),
             arrivals=arrivals,
         )

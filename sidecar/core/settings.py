@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from sidecar.core.errors import SettingsError
 
+WIDE_SLOTS = 16  # engines with more of them are bound by the length of an iteration, narrower ones by slots
 FORBID_UNKNOWN: dict[str, Any] = {"extra": "forbid"}
 
 
@@ -43,6 +44,9 @@ class EngineSettings:
     kv_tokens: int = 0  # the KV cache, in tokens; 0 = as the engine's gauges say, or unbounded without gauges
     kv_block_tokens: int = 32  # the engine reserves whole blocks (TensorRT-LLM's tokens_per_block)
     yield_rows: int | None = None  # rows that offline keeps while online is resident; None = it never yields
+    yield_hold_ms: float | None = (
+        None  # after online left, yield on if the next arrival is due by then; None = by width
+    )
     prefill_slice_tokens: int | None = None  # ids of an offline prompt per dispatch; 0 = all at once, None = by width
 
     def __post_init__(self) -> None:
@@ -53,6 +57,10 @@ class EngineSettings:
         )
         require(self.tokens_max >= 2, f"engine {self.name}: tokens_max must be >= 2, not {self.tokens_max}")
         require(self.lost_hold_s >= 0, f"engine {self.name}: lost_hold_s must be >= 0, not {self.lost_hold_s}")
+        require(
+            self.yield_hold_ms is None or self.yield_hold_ms >= 0,
+            f"engine {self.name}: yield_hold_ms must be >= 0, not {self.yield_hold_ms}",
+        )
         piece = self.prefill_slice_tokens
         require(piece is None or piece >= 0, f"engine {self.name}: prefill_slice_tokens must be >= 0, not {piece}")
         require(self.kv_tokens >= 0, f"engine {self.name}: kv_tokens must be >= 0, not {self.kv_tokens}")
@@ -70,7 +78,15 @@ class EngineSettings:
         few, pieces cost a part of the harvest, because each holds a slot for two iterations (both simulated)."""
         if self.prefill_slice_tokens is not None:
             return self.prefill_slice_tokens
-        return 96 if self.slots > 16 else 256
+        return 112 if self.slots > WIDE_SLOTS else 256
+
+    @property
+    def hold_s(self) -> float:
+        """How long offline may go on yielding after the last online request left. A narrow engine has headroom for the
+        next one; a wide one is between two long iterations when it comes (simulated)."""
+        if self.yield_hold_ms is not None:
+            return self.yield_hold_ms / 1000
+        return 1.0 if self.slots > WIDE_SLOTS else 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +110,6 @@ class SchedulerSettings:
     preempt_max: int = 4  # slices of one engine that are being stopped at a time
     preempt_quantum_tokens: int = 16  # a slice that gave fewer is a victim only if there is no other
     preempt_sticky_after: int = 3  # an item preempted so often is not preempted again (it may still have to yield)
-    yield_hold_ms: float = 1000.0  # after online left, go on yielding so long if the next arrival is expected by then
     offline_prefill_tokens: int = 512  # prompt tokens of offline work in prefill at a time, or one prompt of any length
     prefill_slice_tokens: int = (
         128  # fill the cache with so many ids of an offline prompt per dispatch; 0 = all at once
@@ -138,7 +153,7 @@ class SchedulerSettings:
                 "preempt_sticky_after",
                 "preempt_max",
             ),
-            *("yield_hold_ms", "offline_prefill_tokens", "long_prompt_tokens"),
+            *("offline_prefill_tokens", "long_prompt_tokens"),
             *("postpone_max_s", "ttft_objective_ms"),
         ):
             require(getattr(self, name) >= 0, f"{name} must be >= 0, not {getattr(self, name)}")

@@ -62,8 +62,6 @@ def world(seed: int) -> tuple[Driver, Watch]:
         preempt_quantum_tokens=int(rng.choice([0, 16])),
         preempt_sticky_after=int(rng.integers(1, 4)),
         offline_prefill_tokens=int(rng.choice([0, 128, 512])),
-        prefill_slice_tokens=int(rng.choice([0, 128])),
-        yield_hold_ms=float(rng.choice([0, 200])),
         reservation_mode=ReservationMode(rng.choice(list(ReservationMode))),
         postpone_max_s=float(rng.choice([0, 5])),
     )
@@ -89,6 +87,8 @@ def engine(rng: Generator, number: int) -> EngineSettings:
         slots_online_min=int(rng.integers(0, slots)) if rng.random() < 0.3 else 0,
         kv_tokens=KV_TOKENS,
         yield_rows=int(rng.integers(0, slots + 1)) if rng.random() < 0.5 else None,
+        yield_hold_ms=float(rng.choice([0, 200])),
+        prefill_slice_tokens=int(rng.choice([0, 128])),
         lost_hold_s=0.25,  # the stop is seen after 10 ms; then two iterations of at most 110 ms
     )
 
