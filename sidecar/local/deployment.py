@@ -124,6 +124,7 @@ def settings(shape: Shape, triton: Triton, kafka: Kafka, directory: Path) -> dic
                 "yield_rows": shape.yield_rows,
             }
         ],
+        "scheduler": {"headroom_share_max": 0.0},  # every slot may be lent: the demo shows full engines
         "recorder": {"directory": str(directory / "decisions")},
         "offline": {
             "bootstrap_servers": kafka.bootstrap_servers,
