@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from engine.batcher import BatcherSettings
 from engine.calls import Call, Piece
 from engine.language import Language
+from engine.lengths import output_length
 from engine.numpy_engine import NumpyEngine, NumpySettings
 
 FOLDER = Path(__file__).parents[2] / "model_repository/tokenizer"
@@ -56,8 +57,6 @@ def tokens(pieces: list[Piece]) -> tuple[int, ...]:
 @cache
 def offline_prompt(length: int) -> str:
     """The first prompt of the offline kind that the engine answers with `length` tokens or more."""
-    from engine.lengths import output_length
-
     for number in range(10_000):
         text = f"<|offline|>Describe the river {number}"
         if output_length(ids_of(text), LANGUAGE, 0) >= length:
