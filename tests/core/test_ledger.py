@@ -1,0 +1,69 @@
+"""The books of one engine: what we hold, what others take, what is left to online."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+
+from sidecar.core.events import Measured
+from sidecar.core.item import Item
+from sidecar.core.ledger import Ledger
+from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.core.work import Lane
+from tests.core.builders import offline, online
+
+
+def _ledger(kv_tokens: int = 1000) -> Ledger:
+    return Ledger.of(EngineSettings(name="e", kv_tokens=kv_tokens, kv_block_tokens=32), SchedulerSettings())
+
+
+def _scrape(active: int, used: int, *, ok: bool = True) -> Measured:
+    blocks = {"kv_blocks_max": 100, "kv_blocks_free": 100 - used, "tokens_per_block": 32}
+    return Measured(engine="e", ok=ok, active_requests=active, **blocks)
+
+
+def test_a_hold_is_rounded_up_to_blocks_and_gives_its_prefill_back_with_the_first_token() -> None:
+    ledger, item = _ledger(), Item(offline("b"), 1, 0.0)
+    ledger.hold(item, 65, 40)
+    assert (ledger.kv_tokens, ledger.prefill_tokens[Lane.OFFLINE]) == (96, 40)
+    assert ledger.lease(item)
+    assert not ledger.lease(item)
+    assert (ledger.kv_tokens, ledger.prefill_tokens[Lane.OFFLINE]) == (96, 0)
+    assert ledger.release(item) == 96
+
+
+def test_load_counts_as_foreign_when_three_scrapes_in_a_row_show_it() -> None:
+    ledger = _ledger()
+    seen = []
+    for active in (5, 9, 6, 2):
+        ledger.measured(_scrape(active, 10), slots_ours=2, offline_slots=1)
+        seen.append((ledger.foreign_slots, ledger.foreign_kv_tokens))
+    assert seen == [(0, 0), (0, 0), (3, 320), (0, 320)]
+    assert ledger.kv_tokens_free == 680
+
+
+def test_a_failing_scrape_freezes_offline_and_a_good_one_thaws_it() -> None:
+    ledger = _ledger()
+    for offline_slots in (3, 5):
+        ledger.measured(_scrape(0, 0, ok=False), slots_ours=5, offline_slots=offline_slots)
+    assert ledger.offline_slots_max == 3
+    ledger.measured(_scrape(0, 0), slots_ours=5, offline_slots=5)
+    assert ledger.offline_slots_max == inf
+
+
+def test_the_gauges_tell_the_size_of_the_cache_where_the_settings_do_not() -> None:
+    ledger = _ledger(kv_tokens=0)
+    assert ledger.guard_tokens(1) == 0
+    ledger.measured(_scrape(0, 0), slots_ours=0, offline_slots=0)
+    assert ledger.kv_tokens_max == 3200
+
+
+def test_the_guard_follows_what_online_needs_inside_its_band() -> None:
+    ledger = _ledger()
+    assert ledger.guard_tokens(1) == 50
+    for number in range(200):
+        ledger.hold(Item(online(f"a{number}"), number, 0.0), 100, 0)
+    assert ledger.guard_tokens(1) == pytest.approx(128)
+    assert ledger.guard_tokens(2) == pytest.approx(256)
+    assert ledger.guard_tokens(9) == 300

@@ -1,0 +1,50 @@
+"""Slices widen and end where the engine forgets, and come back where it remembers."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.core.item import Item
+from sidecar.core.slices import SAMPLES, Slices
+from tests.core.builders import offline
+
+
+def _budget(slices: Slices, *, left: int = 10_000, resumable: bool = True) -> int:
+    item = Item(offline("b", output_tokens_max=left, resumable=resumable), 1, 0.0)
+    return slices.output_tokens(item, online_resident=False)
+
+
+def _verdicts(slices: Slices, reused_of_100: int, count: int) -> None:
+    for _ in range(count * SAMPLES):
+        slices.observe(100, reused_of_100)
+
+
+def test_slices_widen_step_by_step_and_then_end_where_the_engine_forgets() -> None:
+    slices = Slices(64, 32)
+    budgets = []
+    for _ in range(5):
+        budgets.append(_budget(slices))
+        _verdicts(slices, 50, 1)
+    assert budgets == [64, 128, 256, 512, 10_000]
+    assert slices.hit == pytest.approx(0.5, abs=0.01)
+
+
+def test_slices_come_back_where_the_engine_remembers_again() -> None:
+    slices = Slices(64, 32)
+    _verdicts(slices, 0, 4)
+    assert slices.factor == 0
+    _verdicts(slices, 100, 4)
+    assert _budget(slices) == 64
+
+
+def test_a_verdict_between_the_two_marks_changes_nothing() -> None:
+    slices = Slices(64, 32)
+    _verdicts(slices, 92, 3)
+    assert slices.factor == 1
+
+
+@pytest.mark.parametrize(("left", "resumable", "budget"), [(20, True, 20), (5000, False, 5000)])
+def test_a_slice_never_exceeds_what_is_left_and_never_cuts_what_cannot_resume(
+    left: int, resumable: bool, budget: int
+) -> None:
+    assert _budget(Slices(64, 32), left=left, resumable=resumable) == budget
