@@ -89,9 +89,16 @@ async def serve(settings: ServeSettings, *, instance: str, config_hash: str) -> 
 
 def scheduled_models(settings: ServeSettings, tokens: Tokens | None) -> list[ScheduledModel]:
     """The models whose requests are granted slots: the engines' own, and the text models over them."""
-    names = {(each.model, each.model) for each in settings.engines}
-    names |= {(each.text_model, each.model) for each in settings.engines if each.text_model}
-    return [ScheduledModel(name=name, engine_model=model, tokens=tokens) for name, model in sorted(names)]
+    tokens_max: dict[tuple[str, str], int] = {}
+    for engine in settings.engines:
+        for name in (engine.model, engine.text_model):
+            if name is not None:
+                key = (name, engine.model)
+                tokens_max[key] = max(tokens_max.get(key, 0), engine.tokens_max)
+    return [
+        ScheduledModel(name=name, engine_model=model, tokens_max=most, tokens=tokens)
+        for (name, model), most in sorted(tokens_max.items())
+    ]
 
 
 def _listeners(

@@ -35,6 +35,7 @@ class ScheduledModel:
 
     name: str
     engine_model: str
+    tokens_max: int  # prompt + output of one sequence
     tokens: Tokens | None  # to count a text's tokens
 
     @property
@@ -50,20 +51,21 @@ class ScheduledModel:
             raise BadRequestError(f"input '{output_name}' must be >= 1, not {output_tokens_max}")
         width = max(wire.scalar(request, "beam_width", 1), wire.scalar(request, "num_return_sequences", 1), 1)
         return Lengths(
-            prompt_tokens=self._prompt_tokens(request),
+            prompt_tokens=self._prompt_tokens(request, output_tokens_max),
             output_tokens_max=output_tokens_max,
             sequences=width * _batch(request),
         )
 
-    def _prompt_tokens(self, request: Any) -> int:
+    def _prompt_tokens(self, request: Any, output_tokens_max: int) -> int:
         if not self.takes_text:
             widths = [int(each.shape[-1]) for each in request.inputs if each.name == "input_ids"]
             if not widths or not widths[0]:
                 raise BadRequestError(f"input 'input_ids' is missing or empty; model '{self.name}' requires it")
             return widths[0]
         texts = wire.input_values(request, "text_input") or ()
-        if self.tokens is None:
-            return sum(len(text) for text in texts) // BYTES_PER_TOKEN
+        if self.tokens is None:  # an estimate never refuses a text: the engine counts, and refuses, by itself
+            estimate = sum(len(text) for text in texts) // BYTES_PER_TOKEN
+            return min(estimate, max(self.tokens_max - output_tokens_max, 0))
         return max((len(self.tokens.encode_prompt(_text(text))) for text in texts), default=0)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, assert_never
@@ -418,7 +418,7 @@ class Driver:
         except (TimeoutError, EngineError, StreamBrokenError):
             running.stream.cancel()  # the reading task reports Lost
 
-    def _spawn(self, work: Any, name: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         if self._tasks is None:
             raise RuntimeError("the driver is not running")
         self._tasks.create_task(work, name=name)

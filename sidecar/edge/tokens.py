@@ -23,8 +23,13 @@ class Tokens:
 
     @classmethod
     def load(cls, path: Path) -> Tokens:
-        """The tokenizer of a `tokenizer.json`. Raises SettingsError if it lacks our two markers."""
-        return cls(Tokenizer.from_file(str(path)))
+        """The tokenizer of a `tokenizer.json`. Raises SettingsError if it is none, or lacks our two markers."""
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except SettingsError:
+            raise
+        except Exception as error:  # `tokenizers` raises nothing more precise
+            raise SettingsError(f"{path} is no tokenizer: {error}") from None
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
         """The ids of a whole prompt; the tokenizer's own template appends the end-of-prompt marker."""

@@ -84,7 +84,8 @@ async def running_sidecar(
         driver = Driver(core, clients, instance="t-", listeners=listeners, tracer=tracing, **options)
         passthrough = Passthrough(clients)
         models = [
-            ScheduledModel(name=n, engine_model="tensorrt_llm", tokens=None) for n in ("ensemble", "tensorrt_llm")
+            ScheduledModel(name=name, engine_model="tensorrt_llm", tokens_max=64, tokens=None)
+            for name in ("ensemble", "tensorrt_llm")
         ]
         online = Online(driver, models, passthrough, tracing)
         server, port = build_server("127.0.0.1:0", online, passthrough, metrics, tracing)

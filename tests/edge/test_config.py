@@ -13,6 +13,7 @@ import yaml
 
 from sidecar.core.errors import SettingsError
 from sidecar.edge.config import load_settings
+from sidecar.edge.tokens import Tokens
 
 ENGINE = {"name": "e0", "target": "triton:8001"}
 
@@ -71,6 +72,12 @@ def test_two_engines_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_the_offline_lane_needs_a_tokenizer(tmp_path: Path) -> None:
     assert mistake(tmp_path, engines=[ENGINE], offline={}) == "offline: items need a tokenizer"
+
+
+def test_a_file_that_is_no_tokenizer_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(SettingsError, match="is no tokenizer"):
+        Tokens.load(tmp_path / "tokenizer.json")
 
 
 def test_an_override_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:

@@ -242,6 +242,12 @@ async def test_prompt_and_output_beyond_the_model_are_refused_with_both_numbers(
     assert "30" in message
 
 
+async def test_an_estimated_text_length_refuses_nothing(sidecar: Sidecar, triton: FakeTriton) -> None:
+    answer = sidecar.unary("ModelInfer", text_request("u", text="word " * 400, output=8), wire.InferResponse)
+    (await triton.next()).text("fine", final=True)
+    assert wire.output_values(await answer, "text_output") == (b"fine",)
+
+
 async def test_an_unknown_model_is_not_found(sidecar: Sidecar) -> None:
     request = wire.InferRequest(model_name="unknown")
     code, message, _ = await status_of(sidecar.unary("ModelInfer", request, wire.InferResponse))
