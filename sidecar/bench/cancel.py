@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import platform
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,6 +77,7 @@ async def main(options: argparse.Namespace) -> dict[str, Any]:
         },
         "confirmed_as": watch.ended_by,
         "engine": {"profile": options.profile, "slots": SLOTS, "check_period_ms": 10},
+        "ran_on": {"python": platform.python_version(), "triton": "2.51.0", "cores": os.cpu_count()},
     }
 
 

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import platform
 import statistics
 import sys
@@ -91,7 +92,7 @@ def report(found: dict[str, list[Round]], options: argparse.Namespace) -> dict[s
             share: round(rows["sidecar"]["ttft_ms"][share] - rows["bare"]["ttft_ms"][share], 2)
             for share in ("p50", "p99")
         },
-        "ran_on": {"python": platform.python_version(), "grpc": grpc.__version__, "machine": platform.processor()},
+        "ran_on": {"python": platform.python_version(), "grpc": grpc.__version__, "cores": os.cpu_count()},
     }
 
 

@@ -1,0 +1,108 @@
+"""Writing to one caller without a task: order, slowness, and callers that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sidecar.edge import outbox
+from sidecar.edge.outbox import Outbox
+
+
+class Reader:
+    """Stands where grpc.aio's context does: each write waits until the reader takes it."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        self.blocked: asyncio.Future[None] | None = None
+
+    async def write(self, message: bytes) -> None:
+        if self.blocked is not None:
+            await self.blocked
+        self.taken.append(message)
+
+    def stop_reading(self) -> None:
+        self.blocked = asyncio.get_running_loop().create_future()
+
+    def read_on(self) -> None:
+        if self.blocked is not None:
+            blocked, self.blocked = self.blocked, None
+            blocked.set_result(None)
+
+
+async def turn() -> None:
+    """Everything that was ready has run."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_messages_are_written_in_order_also_when_the_reader_pauses() -> None:
+    reader = Reader()
+    box = Outbox(reader)
+    box.put(b"1")
+    reader.stop_reading()
+    box.put(b"2")
+    box.put(b"3")
+    await turn()
+    assert reader.taken == [b"1"]
+    reader.read_on()
+    await turn()
+    box.put(b"4")
+    assert reader.taken == [b"1", b"2", b"3", b"4"]
+
+
+async def test_it_has_finished_only_when_everything_is_written() -> None:
+    reader = Reader()
+    box = Outbox(reader)
+    reader.stop_reading()
+    box.put(b"1")
+    box.put(b"2")
+    box.close()
+    finished = asyncio.ensure_future(box.finished())
+    await turn()
+    assert not finished.done()
+    reader.read_on()
+    await finished
+    assert reader.taken == [b"1", b"2"]
+
+
+async def test_closing_an_idle_one_finishes_it_at_once() -> None:
+    box = Outbox(Reader())
+    box.close()
+    await box.finished()
+
+
+async def test_a_slow_reader_fills_it_and_has_room_again_once_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "OUTBOX_HIGH", 2)
+    monkeypatch.setattr(outbox, "OUTBOX_MAX", 4)
+    reader = Reader()
+    box = Outbox(reader)
+    reader.stop_reading()
+    for number in range(5):
+        assert not box.full
+        box.put(b"%d" % number)
+    assert box.full
+    room = asyncio.ensure_future(box.room())
+    await turn()
+    assert not room.done()
+    reader.read_on()
+    await room
+    assert not box.full
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the RPC is over"), asyncio.CancelledError()])
+async def test_when_the_caller_is_gone_the_rest_is_dropped(error: BaseException) -> None:
+    reader = Reader()
+    box = Outbox(reader)
+    reader.stop_reading()
+    box.put(b"1")
+    box.put(b"2")
+    assert reader.blocked is not None
+    reader.blocked.set_exception(error)
+    await turn()
+    reader.blocked = None
+    box.put(b"3")
+    box.close()
+    await box.finished()
+    assert reader.taken == []
