@@ -241,6 +241,16 @@ class KafkaLog:
         """Joining the group; the callbacks may come from now on."""
         self._consumer.subscribe([self._settings.requests_topic], listener=self._listener)
 
+    def check(self) -> None:
+        """Raises LogError for what the group's background task ran into; until it is asked it does nothing more.
+
+        aiokafka raises this from getmany, which a member without partitions never calls.
+        """
+        try:
+            self._consumer._coordinator.check_errors()
+        except Exception as error:
+            raise LogError(f"the consumer group: {error!r}") from error
+
     async def stop(self) -> None:
         """Both consumers are gone, within a bound; a static member stays in the group until its session ends."""
         for consumer in (self._consumer, self._queries):

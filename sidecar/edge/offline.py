@@ -13,10 +13,10 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from sidecar.core.errors import SidecarError
 from sidecar.core.work import Lane, Work
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # between openings of one partition, and between consumers
 FETCH_WAIT_S = 0.2
+WATCH_S = 2.0
 RETRY_REJECTED_S = 0.5
 DUPLICATE_ASSIGNMENTS = 6  # within one generation and this many seconds: two processes share an instance_id
 DUPLICATE_WITHIN_S = 120.0
@@ -70,6 +71,7 @@ class Log(Protocol):
     def generation(self) -> int: ...
     async def start(self) -> None: ...
     def join(self) -> None: ...
+    def check(self) -> None: ...
     async def stop(self) -> None: ...
     async def open(self, partition: int) -> Opening: ...
     def seek(self, partition: int, offset: int) -> None: ...
@@ -132,12 +134,14 @@ class OfflineLane:
         self._on_durable = on_durable
         self._make_log = make_log
         self._shares: dict[int, Share] = {}
+        self._servers: asyncio.TaskGroup | None = None  # of the session, if there is one
         self._gates: dict[str, asyncio.Event] = {}
         self._intake_wake = asyncio.Event()
         self._draining = False
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
         self._minted = self._openings = 0
+        self._unassigned_s: float | None = None  # since when the group owes us an assignment (an empty one is one)
         self._assignments: deque[tuple[float, int]] = deque(maxlen=DUPLICATE_ASSIGNMENTS)
 
     # -- what the rest of the sidecar calls
@@ -201,18 +205,22 @@ class OfflineLane:
             await self._pause_for(self._closing, failures)
 
     async def _session(self, kafka: Log) -> None:
-        self._log = kafka
+        self._log, self._unassigned_s = kafka, self._clock()
         try:
-            async with asyncio.TaskGroup() as self._servers:
-                self._servers.create_task(self._intake(), name="offline intake")
-                self._servers.create_task(self._watch(), name="offline watchdog")
+            async with asyncio.TaskGroup() as servers:
+                self._servers = servers
+                servers.create_task(self._intake(), name="offline intake")
+                servers.create_task(self._watch(), name="offline watchdog")
                 kafka.join()
         except BaseExceptionGroup as group:
             raise _worst(group) from group
+        finally:
+            self._servers = None  # what an ending consumer still calls back is not heard
 
     async def _revoked(self) -> None:
         """aiokafka's callback: all partitions may go. One last bounded commit each, heartbeats go on meanwhile."""
         self.stats.rebalances += 1
+        self._unassigned_s = self._clock()
         await self._leave_all()
 
     async def _leave_all(self) -> None:
@@ -227,6 +235,9 @@ class OfflineLane:
 
     def _assigned(self, partitions: Collection[int]) -> None:
         """aiokafka's callback: it must not wait. Work in flight for partitions that came back goes on."""
+        if self._servers is None:
+            return
+        self._unassigned_s = None
         if self._is_duplicate_instance():
             return
         for number in set(self._shares) - set(partitions):
@@ -239,7 +250,17 @@ class OfflineLane:
             share.leaving.clear()
             if self._closing.is_set():
                 share.leave()
-            share.server = self._servers.create_task(self._serve(share, share.server), name=f"offline {number}")
+            share.server = self._spawn(self._serve(share, share.server), f"offline {number}")
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
+        """A task of the session; None if the session is ending."""
+        try:
+            if self._servers is not None:
+                return self._servers.create_task(coroutine, name=name)
+        except RuntimeError:
+            log.debug("%s is not started: the session is ending", name)
+        coroutine.close()
+        return None
 
     def _drop(self, share: Share) -> None:
         for offset in list(share.taken):
@@ -500,8 +521,11 @@ class OfflineLane:
     # -- watching, waiting
 
     async def _watch(self) -> None:
-        """Looks at the log's ends, for lag, and ends the session if the consumer is stuck without an error."""
+        """Looks at the log's ends, for lag, and ends the session if the consumer is stuck, with an error or without."""
         while not self._closing.is_set():
+            self._log.check()
+            if self._unassigned_s is not None and self._clock() - self._unassigned_s > self._settings.stuck_after_s:
+                raise StuckError(f"no assignment for {self._settings.stuck_after_s:.0f} s")
             try:
                 ends = await self._log.ends(self._shares) if self._shares else {}
             except LogError as error:
@@ -512,7 +536,7 @@ class OfflineLane:
                     self._shares[number].end = end
             for share in self._shares.values():
                 self._raise_if_stuck(share)
-            await _wait(self._closing, min(5.0, self._settings.stuck_after_s / 4))
+            await _wait(self._closing, min(WATCH_S, self._settings.stuck_after_s / 4))
 
     def _raise_if_stuck(self, share: Share) -> None:
         if share.progress is None or share.room(self._settings) == 0 or self._draining:
@@ -534,7 +558,7 @@ class OfflineLane:
             f"assigned {DUPLICATE_ASSIGNMENTS} times within one generation: another process uses the "
             f"instance_id {self._settings.instance_id!r}; each needs its own"
         )
-        self._servers.create_task(_raise(error), name="offline duplicate instance")
+        self._spawn(_raise(error), "offline duplicate instance")
         return True
 
     def _gate(self, model: str) -> asyncio.Event:

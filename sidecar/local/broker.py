@@ -233,7 +233,13 @@ class LocalKafka:
 
     def _log_end(self) -> str:
         logs = [node.directory / "broker.log" for node in self._nodes]
-        lines = [line for log in logs if log.exists() for line in log.read_text(errors="replace").splitlines()]
+        lines = [
+            line
+            for log in logs
+            if log.exists()
+            for line in log.read_text(errors="replace").splitlines()
+            if line[:1].strip()
+        ]
         return " | ".join(lines[-5:]) or "no log"
 
     async def _end(self) -> None:

@@ -28,6 +28,8 @@ class FakeCluster:
         self.written: list[tuple[int, Outgoing]] = []
         self.faults: deque[str | None] = deque()
         self.down = 0  # how many of the next starts fail
+        self.group_error = ""  # what the group's background task ran into
+        self.silent = False  # the group never assigns anything
         self.deaf = False  # fetches give nothing
         self.seeks_fail: deque[bool] = deque()  # used up one per seek
         self.fetch_steps = 1  # turns of the event loop before a fetch looks at its positions
@@ -148,7 +150,13 @@ class FakeLog:
 
     def join(self) -> None:
         """Everything is ours."""
-        self.assigned(list(self._cluster.records))
+        if not self._cluster.silent:
+            self.assigned(list(self._cluster.records))
+
+    def check(self) -> None:
+        """Fails as the cluster says."""
+        if self._cluster.group_error:
+            raise LogError(self._cluster.group_error)
 
     async def stop(self) -> None:
         """Nothing to stop."""

@@ -400,6 +400,25 @@ async def test_a_consumer_that_is_stuck_without_an_error_is_made_anew() -> None:
         await until(cluster, cluster.everything_once)
 
 
+async def test_a_group_that_assigns_nothing_is_joined_anew() -> None:
+    cluster = FakeCluster(items=3)
+    cluster.silent = True
+    async with running(lane(cluster, stuck_after_s=0.01)):
+        await until(cluster, lambda: len(cluster.logs) > 1)
+        cluster.silent = False
+        await until(cluster, cluster.everything_once)
+
+
+async def test_an_error_of_the_group_ends_its_consumer_though_it_has_no_partition_to_fetch() -> None:
+    cluster = FakeCluster(items=3)
+    cluster.silent, cluster.group_error = True, "UnknownError"
+    offline = lane(cluster)
+    async with running(offline):
+        await until(cluster, lambda: offline.state == "unavailable: UnknownError")
+        cluster.silent, cluster.group_error = False, ""
+        await until(cluster, cluster.everything_once)
+
+
 async def test_kafka_that_is_down_at_the_start_is_waited_for() -> None:
     cluster = FakeCluster(items=3)
     cluster.down = 2

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis  # noqa: F401 - else its plugin imports it after the tests, where ast.parse of CPython 3.11.7 failed
 import pytest
 import pytest_asyncio
 import yaml
@@ -18,13 +19,15 @@ from aiokafka.errors import KafkaConnectionError
 
 from sidecar.core.errors import SettingsError
 from sidecar.edge.broker_version import metadata_version, warning
+from sidecar.edge.kafka_client import FencedError, KafkaOpening, LogError, Outgoing
 from sidecar.edge.kafka_settings import KafkaSecuritySettings, OfflineSettings
-from sidecar.edge.offline import OfflineLane
+from sidecar.edge.offline import DuplicateInstanceError, OfflineLane
 from sidecar.edge.offsets import Committed
 from sidecar.edge.offsets_command import GroupActiveError, reset, show
 from sidecar.edge.submit import submit
 from sidecar.local.broker import LocalKafka
 from sidecar.local.checker import Verdict, check, is_finished
+from sidecar.local.endtxn_proxy import EndTxnProxy, LateFrames
 from tests.edge.fake_log import FakeDriver, WordTokens
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -272,3 +275,87 @@ async def test_tls_with_scram_works_and_a_wrong_password_is_not_let_in(
     assert "Authentication failed" in caplog.text
     assert "guessed" not in caplog.text
     assert "let-me-in" not in caplog.text
+
+
+async def test_an_end_that_arrives_late_taints_its_opening_and_cannot_touch_the_next(tmp_path: Path) -> None:
+    async with proxied() as (kafka, late, servers):
+        settings = await topics(kafka, tmp_path, "tainted", bootstrap_servers=servers)
+        first = await opened(settings)
+        late.armed = True  # the EndTxn of this transaction is held, its connection cut; the client's retry succeeds
+        await first.commit([result(settings, "a"), result(settings, "b")], Committed(watermark=2, high=2))
+        assert first.tainted
+        await first.close()
+        second = await opened(settings)
+        assert second.state == Committed(watermark=2, high=2)
+        await second.commit(
+            [result(settings, "c")], Committed(watermark=3, high=3)
+        )  # the late frame goes before its end
+        assert (late.released, second.tainted) == (1, False)
+        await second.close()
+        assert [each.value for each in await records(settings, settings.results_topic, 3)] == [b"a", b"b", b"c"]
+
+
+async def test_an_owner_that_was_replaced_is_fenced_and_leaves_nothing(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "fenced")
+    stale, owner = await opened(settings), await opened(settings)
+    with pytest.raises(FencedError):
+        await stale.commit([result(settings, "stale")], Committed(watermark=1, high=1))
+    await owner.commit([result(settings, "owner")], Committed(watermark=1, high=1))
+    for each in (stale, owner):
+        await each.close()
+    assert [each.value for each in await records(settings, settings.results_topic, 1)] == [b"owner"]
+
+
+async def test_the_abort_fence_leaves_no_record_that_a_reader_sees(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = replace(await topics(kafka, tmp_path, "abort"), abort_fence=True)
+    before = await opened(settings)
+    await before.commit([result(settings, "a")], Committed(watermark=4, high=6, holes=(4,)))
+    fencing = await opened(settings)
+    await fencing.commit([result(settings, "b")], Committed(watermark=6, high=6))
+    for each in (before, fencing):
+        await each.close()
+    assert fencing.state == Committed(watermark=4, high=6, holes=(4,))
+    assert [each.value for each in await records(settings, settings.results_topic, 2)] == [b"a", b"b"]
+
+
+async def test_two_processes_with_one_instance_id_find_out(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "twins", instance_id="twin")
+    lanes = [OfflineLane(settings, FakeDriver(), WordTokens(), {"tensorrt_llm": 2048}) for _ in range(2)]
+    tasks = [asyncio.create_task(lane.run(), name="twin") for lane in lanes]
+    done, _ = await asyncio.wait(tasks, timeout=TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+    for lane, task in zip(lanes, tasks, strict=True):
+        if not task.done():
+            await lane.drain(1.0)
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert done
+    assert any(isinstance(each, DuplicateInstanceError) for each in found)
+
+
+def result(settings: OfflineSettings, text: str) -> Outgoing:
+    return Outgoing(topic=settings.results_topic, key=None, value=text.encode(), headers=())
+
+
+async def opened(settings: OfflineSettings) -> KafkaOpening:
+    """An opening of partition 0, as soon as the group's coordinator is there."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            opening = KafkaOpening(settings, 0)
+            try:
+                await opening.start()
+                return opening
+            except LogError:
+                await opening.close()
+
+
+@asynccontextmanager
+async def proxied() -> AsyncIterator[tuple[LocalKafka, LateFrames, str]]:
+    """A broker behind the proxy that can deliver an EndTxn late, and the address of the proxy."""
+    kafka, late = LocalKafka(listeners={"PROXIED": "PLAINTEXT"}), LateFrames()
+    proxy = EndTxnProxy(kafka.port(0, "PROXIED"), late)
+    await proxy.start()
+    kafka.advertise(0, "PROXIED", proxy.port)
+    try:
+        async with kafka:
+            yield kafka, late, f"127.0.0.1:{proxy.port}"
+    finally:
+        proxy.close()
