@@ -72,6 +72,7 @@ class Invariants:
     holds: list[tuple[float, str, int]] = field(default_factory=list)  # slots the engine may still use after Lost
     up: set[str] = field(default_factory=set)
     closing: bool = False
+    cancelled: str = ""  # the last one that was cancelled while it waited
     now_s: float = 0.0
     seen: int = 0
     fifo: dict[tuple[object, ...], list[tuple[float, int, str]]] = field(default_factory=dict)
@@ -105,6 +106,7 @@ class Invariants:
             case Cancelled(work_id=work_id):
                 record = self.works.get(work_id)
                 if record and record.dispatch is None:
+                    self.cancelled = work_id
                     del self.works[work_id]
             case EngineUp(engine=name):
                 self.up.add(name)
@@ -132,8 +134,11 @@ class Invariants:
                 ensure(record.dispatch is not None and not record.aborted, f"{work_id} aborted, but not in flight")
                 record.aborted = True
             case Reject(work_id=work_id) | DeadLetter(work_id=work_id):
-                record = self.works.pop(work_id)
-                ensure(record.dispatch is None, f"{work_id} given up while in flight")
+                given_up = self.works.pop(work_id, None)
+                if given_up is None:  # its time had come just when its caller went away
+                    ensure(work_id == self.cancelled, f"{work_id} given up, but it is gone")
+                else:
+                    ensure(given_up.dispatch is None, f"{work_id} given up while in flight")
             case _:
                 pass
 

@@ -36,6 +36,7 @@ class Item:
     streamed_tokens: int = 0  # of the dispatch in progress, as far as reported
     attempts: int = 0  # failures so far
     losses: int = 0  # engines lost under it since it last got on
+    charged: bool = False  # its tenant has paid for the prompt
     preemptions: int = 0  # how often it was stopped for online work that lacked its slot
     engine: Engine | None = None  # where it runs
     cached_tokens: int = 0  # of its context, as far as the KV cache of `cached_on` should still hold it

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from sidecar.core.arrivals import ArrivalRate
 from sidecar.core.engine import Engine
-from sidecar.core.order import LaneQueue
+from sidecar.core.tenants import FairQueue
 from sidecar.core.work import Lane, Work
 
 
@@ -16,14 +16,14 @@ class Pool:
     """One model: its engines and its queues."""
 
     model: str
+    online: FairQueue
+    offline: FairQueue
     engines: list[Engine] = field(default_factory=list)
-    online: LaneQueue = field(default_factory=LaneQueue)
-    offline: LaneQueue = field(default_factory=LaneQueue)
     arrivals: ArrivalRate = field(default_factory=ArrivalRate)
     backing_off: int = 0  # offline items that wait for their retry
     intake_paused: bool = False
 
-    def queue(self, lane: Lane) -> LaneQueue:
+    def queue(self, lane: Lane) -> FairQueue:
         """Where works of `lane` wait."""
         return self.online if lane is Lane.ONLINE else self.offline
 

@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Sequence
 from heapq import heappop, heappush
 from itertools import count
+from math import inf
 from typing import assert_never
 
 from sidecar.core.engine import Engine, Limit
@@ -63,6 +64,7 @@ from sidecar.core.item import Item, State
 from sidecar.core.pool import Pool
 from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
 from sidecar.core.snapshot import Snapshot, engine_snapshot, lane_snapshots
+from sidecar.core.tenants import FairQueue
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
 
 # From where an item may go where, and by what.
@@ -107,7 +109,9 @@ class Scheduler:
         self._engines: dict[str, Engine] = {}
         self._pools: dict[str, Pool] = {}
         for each in engines:
-            pool = self._pools.setdefault(each.model, Pool(each.model))
+            if (pool := self._pools.get(each.model)) is None:
+                online, offline = FairQueue(settings.tenant_weights), FairQueue(settings.tenant_weights)
+                pool = self._pools[each.model] = Pool(each.model, online, offline)
             self._engines[each.name] = Engine.of(each, settings, pool.arrivals)
             pool.engines.append(self._engines[each.name])
         if len(self._engines) != len(engines) or not engines:
@@ -161,14 +165,14 @@ class Scheduler:
 
     def next_deadline_s(self) -> float | None:
         """When to handle Woke() if nothing happens before; None if only an event can change anything."""
+        while self._timers and self._is_stale(self._timers[0]):
+            heappop(self._timers)
         due = [self._timers[0][0]] if self._timers else []
         for pool in self._pools.values():
-            if head := pool.online.head():
-                due.append(head.work.deadline_s)
             if pool.offline and not pool.online:
                 due += [when_s for engine in pool.engines if engine.up for when_s in engine.next_chance_s()]
-        soonest_s = min((each for each in due if each > self._now_s), default=float("inf"))
-        return None if soonest_s == float("inf") else soonest_s
+        soonest_s = min((each for each in due if each > self._now_s), default=inf)
+        return None if soonest_s == inf else soonest_s
 
     def snapshot(self) -> Snapshot:
         """The state as of the last event. O(waiting): for some calls per second."""
@@ -194,7 +198,6 @@ class Scheduler:
 
     def _fill(self, pool: Pool) -> None:
         """Grant until nothing more can be granted; then take back what online lacks."""
-        self._expire_online(pool)
         while (pool.online or pool.offline) and any(self._grant_one(pool, engine) for engine in pool.by_load()):
             pass
         for engine in pool.engines:
@@ -258,7 +261,11 @@ class Scheduler:
 
     def _grant(self, pool: Pool, engine: Engine, item: Item, kind: GrantKind, *, contended: bool = False) -> None:
         self._move(item, State.RUNNING)
-        pool.queue(item.work.lane).discard(item)
+        queue = pool.queue(item.work.lane)
+        queue.discard(item)
+        if not item.charged:
+            item.charged = True
+            queue.charge(item.work.tenant, item.work.prompt_tokens, 0)
         engine.begin(item, kind)
         self._actions.append(
             Dispatch(
@@ -295,9 +302,8 @@ class Scheduler:
         for engine in sorted(engines, key=lambda each: -len(each.residents)):
             turn = engine.reservation.due and bool(pool.offline)  # the turn takes the first slot that comes free
             room = self._settings.preempt_max - engine.stopping
-            for item in engine.victims(lacking + turn, engine.lacking_kv(head), self._settings.preempt_sticky_after)[
-                :room
-            ]:
+            victims = engine.victims(lacking + turn, engine.lacking_kv(head), self._settings.preempt_sticky_after)
+            for item in victims[:room]:
                 item.preemptions += 1
                 engine.counts.preemptions += 1
                 lacking -= item.work.slots
@@ -324,6 +330,8 @@ class Scheduler:
         self._items[work.id] = item
         if work.lane is Lane.ONLINE:
             pool.arrivals.note(self._now_s)
+            if work.deadline_s < inf:
+                self._set_timer(work.deadline_s, item)
         self._enqueue(pool, item)
         self._fill(pool)
 
@@ -341,6 +349,8 @@ class Scheduler:
             bound, waiting = self._settings.online_queue_max, len(pool.online)
             if not pool.up:
                 return RejectReason.ENGINE_DOWN, f"no engine of model {work.model} is up"
+            if work.deadline_s <= self._now_s:
+                return RejectReason.EXPIRED, "the deadline had passed when it arrived"
         if waiting >= bound:
             return RejectReason.QUEUE_FULL, f"{waiting} {work.lane} works wait for model {work.model} already"
         return None
@@ -373,10 +383,6 @@ class Scheduler:
             pool.intake_paused = False
             self._actions.append(ResumeIntake(model=pool.model))
 
-    def _expire_online(self, pool: Pool) -> None:
-        while (head := pool.online.head()) and head.work.deadline_s <= self._now_s:
-            self._refuse(pool, head, RejectReason.EXPIRED, "the deadline passed while it waited")
-
     def _refuse(self, pool: Pool, item: Item, reason: RejectReason, message: str) -> None:
         """Reject a work that waits."""
         self._leave(pool, item)
@@ -402,16 +408,18 @@ class Scheduler:
 
     def _progressed(self, event: Progressed) -> None:
         items, engine = self._items, self._engines[event.engine]
+        pool = self._pools[engine.settings.model]
         for work_id, tokens in event.tokens:
             if item := items.get(work_id):
                 item.streamed_tokens += tokens
+                pool.queue(item.work.lane).charge(item.work.tenant, 0, tokens)
         engine.streamed(event.gaps_s)
         prefill_done = False
         for work_id in event.first_tokens:
             if item := items.get(work_id):
                 prefill_done |= engine.ledger.lease(item) and item.work.lane is Lane.OFFLINE
         if prefill_done:
-            self._fill(self._pools[engine.settings.model])
+            self._fill(pool)
 
     def _over(self, event: Ended | Stopped, reason: EndReason) -> None:
         """The engine confirmed the end of a dispatch: the slots are free; what is not complete waits again."""
@@ -419,6 +427,8 @@ class Scheduler:
         engine.confirmed(item, self._now_s, event.reused_tokens, event.output_tokens)
         self._finish(item, engine, pool)
         item.generated_tokens += event.output_tokens
+        unreported = max(0, event.output_tokens - item.streamed_tokens)
+        pool.queue(item.work.lane).charge(item.work.tenant, 0, unreported)
         if item.state is State.ABORTING or item.work.is_complete(item.generated_tokens, reason):
             self._gone(item)
         else:
@@ -559,8 +569,15 @@ class Scheduler:
     def _set_timer(self, when_s: float, what: Item | Hold) -> None:
         heappush(self._timers, (when_s, next(self._sequence), what))
 
+    def _is_stale(self, timer: tuple[float, int, Item | Hold]) -> bool:
+        """True if a timer has nothing to do any more: its work is granted, or gone."""
+        what = timer[2]
+        if isinstance(what, tuple):
+            return False
+        return what.state is not (State.BACKING_OFF if what.work.lane is Lane.OFFLINE else State.WAITING)
+
     def _run_timers(self) -> list[Pool]:
-        """End the holds and the back-offs whose time has come; the pools where something may be granted now."""
+        """End the holds, back-offs and waits whose time has come; the pools where something may be granted now."""
         stirred = []
         while self._timers and self._timers[0][0] <= self._now_s:
             what = heappop(self._timers)[2]
@@ -572,6 +589,10 @@ class Scheduler:
                 pool.backing_off -= 1
                 self._move(what, State.WAITING)
                 self._enqueue(pool, what)
+                stirred.append(pool)
+            elif not self._is_stale((self._now_s, 0, what)):
+                pool = self._pools[what.work.model]
+                self._refuse(pool, what, RejectReason.EXPIRED, "the deadline passed while it waited")
                 stirred.append(pool)
         return stirred
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -118,6 +119,7 @@ class SchedulerSettings:
     long_prompt_tokens: int = 0  # offline prompts above it start only while no online is resident; 0 = all may
     kv_guard_share_min: float = 0.05  # of the KV cache is left to online's growth
     kv_guard_share_max: float = 0.30
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)  # a weight of 2 is due twice the tokens of 1
     online_queue_max: int = 1024  # beyond it RESOURCE_EXHAUSTED: a queue that long is already minutes of waiting
     offline_queue_max: int = 2048  # items per model: enough to order by deadline, little memory
     offline_queue_low: int = 1024  # intake resumes here
@@ -131,6 +133,8 @@ class SchedulerSettings:
             self.reservation_turns_max >= 1, f"reservation_turns_max must be >= 1, not {self.reservation_turns_max}"
         )
         require(0 <= self.window_ms <= 10_000, f"window_ms must be in 0..10000, not {self.window_ms}")
+        for tenant, weight in self.tenant_weights.items():
+            require(weight > 0, f"tenant_weights: the weight of {tenant!r} must be > 0, not {weight}")
         require(self.online_queue_max >= 1, f"online_queue_max must be >= 1, not {self.online_queue_max}")
         require(
             0 <= self.offline_queue_low < self.offline_queue_max,

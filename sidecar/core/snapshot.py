@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from heapq import nlargest
 from math import inf
+from operator import itemgetter
 
 from sidecar.core.engine import Engine, Limit
 from sidecar.core.events import RejectReason
-from sidecar.core.order import LaneQueue
 from sidecar.core.pool import Pool
 from sidecar.core.work import GrantKind, Lane
+
+TENANTS_SHOWN = 20  # a label per tenant: bounded, for the sake of those who store it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,7 @@ class LaneSnapshot:
     backing_off: int
     oldest_age_s: float  # 0 when nobody waits
     intake_paused: bool
+    served: Mapping[str, float]  # weighted tokens per tenant, the most served ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +151,7 @@ def lane_snapshots(pool: Pool, now_s: float) -> tuple[LaneSnapshot, ...]:
 
 
 def _lane_snapshot(pool: Pool, lane: Lane, now_s: float) -> LaneSnapshot:
-    queue: LaneQueue = pool.queue(lane)
+    queue = pool.queue(lane)
     return LaneSnapshot(
         model=pool.model,
         lane=lane,
@@ -155,4 +159,5 @@ def _lane_snapshot(pool: Pool, lane: Lane, now_s: float) -> LaneSnapshot:
         backing_off=pool.backing_off if lane is Lane.OFFLINE else 0,
         oldest_age_s=max((now_s - item.work.arrived_s for item in queue), default=0.0),
         intake_paused=pool.intake_paused and lane is Lane.OFFLINE,
+        served=dict(nlargest(TENANTS_SHOWN, queue.served.items(), key=itemgetter(1))),
     )

@@ -65,6 +65,7 @@ class World:
             deadline_s=deadline_s,
             slots=(1, 1, 1, 2)[self.draw(4)],
             resumable=self.draw(5) > 0,
+            tenant=("few", "many", "many")[self.draw(3)],
         )
         self.handle(Arrived(work=work))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.item import Item
@@ -14,6 +14,7 @@ def _item(sequence: int, deadline_s: float, arrived_s: float) -> Item:
     return Item(offline(f"b{sequence}", deadline_s=deadline_s, arrived_s=arrived_s), sequence, arrived_s)
 
 
+@settings(phases=(Phase.explicit, Phase.generate))  # a mutant need not be shrunk
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=200))
 def test_the_head_is_the_least_by_deadline_then_arrival_whoever_left_in_between(
     steps: list[tuple[int, int, bool]],
