@@ -24,6 +24,7 @@ from sidecar.core.events import (
     DeadLetter,
     Dispatch,
     Ended,
+    EngineDown,
     Event,
     Failed,
     Lost,
@@ -157,6 +158,16 @@ class Driver:
         if alive.running is None:
             alive.call.settled(Stopped(work_id=work_id, output_tokens=0), alive.timeline, over=True)
             self._finish(alive, Outcome(outcome="cancelled"))
+
+    def engine_down(self, engine: str, reason: str) -> None:
+        """No more is granted on this engine, and its streams are broken off: one that hangs would never end them.
+
+        Online callers hear it at once; items wait with the tokens they have.
+        """
+        self.handle(EngineDown(engine=engine, reason=reason))
+        for alive in tuple(self._alive.values()):
+            if alive.running is not None and alive.running.dispatch.engine == engine:
+                alive.running.stream.cancel()  # the reading task reports Lost
 
     async def generate(self, work: Work, call: TokenCall) -> Generated:
         """The whole output of `call`, in as many dispatches as it took. Raises WorkRejectedError or WorkDeadError.

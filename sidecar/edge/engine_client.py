@@ -23,7 +23,7 @@ from sidecar.edge.errors import EngineError, StreamBrokenError
 SERVICE = "inference.GRPCInferenceService"
 Metadata = Sequence[tuple[str, str | bytes]]
 
-# tritonclient's own values, except that a dead peer is noticed in 20 + 20 s; messages may be as large as the server's.
+# Messages may be as large as the server's. A peer that hangs is noticed by the prober, long before keepalive would.
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),

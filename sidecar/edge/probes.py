@@ -10,14 +10,14 @@ from typing import Protocol
 
 import aiohttp
 
-from sidecar.core.events import EngineDown, EngineUp, Measured
+from sidecar.core.events import EngineUp, Measured
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.errors import EngineError, StreamBrokenError
 
 PERIOD_S = 1.0  # also how soon a restarted engine gets work again
 TIMEOUT_S = 3.0
-FAILURES_MAX = 2  # in a row: one slow answer of a busy server is no outage
+FAILURES_MAX = 3  # in a row: a slow answer of a busy server is no outage, and an outage breaks its streams off
 
 
 class EngineAddress(Protocol):
@@ -81,7 +81,10 @@ class Prober:
     def _set(self, up: bool, reason: str) -> None:
         self.up = up
         name = self._engine.name
-        self._driver.handle(EngineUp(engine=name) if up else EngineDown(engine=name, reason=reason))
+        if up:
+            self._driver.handle(EngineUp(engine=name))
+        else:
+            self._driver.engine_down(name, reason)
         self._changed(name, up)
 
 

@@ -125,6 +125,11 @@ class FakeTriton:
         async with asyncio.timeout(5):
             return await self._arrived.get()
 
+    async def next_by_prompt(self, count: int) -> dict[tuple[int, ...], FakeRequest]:
+        """So many requests by their prompt ids: each comes on a stream of its own, so in any order."""
+        found = [await self.next() for _ in range(count)]
+        return {each.input("input_ids"): each for each in found}
+
     @property
     def idle(self) -> bool:
         """True if no request waits to be looked at by the test."""

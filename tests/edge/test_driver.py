@@ -100,8 +100,8 @@ async def test_a_stop_is_said_again_until_the_engine_heard_it(triton: FakeTriton
 async def test_the_slots_of_two_engines_are_filled(triton: FakeTriton) -> None:
     async with FakeTriton() as other, running_sidecar({"a": triton, "b": other}, slots=1) as sidecar:
         answers = [sidecar.unary("ModelInfer", ids_request(name), wire.InferResponse) for name in ("x", "y")]
-        for each in (triton, other):
-            (await each.next()).tokens(3, final=True)
+        for request in (await triton.next(), await other.next()):
+            request.tokens(3, final=True)
         for answer in answers:
             await answer
 
@@ -115,6 +115,25 @@ async def test_when_one_engine_goes_down_its_waiting_callers_move_to_the_other(t
         for answer in answers:
             await answer
         assert triton.idle
+
+
+async def test_an_engine_that_hangs_loses_its_streams_when_it_is_found_down(triton: FakeTriton) -> None:
+    watcher = Watcher()
+    async with running_sidecar({"e0": triton}, watcher=watcher) as sidecar:
+        answer = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse)
+        await triton.next()
+        item = begin(sidecar, call())
+        (await triton.next()).tokens(4)
+        await sidecar.until(lambda: bool(watcher.progressed()))
+        sidecar.driver.engine_down("e0", "probes time out")
+        code, _, _ = await status_of(answer)
+        assert code.name == "UNAVAILABLE"
+        sidecar.driver.handle(EngineUp(engine="e0"))
+        resumed = await triton.next()
+        assert resumed.input("input_ids") == (11, 12, 13, 4)
+        resumed.tokens(2, final=True)
+        assert (await item).output_ids == (4, 2)
+    assert [type(each).__name__ for each in watcher.terminal()] == ["Lost", "Lost", "Ended"]
 
 
 async def test_with_no_engine_up_callers_are_told_at_once_and_items_wait(triton: FakeTriton) -> None:
@@ -142,14 +161,14 @@ async def test_closing_lets_what_runs_end_and_refuses_what_comes(triton: FakeTri
 async def test_a_malformed_answer_fails_its_request_and_nothing_else(triton: FakeTriton) -> None:
     settings = SchedulerSettings(retry_backoff_s=0.001, attempts_max=1, window_ms=0)
     async with running_sidecar({"e0": triton}, scheduler=settings) as sidecar:
-        task = begin(sidecar, call())
-        neighbour = begin(sidecar, call(), offline("k2"))
-        bad, good = await triton.next(), await triton.next()
+        task = begin(sidecar, call(prompt_ids=(1,)))
+        neighbour = begin(sidecar, call(prompt_ids=(2,)), offline("k2"))
+        requests = await triton.next_by_prompt(2)
         answer = wire.StreamResponse()
         answer.infer_response.outputs.add(name="output_ids", datatype="INT32", shape=(1, 1, 1))
         answer.infer_response.raw_output_contents.append(b"\1\2\3")
-        bad.answers.put_nowait(answer)
+        requests[1,].answers.put_nowait(answer)
         await asyncio.wait((task,))
         assert "3 bytes are no INT32 tensor" in str(task.exception())
-        good.tokens(2, final=True)
+        requests[2,].tokens(2, final=True)
         assert (await neighbour).output_ids == (2,)

@@ -59,13 +59,13 @@ async def test_tokens_stream_through_under_the_callers_id(sidecar: Sidecar, trit
 
 async def test_requests_of_one_stream_run_concurrently_and_interleave(sidecar: Sidecar, triton: FakeTriton) -> None:
     call = sidecar.stream()
-    await call.write(ids_request("a"))
-    await call.write(ids_request("b"))
+    await call.write(ids_request("a", ids=(1,)))
+    await call.write(ids_request("b", ids=(2,)))
     await call.done_writing()
-    a, b = await triton.next(), await triton.next()
-    b.tokens(1, final=True)
+    requests = await triton.next_by_prompt(2)
+    requests[2,].tokens(1, final=True)
     assert (await call.read()).infer_response.id == "b"
-    a.tokens(2, final=True)
+    requests[1,].tokens(2, final=True)
     assert (await call.read()).infer_response.id == "a"
     assert await call.read() is grpc.aio.EOF
 
@@ -74,15 +74,15 @@ async def test_a_failed_request_is_answered_by_error_message_and_its_neighbour_l
     sidecar: Sidecar, triton: FakeTriton
 ) -> None:
     call = sidecar.stream()
-    await call.write(ids_request("good"))
-    await call.write(ids_request("bad"))
-    good, bad = await triton.next(), await triton.next()
-    bad.error("Executor failed process requestId 4")
+    await call.write(ids_request("good", ids=(1,)))
+    await call.write(ids_request("bad", ids=(2,)))
+    requests = await triton.next_by_prompt(2)
+    requests[2,].error("Executor failed process requestId 4")
     answer = await call.read()
     assert answer.error_message == "Executor failed process requestId 4"
     assert answer.infer_response.id == "bad"
     assert wire.is_final(answer.infer_response)
-    good.tokens(5, final=True)
+    requests[1,].tokens(5, final=True)
     assert ids_of(await call.read()) == (5,)
 
 
