@@ -27,13 +27,15 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from sidecar.local.broker import ROOT, LocalKafka
+from sidecar.local.broker import ROOT, LocalKafka, free_ports
 from sidecar.local.checker import Verdict, check, is_finished
 from sidecar.local.endtxn_proxy import EndTxnProxy, LateFrames
+from sidecar.local.triton import Triton, TritonSettings, running
 
 GROUP = "chaos"
 PARTITIONS = 4
-ITEMS_PER_S = 120
+ITEMS_PER_S = {"fast": 120, "triton": 20}
+TRITON_SLOTS = 4  # of each sidecar
 SESSION_TIMEOUT_S = 3.0  # the least with which heartbeats every second still have two tries
 SIGSTOP_S = 5.5  # longer than the session: the others take over, and then the sleeper wakes
 SETTLE_S = 120.0  # after the last fault, for everything to be done
@@ -48,6 +50,7 @@ class Options:
     brokers: int = 1
     sidecars: int = 2
     broken: str | None = None
+    triton: bool = False
     keep_logs: Path | None = None
     verbose: bool = False
 
@@ -113,8 +116,9 @@ class Sidecar:
 class Chaos:
     """One run: a cluster, its proxies, the sidecars, and a steady stream of items."""
 
-    def __init__(self, options: Options, directory: Path) -> None:
+    def __init__(self, options: Options, directory: Path, triton: Triton | None = None) -> None:
         self._options = options
+        self._triton = triton
         self._directory = directory
         self._random = random.Random(options.seed)
         self._kafka = LocalKafka(brokers=options.brokers, listeners={"PROXIED": "PLAINTEXT"})
@@ -229,7 +233,7 @@ class Chaos:
                 value = json.dumps({"id": f"item-{number}", "prompt": f"item {number}", "max_tokens": 8}).encode()
                 await producer.send("inference.requests", value, key=value[:12], partition=number % PARTITIONS)
                 number += 1
-                await asyncio.sleep(1 / ITEMS_PER_S)
+                await asyncio.sleep(1 / ITEMS_PER_S["fast" if self._triton is None else "triton"])
         finally:
             await producer.stop()
 
@@ -264,7 +268,10 @@ class Chaos:
             "stuck_after_s": 20.0,
             "poison_restarts": 1000,  # here processes are killed for no fault of any item
         }
-        return Sidecar(name, self._directory, settings, self._random.randrange(1 << 30))
+        seed = self._random.randrange(1 << 30)
+        if self._triton is None:
+            return Sidecar(name, self._directory, settings, seed)
+        return Sidecar(name, self._directory, _serving(self._triton, settings), seed)
 
     def _figures(self, verdict: Verdict, seconds: float) -> dict[str, Any]:
         everyone = [*self._sidecars, *self._gone]
@@ -281,6 +288,7 @@ class Chaos:
             "seed": self._options.seed,
             "brokers": self._options.brokers,
             "broken": self._options.broken,
+            "engine": "fast" if self._triton is None else "triton",
             "kafka_version": self._kafka.version,
             "date": datetime.now(UTC).date().isoformat(),
         }
@@ -289,6 +297,18 @@ class Chaos:
         if self._options.verbose:
             done = sum(each.count("done") for each in [*self._sidecars, *self._gone])
             print(f"chaos: {time.monotonic() - self._begun_s:6.1f} s, {done} done: {text}", file=sys.stderr, flush=True)
+
+
+def _serving(triton: Triton, offline: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a whole sidecar before this Triton."""
+    listen, http = free_ports(2)
+    return {
+        "listen": f"127.0.0.1:{listen}",
+        "http": f"127.0.0.1:{http}",
+        "tokenizer": str(triton.tokenizer),
+        "engines": [{"name": "e0", "target": triton.target, "slots": TRITON_SLOTS}],
+        "offline": offline | {"model_default": "tensorrt_llm"},
+    }
 
 
 def scratch_copy(directory: Path, broken: str | None) -> None:
@@ -301,19 +321,30 @@ def scratch_copy(directory: Path, broken: str | None) -> None:
 
 
 async def run(options: Options) -> dict[str, Any]:
-    """The figures of one run; its scratch copy and all processes are gone, also after SIGINT or SIGTERM."""
-    task = asyncio.current_task()
-    if task is not None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(each, task.cancel)
+    """The figures of one run; its scratch copy and all processes are gone."""
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
         scratch_copy(directory, options.broken)
-        return await Chaos(options, directory).run()
+        if not options.triton:
+            return await Chaos(options, directory).run()
+        slots = TRITON_SLOTS * (options.sidecars + 1)  # what each sidecar owns, the guest of a rebalance too
+        parameters = {"preset": "tiny", "profile": "8b-a100", "seed": "1"}
+        async with running(directory / "triton", TritonSettings(slots=slots, parameters=parameters)) as triton:
+            return await Chaos(options, directory, triton).run()
     finally:
         if options.keep_logs is not None:
-            shutil.copytree(directory, options.keep_logs, ignore=shutil.ignore_patterns("sidecar"), dirs_exist_ok=True)
+            shutil.copytree(
+                directory, options.keep_logs, ignore=shutil.ignore_patterns("sidecar", "triton"), dirs_exist_ok=True
+            )
         shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _run_until_told(options: Options) -> dict[str, Any]:
+    """As `run`; SIGINT and SIGTERM end it, and what it started, in order."""
+    task = asyncio.ensure_future(run(options))
+    for each in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(each, task.cancel)
+    return await task
 
 
 def main() -> int:
@@ -324,6 +355,7 @@ def main() -> int:
     parser.add_argument("--brokers", type=int, choices=(1, 3), default=1)
     parser.add_argument("--sidecars", type=int, default=2)
     parser.add_argument("--break", dest="broken", choices=("taint", "fence", "metadata", "futures"))
+    parser.add_argument("--triton", action="store_true", help="whole sidecars before the real Triton")
     parser.add_argument("--keep-logs", type=Path, help="copy the sidecars' logs there")
     parser.add_argument("--json", metavar="FILE", help="the figures; - is standard output")
     arguments = parser.parse_args()
@@ -334,10 +366,11 @@ def main() -> int:
         brokers=arguments.brokers,
         sidecars=arguments.sidecars,
         broken=arguments.broken,
+        triton=arguments.triton,
         keep_logs=arguments.keep_logs,
         verbose=True,
     )
-    figures = asyncio.run(run(options))
+    figures = asyncio.run(_run_until_told(options))
     text = json.dumps(figures, indent=2)
     if arguments.json and arguments.json != "-":
         Path(arguments.json).write_text(text + "\n")

@@ -1,4 +1,4 @@
-"""One sidecar of the chaos harness: the offline lane as it ships, before an engine that is only fast.
+"""One sidecar of the chaos harness: the offline lane as it ships before a merely fast engine, or a whole sidecar.
 
 Prints one JSON line of counters twice a second, and drains on SIGTERM. Everything else is done to it from outside.
 """
@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
+import os
 import random
 import signal
 import time
 from collections.abc import Sequence
 
+import aiohttp
 from pydantic import TypeAdapter
 
+from sidecar.app import serve
 from sidecar.core.work import EndReason, Work
 from sidecar.edge.calls import Generated, TokenCall
+from sidecar.edge.config import ServeSettings
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.tokens import Tokens
@@ -25,6 +30,7 @@ from sidecar.edge.tokens import Tokens
 SLOW_SHARE = 0.01  # of the items take far longer than the rest, so that there are always holes
 SLOW_S = 3.0
 REPORT_S = 0.5
+COUNTERS = ("executions", "fenced", "reopens")
 
 
 class FastEngine:
@@ -71,8 +77,8 @@ class LetterTokens(Tokens):
 async def _report(lane: OfflineLane) -> None:
     while True:
         stats = lane.stats
-        line = {"executions": stats.executions, "fenced": stats.fenced, "reopens": stats.reopens}
-        print(json.dumps(line | {"state": lane.state, "done": sum(stats.items.values())}), flush=True)
+        line = {name: getattr(stats, name) for name in COUNTERS} | {"done": sum(stats.items.values())}
+        print(json.dumps(line), flush=True)
         await asyncio.sleep(REPORT_S)
 
 
@@ -91,10 +97,31 @@ async def _main(settings: OfflineSettings, seed: int) -> None:
         stopping.cancel()
 
 
+async def _serve(settings: ServeSettings) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        report = tasks.create_task(_report_status(settings.http), name="report")
+        await serve(settings, instance=f"chaos-{os.getpid()}-", config_hash="chaos")
+        report.cancel()
+
+
+async def _report_status(address: str) -> None:
+    async with aiohttp.ClientSession() as http:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with http.get(f"http://{address}/status.json") as answer:
+                    stats = (await answer.json())["offline"].get("stats", {})
+                done = sum(each["count"] for each in stats.get("items", []))
+                print(json.dumps({name: stats.get(name, 0) for name in COUNTERS} | {"done": done}), flush=True)
+            await asyncio.sleep(REPORT_S)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("settings", help="OfflineSettings as JSON")
+    parser.add_argument("settings", help="OfflineSettings, or ServeSettings, as JSON")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
-    asyncio.run(_main(TypeAdapter(OfflineSettings).validate_json(arguments.settings), arguments.seed))
+    if "engines" in json.loads(arguments.settings):
+        asyncio.run(_serve(TypeAdapter(ServeSettings).validate_json(arguments.settings)))
+    else:
+        asyncio.run(_main(TypeAdapter(OfflineSettings).validate_json(arguments.settings), arguments.seed))
