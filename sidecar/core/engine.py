@@ -8,6 +8,7 @@ from enum import StrEnum
 from math import inf
 
 from sidecar.core.arrivals import ArrivalRate, poisson_quantile, worth_waiting
+from sidecar.core.interference import Interference
 from sidecar.core.item import Item
 from sidecar.core.ledger import Ledger
 from sidecar.core.pacing import PrefillPacing
@@ -34,7 +35,9 @@ class Limit(StrEnum):
     SLOTS = "slots"
     FOREIGN = "foreign"  # load that is not ours, or a scrape that fails
     HEADROOM = "headroom"
-    YIELD = "yield"
+    YIELD = "yield"  # online is resident: the rows that are set for it
+    LATENCY = "latency"  # online is resident: as many rows or prompts as the latency model finds harmless
+    AIMD = "aimd"  # online missed its objectives
     KV = "kv"
     PREFILL = "prefill"  # other offline prompts are being computed
     WINDOW = "window"
@@ -66,6 +69,7 @@ class Engine:
     slices: Slices
     yielding: Yielding
     pacing: PrefillPacing
+    interference: Interference
     arrivals: ArrivalRate  # of its model, shared by the model's engines
     counts: Counts = field(default_factory=Counts)
     up: bool = False
@@ -86,6 +90,7 @@ class Engine:
     @classmethod
     def of(cls, engine: EngineSettings, scheduler: SchedulerSettings, arrivals: ArrivalRate) -> Engine:
         """An engine that is down, with all its slots free."""
+        interference = Interference(engine, scheduler)
         return cls(
             settings=engine,
             scheduler=scheduler,
@@ -93,8 +98,9 @@ class Engine:
             reservation=Reservation(scheduler.reservation_every, scheduler.reservation_turns_max),
             ledger=Ledger.of(engine, scheduler),
             slices=Slices(scheduler.slice_tokens, scheduler.slice_tokens_busy),
-            yielding=Yielding(engine.yield_rows, engine.hold_s),
+            yielding=Yielding(engine.yield_rows, engine.hold_s, interference.guard.rows_max),
             pacing=PrefillPacing(),
+            interference=interference,
             arrivals=arrivals,
         )
 
@@ -128,38 +134,51 @@ class Engine:
     def limit(self, item: Item, now_s: float) -> Limit:
         """What keeps backfill from giving `item` its slots now; NONE if nothing does."""
         slots, free, offline = item.work.slots, len(self.free), self.in_use[Lane.OFFLINE]
-        ledger = self.ledger
+        ledger, aimd_rows = self.ledger, self.interference.aimd_rows
         if slots > free:
             return Limit.SLOTS
         if slots > free - ledger.foreign_slots or offline + slots > ledger.offline_slots_max:
             return Limit.FOREIGN
-        if offline + slots > self.yielding.rows_max(self.in_use[Lane.ONLINE], now_s):
-            return Limit.YIELD
+        if offline + slots > min(self.rows_max(0, now_s), aimd_rows if offline else inf):
+            return self._rows_limit(now_s)
         if slots > free - self.headroom_slots(now_s):
             return Limit.HEADROOM
         if not self._kv_allows(item):
             return Limit.KV
         if not self._prefill_allows(item, now_s):
             return Limit.PREFILL
+        if not self.prefill_harmless(item, beside_online=self.in_use[Lane.ONLINE] > 0):
+            return Limit.LATENCY
         return Limit.WINDOW if slots > self.free.ripe(now_s) else Limit.NONE
 
     def lendable(self, now_s: float, online_slots: int = 0) -> float:
         """How many slots backfill may take now, once online has taken `online_slots`."""
         ripe, free = self.free.ripe(now_s), len(self.free)
         left = min(ripe - max(0, online_slots - (free - ripe)), free - online_slots - self.headroom_slots(now_s))
-        rows_max = self.yielding.rows_max(self.in_use[Lane.ONLINE] + online_slots, now_s)
+        rows_max = min(self.rows_max(online_slots, now_s), self.interference.aimd_rows)
         return min(left - self.ledger.foreign_slots, rows_max - self.in_use[Lane.OFFLINE])
 
     def rows_max(self, online_waiting: int, now_s: float) -> float:
         """How many rows offline may have; inf unless it has to yield."""
         return self.yielding.rows_max(self.in_use[Lane.ONLINE] + online_waiting, now_s)
 
+    def _rows_limit(self, now_s: float) -> Limit:
+        """Which of the limits on offline's rows is the smallest."""
+        if self.interference.aimd_rows < self.rows_max(0, now_s):
+            return Limit.AIMD
+        return Limit.LATENCY if self.settings.yield_rows == "auto" else Limit.YIELD
+
+    def prefill_harmless(self, item: Item, *, beside_online: bool) -> bool:
+        """True if the guard lets the prompt of `item`, or what is not cached of it, be computed now."""
+        ahead, tokens = self.ledger.prefill_tokens[Lane.OFFLINE], self._next_piece(item)
+        return self.interference.guard.prefill_allows(tokens, ahead, beside_online=beside_online)
+
     def next_chance_s(self) -> list[float]:
         """When a limit that only time lifts may be lifted."""
         if self.limit_binding is Limit.WINDOW:
             ripe_s = self.free.next_ripe_s()
             return [] if ripe_s is None else [ripe_s]
-        if self.limit_binding is Limit.YIELD:
+        if self.limit_binding in (Limit.YIELD, Limit.LATENCY):
             return [self.yielding.until_s]
         if self.limit_binding is Limit.PREFILL:
             return [self.prefill_next_s]
@@ -204,7 +223,7 @@ class Engine:
         if long and uncached > long and self.in_use[Lane.ONLINE]:
             return False
         self._refresh(now_s)
-        piece = min(uncached, self.piece_tokens) if self.splits(item) else uncached
+        piece = self._next_piece(item)
         ahead, bound = self.ledger.prefill_tokens[Lane.OFFLINE], self.scheduler.offline_prefill_tokens
         if bound and ahead and ahead + piece > bound:
             return False
@@ -213,6 +232,11 @@ class Engine:
             return True
         self.prefill_next_s = self.pacing.next_s(piece, self.piece_tokens, self.gap_s)
         return False
+
+    def _next_piece(self, item: Item) -> int:
+        """Prompt tokens that the next dispatch of `item` would compute."""
+        uncached = self.uncached_tokens(item)
+        return min(uncached, self.piece_tokens) if self.splits(item) else uncached
 
     def uncached_tokens(self, item: Item) -> int:
         """What of its context the engine will have to compute, as far as we can tell; at least 1."""
@@ -255,7 +279,7 @@ class Engine:
 
     # ---- a dispatch, from grant to end -------------------------------------------------------------------------------
 
-    def begin(self, item: Item, kind: GrantKind) -> None:
+    def begin(self, item: Item, kind: GrantKind, now_s: float) -> None:
         """`item` has its slots, its budget and its place in the ledger."""
         slots, lane = item.work.slots, item.work.lane
         if kind in (GrantKind.ONLINE, GrantKind.RESERVED):
@@ -282,6 +306,7 @@ class Engine:
             self.ledger.hold(item, item.context_tokens + item.budget_tokens, uncached)
         if lane is Lane.OFFLINE:
             self.pacing.take(uncached if self.piece_tokens else 0)
+        self.interference.began(item, now_s)
 
     def _size(self, item: Item, kind: GrantKind) -> None:
         """A turn is worth a whole slice; otherwise the prompt may come first, in pieces."""
@@ -315,8 +340,9 @@ class Engine:
             item.cached_tokens = item.context_tokens + output_tokens - 1
         self.counts.output_tokens[item.work.lane] += output_tokens
 
-    def leave(self, item: Item) -> int:
+    def leave(self, item: Item, now_s: float) -> int:
         """The dispatch is over. Its slots are DRAINING still; how many KV tokens go with them."""
+        self.interference.left(item, now_s)
         self.residents.pop(item.work.id, None)
         item.engine = None
         item.stop_asked_s = 0.0
@@ -328,10 +354,13 @@ class Engine:
         self.ledger.kv_tokens -= kv_tokens
         self.free.add(slots, now_s + self.window_s(now_s))
 
-    def streamed(self, gaps_s: tuple[float, ...]) -> None:
-        """Learn how long an iteration takes now."""
+    def streamed(self, gaps_s: tuple[float, ...], begun: list[Item], now_s: float) -> bool:
+        """A tick of its streams, in which `begun` gave their first token; True if an offline prompt is done."""
         if gaps_s:
             self.gap_s += WEIGHT * (sum(gaps_s) / len(gaps_s) - self.gap_s)
+        self.interference.streamed(gaps_s, sum(self.ledger.prefill_tokens.values()), begun, now_s)
+        leased = [item for item in begun if self.ledger.lease(item)]
+        return any(item.work.lane is Lane.OFFLINE for item in leased)
 
     @property
     def soon_tokens(self) -> int:

@@ -37,6 +37,7 @@ class Item:
     attempts: int = 0  # failures so far
     losses: int = 0  # engines lost under it since it last got on
     charged: bool = False  # its tenant has paid for the prompt
+    first_token_s: float = 0.0  # when its first dispatch that gave one did; 0 = none yet
     preemptions: int = 0  # how often it was stopped for online work that lacked its slot
     engine: Engine | None = None  # where it runs
     cached_tokens: int = 0  # of its context, as far as the KV cache of `cached_on` should still hold it
@@ -49,6 +50,9 @@ class Item:
     stop_asked_s: float = 0.0
     kv_tokens: int = 0  # held in the ledger
     prefill_tokens: int = 0  # held in the ledger until the first token
+    begun_s: float = 0.0
+    torn: bool = False  # its last dispatch was stopped in mid-prompt: an unknown part of it is in the KV cache
+    decoding: bool = False  # its first token has come
 
     @property
     def context_tokens(self) -> int:

@@ -249,6 +249,8 @@ class Scheduler:
         """True if `offline` keeps waiting once `online` and all online work behind it have had their slots."""
         if not engine.fits(online) or not engine.kv_leaves(online, offline):
             return True
+        if not engine.prefill_harmless(offline, beside_online=True):
+            return True
         return pool.lendable(self._now_s, engine, online.work.slots + len(pool.online) - 1) < offline.work.slots
 
     def _postponed(self, engine: Engine, online: Item) -> bool:
@@ -266,7 +268,7 @@ class Scheduler:
         if not item.charged:
             item.charged = True
             queue.charge(item.work.tenant, item.work.prompt_tokens, 0)
-        engine.begin(item, kind)
+        engine.begin(item, kind, self._now_s)
         self._actions.append(
             Dispatch(
                 work_id=item.work.id,
@@ -409,22 +411,22 @@ class Scheduler:
     def _progressed(self, event: Progressed) -> None:
         items, engine = self._items, self._engines[event.engine]
         pool = self._pools[engine.settings.model]
+        context = engine.interference.batch.context
         for work_id, tokens in event.tokens:
             if item := items.get(work_id):
                 item.streamed_tokens += tokens
+                context[item.work.lane] += tokens
                 pool.queue(item.work.lane).charge(item.work.tenant, 0, tokens)
-        engine.streamed(event.gaps_s)
-        prefill_done = False
-        for work_id in event.first_tokens:
-            if item := items.get(work_id):
-                prefill_done |= engine.ledger.lease(item) and item.work.lane is Lane.OFFLINE
-        if prefill_done:
+        begun = [items[work_id] for work_id in event.first_tokens if work_id in items]
+        if engine.streamed(event.gaps_s, begun, self._now_s):
             self._fill(pool)
 
     def _over(self, event: Ended | Stopped, reason: EndReason) -> None:
         """The engine confirmed the end of a dispatch: the slots are free; what is not complete waits again."""
         item, engine, pool = self._running(event.work_id)
         engine.confirmed(item, self._now_s, event.reused_tokens, event.output_tokens)
+        if item.work.lane is Lane.ONLINE and item.state is State.RUNNING:
+            engine.interference.complete(item, event.output_tokens, self._now_s)
         self._finish(item, engine, pool)
         item.generated_tokens += event.output_tokens
         unreported = max(0, event.output_tokens - item.streamed_tokens)
@@ -476,7 +478,7 @@ class Scheduler:
             engine.drain(item)
         elif item.state is State.PREEMPTING:
             engine.stopping -= 1
-        hold = (engine, item.work.slots, engine.leave(item))
+        hold = (engine, item.work.slots, engine.leave(item, self._now_s))
         if held_s > 0:
             self._set_timer(self._now_s + held_s, hold)
         else:

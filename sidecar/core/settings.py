@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from sidecar.core.errors import SettingsError
 
@@ -44,7 +44,8 @@ class EngineSettings:
     gpu_group: str = ""  # engines that share cards name the same one
     kv_tokens: int = 0  # the KV cache, in tokens; 0 = as the engine's gauges say, or unbounded without gauges
     kv_block_tokens: int = 32  # the engine reserves whole blocks (TensorRT-LLM's tokens_per_block)
-    yield_rows: int | None = None  # rows that offline keeps while online is resident; None = it never yields
+    # Rows that offline keeps while online is resident: so many, all of them, or as many as the guard finds harmless.
+    yield_rows: int | Literal["auto", "never"] = "auto"
     yield_hold_ms: float | None = (
         None  # after online left, yield on if the next arrival is due by then; None = by width
     )
@@ -69,8 +70,9 @@ class EngineSettings:
             self.kv_block_tokens >= 1, f"engine {self.name}: kv_block_tokens must be >= 1, not {self.kv_block_tokens}"
         )
         require(
-            self.yield_rows is None or 0 <= self.yield_rows <= self.slots,
-            f"engine {self.name}: yield_rows must be in 0..{self.slots}, not {self.yield_rows}",
+            self.yield_rows in ("auto", "never")
+            or (isinstance(self.yield_rows, int) and 0 <= self.yield_rows <= self.slots),
+            f"engine {self.name}: yield_rows must be in 0..{self.slots}, auto or never, not {self.yield_rows}",
         )
 
     @property
@@ -100,7 +102,11 @@ class SchedulerSettings:
     reservation_turns_max: int = 2  # saved turns are capped, so that an idle night cannot become a burst
     reservation_mode: ReservationMode = ReservationMode.FIRM
     postpone_max_s: float = 60.0  # how long a turn may be put off in mode `yielding`
-    ttft_objective_ms: float = 500.0  # online: arrival to first token
+    ttft_objective_ms: float = 500.0  # online: arrival to first token, 95th percentile; a request may state its own
+    e2e_objective_ms: float = 800.0  # online: arrival to last token, 99th percentile (the measured origin's value)
+    guard: bool = True  # the latency model limits offline's rows and prompts, once its error is small enough
+    slowdown_max: float = 0.10  # by which share offline rows may lengthen iterations, however much room there is
+    aimd: bool = True  # offline's rows shrink when online misses its objectives
     window_ms: float = 15.0  # a freed slot waits this long for online work (the measured origin's value)
     window_adaptive: bool = True  # no window where it would hardly ever meet an arrival
     headroom_share_max: float = 0.125  # sized headroom takes at most this share of an engine: one slot of 8
@@ -149,15 +155,8 @@ class SchedulerSettings:
         )
         require(0 <= self.headroom_share_max <= 1, f"headroom_share_max must be in 0..1, not {self.headroom_share_max}")
         for name in (
-            *(
-                "slice_tokens",
-                "slice_tokens_busy",
-                "turn_tokens",
-                "preempt_quantum_tokens",
-                "preempt_sticky_after",
-                "preempt_max",
-            ),
-            *("offline_prefill_tokens", "long_prompt_tokens"),
-            *("postpone_max_s", "ttft_objective_ms"),
+            *("slice_tokens", "slice_tokens_busy", "turn_tokens", "preempt_quantum_tokens", "preempt_sticky_after"),
+            *("preempt_max", "offline_prefill_tokens", "long_prompt_tokens"),
+            *("postpone_max_s", "ttft_objective_ms", "e2e_objective_ms", "slowdown_max"),
         ):
             require(getattr(self, name) >= 0, f"{name} must be >= 0, not {getattr(self, name)}")

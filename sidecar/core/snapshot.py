@@ -10,6 +10,7 @@ from operator import itemgetter
 
 from sidecar.core.engine import Engine, Limit
 from sidecar.core.events import RejectReason
+from sidecar.core.interference import InterferenceFigures
 from sidecar.core.pool import Pool
 from sidecar.core.work import GrantKind, Lane
 
@@ -59,6 +60,7 @@ class EngineSnapshot:
     kv_foreign_tokens: int
     kv_guard_tokens: int
     prefill_tokens: Mapping[Lane, int]  # prompt tokens not yet computed
+    interference: InterferenceFigures  # the latency model, what it allows, and what offline cost online
 
     @property
     def slots_busy(self) -> int:
@@ -142,6 +144,7 @@ def engine_snapshot(engine: Engine, model: str, now_s: float) -> EngineSnapshot:
         kv_foreign_tokens=ledger.foreign_kv_tokens,
         kv_guard_tokens=int(ledger.guard_tokens(engine.headroom)),
         prefill_tokens=dict(ledger.prefill_tokens),
+        interference=engine.interference.figures(max(1, engine.in_use[Lane.ONLINE])),
     )
 
 

@@ -6,24 +6,28 @@ each of them lengthens every iteration that the request waits for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
+from typing import Literal
 
 
 class Yielding:
     """How many rows offline may have on one engine now."""
 
-    __slots__ = ("_hold_s", "_rows", "until_s")
+    __slots__ = ("_guard_rows", "_hold_s", "_rows", "until_s")
 
-    def __init__(self, rows: int | None, hold_s: float) -> None:
-        self._rows = rows
+    def __init__(self, rows: int | Literal["auto", "never"], hold_s: float, guard_rows: Callable[[int], float]) -> None:
+        """`guard_rows` says, for "auto", how many may stay beside so many online ones."""
+        self._rows = inf if rows == "never" else rows
+        self._guard_rows = guard_rows
         self._hold_s = hold_s
         self.until_s = -inf  # the hold after the last online request ends here
 
     def rows_max(self, online_slots: int, now_s: float) -> float:
         """inf unless offline has to yield now."""
-        if self._rows is None or (not online_slots and now_s >= self.until_s):
+        if not online_slots and now_s >= self.until_s:
             return inf
-        return self._rows
+        return self._guard_rows(max(1, online_slots)) if self._rows == "auto" else float(self._rows)
 
     def online_left(self, rate_per_s: float, now_s: float) -> None:
         """The last online request is gone: hold on if the next is expected within the hold."""

@@ -41,6 +41,9 @@ from sidecar.lab.faults import DispatchFault, Faults
 from sidecar.lab.machine import Call, Finished, FirstToken, Machine
 from sidecar.lab.workloads import Job
 
+GAPS_S = (
+    0.1  # an end is preceded by its tick (as with the real driver) only if there was none for so long: to save time
+)
 WAKES_MAX = 1000  # at one moment: beyond it next_deadline_s() does not move on
 
 
@@ -127,6 +130,7 @@ class Driver:
     _first_tokens: dict[str, list[str]] = field(default_factory=dict)
     _tick_at_s: float = inf
     _progress_at_s: float = 0.0
+    _gaps_at_s: float = 0.0
     _wakes: tuple[float, int] = (-inf, 0)
 
     # ---- a run -------------------------------------------------------------------------------------------------------
@@ -327,7 +331,7 @@ class Driver:
     def _finish(self, engine: str, progress: Progress, outcome: Finished) -> None:
         """The last response of a dispatch, with its final flag. Its first token is told before it."""
         work_id = progress.work.id
-        if work_id in self._first_tokens[engine]:
+        if work_id in self._first_tokens[engine] or self.now_s >= self._gaps_at_s:
             self._report(engine, self._first_tokens[engine])
         running, reason = self._release(progress), EndReason.LENGTH
         tokens, reused = outcome.output_tokens, outcome.reused_tokens
@@ -386,8 +390,9 @@ class Driver:
         machine, first = self.machines[engine], tuple(self._first_tokens[engine])
         self._first_tokens[engine] = []
         tokens = tuple(each for work_id in ids if (each := self._news(machine, work_id)))
-        if tokens or first:
-            gaps_s = machine.take_gaps_s()
+        gaps_s = machine.gaps_s(self.now_s, self.tick_s)
+        if tokens or first or gaps_s:
+            self._gaps_at_s = self.now_s + GAPS_S
             self.tell(Progressed(engine=engine, tokens=tokens, first_tokens=first, gaps_s=gaps_s))
 
     def _news(self, machine: Machine, work_id: str) -> tuple[str, int] | None:

@@ -98,7 +98,7 @@ class Machine:
         self._running: dict[str, _Running] = {}  # by work id: those somebody listens to
         self._calls: dict[str, _Running] = {}  # by row id
         self._online_decoding = 0
-        self._gaps_s: list[float] = []
+        self._last_s, self._last_gap_s = -inf, 0.0  # the jump before this one: its end, its iteration time
         self._step: Step | None = None
         self._begin_s = self._end_s = self._one_s = 0.0
         self._count = 0
@@ -190,10 +190,16 @@ class Machine:
         """The work of every call that somebody listens to."""
         return list(self._running)
 
-    def take_gaps_s(self) -> tuple[float, ...]:
-        """The iteration times since the last call: between two tokens of a stream lies one iteration."""
-        gaps_s, self._gaps_s = tuple(self._gaps_s), []
-        return gaps_s
+    def gaps_s(self, now_s: float, within_s: float) -> tuple[float, ...]:
+        """The last iteration time, as streams see it: between two of their tokens lies one iteration.
+
+        That of the jump before this one if it ended within the last `within_s`, as a tick of the real driver tells it.
+        """
+        if now_s - self._last_s <= within_s:
+            return (self._last_gap_s,)
+        if self._step is not None and self._step.decoding and now_s - self._begin_s >= self._one_s:
+            return (self._one_s,)
+        return ()
 
     # ---- iterations --------------------------------------------------------------------------------------------------
 
@@ -245,7 +251,7 @@ class Machine:
         if online:
             usage.online_gaps_s.append((self._one_s, online * self._count))
         if step.decoding:
-            self._gaps_s.append(self._one_s)
+            self._last_s, self._last_gap_s = self._end_s, self._one_s
         for chunk in step.chunks:
             before = self._computed.get(self._calls[chunk.row.id].call.work_id, 0)
             usage.prefilled_again_tokens += max(0, min(chunk.begin + chunk.tokens, before) - chunk.begin)

@@ -80,8 +80,8 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
 
 def _value(default: Any, text: str) -> Any:
     """`text` as a value of the kind that `default` is."""
-    if default is None:
-        return None if text == "none" else int(text)
+    if default == "auto":
+        return text if text in ("auto", "never") else int(text)
     if isinstance(default, bool):
         if text not in ("true", "false"):
             raise ValueError("must be true or false")
@@ -106,7 +106,7 @@ PLAIN = {
     "slice_tokens": 0,
     "slice_tokens_busy": 0,
     "preempt": False,
-    "yield_rows": None,
+    "yield_rows": "never",
     "headroom_share_max": 0.0,
     "offline_prefill_tokens": NEVER,
     "kv_guard_share_min": 0.0,
@@ -116,7 +116,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "turns": {"reservation_every": NEVER},
     "slices": {"slice_tokens": 0, "slice_tokens_busy": 0},
     "preempt": {"preempt": False},
-    "yield": {"yield_rows": None},
+    "yield": {"yield_rows": "never"},
     "window": {"window_ms": 0.0},
     "headroom": {"headroom_share_max": 0.0},
     "pacing": {"offline_prefill_tokens": 0, "prefill_slice_tokens": 0},

@@ -87,7 +87,7 @@ class Witness(Observer):
         self._scheduler, self._check_every, self._events = scheduler, plan.check_every, 0
         self._invariants: Invariants | None = None
         settings, engine = policy.settings(shape)
-        self._yield_rows = engine.yield_rows if isinstance(scheduler, Scheduler) else None
+        self._yield_rows = engine.yield_rows if isinstance(scheduler, Scheduler) else "never"
         if plan.check_every and isinstance(scheduler, Scheduler):
             self._invariants = Invariants(settings, [engine])
 
@@ -126,7 +126,7 @@ class Witness(Observer):
         online_granted = sum(each.kind is GrantKind.ONLINE for each in granted)
         deficit = driver.waiting[Lane.ONLINE] - online_granted - stopping
         least = max(0, deficit)
-        if self._yield_rows is not None:
+        if isinstance(self._yield_rows, int):
             offline = sum(each.action.kind is not GrantKind.ONLINE and not each.stopping for each in running)
             least = max(least, offline + len(granted) - online_granted - self._yield_rows)
         self.preemptions += victims

@@ -121,7 +121,7 @@ def settings(shape: Shape, triton: Triton, kafka: Kafka, directory: Path) -> dic
                 "target": triton.target,
                 "metrics_url": triton.metrics_url,
                 "slots": shape.slots,
-                "yield_rows": shape.yield_rows,
+                "yield_rows": "never" if shape.yield_rows is None else shape.yield_rows,
             }
         ],
         "scheduler": {"headroom_share_max": 0.0},  # every slot may be lent: the demo shows full engines

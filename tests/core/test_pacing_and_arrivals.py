@@ -69,7 +69,7 @@ def test_the_few_tokens_of_a_resume_go_through_beside_a_piece() -> None:
 
 
 def test_yielding_holds_on_only_where_the_next_arrival_is_expected() -> None:
-    subject = Yielding(0, hold_s=0.5)
+    subject = Yielding(0, hold_s=0.5, guard_rows=lambda _: 64)
     subject.online_left(rate_per_s=1.0, now_s=10.0)
     assert subject.rows_max(0, 10.1) > 64
     subject.online_left(rate_per_s=3.0, now_s=10.0)

@@ -1,0 +1,140 @@
+"""How much offline may slow online down on one engine, and how much it did.
+
+The latency model learns, the guard decides by it, AIMD decides by what happened; each can be switched off. Here they
+are told what they have to know, and every online request gets its account: what it took, and what it would have taken
+alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from sidecar.core.aimd import Aimd, Lateness
+from sidecar.core.guard import Guard
+from sidecar.core.item import Item
+from sidecar.core.latency import Batch, LatencyFigures, LatencyModel
+from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.core.work import Lane
+
+HARMLESS = 0.05  # a request that took at most so much longer than alone was not late because of offline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterferenceFigures:
+    """What is known about one engine, for gauges and people."""
+
+    latency: LatencyFigures
+    guard_rows: float  # rows that offline may have beside the online ones of now; inf = as many as there are
+    guard_margin: float
+    slack_ms: float
+    aimd_rows: float
+    aimd_decreases: int
+    attributed: int  # online requests with an account
+    alone_ms: float  # mean of what they would have taken alone, from grant to end
+    added_ms: float  # mean of what they took beyond it
+    online_late: int  # online requests that missed an objective
+
+
+class Interference:
+    """One engine's latency model, its guards and its accounts."""
+
+    def __init__(self, engine: EngineSettings, scheduler: SchedulerSettings) -> None:
+        self._ttft_s, self._e2e_s = scheduler.ttft_objective_ms / 1000, scheduler.e2e_objective_ms / 1000
+        self._late_starts, self._late_ends = Lateness(95), Lateness(99)
+        self.batch = Batch()
+        self.model = LatencyModel()
+        self.guard = Guard(
+            self.model,
+            self.batch,
+            enabled=scheduler.guard,
+            ttft_s=self._ttft_s,
+            e2e_s=self._e2e_s,
+            slowdown_max=scheduler.slowdown_max,
+        )
+        self._aimd = Aimd(engine.slots) if scheduler.aimd else None
+        self._attributed = self._late = 0
+        self._alone_s = self._added_s = 0.0
+
+    @property
+    def aimd_rows(self) -> float:
+        """Rows that offline may have by what happened to online."""
+        return self._aimd.rows if self._aimd and self._aimd.decreases else inf
+
+    # ---- one dispatch, from grant to end -----------------------------------------------------------------------------
+
+    def began(self, item: Item, now_s: float) -> None:
+        """`item` was dispatched, and stands in the ledger."""
+        item.begun_s = now_s
+        self.batch.prefill_from_s = now_s
+        cached = max(0, item.context_tokens - item.prefill_tokens) if not item.fills_cache else item.expected_reuse
+        self.guard.began(item.work.id, item.work.lane, item.prefill_tokens, cached)
+
+    def streamed(self, gaps_s: tuple[float, ...], prefill_tokens: int, begun: list[Item], now_s: float) -> None:
+        """A tick: gaps, and `begun`, which gave their first token in it. `prefill_tokens` were outstanding before."""
+        batch = self.batch
+        if gaps_s and not begun:
+            self.model.observe(gaps_s, batch, prefill_tokens, now_s)
+        elif gaps_s and len(begun) == 1 and not begun[0].torn and begun[0].prefill_tokens == prefill_tokens:
+            cached = begun[0].context_tokens - prefill_tokens
+            self.model.observe_prefill(max(gaps_s), batch, prefill_tokens, cached, begun[0].begun_s, now_s)
+        for item in begun:
+            if item.decoding:
+                continue
+            item.decoding = True
+            item.first_token_s = item.first_token_s or now_s
+            batch.rows[item.work.lane] += item.work.slots
+            batch.context[item.work.lane] += item.context_tokens
+            batch.changed_s = now_s
+        if self._aimd:
+            self._aimd.tick(batch.rows[Lane.OFFLINE], now_s)
+        self.guard.margin.tick(now_s)
+
+    def left(self, item: Item, now_s: float) -> None:
+        """The dispatch of `item` is over."""
+        batch, lane = self.batch, item.work.lane
+        batch.context[lane] -= item.streamed_tokens
+        item.torn = not item.decoding and not item.fills_cache
+        if item.decoding:
+            item.decoding = False
+            batch.rows[lane] -= item.work.slots
+            batch.context[lane] -= item.context_tokens
+            batch.changed_s = now_s
+        self.guard.left(item.work.id)
+
+    def complete(self, item: Item, output_tokens: int, now_s: float) -> None:
+        """An online request is complete, and has not left yet: its account, and whether it missed an objective."""
+        work = item.work
+        alone_s, took_s = self.guard.alone_s(work.id, output_tokens), now_s - item.begun_s
+        if alone_s is not None:
+            self._attributed += 1
+            self._alone_s += alone_s
+            self._added_s += took_s - alone_s
+            self.guard.remember(alone_s)
+        ttft_s = (item.first_token_s or now_s) - work.arrived_s
+        late_start = ttft_s > (work.ttft_objective_ms / 1000 or self._ttft_s)
+        late_end = now_s - work.arrived_s > self._e2e_s
+        self._late += late_start or late_end
+        # Who would have been late alone is no reason to hold offline back.
+        queued_s = item.begun_s - work.arrived_s
+        harmed = alone_s is None or took_s + queued_s > alone_s * (1 + HARMLESS)
+        violated = [self._late_starts.add(late_start and harmed), self._late_ends.add(late_end and harmed)]
+        if any(violated):
+            self.guard.margin.tighten(now_s)
+            if self._aimd:
+                self._aimd.violated(work.arrived_s, now_s)
+
+    def figures(self, online_rows: int) -> InterferenceFigures:
+        """As it stands."""
+        return InterferenceFigures(
+            latency=self.model.figures(),
+            guard_rows=self.guard.rows_max(online_rows),
+            guard_margin=self.guard.margin.share,
+            slack_ms=self.guard.slack_s * 1000,
+            aimd_rows=self.aimd_rows,
+            aimd_decreases=self._aimd.decreases if self._aimd else 0,
+            attributed=self._attributed,
+            alone_ms=1000 * self._alone_s / self._attributed if self._attributed else 0.0,
+            added_ms=1000 * self._added_s / self._attributed if self._attributed else 0.0,
+            online_late=self._late,
+        )
