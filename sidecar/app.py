@@ -77,10 +77,11 @@ async def serve(settings: ServeSettings, *, instance: str, config_hash: str) -> 
             await server.start()
             logger.info("serving on %s; metrics, health and status on http://%s", settings.listen, settings.http)
             await closing.wait()
+            until_s = driver.now_s + settings.drain_timeout_s
             driver.close()
             if offline is not None and reading is not None and not reading.done():
                 await offline.drain(settings.offline_drain_timeout_s)
-            await _drain(driver, obeying, settings.drain_timeout_s)
+            await _drain(driver, obeying, max(until_s - driver.now_s, 0.0))
             await server.stop(LAST_ANSWERS_S)
             for task in watching:
                 task.cancel()
@@ -149,12 +150,12 @@ def _offline_lane(
 
 
 async def _read_items(lane: OfflineLane) -> None:
-    """Run the lane. Where an operator has to act it stops and says so; online goes on."""
+    """Run the lane. Where an operator has to act, or where it has a defect, it stops and says so; online goes on."""
     try:
         await lane.run()
-    except SidecarError as error:
+    except Exception as error:
         lane.state = f"stopped: {error}"
-        logger.error("the offline lane has stopped: %s", error)
+        logger.error("the offline lane has stopped: %s", error, exc_info=not isinstance(error, SidecarError))
 
 
 def _probe(

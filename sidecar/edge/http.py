@@ -38,18 +38,22 @@ class Status:
     def document(self) -> dict[str, Any]:
         """Everything the status page and the demo show. Counters grow from the start of the process."""
         snapshot = self.snapshot()
+        parts = {name: part() for name, part in self.parts.items()}
+        state, offline = state_of(snapshot), str(parts.get("offline", {}).get("state", ""))
+        if state == "serving" and offline.startswith(("stopped", "unavailable")):
+            state = f"degraded: the offline lane is {offline}"
         return {
             "schema": STATUS_SCHEMA,
             "version": self._version,
             "now_s": snapshot.now_s,
-            "state": state_of(snapshot),
+            "state": state,
             "in_flight": snapshot.in_flight,
             "dead_letters": snapshot.dead_letters,
             "retries": snapshot.retries,
             "rejects": dict(snapshot.rejects),
             "engines": {name: self._engine(name, each, snapshot.now_s) for name, each in snapshot.engines.items()},
             "lanes": [dataclasses.asdict(each) for each in snapshot.lanes],
-            **{name: part() for name, part in self.parts.items()},
+            **parts,
         }
 
     def _engine(self, name: str, engine: Any, now_s: float) -> dict[str, Any]:

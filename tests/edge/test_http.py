@@ -104,6 +104,12 @@ async def test_the_status_document_holds_slots_tokens_and_what_other_lanes_add(
     assert document["offline"]["state"] == "<running>"
 
 
+async def test_a_stopped_offline_lane_is_a_degraded_state_and_no_reason_to_take_callers_away(sidecar: Sidecar) -> None:
+    status = Status(sidecar.driver.scheduler.snapshot, sidecar.metrics, "test")
+    status.parts["offline"] = lambda: {"state": "unavailable: no broker"}
+    assert status.document()["state"] == "degraded: the offline lane is unavailable: no broker"
+
+
 async def test_the_page_allows_nothing_but_its_own_script_and_escapes_what_it_shows(get: Any) -> None:
     status, page, headers = await get("/")
     assert status == 200
