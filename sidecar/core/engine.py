@@ -243,8 +243,12 @@ class Engine:
         return max(1, item.context_tokens - int(self._expected_reuse(item) * self.slices.hit))
 
     def splits(self, item: Item) -> bool:
-        """True if the prompt of `item` may be computed piece by piece: its pieces are found again in the cache."""
-        return bool(self.piece_tokens) and item.work.resumable and self.slices.factor > 0
+        """True if the prompt of `item` may be computed piece by piece: its pieces are found again in the cache.
+
+        Who comes from another engine is computed at once: between two engines pieces might never add up to a prompt.
+        """
+        at_home = item.cached_on is None or item.cached_on is self
+        return bool(self.piece_tokens) and item.work.resumable and self.slices.factor > 0 and at_home
 
     def remembers(self, item: Item) -> bool:
         """True if the KV cache should still hold the context of `item`, so that it can go on at once."""

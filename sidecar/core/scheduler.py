@@ -221,10 +221,15 @@ class Scheduler:
             # arrival it would cost a prefill beside the arrival's own.
             self._grant(pool, engine, offline, GrantKind.RESERVED, contended=True)
             return True
-        if limit is not Limit.NONE:
+        if limit is not Limit.NONE or self._is_wanted_at_home(offline, engine):
             return False
         self._grant(pool, engine, offline, GrantKind.RESUME if offline.generated_tokens else GrantKind.BACKFILL)
         return True
+
+    def _is_wanted_at_home(self, item: Item, engine: Engine) -> bool:
+        """True if another engine, which remembers `item`, can take it now as well."""
+        home = item.cached_on
+        return bool(home and home is not engine and home.up and home.limit(item, self._now_s) is Limit.NONE)
 
     def _grant_contested(self, pool: Pool, engine: Engine, online: Item, offline: Item | None) -> bool:
         """Online waits for this engine: a slot is online's, unless offline must go without and its turn is due."""
