@@ -144,6 +144,13 @@ class KafkaOpening:
                 async with asyncio.timeout(STOP_TIMEOUT_S):
                     await self._producer._sender.close()
                     await self._producer.client.close()
+        self._hear_failure()
+
+    def _hear_failure(self) -> None:
+        """The failure that aiokafka keeps for whoever ends the transaction was handled; nobody logs it once more."""
+        waiter = self._producer._txn_manager._transaction_waiter
+        if waiter is not None and waiter.done() and not waiter.cancelled():
+            waiter.exception()
 
     def _watch_calls(self) -> None:
         """Every request of the producer passes through client.send; a failed one taints this opening."""

@@ -141,6 +141,7 @@ class OfflineLane:
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
         self._minted = self._openings = 0
+        self._failed_sessions = 0  # in a row
         self._unassigned_s: float | None = None  # since when the group owes us an assignment (an empty one is one)
         self._assignments: deque[tuple[float, int]] = deque(maxlen=DUPLICATE_ASSIGNMENTS)
 
@@ -188,21 +189,20 @@ class OfflineLane:
     # -- one consumer after the other
 
     async def _sessions(self) -> None:
-        failures = 0
         while not self._closing.is_set():
             kafka = self._make_log(self._settings, revoked=self._revoked, assigned=self._assigned)
             try:
                 await kafka.start()
-                self.state, failures = "running", 0
+                self.state = "running"
                 await self._session(kafka)
             except (LogError, StuckError) as error:
                 self.state = f"unavailable: {error}"
                 log.warning("the offline lane is paused: %s", error)
-                failures += 1
+                self._failed_sessions += 1
             finally:
                 # Cancellation here leaves sockets to the garbage collector; the broker forgets them with the session.
                 await kafka.stop()
-            await self._pause_for(self._closing, failures)
+            await self._pause_for(self._closing, self._failed_sessions)
 
     async def _session(self, kafka: Log) -> None:
         self._log, self._unassigned_s = kafka, self._clock()
@@ -237,7 +237,7 @@ class OfflineLane:
         """aiokafka's callback: it must not wait. Work in flight for partitions that came back goes on."""
         if self._servers is None:
             return
-        self._unassigned_s = None
+        self._unassigned_s, self._failed_sessions = None, 0
         if self._is_duplicate_instance():
             return
         for number in set(self._shares) - set(partitions):

@@ -37,7 +37,13 @@ PARTITIONS = 4
 ITEMS_PER_S = {"fast": 120, "triton": 20}
 TRITON_SLOTS = 4  # of each sidecar
 SESSION_TIMEOUT_S = 3.0  # the least with which heartbeats every second still have two tries
-SIGSTOP_S = 5.5  # longer than the session: the others take over, and then the sleeper wakes
+SIGSTOP_S = 6.5  # longer than the session: the others take over, and then the sleeper wakes
+REVEALING = {
+    "taint": ["late_endtxn"],
+    "fence": ["sigstop"],
+    "metadata": ["kill9", "rebalance"],
+    "futures": ["broker_term", "broker_kill9"],
+}
 SETTLE_S = 120.0  # after the last fault, for everything to be done
 
 
@@ -174,10 +180,11 @@ class Chaos:
         await asyncio.gather(*(each.end(signal.SIGTERM) for each in self._sidecars))
 
     def _schedule(self) -> list[str]:
-        """Every kind at least once, as far as the number of faults allows; the rest drawn."""
+        """Every kind at least once, as far as the number of faults allows; the rest drawn, from what reveals a break."""
         kinds = list(self._kinds)
         self._random.shuffle(kinds)
-        drawn = [self._random.choice(kinds) for _ in range(self._options.faults - len(kinds))]
+        revealing = REVEALING.get(self._options.broken or "", kinds)
+        drawn = [self._random.choice(revealing) for _ in range(self._options.faults - len(kinds))]
         schedule = kinds[: self._options.faults] + drawn
         self._random.shuffle(schedule)
         return schedule
@@ -354,7 +361,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--brokers", type=int, choices=(1, 3), default=1)
     parser.add_argument("--sidecars", type=int, default=2)
-    parser.add_argument("--break", dest="broken", choices=("taint", "fence", "metadata", "futures"))
+    parser.add_argument("--break", dest="broken", choices=tuple(REVEALING))
     parser.add_argument("--triton", action="store_true", help="whole sidecars before the real Triton")
     parser.add_argument("--keep-logs", type=Path, help="copy the sidecars' logs there")
     parser.add_argument("--json", metavar="FILE", help="the figures; - is standard output")

@@ -27,8 +27,8 @@ from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.tokens import Tokens
 
-SLOW_SHARE = 0.01  # of the items take far longer than the rest, so that there are always holes
-SLOW_S = 3.0
+SLOW_SHARE = 0.03  # of the items take far longer than the rest, so that there are always holes
+SLOW_S = 1.5
 REPORT_S = 0.5
 COUNTERS = ("executions", "fenced", "reopens")
 
@@ -92,7 +92,7 @@ async def _main(settings: OfflineSettings, seed: int) -> None:
         stopping = tasks.create_task(stop.wait(), name="stop")
         await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
-            await lane.drain(2 * SLOW_S)
+            await lane.drain(4 * SLOW_S)
         report.cancel()
         stopping.cancel()
 

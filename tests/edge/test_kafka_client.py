@@ -32,6 +32,7 @@ class FakeProducer:
         self.calls = calls
         self.failing = failing
         self.client = SimpleNamespace(send=self._request)
+        self._txn_manager = SimpleNamespace(_transaction_waiter=None)
 
     async def _request(self, name: str) -> None:
         if name in self.failing:

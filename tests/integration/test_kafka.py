@@ -14,12 +14,13 @@ import hypothesis  # noqa: F401 - else its plugin imports it after the tests, wh
 import pytest
 import pytest_asyncio
 import yaml
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.errors import KafkaConnectionError
 
 from sidecar.core.errors import SettingsError
 from sidecar.edge.broker_version import metadata_version, warning
-from sidecar.edge.kafka_client import FencedError, KafkaOpening, LogError, Outgoing
+from sidecar.edge.kafka_client import FencedError, KafkaOpening, LogError, Outgoing, PositionLostError
 from sidecar.edge.kafka_settings import KafkaSecuritySettings, OfflineSettings
 from sidecar.edge.offline import DuplicateInstanceError, OfflineLane
 from sidecar.edge.offsets import Committed
@@ -182,6 +183,21 @@ async def test_a_results_topic_with_too_few_partitions_is_refused(kafka: LocalKa
     )
     with pytest.raises(SettingsError, match=r"topic inference\.results has 1 partitions, narrow\.requests has 3"):
         await asyncio.wait_for(lane.run(), TIMEOUT_S)
+
+
+async def test_a_log_that_no_longer_holds_the_watermark_stops_the_lane(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "expired")
+    await submit(settings, items(30), {})
+    await reset(settings, "0")
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    await admin.start()
+    gone = {TopicPartition(settings.requests_topic, each): RecordsToDelete(2) for each in range(PARTITIONS)}
+    await admin.delete_records(gone)
+    await admin.close()
+    lane = OfflineLane(settings, FakeDriver(), WordTokens(), {"tensorrt_llm": 2048})
+    with pytest.raises(PositionLostError, match="decide with `sidecar offsets reset`"):
+        await asyncio.wait_for(lane.run(), TIMEOUT_S)
+    assert lane.stats.executions == 0
 
 
 async def test_a_broker_that_goes_away_and_comes_back_costs_no_item(tmp_path: Path) -> None:
