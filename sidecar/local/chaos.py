@@ -180,7 +180,7 @@ class Chaos:
         await asyncio.gather(*(each.end(signal.SIGTERM) for each in self._sidecars))
 
     def _schedule(self) -> list[str]:
-        """Every kind at least once, as far as the number of faults allows; the rest drawn, from what reveals a break."""
+        """Every kind at least once, as far as the number of faults allows; the rest drawn from what reveals a break."""
         kinds = list(self._kinds)
         self._random.shuffle(kinds)
         revealing = REVEALING.get(self._options.broken or "", kinds)
