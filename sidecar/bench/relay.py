@@ -34,7 +34,6 @@ from sidecar.local.broker import free_ports
 from sidecar.local.server import serving
 
 TICK_S = 0.01  # between the tokens of one stream
-CLOCK_TICKS_PER_S = 100  # of /proc/PID/stat, on Linux always
 
 
 PROBES = 50  # requests for one token per round, one after the other: their latency is the TTFT
@@ -45,6 +44,7 @@ class Round:
     """One load through one relay."""
 
     cpu_us_per_token: float
+    cpu_us_per_request: float
     ttft_ms: list[float]
 
 
@@ -75,6 +75,7 @@ def report(found: dict[str, list[Round]], options: argparse.Namespace) -> dict[s
         ttft_ms = sorted(value for each in rounds for value in each.ttft_ms)
         rows[name] = {
             "cpu_us_per_token": round(statistics.median(each.cpu_us_per_token for each in rounds), 1),
+            "cpu_us_per_request": round(statistics.median(each.cpu_us_per_request for each in rounds)),
             "ttft_ms": {
                 "p50": round(ttft_ms[len(ttft_ms) // 2], 2),
                 "p99": round(ttft_ms[int(len(ttft_ms) * 0.99)], 2),
@@ -97,13 +98,17 @@ def report(found: dict[str, list[Round]], options: argparse.Namespace) -> dict[s
 
 
 async def one_round(address: str, pid: int, streams: int, tokens: int) -> Round:
-    """All streams run at once to their end; what the relay's process used for it. Then the probes."""
+    """All streams run at once to their end, then the probes; what the relay's process used for each."""
     async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         before_s = cpu_s(pid)
         await asyncio.gather(*(one_stream(channel, tokens) for _ in range(streams)))
-        used_s = cpu_s(pid) - before_s
+        between_s = cpu_s(pid)
         ttft_ms = [await one_stream(channel, 1) for _ in range(PROBES)]
-        return Round(cpu_us_per_token=1e6 * used_s / (streams * tokens), ttft_ms=ttft_ms)
+        request_us = 1e6 * (cpu_s(pid) - between_s) / PROBES
+        tokens_us = 1e6 * (between_s - before_s) - streams * request_us
+        return Round(
+            cpu_us_per_token=tokens_us / (streams * (tokens - 1)), cpu_us_per_request=request_us, ttft_ms=ttft_ms
+        )
 
 
 async def one_stream(channel: grpc.aio.Channel, tokens: int) -> float:
@@ -122,9 +127,8 @@ async def one_stream(channel: grpc.aio.Channel, tokens: int) -> float:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds that a process and all its threads have used, user and system."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS_PER_S
+    """CPU seconds that the threads of a process have used, to the microsecond (first field of schedstat: ns)."""
+    return sum(int(each.read_text().split()[0]) for each in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def settings(source_port: int, streams: int, listen: int, http: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
+import grpc.aio
 import pytest
 
 from sidecar.core.events import EngineDown
@@ -77,6 +78,17 @@ async def test_a_request_is_counted_once_in_every_family_it_belongs_to(
     assert sample(page, "sidecar_slots", model="tensorrt_llm") == 2
 
 
+async def test_a_refused_rpc_is_counted_under_its_status(sidecar: Sidecar, get: Any) -> None:
+    request = ids_request("u", ids=(1,) * 40, output=30)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await sidecar.unary("ModelInfer", request, wire.InferResponse)
+    _, page, _ = await get("/metrics")
+    method = "inference.GRPCInferenceService/ModelInfer"
+    refused = {"rpc_method": method, "rpc_status_code": "INVALID_ARGUMENT"}
+    assert sample(page, "rpc_server_call_duration_seconds_count", **refused) == 1
+    assert sample(page, "sidecar_requests_total", lane="online", outcome="rejected", error_type="too_large") == 1
+
+
 async def test_every_counter_is_there_before_its_first_event(get: Any) -> None:
     _, page, _ = await get("/metrics")
     for lane, kind in (("online", "online"), ("offline", "backfill"), ("offline", "reserved"), ("offline", "resume")):
@@ -104,7 +116,7 @@ async def test_the_status_document_holds_slots_tokens_and_what_other_lanes_add(
     assert document["offline"]["state"] == "<running>"
 
 
-async def test_a_stopped_offline_lane_is_a_degraded_state_and_no_reason_to_take_callers_away(sidecar: Sidecar) -> None:
+async def test_a_stopped_offline_lane_is_a_degraded_state(sidecar: Sidecar) -> None:
     status = Status(sidecar.driver.scheduler.snapshot, sidecar.metrics, "test")
     status.parts["offline"] = lambda: {"state": "unavailable: no broker"}
     assert status.document()["state"] == "degraded: the offline lane is unavailable: no broker"
