@@ -98,7 +98,7 @@ class Engine:
             reservation=Reservation(scheduler.reservation_every, scheduler.reservation_turns_max),
             ledger=Ledger.of(engine, scheduler),
             slices=Slices(scheduler.slice_tokens, scheduler.slice_tokens_busy),
-            yielding=Yielding(engine.yield_rows, engine.hold_s, interference.guard.rows_max),
+            yielding=Yielding(engine.yield_rows, engine.hold_s, interference.guard),
             pacing=PrefillPacing(),
             interference=interference,
             arrivals=arrivals,

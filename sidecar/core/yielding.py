@@ -6,20 +6,21 @@ each of them lengthens every iteration that the request waits for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf
 from typing import Literal
+
+from sidecar.core.guard import Guard
 
 
 class Yielding:
     """How many rows offline may have on one engine now."""
 
-    __slots__ = ("_guard_rows", "_hold_s", "_rows", "until_s")
+    __slots__ = ("_guard", "_hold_s", "_rows", "until_s")
 
-    def __init__(self, rows: int | Literal["auto", "never"], hold_s: float, guard_rows: Callable[[int], float]) -> None:
-        """`guard_rows` says, for "auto", how many may stay beside so many online ones."""
+    def __init__(self, rows: int | Literal["auto", "never"], hold_s: float, guard: Guard) -> None:
+        """The guard is kept whole: a bound method would not be read back from a recording."""
         self._rows = inf if rows == "never" else rows
-        self._guard_rows = guard_rows
+        self._guard = guard
         self._hold_s = hold_s
         self.until_s = -inf  # the hold after the last online request ends here
 
@@ -27,7 +28,7 @@ class Yielding:
         """inf unless offline has to yield now."""
         if not online_slots and now_s >= self.until_s:
             return inf
-        return self._guard_rows(max(1, online_slots)) if self._rows == "auto" else float(self._rows)
+        return self._guard.rows_max(max(1, online_slots)) if self._rows == "auto" else float(self._rows)
 
     def online_left(self, rate_per_s: float, now_s: float) -> None:
         """The last online request is gone: hold on if the next is expected within the hold."""

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.arrivals import CALM_MAX, CALM_MIN, ArrivalRate, poisson_quantile, worth_waiting
+from sidecar.core.engine import Engine
 from sidecar.core.pacing import PrefillPacing
-from sidecar.core.yielding import Yielding
+from sidecar.core.settings import EngineSettings, SchedulerSettings
 
 
 @given(st.floats(0.0, 20.0), st.sampled_from([0.5, 0.9, 0.99]))
@@ -69,7 +70,8 @@ def test_the_few_tokens_of_a_resume_go_through_beside_a_piece() -> None:
 
 
 def test_yielding_holds_on_only_where_the_next_arrival_is_expected() -> None:
-    subject = Yielding(0, hold_s=0.5, guard_rows=lambda _: 64)
+    engine = Engine.of(EngineSettings(name="a", yield_rows=0, yield_hold_ms=500), SchedulerSettings(), ArrivalRate())
+    subject = engine.yielding
     subject.online_left(rate_per_s=1.0, now_s=10.0)
     assert subject.rows_max(0, 10.1) > 64
     subject.online_left(rate_per_s=3.0, now_s=10.0)
