@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from sidecar.core.work import Lane, Work
 from sidecar.edge import wire
@@ -56,7 +57,10 @@ class Online:
 
     async def model_infer(self, raw: bytes, context: Any) -> Any:
         """ModelInfer: a message, or bytes as they came. A decoupled model's responses are joined into one."""
-        request = wire.InferRequest.FromString(raw)
+        try:
+            request = wire.InferRequest.FromString(raw)
+        except DecodeError:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no ModelInferRequest")
         if request.model_name not in self._models:
             return await self._passthrough.unary("ModelInfer", raw, context)
         peer = context.peer()  # once: asked after the RPC is over, grpc.aio crashes the process (measured, 1.85.1)

@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import Lane
-from sidecar.edge import wire
+from sidecar.edge import outbox, wire
 from sidecar.edge.engine_client import stop_request, token_request
 from tests.edge.conftest import Sidecar, running_sidecar
 from tests.edge.fake_triton import FakeTriton
@@ -402,3 +402,26 @@ async def test_a_slow_reader_does_not_keep_its_slot(sidecar: Sidecar, triton: Fa
     await sidecar.until(lambda: sidecar.driver.in_flight == 0)
     await call.done_writing()
     assert [ids_of(each) for each in await read_all(call)] == [(token,) for token in range(30)]
+
+
+async def test_a_caller_who_never_reads_is_cut_off_before_it_fills_the_memory(
+    sidecar: Sidecar, triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "OUTBOX_MAX", 4)
+    call = sidecar.stream()
+    await call.write(text_request("slow", output=30))
+    request = await triton.next()
+    for _ in range(40):  # far beyond what HTTP/2's window takes without a reader
+        request.text("x" * 1_000_000)
+    await sidecar.until(lambda: triton.stopped == [request.id])
+    await sidecar.until(lambda: sidecar.driver.in_flight == 0)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await read_all(call)
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_bytes_that_are_no_request_are_an_invalid_argument(sidecar: Sidecar) -> None:
+    raw: Any = sidecar.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    code, message, _ = await status_of(raw(b"\xff\xff\xff"))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no ModelInferRequest" in message
