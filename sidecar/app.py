@@ -146,6 +146,7 @@ def _offline_lane(
     lane = figures.lane = OfflineLane(settings.offline, driver, tokens, tokens_max, on_durable=durable)
     driver.intake_listeners.append(lambda model, more: (lane.resume if more else lane.pause)(model))
     status.parts["offline"] = figures.document
+    status.looks.append(figures.look)
     return lane
 
 

@@ -29,9 +29,12 @@ class Status:
         self._metrics = metrics
         self._version = version
         self.parts: dict[str, Callable[[], Any]] = {}
+        self.looks: list[Callable[[], None]] = []  # what else has to be read in the loop before a scrape
 
     def snapshot(self) -> Snapshot:
         """The scheduler's state now; the next rendering of the metrics shows the same."""
+        for look in self.looks:
+            look()
         self._metrics.snapshot = self._snapshot()
         return self._metrics.snapshot
 

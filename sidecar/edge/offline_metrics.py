@@ -23,6 +23,8 @@ class OfflineMetrics:
     def __init__(self, registry: CollectorRegistry, topic: str) -> None:
         self.lane: OfflineLane | None = None
         self._topic = topic
+        self._shares: list[ShareView] = []
+        self._ends: dict[tuple[str, str], int] = {}
         duration = Histogram(
             "messaging_process_duration_seconds",
             "Consumed to result acknowledged",
@@ -37,15 +39,21 @@ class OfflineMetrics:
         """Note how long this item took."""
         self._durations[done.reason].observe(time.monotonic() - done.taken_s)
 
+    def look(self) -> None:
+        """The next scrape, which runs in a thread, shows the lane as it is now."""
+        if self.lane is not None:
+            self._shares = self.lane.shares()
+            self._ends = dict(self.lane.stats.items)
+
     def describe(self) -> Iterable[Metric]:
         """Nothing ahead of time: the lane does not exist yet."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """The families as of now."""
+        """The families as of the last look."""
         if self.lane is None:
             return
-        shares = self.lane.shares()
+        shares = self._shares
         yield self._consumed(self.lane)
         yield self._items(self.lane)
         in_flight = GaugeMetricFamily("sidecar_offline_in_flight", "Consumed, not durable", labels=("topic",))
@@ -63,7 +71,7 @@ class OfflineMetrics:
         items = CounterMetricFamily("sidecar_offline_items", "Items by end", labels=("topic", "outcome", "reason"))
         zero = {("done", ""): 0, ("expired", DeadReason.EXPIRED.value): 0}
         zero |= {("dlq", reason.value): 0 for reason in DeadReason if reason is not DeadReason.EXPIRED}
-        for (outcome, reason), count in (zero | dict(lane.stats.items)).items():
+        for (outcome, reason), count in (zero | self._ends).items():
             items.add_metric((self._topic, outcome, reason), count)
         items.add_metric((self._topic, "retried", ""), lane.stats.retried)
         return items
