@@ -79,15 +79,14 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
 
 
 def _value(default: Any, text: str) -> Any:
-    """`text` as a value of the kind that `default` is."""
-    if default == "auto":
-        return text if text in ("auto", "never") else int(text)
+    """`text` as a value of the kind that `default` is; where that is a word or nothing, a number if it is one."""
     if isinstance(default, bool):
         if text not in ("true", "false"):
             raise ValueError("must be true or false")
         return text == "true"
-    kind: Callable[[str], Any] = type(default)
-    return kind(text)
+    if isinstance(default, int | float) or text.replace(".", "", 1).isdigit():
+        return int(text) if isinstance(default, int) or text.isdigit() else float(text)
+    return None if text == "none" else text if default is None else type(default)(text)
 
 
 def gateway(cap: Callable[[int], Cap], **changes: Any) -> Callable[[Shape], Gateway]:

@@ -11,7 +11,7 @@ import pytest
 from engine.profile import profile_named
 from sidecar.__main__ import COMMANDS
 from sidecar.cli import main
-from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
 from sidecar.lab import policies, workloads
 from sidecar.lab.policies import OFFLINE_ALONE, POLICIES
 from sidecar.lab.trial import Plan, Result, run
@@ -25,6 +25,17 @@ CHECKED = replace(PLAN, check_every=1)
 def test_every_change_that_a_policy_makes_is_a_setting_that_exists() -> None:
     known = {each.name for settings in (SchedulerSettings, EngineSettings) for each in fields(settings)}
     assert {name for policy in POLICIES.values() for name in policy.changes} <= known
+
+
+def test_a_setting_given_as_text_has_the_kind_of_its_default() -> None:
+    given = ["yield_rows=3", "yield_hold_ms=50.5", "window_ms=7", "guard=false", "reservation_mode=yielding"]
+    assert policies.parse_overrides(given) == {
+        "yield_rows": 3,
+        "yield_hold_ms": 50.5,
+        "window_ms": 7,
+        "guard": False,
+        "reservation_mode": ReservationMode.YIELDING,
+    }
 
 
 def p99_s(result: Result) -> float:
