@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
@@ -51,7 +50,6 @@ class Counts:
     output_tokens: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))  # kept ones
     preemptions: int = 0  # slices stopped because online lacked their slots or KV
     yields: int = 0  # slices stopped because online was resident
-    limits: Counter[Limit] = field(default_factory=Counter)  # how often each held offline back
     resumed_tokens: int = 0  # context sent again by dispatches that went on
     recomputed_tokens: int = 0  # of it, what the engine had to compute again, as far as it told
     discarded_tokens: int = 0  # generated and thrown away

@@ -209,6 +209,10 @@ class Scheduler:
 
     def _grant_one(self, pool: Pool, engine: Engine) -> bool:
         """One grant on this engine if the first rule that holds allows one. The rule is kept as `limit_binding`."""
+        if not engine.free:  # the usual case on a busy engine, worth being quick
+            waits = Limit.SLOTS if pool.offline else Limit.NO_OFFLINE
+            engine.limit_binding = Limit.ONLINE_WAITS if pool.online else waits
+            return False
         online, offline = pool.online.head(), pool.offline.head()
         if online and online.work.slots <= engine.settings.slots:
             return self._grant_contested(pool, engine, online, offline)
@@ -234,8 +238,6 @@ class Scheduler:
     def _grant_contested(self, pool: Pool, engine: Engine, online: Item, offline: Item | None) -> bool:
         """Online waits for this engine: a slot is online's, unless offline must go without and its turn is due."""
         engine.limit_binding = Limit.ONLINE_WAITS
-        if not len(engine.free):
-            return False
         contended = offline is not None and self._would_wait(pool, engine, online, offline)
         if contended and offline and engine.reservation.due and not self._postponed(engine, online):
             if not engine.fits(offline):  # what is free is kept for it, or a wide item would never get its turn
