@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from sidecar import __version__
 from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
+from sidecar.core.settings import ReservationMode
 from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.config import ServeSettings
 from sidecar.edge.driver import Driver
@@ -42,7 +43,7 @@ async def serve(settings: ServeSettings, *, instance: str, config_hash: str) -> 
     closing = asyncio.Event()
     async with AsyncExitStack() as stack:
         clients = {each.name: await stack.enter_async_context(EngineClient(each.target)) for each in settings.engines}
-        metrics = Metrics(settings.engines, version=__version__, config_hash=config_hash)
+        metrics = _metrics(settings, config_hash)
         scheduler = Scheduler(settings.scheduler, [each.for_scheduler() for each in settings.engines])
         tracing = _tracing(settings)
         if tracing is not None:
@@ -100,6 +101,16 @@ def scheduled_models(settings: ServeSettings, tokens: Tokens | None) -> list[Sch
         ScheduledModel(name=name, engine_model=model, tokens_max=most, tokens=tokens)
         for (name, model), most in sorted(tokens_max.items())
     ]
+
+
+def _metrics(settings: ServeSettings, config_hash: str) -> Metrics:
+    firm = settings.scheduler.reservation_mode is ReservationMode.FIRM
+    return Metrics(
+        settings.engines,
+        version=__version__,
+        config_hash=config_hash,
+        postpone_max_s=0.0 if firm else settings.scheduler.postpone_max_s,
+    )
 
 
 def _listeners(

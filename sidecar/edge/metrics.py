@@ -94,7 +94,10 @@ class _Lane:
 class Metrics:
     """A driver's Listener and the gRPC server's observer."""
 
-    def __init__(self, engines: Sequence[EngineEndpoint], *, version: str, config_hash: str) -> None:
+    def __init__(
+        self, engines: Sequence[EngineEndpoint], *, version: str, config_hash: str, postpone_max_s: float = 0.0
+    ) -> None:
+        """`postpone_max_s` is how long a turn that is due may be put off: 0 in the reservation's mode `firm`."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each, which nothing reads
         self.registry = CollectorRegistry()
         self._engines = {engine.name: engine for engine in engines}
@@ -103,6 +106,7 @@ class Metrics:
         models = sorted({engine.model for engine in engines})
         for model in models:
             self.preemptions.labels(model, "online")
+            self.offline_max_wait.labels(model).set(postpone_max_s)
         self._lanes = {(model, lane): _Lane(self, model, lane) for model in models for lane in Lane}
         self.usage = {(name, lane): Usage() for name in self._engines for lane in Lane}
         self._works: dict[str, Work] = {}
@@ -135,6 +139,12 @@ class Metrics:
         self.tokens = counter("sidecar_tokens", "Tokens", ("model", "lane", "token_type"))
         self.grants = counter("sidecar_grants", "Slots granted", ("model", "lane", "kind"))
         self.preemptions = counter("sidecar_preemptions", "Slots taken back from offline", ("model", "reason"))
+        self.offline_max_wait = Gauge(
+            "sidecar_offline_max_wait_seconds",
+            "Promised: a due turn waits no longer",
+            ("model",),
+            registry=self.registry,
+        )
         self.build = Gauge("sidecar_build_info", "What runs", ("version", "config_hash"), registry=self.registry)
 
     # ---- Listener ----------------------------------------------------------------------------------------------------
