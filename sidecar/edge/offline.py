@@ -41,6 +41,8 @@ from sidecar.edge.tokens import Tokens
 log = logging.getLogger(__name__)
 
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # between openings of one partition, and between consumers
+HEADERS_BYTES = 64 << 10  # that a dead letter may be longer than its item; the producer and the topic allow for them
+KEY_BYTES = 1024  # of the key of a dead letter that had to be cut
 FETCH_WAIT_S = 0.2
 WATCH_S = 2.0
 RETRY_REJECTED_S = 0.5
@@ -500,13 +502,15 @@ class OfflineLane:
         )
 
     def _dead(self, record: Record, error: DeadItemError, stage: str, taken_s: float | None = None) -> Finished:
-        first_seen_ms = int(datetime.now(UTC).timestamp() * 1000)
-        outgoing = Outgoing(
-            topic=self._settings.dead_letter_topic,
-            key=record.key,
-            value=record.value,
-            headers=dead_headers(record, error, stage, first_seen_ms),
-        )
+        headers = dead_headers(record, error, stage, int(datetime.now(UTC).timestamp() * 1000))
+        topic, limit = self._settings.dead_letter_topic, self._settings.message_bytes_max
+        outgoing = Outgoing(topic=topic, key=record.key, value=record.value, headers=headers)
+        if outgoing.size > limit + HEADERS_BYTES:
+            # Longer than Kafka would take from us: kept as far as it goes, or its partition would stand still for ever.
+            own = headers[len(record.headers) :]
+            cut = ("dlq.truncated", str(len(record.value or b"")).encode())
+            value = (record.value or b"")[: limit // 2]
+            outgoing = Outgoing(topic=topic, key=(record.key or b"")[:KEY_BYTES], value=value, headers=(*own, cut))
         log.warning("dead letter: %s: %s: %s", record.source, error.reason, error)
         return Finished(
             record=record,

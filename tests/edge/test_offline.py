@@ -255,6 +255,17 @@ async def test_a_result_too_large_for_kafka_is_a_dead_letter() -> None:
     assert offline.stats.items == {("dlq", "result_too_large"): 1}
 
 
+async def test_a_dead_letter_that_kafka_would_not_take_is_cut_and_says_so() -> None:
+    cluster = FakeCluster(items=1)
+    cluster.produce(b"x" * 200_000, headers=[("x-job", b"j")])
+    async with running(lane(cluster, item_bytes_max=500, message_bytes_max=2000)):
+        await until(cluster, cluster.everything_once)
+    [dead] = [out for _, out in cluster.written if out.topic == "inference.requests.dlq"]
+    assert dead.value == b"x" * 1000
+    assert dict(dead.headers)["dlq.truncated"] == b"200000"
+    assert dict(dead.headers)["dlq.error.class"] == b"too_large"
+
+
 async def test_a_drain_makes_durable_what_is_finished_and_leaves_the_rest_to_the_next_owner() -> None:
     cluster = FakeCluster(items=10)
     never = asyncio.Event()
