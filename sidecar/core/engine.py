@@ -37,6 +37,7 @@ class Limit(StrEnum):
     YIELD = "yield"  # online is resident: the rows that are set for it
     LATENCY = "latency"  # online is resident: as many rows or prompts as the latency model finds harmless
     AIMD = "aimd"  # online missed its objectives
+    TENANT = "tenant"  # whoever waits has all the slots that its tenant may have
     KV = "kv"
     PREFILL = "prefill"  # other offline prompts are being computed
     WINDOW = "window"
@@ -115,6 +116,11 @@ class Engine:
             return False
         ledger = self.ledger
         return ledger.kv_tokens_free == inf or self.kv_need(item) <= ledger.kv_tokens_free
+
+    @property
+    def takes_long(self) -> bool:
+        """True if a long prompt may start: an engine computes prompts in order, so that one holds up all behind it."""
+        return not self.ledger.long_prefills
 
     def kv_need(self, item: Item) -> int:
         """KV tokens that the engine reserves for the next dispatch of `item`."""
@@ -216,12 +222,10 @@ class Engine:
 
     def _prefill_allows(self, item: Item, now_s: float) -> bool:
         """A piece per iteration, and only so many offline prompt tokens in prefill at a time, or a single prompt."""
-        uncached = self.uncached_tokens(item)
-        long = self.scheduler.long_prompt_tokens
-        if long and uncached > long and self.in_use[Lane.ONLINE]:
-            return False
         self._refresh(now_s)
         piece = self._next_piece(item)
+        if piece > self.ledger.long_tokens and (self.in_use[Lane.ONLINE] or not self.takes_long):
+            return False
         ahead, bound = self.ledger.prefill_tokens[Lane.OFFLINE], self.scheduler.offline_prefill_tokens
         if bound and ahead and ahead + piece > bound:
             return False

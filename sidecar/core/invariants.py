@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from heapq import heappop, heappush
+from math import inf
 
 from sidecar.core.errors import SidecarError
 from sidecar.core.events import (
@@ -255,7 +256,7 @@ class Invariants:
             online = [work for work in mine if work.lane is Lane.ONLINE]
             if not engine.up or not mine:
                 continue
-            if online:
+            if any(not self._may_be_held(work, mine) for work in online):
                 widest = max(work.slots for work in online)
                 # Which of them is next is not known here; any of them may lack KV, rounded up to blocks.
                 tokens = max((work.prompt_tokens + work.output_tokens_max + 1024) * work.slots for work in online)
@@ -265,8 +266,22 @@ class Invariants:
                     engine.slots_free < widest or engine.limit_binding == "turn" or bool(short_of_kv),
                     f"{engine.name}: {engine.slots_free} slots free while online work waits",
                 )
-            else:
+            elif not online:
                 ensure(engine.limit_binding != "none", f"{engine.name}: offline waits and nothing holds it back")
+
+    def _may_be_held(self, work: Work, waiting: Sequence[Work]) -> bool:
+        """True if its tenant has all its slots, or a long prompt before which another one may be in prefill."""
+        limits = self.settings.tenants.get(work.tenant, self.settings.tenant_default)
+
+        def same_tenant(other: Work) -> bool:
+            same_lane = (other.model, other.lane) == (work.model, work.lane)
+            return same_lane and (other.tenant == work.tenant or not self.settings.tenant_fairness)
+
+        theirs = [each for each in self.works.values() if each.dispatch and same_tenant(each.work)]
+        if self.settings.tenant_fairness and 0 < limits.slots_max <= sum(each.work.slots for each in theirs):
+            return True
+        long = self.settings.long_prompt_tokens or inf
+        return any(each.prompt_tokens > long and same_tenant(each) for each in waiting)
 
     def check_drained(self) -> None:
         """Raise InvariantError unless nothing waits and nothing is in flight."""

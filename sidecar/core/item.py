@@ -10,6 +10,7 @@ from sidecar.core.work import Work
 
 if TYPE_CHECKING:
     from sidecar.core.engine import Engine
+    from sidecar.core.tenants import Account
 
 
 class State(StrEnum):
@@ -34,9 +35,11 @@ class Item:
     ticket: int = 0  # the push whose heap entry is the live one; 0 = in no queue
     generated_tokens: int = 0  # kept from the dispatches that are over
     streamed_tokens: int = 0  # of the dispatch in progress, as far as reported
+    account: Account | None = None  # of its tenant, since it first waited
+    prompt_charged: bool = False
+    charged_tokens: int = 0  # of its output
     attempts: int = 0  # failures so far
     losses: int = 0  # engines lost under it since it last got on
-    charged: bool = False  # its tenant has paid for the prompt
     first_token_s: float = 0.0  # when its first dispatch that gave one did; 0 = none yet
     preemptions: int = 0  # how often it was stopped for online work that lacked its slot
     engine: Engine | None = None  # where it runs
@@ -53,6 +56,13 @@ class Item:
     begun_s: float = 0.0
     torn: bool = False  # its last dispatch was stopped in mid-prompt: an unknown part of it is in the KV cache
     decoding: bool = False  # its first token has come
+
+    def keep(self, tokens: int) -> None:
+        """The dispatch is over, and so many tokens of it stay."""
+        self.generated_tokens += tokens
+        self.streamed_tokens = 0
+        if self.account:
+            self.account.streamed(self, 0)
 
     @property
     def context_tokens(self) -> int:

@@ -29,6 +29,8 @@ class Ledger:
     block_tokens: int
     guard_share_min: float
     guard_share_max: float
+    long_tokens: float = inf  # a prefill of more is a long one
+    long_prefills: int = 0  # in flight
     kv_tokens: int = 0  # held or leased
     prefill_tokens: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
     foreign_slots: int = 0
@@ -46,6 +48,7 @@ class Ledger:
             block_tokens=engine.kv_block_tokens,
             guard_share_min=scheduler.kv_guard_share_min,
             guard_share_max=scheduler.kv_guard_share_max,
+            long_tokens=scheduler.long_prompt_tokens or inf,
         )
 
     def need(self, tokens: int) -> int:
@@ -58,6 +61,7 @@ class Ledger:
         item.prefill_tokens = uncached_tokens
         self.kv_tokens += item.kv_tokens
         self.prefill_tokens[item.work.lane] += uncached_tokens
+        self.long_prefills += uncached_tokens > self.long_tokens
         if item.work.lane is Lane.ONLINE:
             self._learn_need(item.kv_tokens)
 
@@ -66,6 +70,7 @@ class Ledger:
         if not item.prefill_tokens:
             return False
         self.prefill_tokens[item.work.lane] -= item.prefill_tokens
+        self.long_prefills -= item.prefill_tokens > self.long_tokens
         item.prefill_tokens = 0
         return True
 

@@ -1,57 +1,79 @@
-"""Who is next inside one lane of one model: deadline first, then arrival.
-
-A heap with lazy deletion: push, pop and discard are O(log n), looking at the head is O(1) on average.
-"""
+"""Who is next inside one lane of one model: by tenant, inside a tenant by deadline, then by arrival."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
 from itertools import count
 
 from sidecar.core.item import Item
-
-_Entry = tuple[float, float, int, int, Item]
+from sidecar.core.settings import SchedulerSettings
+from sidecar.core.tenants import Account, Tenants
 
 
 class LaneQueue:
     """The waiting items of one lane of one model. An item that comes back keeps its age, hence its place."""
 
-    __slots__ = ("_heap", "_length", "_tickets")
+    __slots__ = ("_tickets", "tenants", "waiting")
 
-    def __init__(self) -> None:
-        self._heap: list[_Entry] = []
-        self._length = 0
+    def __init__(self, settings: SchedulerSettings) -> None:
+        self.tenants = Tenants(settings)
         self._tickets = count(1)
+        self.waiting = 0
 
     def __len__(self) -> int:
-        return self._length
+        """How many wait whose tenant may have slots."""
+        return sum(self.tenants.ready)
 
     def __iter__(self) -> Iterator[Item]:
         """Each waiting item, in no particular order; O(n), for snapshots and for closing."""
-        return (entry[4] for entry in self._heap if entry[3] == entry[4].ticket)
+        return (item for account in self.tenants for item in account.waiting)
+
+    def ready(self, *, long: bool) -> int:
+        """How many wait whose tenant may have slots; with long=False without those that stand behind a long prompt."""
+        return len(self) if long else self.tenants.ready[False]
+
+    def head(self, *, long: bool = True) -> Item | None:
+        """The next item, left in place; None if nobody may have slots. With long=False no long prompt."""
+        account = self.tenants.first(long=long)
+        return account.waiting.head() if account else None
 
     def push(self, item: Item) -> None:
-        """`item` waits, at the place that its deadline and its arrival give it."""
-        item.ticket = ticket = next(self._tickets)
-        work = item.work
-        heappush(self._heap, (work.deadline_s, work.arrived_s, item.sequence, ticket, item))
-        self._length += 1
-
-    def head(self) -> Item | None:
-        """The next item, left in place; None if nobody waits."""
-        heap = self._heap
-        while heap:
-            entry = heap[0]
-            if entry[3] == entry[4].ticket:
-                return entry[4]
-            heappop(heap)
-        return None
+        """`item` waits, at the place that its deadline and its arrival give it inside its tenant."""
+        account = item.account or self._joined(item)
+        item.ticket = next(self._tickets)
+        account.waiting.push(item)
+        self.waiting += 1
+        self.tenants.stirred(account)
 
     def discard(self, item: Item) -> None:
-        """`item`, which waits here, waits no more. Its entry is dropped when it surfaces, or in bulk."""
+        """`item`, which waits here, waits no more."""
+        assert item.account is not None
+        self._take(item, item.account)
+        self.tenants.stirred(item.account)
+
+    def grant(self, item: Item) -> None:
+        """`item`, which waits here, has its slots now."""
+        assert item.account is not None
+        self._take(item, item.account)
+        item.account.began(item)
+        self.tenants.stirred(item.account)
+
+    def finish(self, item: Item) -> None:
+        """`item` has given its slots back: its tenant may have others."""
+        account = item.account
+        assert account is not None
+        account.in_flight -= 1
+        full = account.full
+        account.slots -= item.work.slots
+        if full:
+            self.tenants.stirred(account)
+
+    def _joined(self, item: Item) -> Account:
+        item.account = account = self.tenants.named(item.work.tenant)
+        account.works += 1
+        return account
+
+    def _take(self, item: Item, account: Account) -> None:
         item.ticket = 0
-        self._length -= 1
-        if len(self._heap) > 2 * self._length + 64:
-            self._heap = [entry for entry in self._heap if entry[3] == entry[4].ticket]
-            heapify(self._heap)
+        account.waiting.left()
+        self.waiting -= 1

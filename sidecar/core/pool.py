@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from sidecar.core.arrivals import ArrivalRate
 from sidecar.core.engine import Engine
-from sidecar.core.tenants import FairQueue
+from sidecar.core.order import LaneQueue
+from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import Lane, Work
 
 
@@ -16,21 +17,26 @@ class Pool:
     """One model: its engines and its queues."""
 
     model: str
-    online: FairQueue
-    offline: FairQueue
+    online: LaneQueue
+    offline: LaneQueue
     engines: list[Engine] = field(default_factory=list)
     arrivals: ArrivalRate = field(default_factory=ArrivalRate)
     backing_off: int = 0  # offline items that wait for their retry
     intake_paused: bool = False
 
-    def queue(self, lane: Lane) -> FairQueue:
+    @classmethod
+    def of(cls, model: str, settings: SchedulerSettings) -> Pool:
+        """A model without engines, for which nobody waits."""
+        return cls(model, LaneQueue(settings), LaneQueue(settings))
+
+    def queue(self, lane: Lane) -> LaneQueue:
         """Where works of `lane` wait."""
         return self.online if lane is Lane.ONLINE else self.offline
 
     @property
     def offline_load(self) -> int:
         """Offline items that wait, or will."""
-        return len(self.offline) + self.backing_off
+        return self.offline.waiting + self.backing_off
 
     @property
     def up(self) -> bool:

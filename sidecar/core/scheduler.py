@@ -61,10 +61,10 @@ from sidecar.core.events import (
     Woke,
 )
 from sidecar.core.item import Item, State
+from sidecar.core.order import LaneQueue
 from sidecar.core.pool import Pool
 from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
 from sidecar.core.snapshot import Snapshot, engine_snapshot, lane_snapshots
-from sidecar.core.tenants import FairQueue
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
 
 # From where an item may go where, and by what.
@@ -110,8 +110,7 @@ class Scheduler:
         self._pools: dict[str, Pool] = {}
         for each in engines:
             if (pool := self._pools.get(each.model)) is None:
-                online, offline = FairQueue(settings.tenant_weights), FairQueue(settings.tenant_weights)
-                pool = self._pools[each.model] = Pool(each.model, online, offline)
+                pool = self._pools[each.model] = Pool.of(each.model, settings)
             self._engines[each.name] = Engine.of(each, settings, pool.arrivals)
             pool.engines.append(self._engines[each.name])
         if len(self._engines) != len(engines) or not engines:
@@ -169,8 +168,9 @@ class Scheduler:
             heappop(self._timers)
         due = [self._timers[0][0]] if self._timers else []
         for pool in self._pools.values():
-            if pool.offline and not pool.online:
-                due += [when_s for engine in pool.engines if engine.up for when_s in engine.next_chance_s()]
+            for engine in pool.engines if pool.offline else ():
+                if engine.up and not pool.online.ready(long=engine.takes_long):
+                    due += engine.next_chance_s()
         soonest_s = min((each for each in due if each > self._now_s), default=inf)
         return None if soonest_s == inf else soonest_s
 
@@ -198,7 +198,9 @@ class Scheduler:
 
     def _fill(self, pool: Pool) -> None:
         """Grant until nothing more can be granted; then take back what online lacks."""
-        while (pool.online or pool.offline) and any(self._grant_one(pool, engine) for engine in pool.by_load()):
+        while (pool.online.waiting or pool.offline.waiting) and any(
+            self._grant_one(pool, engine) for engine in pool.by_load()
+        ):
             pass
         for engine in pool.engines:
             rows_max = engine.rows_max(len(pool.online), self._now_s)
@@ -210,14 +212,14 @@ class Scheduler:
     def _grant_one(self, pool: Pool, engine: Engine) -> bool:
         """One grant on this engine if the first rule that holds allows one. The rule is kept as `limit_binding`."""
         if not engine.free:  # the usual case on a busy engine, worth being quick
-            waits = Limit.SLOTS if pool.offline else Limit.NO_OFFLINE
+            waits = Limit.SLOTS if pool.offline else self._nobody(pool.offline)
             engine.limit_binding = Limit.ONLINE_WAITS if pool.online else waits
             return False
-        online, offline = pool.online.head(), pool.offline.head()
+        online, offline = pool.online.head(long=engine.takes_long), pool.offline.head(long=engine.takes_long)
         if online and online.work.slots <= engine.settings.slots:
             return self._grant_contested(pool, engine, online, offline)
         if offline is None:
-            engine.limit_binding = Limit.NO_OFFLINE
+            engine.limit_binding = self._nobody(pool.offline)
             return False
         engine.limit_binding = limit = engine.limit(offline, self._now_s)
         if limit is Limit.YIELD and engine.reservation.due and engine.remembers(offline) and engine.fits(offline):
@@ -234,6 +236,13 @@ class Scheduler:
         """True if another engine, which remembers `item`, can take it now as well."""
         home = item.cached_on
         return bool(home and home is not engine and home.up and home.limit(item, self._now_s) is Limit.NONE)
+
+    @staticmethod
+    def _nobody(queue: LaneQueue) -> Limit:
+        """Why nobody of `queue` may have a slot."""
+        if len(queue):
+            return Limit.PREFILL
+        return Limit.TENANT if queue.waiting else Limit.NO_OFFLINE
 
     def _grant_contested(self, pool: Pool, engine: Engine, online: Item, offline: Item | None) -> bool:
         """Online waits for this engine: a slot is online's, unless offline must go without and its turn is due."""
@@ -258,7 +267,8 @@ class Scheduler:
             return True
         if not engine.prefill_harmless(offline, beside_online=True):
             return True
-        return pool.lendable(self._now_s, engine, online.work.slots + len(pool.online) - 1) < offline.work.slots
+        online_slots = online.work.slots + pool.online.ready(long=engine.takes_long) - 1
+        return pool.lendable(self._now_s, engine, online_slots) < offline.work.slots
 
     def _postponed(self, engine: Engine, online: Item) -> bool:
         """True if a turn that is due is put off: only in mode `yielding`, while online's objective is at risk."""
@@ -270,11 +280,7 @@ class Scheduler:
 
     def _grant(self, pool: Pool, engine: Engine, item: Item, kind: GrantKind, *, contended: bool = False) -> None:
         self._move(item, State.RUNNING)
-        queue = pool.queue(item.work.lane)
-        queue.discard(item)
-        if not item.charged:
-            item.charged = True
-            queue.charge(item.work.tenant, item.work.prompt_tokens, 0)
+        pool.queue(item.work.lane).grant(item)
         engine.begin(item, kind, self._now_s)
         self._actions.append(
             Dispatch(
@@ -304,10 +310,12 @@ class Scheduler:
 
     def _reclaim(self, pool: Pool) -> None:
         """Stop as many slices as online lacks slots or KV for, counting what is coming free already."""
-        head = pool.online.head()
-        assert head is not None
         engines = [engine for engine in pool.engines if engine.up]
-        lacking = head.work.slots + len(pool.online) - 1 - sum(engine.coming_slots for engine in engines)
+        long = any(engine.takes_long for engine in engines)
+        head = pool.online.head(long=long)
+        if head is None:
+            return
+        lacking = head.work.slots + pool.online.ready(long=long) - 1 - sum(engine.coming_slots for engine in engines)
         for engine in sorted(engines, key=lambda each: -len(each.residents)):
             turn = engine.reservation.due and bool(pool.offline)  # the turn takes the first slot that comes free
             room = self._settings.preempt_max - engine.stopping
@@ -355,13 +363,15 @@ class Scheduler:
         if work.lane is Lane.OFFLINE:
             bound, waiting = self._settings.offline_queue_max, pool.offline_load
         else:
-            bound, waiting = self._settings.online_queue_max, len(pool.online)
+            bound, waiting = self._settings.online_queue_max, pool.online.waiting
             if not pool.up:
                 return RejectReason.ENGINE_DOWN, f"no engine of model {work.model} is up"
             if work.deadline_s <= self._now_s:
                 return RejectReason.EXPIRED, "the deadline had passed when it arrived"
         if waiting >= bound:
             return RejectReason.QUEUE_FULL, f"{waiting} {work.lane} works wait for model {work.model} already"
+        if why := pool.queue(work.lane).tenants.named(work.tenant).refuses():
+            return RejectReason.QUEUE_FULL, why
         return None
 
     def _enqueue(self, pool: Pool, item: Item) -> None:
@@ -420,12 +430,12 @@ class Scheduler:
         pool = self._pools[engine.settings.model]
         context = engine.interference.batch.context
         for work_id, tokens in event.tokens:
-            if item := items.get(work_id):
-                item.streamed_tokens += tokens
+            if (item := items.get(work_id)) and item.account:
+                item.account.streamed(item, tokens)
                 context[item.work.lane] += tokens
-                pool.queue(item.work.lane).charge(item.work.tenant, 0, tokens)
         begun = [items[work_id] for work_id in event.first_tokens if work_id in items]
-        if engine.streamed(event.gaps_s, begun, self._now_s):
+        held_long = not engine.takes_long
+        if engine.streamed(event.gaps_s, begun, self._now_s) or (held_long and engine.takes_long):
             self._fill(pool)
 
     def _over(self, event: Ended | Stopped, reason: EndReason) -> None:
@@ -435,9 +445,7 @@ class Scheduler:
         if item.work.lane is Lane.ONLINE and item.state is State.RUNNING:
             engine.interference.complete(item, event.output_tokens, self._now_s)
         self._finish(item, engine, pool)
-        item.generated_tokens += event.output_tokens
-        unreported = max(0, event.output_tokens - item.streamed_tokens)
-        pool.queue(item.work.lane).charge(item.work.tenant, 0, unreported)
+        item.keep(event.output_tokens)
         if item.state is State.ABORTING or item.work.is_complete(item.generated_tokens, reason):
             self._gone(item)
         else:
@@ -461,7 +469,7 @@ class Scheduler:
     def _lost(self, event: Lost) -> None:
         item, engine, pool = self._running(event.work_id)
         self._finish(item, engine, pool, held_s=engine.settings.lost_hold_s)
-        item.generated_tokens += event.output_tokens
+        item.keep(event.output_tokens)
         item.cached_on = None
         item.losses = 0 if event.output_tokens and item.work.resumable else item.losses + 1
         if item.state is State.ABORTING or item.work.is_complete(item.generated_tokens, EndReason.LENGTH):
@@ -485,6 +493,7 @@ class Scheduler:
             engine.drain(item)
         elif item.state is State.PREEMPTING:
             engine.stopping -= 1
+        pool.queue(item.work.lane).finish(item)
         hold = (engine, item.work.slots, engine.leave(item, self._now_s))
         if held_s > 0:
             self._set_timer(self._now_s + held_s, hold)
@@ -552,6 +561,8 @@ class Scheduler:
 
     def _gone(self, item: Item) -> None:
         self._move(item, State.GONE)
+        if item.account:  # it has waited
+            item.account.works -= 1
         del self._items[item.work.id]
 
     # ---- engines, timers, the end ------------------------------------------------------------------------------------
@@ -566,8 +577,8 @@ class Scheduler:
         engine = self._engines[name]
         engine.up, engine.limit_binding = False, Limit.DOWN
         pool = self._pools[engine.settings.model]
-        while not pool.up and (head := pool.online.head()):
-            self._refuse(pool, head, RejectReason.ENGINE_DOWN, f"no engine of model {pool.model} is up")
+        for item in [] if pool.up else sorted(pool.online, key=lambda each: each.sequence):
+            self._refuse(pool, item, RejectReason.ENGINE_DOWN, f"no engine of model {pool.model} is up")
 
     def _measured(self, event: Measured) -> None:
         engine = self._engines[event.engine]

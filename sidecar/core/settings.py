@@ -93,6 +93,22 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TenantSettings:
+    """What one tenant may have, in each lane of each model."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
+
+    weight: float = 1.0  # its share against the others that wait
+    waiting_max: int = 0  # works that may wait; 0 = as many as the lane's queue holds
+    slots_max: int = 0  # slots it may have at a time, over all engines of the model; 0 = no limit
+
+    def __post_init__(self) -> None:
+        require(0 < self.weight < float("inf"), f"tenant: weight must be > 0 and finite, not {self.weight}")
+        require(self.waiting_max >= 0, f"tenant: waiting_max must be >= 0, not {self.waiting_max}")
+        require(self.slots_max >= 0, f"tenant: slots_max must be >= 0, not {self.slots_max}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerSettings:
     """How one sidecar shares its engines between the lanes."""
 
@@ -122,10 +138,15 @@ class SchedulerSettings:
         128  # fill the cache with so many ids of an offline prompt per dispatch; 0 = all at once
     )
     prefill_adaptive: bool = True  # smaller pieces in a burst of arrivals, larger ones in a lull
-    long_prompt_tokens: int = 0  # offline prompts above it start only while no online is resident; 0 = all may
+    long_prompt_tokens: int = 4096  # of prompts above it, sent whole, one at a time is computed, and none of offline's
+    # beside resident online: on an A100 such a prefill alone takes as long as the TTFT objective; 0 = all may
     kv_guard_share_min: float = 0.05  # of the KV cache is left to online's growth
     kv_guard_share_max: float = 0.30
-    tenant_weights: Mapping[str, float] = field(default_factory=dict)  # a weight of 2 is due twice the tokens of 1
+    tenant_fairness: bool = True  # False: tenants are not told apart, and none has limits or figures of its own
+    tenant_input_price: float = 1.0  # weighted tokens per prompt token, and per output token: an output token takes
+    tenant_output_price: float = 2.0  # an iteration's row of its own (Sheng et al., OSDI 2024, use 1 and 2 as well)
+    tenant_default: TenantSettings = field(default_factory=TenantSettings)  # of those not named below
+    tenants: Mapping[str, TenantSettings] = field(default_factory=dict)
     online_queue_max: int = 1024  # beyond it RESOURCE_EXHAUSTED: a queue that long is already minutes of waiting
     offline_queue_max: int = 2048  # items per model: enough to order by deadline, little memory
     offline_queue_low: int = 1024  # intake resumes here
@@ -139,8 +160,6 @@ class SchedulerSettings:
             self.reservation_turns_max >= 1, f"reservation_turns_max must be >= 1, not {self.reservation_turns_max}"
         )
         require(0 <= self.window_ms <= 10_000, f"window_ms must be in 0..10000, not {self.window_ms}")
-        for tenant, weight in self.tenant_weights.items():
-            require(weight > 0, f"tenant_weights: the weight of {tenant!r} must be > 0, not {weight}")
         require(self.online_queue_max >= 1, f"online_queue_max must be >= 1, not {self.online_queue_max}")
         require(
             0 <= self.offline_queue_low < self.offline_queue_max,
@@ -157,6 +176,13 @@ class SchedulerSettings:
         for name in (
             *("slice_tokens", "slice_tokens_busy", "turn_tokens", "preempt_quantum_tokens", "preempt_sticky_after"),
             *("preempt_max", "offline_prefill_tokens", "long_prompt_tokens"),
-            *("postpone_max_s", "ttft_objective_ms", "e2e_objective_ms", "slowdown_max"),
+            *(
+                "postpone_max_s",
+                "ttft_objective_ms",
+                "tenant_input_price",
+                "tenant_output_price",
+                "e2e_objective_ms",
+                "slowdown_max",
+            ),
         ):
             require(getattr(self, name) >= 0, f"{name} must be >= 0, not {getattr(self, name)}")

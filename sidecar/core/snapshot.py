@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from heapq import nlargest
 from math import inf
-from operator import itemgetter
 
 from sidecar.core.engine import Engine, Limit
 from sidecar.core.events import RejectReason
 from sidecar.core.interference import InterferenceFigures
 from sidecar.core.pool import Pool
+from sidecar.core.tenants import Account, Tenants
 from sidecar.core.work import GrantKind, Lane
 
-TENANTS_SHOWN = 20  # a label per tenant: bounded, for the sake of those who store it
+TENANTS_NAMED = 50  # per lane of a model; callers choose their names, and a metric's labels must be bounded
+OTHERS = "other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,17 @@ class EngineSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TenantSnapshot:
+    """One tenant in one lane of one model, or together all that are not named (OTHERS)."""
+
+    tenant: str
+    waiting: int  # backing off included
+    slots: int
+    input_tokens: int  # served so far; what was computed again is not in it
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaneSnapshot:
     """One lane of one model: how many wait, and since when the oldest does."""
 
@@ -78,7 +89,7 @@ class LaneSnapshot:
     backing_off: int
     oldest_age_s: float  # 0 when nobody waits
     intake_paused: bool
-    served: Mapping[str, float]  # weighted tokens per tenant, the most served ones
+    tenants: tuple[TenantSnapshot, ...]  # the most served ones, and the others together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,14 +164,31 @@ def lane_snapshots(pool: Pool, now_s: float) -> tuple[LaneSnapshot, ...]:
     return tuple(_lane_snapshot(pool, lane, now_s) for lane in Lane)
 
 
+def tenant_snapshots(tenants: Tenants) -> tuple[TenantSnapshot, ...]:
+    """The tenants of one lane that were served most, and the others together. O(tenants · log tenants)."""
+
+    def row(name: str, accounts: Sequence[Account], forgotten: Sequence[int] = (0, 0)) -> TenantSnapshot:
+        return TenantSnapshot(
+            tenant=name,
+            waiting=sum(each.works - each.in_flight for each in accounts),
+            slots=sum(each.slots for each in accounts),
+            input_tokens=forgotten[0] + sum(each.input_tokens for each in accounts),
+            output_tokens=forgotten[1] + sum(each.output_tokens for each in accounts),
+        )
+
+    accounts = sorted(tenants, key=lambda each: (-each.input_tokens - each.output_tokens, each.number))
+    others = row(OTHERS, accounts[TENANTS_NAMED:], tenants.forgotten)
+    return (*(row(each.name, [each]) for each in accounts[:TENANTS_NAMED]), others)
+
+
 def _lane_snapshot(pool: Pool, lane: Lane, now_s: float) -> LaneSnapshot:
     queue = pool.queue(lane)
     return LaneSnapshot(
         model=pool.model,
         lane=lane,
-        waiting=len(queue),
+        waiting=queue.waiting,
         backing_off=pool.backing_off if lane is Lane.OFFLINE else 0,
         oldest_age_s=max((now_s - item.work.arrived_s for item in queue), default=0.0),
         intake_paused=pool.intake_paused and lane is Lane.OFFLINE,
-        served=dict(nlargest(TENANTS_SHOWN, queue.served.items(), key=itemgetter(1))),
+        tenants=tenant_snapshots(queue.tenants),
     )

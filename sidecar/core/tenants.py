@@ -1,102 +1,198 @@
-"""Fairness between the tenants of a lane: the virtual token counter (Sheng et al., OSDI 2024).
+"""Whose turn it is among the tenants of one lane: the virtual token counter of Sheng et al. (OSDI 2024, algorithm 2).
 
-The backlogged tenant that has been served least, in weighted tokens, is next; inside a tenant the order of `order.py`
-holds. For two backlogged tenants of equal weight the service differs by at most
-2 * max(INPUT_WEIGHT * longest prompt, OUTPUT_WEIGHT * tokens in flight), however many items either sends.
-A tenant pays for its prompt once and for the tokens it got; what our slicing and preempting recomputes is ours.
+Each tenant has a counter of the service it got, in weighted tokens: a prompt counts when it is granted, an output token
+when it is streamed. The least counter is next. Who begins to wait is lifted to the least counter of those who wait, or
+an hour of silence would be a credit. Of two tenants that wait all the time neither gets more than 2 · max(w_p · L_in,
+w_q · M) ahead, where L_in is the longest prompt and M the most output tokens in flight. Nobody pays for a prompt that
+is computed again, or a token generated again, because of us; and nothing is refunded.
+
+Counters only grow. So the heaps below may hold old ones: an entry is put right when it surfaces, and an update is free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from heapq import heappop, heappush
-from itertools import chain
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush, heapreplace
+from itertools import count
 
 from sidecar.core.item import Item
-from sidecar.core.order import LaneQueue
+from sidecar.core.settings import SchedulerSettings, TenantSettings
+from sidecar.core.waiting import Waiting
+from sidecar.core.work import Lane
 
-INPUT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0  # an output token costs about twice a prompt token (the paper's weights)
-TENANTS_KEPT = 1000  # beyond it the counters of idle tenants that no longer matter are forgotten
+ACCOUNTS_MAX = 4096  # per lane; beyond it idle ones are forgotten, because callers choose their names themselves
+EVERYBODY = "everybody"  # has the only account where tenants are not told apart
+
+_Turn = tuple[float, int, int, "Account"]
 
 
-class FairQueue:
-    """The waiting items of one lane of one model, fair between tenants. Changes are O(log n), looking is O(1)."""
+@dataclass(slots=True, eq=False)
+class Account:
+    """One tenant in one lane of one model."""
 
-    __slots__ = ("_heap", "_last", "_length", "_queues", "_weights", "served")
-
-    def __init__(self, weights: Mapping[str, float]) -> None:
-        self._weights = weights
-        self._queues: dict[str, LaneQueue] = {}  # of backlogged tenants
-        self._heap: list[tuple[float, str]] = []  # (served, tenant), stale where it differs from `served`
-        self._length = 0
-        self._last = ""  # the last tenant to leave: newcomers begin where it stands if nobody waits
-        self.served: dict[str, float] = {}  # weighted tokens per tenant; raised for those who come back from idling
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[Item]:
-        """Each waiting item, in no particular order; O(n), for snapshots."""
-        return chain.from_iterable(self._queues.values())
-
-    def push(self, item: Item) -> None:
-        """`item` waits behind those of its tenant that precede it."""
-        tenant = item.work.tenant
-        queue = self._queues.get(tenant)
-        if queue is None:
-            least = self._least()
-            queue = self._queues[tenant] = LaneQueue()
-            # Idling saves nothing up: who comes back begins level with the least served of those who wait.
-            self.served[tenant] = max(self.served.get(tenant, 0.0), self._floor if least is None else least[0])
-            heappush(self._heap, (self.served[tenant], tenant))
-        queue.push(item)
-        self._length += 1
-
-    def head(self) -> Item | None:
-        """The next item, left in place; None if nobody waits."""
-        least = self._least()
-        return None if least is None else self._queues[least[1]].head()
-
-    def discard(self, item: Item) -> None:
-        """`item`, which waits here, waits no more."""
-        tenant = item.work.tenant
-        queue = self._queues[tenant]
-        queue.discard(item)
-        self._length -= 1
-        if not queue:
-            del self._queues[tenant]
-            self._last = tenant
-            if len(self.served) > TENANTS_KEPT:
-                self._forget()
-
-    def charge(self, tenant: str, prompt_tokens: int, output_tokens: int) -> None:
-        """`tenant` was served so many tokens."""
-        weighted = INPUT_WEIGHT * prompt_tokens + OUTPUT_WEIGHT * output_tokens
-        served = self.served.get(tenant, self._floor) + weighted / self._weights.get(tenant, 1.0)
-        self.served[tenant] = served
-        if tenant in self._queues:
-            heappush(self._heap, (served, tenant))
+    name: str
+    number: int  # of equal counters the older account's is first
+    limits: TenantSettings
+    input_price: float  # weighted tokens per token
+    output_price: float
+    counter: float = 0.0
+    input_tokens: int = 0  # charged so far
+    output_tokens: int = 0
+    works: int = 0  # alive: waiting, backing off or in flight
+    in_flight: int = 0
+    slots: int = 0  # of those in flight
+    waiting: Waiting = field(default_factory=Waiting)
+    ticket: int = 0  # the heap entry that is live; 0 = it is not its turn, now or soon
+    long: bool = False  # which heap that is in
+    ready: int = 0  # as many of its works are in the count of that heap
 
     @property
-    def _floor(self) -> float:
-        return self.served.get(self._last, 0.0)
+    def full(self) -> bool:
+        """True if it has all the slots it may have."""
+        return 0 < self.limits.slots_max <= self.slots
 
-    def _least(self) -> tuple[float, str] | None:
-        """The backlogged tenant that was served least. Stale entries are low, so they surface and are dropped here."""
-        heap = self._heap
-        while heap:
-            served, tenant = heap[0]
-            if tenant in self._queues and served == self.served[tenant]:
-                return heap[0]
-            heappop(heap)
+    def refuses(self) -> str:
+        """Why no further work of it may wait, in words; "" if one may."""
+        waiting = self.works - self.in_flight
+        if 0 < self.limits.waiting_max <= waiting:
+            return f"{waiting} works of tenant {self.name} wait already, and {self.limits.waiting_max} may"
+        return ""
+
+    def began(self, item: Item) -> None:
+        """`item` has its slots. Its prompt is charged with the first grant only."""
+        self.in_flight += 1
+        self.slots += item.work.slots
+        if not item.prompt_charged:
+            item.prompt_charged = True
+            self.input_tokens += item.work.prompt_tokens
+            self.counter += item.work.prompt_tokens * self.input_price
+
+    def streamed(self, item: Item, tokens: int) -> None:
+        """`item` has given so many more tokens. Those that it gave before, and lost since, are not charged again."""
+        item.streamed_tokens += tokens
+        more = item.generated_tokens + item.streamed_tokens - item.charged_tokens
+        if more > 0:
+            item.charged_tokens += more
+            self.output_tokens += more
+            self.counter += more * self.output_price
+
+
+class Tenants:
+    """The accounts of one lane of one model, and which of those that wait is next.
+
+    Those whose next prompt is long stand apart, so that they can be passed over while another long one is computed.
+    """
+
+    __slots__ = (
+        "_accounts",
+        "_forget_at",
+        "_last",
+        "_numbers",
+        "_settings",
+        "_tickets",
+        "_turns",
+        "forgotten",
+        "ready",
+    )
+
+    def __init__(self, settings: SchedulerSettings) -> None:
+        self._settings = settings
+        self._accounts: dict[str, Account] = {}
+        self._numbers = count(1)
+        self._tickets = count(1)
+        self._turns: tuple[list[_Turn], list[_Turn]] = ([], [])  # next prompt short, long
+        self._last: Account | None = None  # the last one whose turn it could have been, and cannot be now
+        self._forget_at = ACCOUNTS_MAX
+        self.ready = [0, 0]  # works that wait, and whose tenant may have slots, per heap
+        self.forgotten = [0, 0]  # input and output tokens of accounts that are gone
+
+    def __iter__(self) -> Iterator[Account]:
+        return iter(self._accounts.values())
+
+    def named(self, name: str) -> Account:
+        """The account of tenant `name`, new if need be."""
+        if not self._settings.tenant_fairness:
+            name = EVERYBODY
+        account = self._accounts.get(name)
+        if account is None:
+            if len(self._accounts) >= self._forget_at:
+                self._forget()
+            account = self._accounts[name] = self._opened(name)
+        return account
+
+    def stirred(self, account: Account) -> None:
+        """Something about who waits or runs in `account` has changed: it is filed where it belongs now."""
+        head = None if account.full else account.waiting.head()
+        long = head is not None and self._is_long(head)
+        self.ready[account.long] -= account.ready
+        account.ready = 0 if head is None else len(account.waiting)
+        self.ready[long] += account.ready
+        if head is None:
+            if account.ticket:
+                account.ticket, self._last = 0, account
+        elif not account.ticket or long is not account.long:
+            if not account.ticket:
+                account.counter = max(account.counter, self._floor())
+            account.ticket = next(self._tickets)
+            self._push(account, self._turns[long])
+        account.long = long
+
+    def first(self, *, long: bool = True) -> Account | None:
+        """Whose turn it is; None if nobody may have slots. With long=False only of those whose next prompt is not."""
+        short = self._top(self._turns[False])
+        other = self._top(self._turns[True]) if long else None
+        if short is None or other is None:
+            return short or other
+        return min(short, other, key=lambda account: (account.counter, account.number))
+
+    def _floor(self) -> float:
+        """The counter that whoever begins to wait is lifted to."""
+        least = self.first() or self._last
+        return least.counter if least else 0.0
+
+    @staticmethod
+    def _top(turns: list[_Turn]) -> Account | None:
+        """The account of the least counter, its entry put right."""
+        while turns:
+            counter, number, ticket, account = turns[0]
+            if ticket != account.ticket:
+                heappop(turns)
+            elif counter != account.counter:
+                heapreplace(turns, (account.counter, number, ticket, account))
+            else:
+                return account
         return None
 
+    def _push(self, account: Account, turns: list[_Turn]) -> None:
+        heappush(turns, (account.counter, account.number, account.ticket, account))
+        if len(turns) > 2 * len(self._accounts) + 64:
+            turns[:] = [turn for turn in turns if turn[2] == turn[3].ticket]
+            heapify(turns)
+
+    def _is_long(self, item: Item) -> bool:
+        """True if the engine would have to compute a long prompt of it in one go."""
+        if item.work.lane is Lane.OFFLINE and item.work.resumable:
+            return False  # it is sent in pieces
+        return 0 < self._settings.long_prompt_tokens < item.context_tokens - item.cached_tokens
+
+    def _opened(self, name: str) -> Account:
+        settings = self._settings
+        limits = settings.tenants.get(name, settings.tenant_default) if settings.tenant_fairness else TenantSettings()
+        return Account(
+            name=name,
+            number=next(self._numbers),
+            limits=limits,
+            input_price=settings.tenant_input_price / limits.weight,
+            output_price=settings.tenant_output_price / limits.weight,
+        )
+
     def _forget(self) -> None:
-        """Drop idle tenants below everyone who waits: they would be raised to that on their return anyway."""
-        least = self._least()
-        level = self._floor if least is None else least[0]
-        self.served = {
-            tenant: served
-            for tenant, served in self.served.items()
-            if tenant in self._queues or served > level or tenant == self._last
-        }
+        """Half of those that nobody uses are gone, the least served first: most would be lifted past that anyway."""
+        idle = sorted((each for each in self if not each.works), key=lambda each: (each.counter, each.number))
+        for account in idle[: (len(idle) + 1) // 2]:
+            if account is not self._last:
+                self.forgotten[0] += account.input_tokens
+                self.forgotten[1] += account.output_tokens
+                del self._accounts[account.name]
+        self._forget_at = max(ACCOUNTS_MAX, 2 * len(self._accounts))

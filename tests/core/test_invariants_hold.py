@@ -26,7 +26,7 @@ from sidecar.core.events import (
 )
 from sidecar.core.invariants import InvariantError, Invariants
 from sidecar.core.scheduler import Scheduler
-from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
+from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings, TenantSettings
 from sidecar.core.work import EndReason, Lane, Work
 from tests.core.builders import online, scheduler
 
@@ -64,8 +64,8 @@ class World:
             output_tokens_max=1 + self.draw(60),
             deadline_s=deadline_s,
             slots=(1, 1, 1, 2)[self.draw(4)],
+            tenant=("t", "t", "u", "v")[self.draw(4)],
             resumable=self.draw(5) > 0,
-            tenant=("few", "many", "many")[self.draw(3)],
         )
         self.handle(Arrived(work=work))
 
@@ -169,6 +169,10 @@ def scenes(draw: st.DrawFn) -> tuple[SchedulerSettings, list[EngineSettings]]:
         preempt_quantum_tokens=2,
         offline_prefill_tokens=draw(st.sampled_from([0, 30])),
         long_prompt_tokens=draw(st.sampled_from([0, 20])),
+        tenant_fairness=draw(st.booleans()),
+        tenants={
+            "u": TenantSettings(weight=3.0, waiting_max=draw(st.integers(0, 2)), slots_max=draw(st.integers(0, 1)))
+        },
     )
     engines = [
         EngineSettings(
