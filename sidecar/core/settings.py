@@ -134,9 +134,6 @@ class SchedulerSettings:
     preempt_quantum_tokens: int = 16  # a slice that gave fewer is a victim only if there is no other
     preempt_sticky_after: int = 3  # an item preempted so often is not preempted again (it may still have to yield)
     offline_prefill_tokens: int = 512  # prompt tokens of offline work in prefill at a time, or one prompt of any length
-    prefill_slice_tokens: int = (
-        128  # fill the cache with so many ids of an offline prompt per dispatch; 0 = all at once
-    )
     prefill_adaptive: bool = True  # smaller pieces in a burst of arrivals, larger ones in a lull
     long_prompt_tokens: int = 4096  # of prompts above it, sent whole, one at a time is computed, and none of offline's
     # beside resident online: on an A100 such a prefill alone takes as long as the TTFT objective; 0 = all may
