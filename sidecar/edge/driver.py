@@ -299,7 +299,7 @@ class Driver:
         except EngineError as error:
             outcome = outcome or Failed(work_id=work_id, reason=error.reason, retryable=error.retryable)
         except StreamBrokenError:
-            if outcome is None:
+            if outcome is None and not running.stopping:  # not by us
                 self.trouble(running.dispatch.engine)
         finally:  # also when cancelled: a broken stream is reported Lost
             if alive.running is running:

@@ -19,6 +19,8 @@ PERIOD_S = 1.0  # also how soon a restarted engine gets work again
 TIMEOUT_S = 3.0
 FAILURES_MAX = 3  # in a row: a slow answer of a busy server is no outage, and an outage breaks its streams off
 
+SLOW = "DEADLINE_EXCEEDED"  # how the reason of a probe begins that was not answered in time
+
 
 class EngineAddress(Protocol):
     """What a prober has to know of an engine."""
@@ -55,7 +57,8 @@ class Prober:
             while True:
                 reason = await self._fault()
                 failures = failures + 1 if reason else 0
-                if self.up and reason and (failures >= FAILURES_MAX or self._look_now.is_set()):
+                gone = self._look_now.is_set() and not reason.startswith(SLOW)  # a stream broke, and nobody answers
+                if self.up and reason and (gone or failures >= FAILURES_MAX):
                     self._set(False, reason)
                 elif not self.up and not reason:
                     self._set(True, "")
