@@ -190,6 +190,15 @@ class Scheduler:
             retries=self._retries,
         )
 
+    @property
+    def settings(self) -> tuple[SchedulerSettings, tuple[EngineSettings, ...]]:
+        """What it was made with."""
+        return self._settings, tuple(engine.settings for engine in self._engines.values())
+
+    def alive(self) -> tuple[Item, ...]:
+        """All work that is not over, in the order of arrival. To be read only."""
+        return tuple(sorted(self._items.values(), key=lambda item: item.sequence))
+
     # ---- the decision loop -------------------------------------------------------------------------------------------
 
     def _fill_all(self) -> None:

@@ -48,7 +48,7 @@ class Policy:
         own = {"kv_tokens": shape.profile.kv_tokens_max, "yield_rows": YIELD_ROWS}
         wanted = {**own, **shape.overrides, **self.changes}
         engine = EngineSettings(name=ENGINE, slots=shape.slots, tokens_max=shape.tokens_max)
-        return _changed(SchedulerSettings(), wanted), _changed(engine, wanted)
+        return changed(SchedulerSettings(), wanted), changed(engine, wanted)
 
     def decider(self, shape: Shape) -> Decides:
         """Who decides in one run."""
@@ -58,14 +58,17 @@ class Policy:
         return Scheduler(scheduler, [engine])
 
 
-def _changed(settings: T, wanted: Mapping[str, Any]) -> T:
+def changed(settings: T, wanted: Mapping[str, Any]) -> T:
+    """`settings` with those of the `wanted` values that are its own."""
     known = {each.name for each in fields(settings)}
     return replace(settings, **{name: value for name, value in wanted.items() if name in known})
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     """`key=value` pairs as settings. Raises SettingsError for an unknown key or a value of another kind."""
-    known = {each.name: each.default for settings in (SchedulerSettings, EngineSettings) for each in fields(settings)}
+    both = (*fields(SchedulerSettings), *fields(EngineSettings))
+    known = {each.name: each.default for each in both if isinstance(each.default, str | int | float)}
+    known.pop("model")  # what an engine is, not how it is shared
     found: dict[str, Any] = {}
     for pair in pairs:
         name, _, text = pair.partition("=")

@@ -1,0 +1,172 @@
+"""What would other settings have done? A recording's arrivals, cancellations and true output lengths, run again.
+
+Twice, through the simulated driver: with the recorded settings and with the changed ones, over the same iteration
+times. Both are simulations, so what the simulator gets wrong it gets wrong on both sides. Offline items arrive when
+they were recorded: settings that finish more of them may run out of items, which `offline_waiting` (at the end) shows.
+Outages and foreign load are not repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from engine.batcher import BatcherSettings
+from engine.profile import Profile
+from sidecar.core.events import Action, Dispatch, Event, Preempt
+from sidecar.core.scheduler import Scheduler
+from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.core.work import GrantKind, Lane
+from sidecar.lab.driver import Decides, Driver, Observer, Progress
+from sidecar.lab.machine import Machine
+from sidecar.lab.policies import changed, parse_overrides
+from sidecar.lab.recording import Recording
+from sidecar.lab.trial import CHUNK_TOKENS, DRAIN_S, PROGRESS_S
+
+Percentiles = dict[str, float | None]
+
+
+@dataclass(slots=True)
+class Tally(Observer):
+    """Counts what the figures need."""
+
+    ttft_ms: list[float] = field(default_factory=list)
+    e2e_ms: list[float] = field(default_factory=list)
+    refused: int = 0
+    cancelled: int = 0
+    preemptions: int = 0
+    contended: int = 0
+    offline_of_contended: int = 0
+
+    def decided(self, event: Event, actions: Sequence[Action], driver: Driver) -> None:  # noqa: ARG002
+        for action in actions:
+            if isinstance(action, Preempt):
+                self.preemptions += 1
+            elif isinstance(action, Dispatch) and action.contended:
+                self.contended += 1
+                self.offline_of_contended += action.kind is not GrantKind.ONLINE
+
+    def finished(self, progress: Progress) -> None:
+        work = progress.work
+        if work.lane is Lane.OFFLINE:
+            return
+        if progress.outcome == "ended":
+            self.ttft_ms.append(1000 * (progress.first_token_s - work.arrived_s))
+            self.e2e_ms.append(1000 * (progress.finished_s - work.arrived_s))
+        elif progress.outcome == "cancelled":
+            self.cancelled += 1
+        else:
+            self.refused += 1
+
+    def online(self) -> dict[str, Any]:
+        """What callers saw."""
+        return {
+            "n": len(self.ttft_ms),
+            "refused": self.refused,
+            "cancelled": self.cancelled,
+            "ttft_ms": percentiles(self.ttft_ms),
+            "e2e_ms": percentiles(self.e2e_ms),
+        }
+
+
+def percentiles(values: Sequence[float]) -> Percentiles:
+    """p50, p95 and p99; None without values."""
+    return {f"p{p}": round(float(np.percentile(values, p)), 2) if values else None for p in (50, 95, 99)}
+
+
+def machine_of(engine: EngineSettings, profile: Profile) -> Machine:
+    """A simulated engine as wide as `engine`, that keeps the times of `profile`."""
+    settings = BatcherSettings(
+        max_batch_size=engine.slots,
+        max_num_tokens=max(CHUNK_TOKENS, engine.slots),
+        max_seq_len=engine.tokens_max,
+        kv_tokens_max=engine.kv_tokens or profile.kv_tokens_max,
+        tokens_per_block=engine.kv_block_tokens,
+    )
+    return Machine(settings, profile)
+
+
+def compare(recording: Recording, pairs: Sequence[str], profile: Profile | None) -> dict[str, Any]:
+    """The recorded settings and the changed ones, side by side. Raises SettingsError for a pair that cannot be."""
+    wanted = parse_overrides(list(pairs))
+    scheduler, engines = recording.settings, recording.engines
+    new = changed(scheduler, wanted), [changed(each, wanted) for each in engines]
+    error: float | None = None
+    if profile is None:
+        profile, error = recording.gaps.profile()
+    return {
+        "records": recording.records,
+        "seconds": round(recording.seconds, 3),
+        "profile": {
+            "name": profile.name,
+            "overhead_ms": round(profile.overhead_ms, 3),
+            "decode_row_ms": round(profile.decode_row_ms, 4),
+            "prefill_token_ms": round(profile.prefill_token_ms, 4),
+            "error": None if error is None else round(error, 4),
+        },
+        "what_if": {name: str(value) for name, value in wanted.items()},
+        "recorded": run(recording, scheduler, engines, profile),
+        "changed": run(recording, *new, profile),
+    }
+
+
+def run(
+    recording: Recording, settings: SchedulerSettings, engines: Sequence[EngineSettings], profile: Profile
+) -> dict[str, Any]:
+    """The figures of one run of everything that the recording holds."""
+    tally = Tally()
+    machines = {each.name: machine_of(each, profile) for each in engines}
+    decides: Decides = Scheduler(settings, engines)
+    driver = Driver(scheduler=decides, machines=machines, observer=tally, progress_s=PROGRESS_S)
+    driver.begin(iter(recording.jobs))
+    for at_s, work_id in recording.cancels:
+        driver.at(at_s, partial(driver.cancel, work_id))
+    driver.run(recording.seconds)
+    usages = [machine.usage for machine in machines.values()]
+    tokens = sum(each.offline_tokens - each.discarded_tokens for each in usages)
+    figures = {
+        "offline_tokens_per_s": round(tokens / recording.seconds, 2) if recording.seconds else 0.0,
+        "offline_waiting": driver.waiting[Lane.OFFLINE],
+        "preemptions": tally.preemptions,
+        "contended": tally.contended,
+        "offline_contended_share": tally.offline_of_contended / tally.contended if tally.contended else None,
+    }
+    driver.calm()
+    driver.run(recording.seconds + DRAIN_S)  # online requests still in flight get their answer
+    return {"online": tally.online(), **figures}
+
+
+def table(report: dict[str, Any]) -> Table:
+    """Both runs, one figure a row."""
+    change = ", ".join(f"{name}={value}" for name, value in report["what_if"].items())
+    shown = Table(title=f"{report['records']} records over {report['seconds']:.0f} s, simulated with {_times(report)}")
+    for title in ("", "as recorded", change):
+        shown.add_column(title, justify="right" if title else "left")
+    both = report["recorded"], report["changed"]
+    for name in ("n", "refused", "cancelled"):
+        shown.add_row(f"online {name}", *(str(each["online"][name]) for each in both))
+    for name, title in (("ttft_ms", "TTFT"), ("e2e_ms", "end to end")):
+        for share in ("p50", "p95", "p99"):
+            shown.add_row(f"{title} {share}", *(_cell(each["online"][name][share], " ms") for each in both))
+    shown.add_row("offline tokens/s", *(_cell(each["offline_tokens_per_s"]) for each in both))
+    shown.add_row("offline items waiting at the end", *(str(each["offline_waiting"]) for each in both))
+    shown.add_row("preemptions", *(str(each["preemptions"]) for each in both))
+    shown.add_row("contended grants", *(str(each["contended"]) for each in both))
+    shares = [each["offline_contended_share"] for each in both]
+    shown.add_row("  of them offline's", *("-" if each is None else f"{each:.1%}" for each in shares))
+    return shown
+
+
+def _times(report: dict[str, Any]) -> str:
+    each = report["profile"]
+    costs = f"{each['overhead_ms']} + {each['decode_row_ms']} · rows + {each['prefill_token_ms']} · prompt tokens ms"
+    return f"{each['name']} times ({costs})"
+
+
+def _cell(value: float | None, unit: str = "") -> str:
+    return "-" if value is None else f"{value:,.1f}{unit}"
