@@ -97,9 +97,6 @@ class Observer:
     def decided(self, event: Event, actions: Sequence[Action], driver: Driver) -> None:
         """The scheduler answered `event` with `actions`; they are about to be done."""
 
-    def settled(self, driver: Driver) -> None:
-        """They are done."""
-
     def finished(self, progress: Progress) -> None:
         """This work is over, for the reason in `progress.outcome`."""
 
@@ -188,7 +185,6 @@ class Driver:
         self.observer.decided(event, actions, self)
         for action in actions:
             self._act(action)
-        self.observer.settled(self)
 
     def _act(self, action: Action) -> None:
         match action:

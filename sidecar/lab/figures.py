@@ -103,7 +103,6 @@ class Promise:
 
     every: int  # N
     offline: list[bool] = field(default_factory=list)
-    at_s: list[float] = field(default_factory=list)
 
     @property
     def share(self) -> float:

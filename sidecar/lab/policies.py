@@ -15,7 +15,7 @@ from sidecar.lab.driver import Decides
 from sidecar.lab.machine import Prices
 
 ENGINE = "e0"
-HOLD_ITERATIONS = 2  # after Lost a slot is held for the engine's check period and two iterations
+CHUNK_TOKENS = 512  # max_num_tokens of the engine: bounds one iteration to about 0.1 s (chunked context)
 NEVER = 1_000_000_000
 YIELD_ROWS = 0  # while online is resident offline keeps no rows: it pays on narrow engines too (docs/simulation.md)
 T = TypeVar("T", SchedulerSettings, EngineSettings)
@@ -45,7 +45,12 @@ class Policy:
 
     def settings(self, shape: Shape) -> tuple[SchedulerSettings, EngineSettings]:
         """The settings of ours on such an engine."""
-        own = {"kv_tokens": shape.profile.kv_tokens_max, "yield_rows": YIELD_ROWS}
+        own = {
+            "kv_tokens": shape.profile.kv_tokens_max,
+            "yield_rows": YIELD_ROWS,
+            # The engine's check period and two iterations, as EngineSettings asks.
+            "lost_hold_s": self.prices.stop_s + 2 * shape.profile.iteration_s(shape.slots, CHUNK_TOKENS),
+        }
         wanted = {**own, **shape.overrides, **self.changes}
         engine = EngineSettings(name=ENGINE, slots=shape.slots, tokens_max=shape.tokens_max)
         return changed(SchedulerSettings(), wanted), changed(engine, wanted)

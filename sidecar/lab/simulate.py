@@ -47,6 +47,7 @@ def register_simulate(subparsers: Any) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a scheduler setting of `ours`")
     parser.add_argument("--arrivals", type=Path, metavar="CSV", help="recorded online arrivals instead of drawn ones")
     parser.add_argument("--write-arrivals", type=Path, metavar="CSV", help="write those of seed 1, and run nothing")
+    parser.add_argument("--faults", action="store_true", help="cancels, failures, losses, engine deaths; ours only")
     parser.add_argument("--check-every", type=int, default=0, metavar="N", help="check the invariants each N events")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the runs")
     parser.add_argument("--json", metavar="FILE", help="the figures as JSON; - for stdout")
@@ -96,16 +97,19 @@ def _plan(options: argparse.Namespace, name: str) -> Plan:
         every=int(overrides.get("reservation_every", 10)),
         check_every=options.check_every,
         overrides=overrides,
+        faults=options.faults,
     )
 
 
 def compare(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     """Every policy on every seed of one workload, in figures. The reference always runs, and so does the ceiling."""
     chosen = [policies.by_name(name) for name in dict.fromkeys([REFERENCE, *options.policies.split(",")])]
+    if plan.faults and any(policy.baseline for policy in chosen):
+        raise SettingsError("--faults needs policies of ours: the baselines do not know what to do about a fault")
     seeds = range(1, options.seeds + 1)
     jobs = [(replace(plan, seed=seed), policy) for policy in chosen for seed in seeds]
     ceiling_hours = min(plan.hours, CEILING_HOURS)
-    jobs += [(replace(plan, seed=seed, hours=ceiling_hours), OFFLINE_ALONE) for seed in seeds]
+    jobs += [(replace(plan, seed=seed, hours=ceiling_hours, faults=False), OFFLINE_ALONE) for seed in seeds]
     results = dict(zip([(policy.name, each.seed) for each, policy in jobs], _run_all(jobs, options.jobs), strict=True))
     ceilings = [results[OFFLINE_ALONE.name, seed].offline_tokens_per_s for seed in seeds]
     reference = [results[REFERENCE, seed] for seed in seeds]

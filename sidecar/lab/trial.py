@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import count
 
+from numpy.random import SeedSequence, default_rng
+
 from engine.batcher import BatcherSettings
 from engine.profile import Profile
 from sidecar.core.events import Action, Dispatch, Event, Preempt
@@ -14,13 +16,13 @@ from sidecar.core.invariants import Invariants
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import GrantKind, Lane
 from sidecar.lab.driver import Decides, Driver, Observer, Progress
+from sidecar.lab.faults import FaultRates, Faults
 from sidecar.lab.figures import Promise, Served
 from sidecar.lab.machine import Machine, Usage
-from sidecar.lab.policies import ENGINE, NEVER, OFFLINE_ALONE, Policy, Shape
+from sidecar.lab.policies import CHUNK_TOKENS, ENGINE, NEVER, OFFLINE_ALONE, Policy, Shape
 from sidecar.lab.workloads import Job, Workload, offline_job
 
 WARM_UP_S = 300.0  # not counted for offline throughput: the batch fills in step at first, later it is spread
-CHUNK_TOKENS = 512  # max_num_tokens of the engine: bounds one iteration to about 0.1 s (chunked context)
 PROGRESS_S = 0.25  # token counts are told four times a second instead of a hundred, to save time; first tokens as ever
 DRAIN_S = 120.0  # after the end, for online requests still in flight
 
@@ -38,6 +40,7 @@ class Plan:
     every: int = 10  # N of the promise that is measured
     check_every: int = 0  # invariants after each so many events; 0 = never (the driver's own checks are always on)
     overrides: Mapping[str, object] = field(default_factory=dict)
+    faults: bool = False  # cancels, failures, losses and engine deaths, at rates drawn from the seed
 
     @property
     def seconds(self) -> float:
@@ -113,7 +116,6 @@ class Witness(Observer):
         online = action.kind is GrantKind.ONLINE
         if action.contended:
             self.promise.offline.append(not online)
-            self.promise.at_s.append(now_s)
         if not online:
             self._offline_gap_s, self._offline_at_s = self.offline_gap_s(now_s), now_s
         self._lines.append(f"{now_s:.6f} {action.kind} {action.work_id} {action.output_tokens} {action.prompt_tokens}")
@@ -164,7 +166,13 @@ def run(plan: Plan, policy: Policy) -> Result:
     scheduler = policy.decider(shape)
     machine = _machine(plan, policy)
     witness = Witness(plan, policy, shape, scheduler)
-    driver = Driver(scheduler=scheduler, machines={ENGINE: machine}, observer=witness, progress_s=PROGRESS_S)
+    driver = Driver(
+        scheduler=scheduler,
+        machines={ENGINE: machine},
+        observer=witness,
+        faults=_faults(plan),
+        progress_s=PROGRESS_S,
+    )
     arrivals = plan.recorded if plan.recorded is not None else plan.workload.online(plan.seed, plan.hours)
     if policy is OFFLINE_ALONE:
         arrivals = []
@@ -205,6 +213,11 @@ def _machine(plan: Plan, policy: Policy) -> Machine:
     if policy.queues_in_engine:
         machine.slots = NEVER
     return machine
+
+
+def _faults(plan: Plan) -> Faults:
+    rng = default_rng(SeedSequence([plan.seed, 4]))
+    return Faults(rng, FaultRates.drawn(rng)) if plan.faults else Faults()
 
 
 def _backlog(plan: Plan, policy: Policy) -> Callable[[float], Job]:

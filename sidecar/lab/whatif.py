@@ -24,9 +24,9 @@ from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import GrantKind, Lane
 from sidecar.lab.driver import Decides, Driver, Observer, Progress
 from sidecar.lab.machine import Machine
-from sidecar.lab.policies import changed, parse_overrides
+from sidecar.lab.policies import CHUNK_TOKENS, changed, parse_overrides
 from sidecar.lab.recording import Recording
-from sidecar.lab.trial import CHUNK_TOKENS, DRAIN_S, PROGRESS_S
+from sidecar.lab.trial import DRAIN_S, PROGRESS_S
 
 Percentiles = dict[str, float | None]
 

@@ -68,6 +68,13 @@ def test_ours_keeps_the_promise_to_offline_and_its_own_accounts(slots: int) -> N
     assert (result.promise.violations(), result.promise.starvation_gap_grants()) == (0, 9)
 
 
+def test_faults_cost_requests_and_no_promise() -> None:
+    storm = replace(CHECKED, seed=7, faults=True)  # its weather has cancels and lost streams
+    result = run(storm, policies.by_name("ours"))
+    assert result.refused > 0
+    assert result.sha256 == run(storm, policies.by_name("ours")).sha256
+
+
 def test_ours_beats_the_plain_rule_and_static_batches_at_the_tail() -> None:
     tails = [p99_s(run(PLAN, policies.by_name(name))) for name in ("online-only", "ours", "plain-nth", "static-batch")]
     assert tails == sorted(tails)
@@ -111,7 +118,8 @@ def test_recorded_arrivals_take_the_place_of_drawn_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", ["--policies best", "--profile 400b", "--set windows=3", "--set window_ms=soon", "--seeds 0"]
+    "arguments",
+    ["--policies best", "--profile 400b", "--set windows=3", "--set window_ms=soon", "--seeds 0", "--faults"],
 )
 def test_a_nonsense_argument_is_one_line_and_exit_code_2(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", *arguments.split()], {}, COMMANDS) == 2
