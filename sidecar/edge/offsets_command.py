@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.structs import OffsetAndMetadata
 
 from sidecar.core.errors import SidecarError
@@ -44,7 +47,7 @@ async def show(settings: OfflineSettings) -> list[PartitionOffsets]:
         await consumer.start()
         topic = (await admin.describe_topics([settings.requests_topic]))[0]
         sources = [TopicPartition(settings.requests_topic, each["partition"]) for each in topic["partitions"]]
-        offsets = await admin.list_consumer_group_offsets(settings.group, partitions=sources)
+        offsets = await _committed_offsets(admin, settings.group, sources)
         begins, ends = await consumer.beginning_offsets(sources), await consumer.end_offsets(sources)
         return [
             PartitionOffsets(
@@ -93,6 +96,16 @@ async def _refuse_if_active(settings: OfflineSettings) -> None:
         await admin.close()
     if group["members"]:
         raise GroupActiveError(f"group {settings.group} has {len(group['members'])} members; stop them first")
+
+
+async def _committed_offsets(admin: AIOKafkaAdminClient, group: str, sources: list[TopicPartition]) -> Any:
+    """What is committed; a fresh cluster makes its offsets topic when it is first asked for a coordinator."""
+    for wait_s in (0.2, 0.5, 1.0, 2.0):
+        try:
+            return await admin.list_consumer_group_offsets(group, partitions=sources)
+        except GroupCoordinatorNotAvailableError:
+            await asyncio.sleep(wait_s)
+    return await admin.list_consumer_group_offsets(group, partitions=sources)
 
 
 def _committed(found: OffsetAndMetadata) -> Committed | None:
