@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from sidecar.core.deadlines import Verdict
 from sidecar.core.work import EndReason, GrantKind, Work
 
 
@@ -202,4 +203,17 @@ class ResumeIntake:
     model: str
 
 
-Action = Dispatch | Preempt | Abort | Reject | DeadLetter | PauseIntake | ResumeIntake
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Whether this job will meet its deadline is judged anew: tell who asked for it. Nothing else is to be done."""
+
+    model: str
+    tenant: str
+    job: str
+    verdict: Verdict
+    deadline_s: float
+    eta_p50_s: float  # from now; inf = not known
+    eta_p90_s: float
+
+
+Action = Dispatch | Preempt | Abort | Reject | DeadLetter | PauseIntake | ResumeIntake | Forecast

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sidecar.core.work import Work
 
 if TYPE_CHECKING:
+    from sidecar.core.deadlines import Job
     from sidecar.core.engine import Engine
     from sidecar.core.tenants import Account
 
@@ -36,6 +37,7 @@ class Item:
     generated_tokens: int = 0  # kept from the dispatches that are over
     streamed_tokens: int = 0  # of the dispatch in progress, as far as reported
     account: Account | None = None  # of its tenant, since it first waited
+    job: Job | None = None  # of an offline one
     prompt_charged: bool = False
     charged_tokens: int = 0  # of its output
     attempts: int = 0  # failures so far

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sidecar.core.arrivals import ArrivalRate
+from sidecar.core.deadlines import Jobs
 from sidecar.core.engine import Engine
 from sidecar.core.order import LaneQueue
 from sidecar.core.settings import SchedulerSettings
@@ -19,6 +20,7 @@ class Pool:
     model: str
     online: LaneQueue
     offline: LaneQueue
+    jobs: Jobs
     engines: list[Engine] = field(default_factory=list)
     arrivals: ArrivalRate = field(default_factory=ArrivalRate)
     backing_off: int = 0  # offline items that wait for their retry
@@ -27,7 +29,9 @@ class Pool:
     @classmethod
     def of(cls, model: str, settings: SchedulerSettings) -> Pool:
         """A model without engines, for which nobody waits."""
-        return cls(model, LaneQueue(settings), LaneQueue(settings))
+        return cls(
+            model, LaneQueue(settings), LaneQueue(settings), Jobs(settings.urgency_horizon_s, settings.credit_urgent)
+        )
 
     def queue(self, lane: Lane) -> LaneQueue:
         """Where works of `lane` wait."""
@@ -37,6 +41,11 @@ class Pool:
     def offline_load(self) -> int:
         """Offline items that wait, or will."""
         return self.offline.waiting + self.backing_off
+
+    @property
+    def harvested_tokens(self) -> int:
+        """Output tokens of the offline lane since the start, over all engines."""
+        return sum(engine.counts.output_tokens[Lane.OFFLINE] for engine in self.engines)
 
     @property
     def up(self) -> bool:

@@ -20,6 +20,7 @@ class Reservation:
         "_earned",
         "credit",
         "due_since_s",
+        "earns",
         "postponing",
         "record",
         "turns_due",
@@ -32,6 +33,7 @@ class Reservation:
         self._earned = every - 1
         self._credit_max = turns_max * self._earned
         self.credit = 0
+        self.earns = 1  # credit per contended online grant; more where a deadline is near
         self.turns_due = 0
         self.turns_taken = 0
         self.turns_lapsed = 0
@@ -48,10 +50,11 @@ class Reservation:
     def online_granted(self, now_s: float) -> None:
         """A contended grant went to online: offline earned a part of a turn."""
         if self.credit < self._credit_max:
-            self.credit += 1
-            if self.credit % self._earned == 0:
-                self.turns_due += 1
-                self.due_since_s = now_s if self.credit == self._earned else self.due_since_s
+            turns = self.credit // self._earned
+            self.credit = min(self.credit + self.earns, self._credit_max)
+            self.turns_due += self.credit // self._earned - turns
+            if not turns and self.due:
+                self.due_since_s = now_s
         self.record.add(offline=False)
 
     def turn_taken(self) -> None:

@@ -49,6 +49,7 @@ from sidecar.core.events import (
     EngineUp,
     Event,
     Failed,
+    Forecast,
     Lost,
     Measured,
     PauseIntake,
@@ -64,7 +65,7 @@ from sidecar.core.item import Item, State
 from sidecar.core.order import LaneQueue
 from sidecar.core.pool import Pool
 from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
-from sidecar.core.snapshot import Snapshot, engine_snapshot, lane_snapshots
+from sidecar.core.snapshot import Snapshot, engine_snapshot, job_snapshots, lane_snapshots
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
 
 # From where an item may go where, and by what.
@@ -160,6 +161,10 @@ class Scheduler:
                 assert_never(event)
         for pool in stirred:
             self._fill(pool)
+        for pool in self._pools.values():
+            if pool.jobs.rate.due(now_s):
+                pool.jobs.rate.sample(pool.harvested_tokens, now_s, backlogged=pool.offline.waiting > 0)
+                self._judge(pool)
         return self._actions
 
     def next_deadline_s(self) -> float | None:
@@ -184,6 +189,7 @@ class Scheduler:
                 for name, engine in self._engines.items()
             },
             lanes=tuple(each for pool in self._pools.values() for each in lane_snapshots(pool, self._now_s)),
+            jobs=tuple(each for pool in self._pools.values() for each in job_snapshots(pool, self._now_s)),
             in_flight=sum(item.engine is not None for item in self._items.values()),
             rejects=dict(self._rejects),
             dead_letters=self._dead_letters,
@@ -309,6 +315,29 @@ class Scheduler:
             engine.starved_until(self._now_s)
             self._offline_shrank(pool)
 
+    # ---- deadlines ---------------------------------------------------------------------------------------------------
+
+    def _judge(self, pool: Pool) -> None:
+        """Look at the deadlines anew: say what has changed; the most urgent one decides how often offline is due."""
+        for job in pool.jobs.judge(self._now_s, self._weight):
+            if job.deadline_s < inf:
+                self._actions.append(
+                    Forecast(
+                        model=pool.model,
+                        tenant=job.tenant,
+                        job=job.name,
+                        verdict=job.verdict,
+                        deadline_s=job.deadline_s,
+                        eta_p50_s=job.eta.p50_s,
+                        eta_p90_s=job.eta.p90_s,
+                    )
+                )
+        for engine in pool.engines:
+            engine.reservation.earns = 1 + round(pool.jobs.urgency * (self._settings.credit_urgent - 1))
+
+    def _weight(self, tenant: str) -> float:
+        return self._settings.tenants.get(tenant, self._settings.tenant_default).weight
+
     # ---- taking slots back -------------------------------------------------------------------------------------------
 
     def _yield(self, engine: Engine, excess: int) -> None:
@@ -358,8 +387,13 @@ class Scheduler:
             pool.arrivals.note(self._now_s)
             if work.deadline_s < inf:
                 self._set_timer(work.deadline_s, item)
+        new_job = False
+        if work.lane is Lane.OFFLINE:
+            item.job, new_job = pool.jobs.arrived(work)
         self._enqueue(pool, item)
         self._fill(pool)
+        if new_job:
+            self._judge(pool)
 
     def _refusal(self, work: Work, pool: Pool | None) -> tuple[RejectReason, str] | None:
         """Why `work` cannot wait here, or None if it can."""
@@ -572,6 +606,8 @@ class Scheduler:
         self._move(item, State.GONE)
         if item.account:  # it has waited
             item.account.works -= 1
+        if item.job:
+            self._pools[item.work.model].jobs.left(item.job, item.generated_tokens)
         del self._items[item.work.id]
 
     # ---- engines, timers, the end ------------------------------------------------------------------------------------

@@ -115,6 +115,8 @@ class SchedulerSettings:
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
 
     reservation_every: int = 10  # N: every Nth contended grant is offline's (the measured origin's value)
+    reservation_every_urgent: int = 4  # every so-manieth instead, where a job has no time left; between them by urgency
+    urgency_horizon_s: float = 6 * 3600.0  # a job with less laxity than this raises offline's share; 0 = none does
     reservation_turns_max: int = 2  # saved turns are capped, so that an idle night cannot become a burst
     reservation_mode: ReservationMode = ReservationMode.FIRM
     postpone_max_s: float = 60.0  # how long a turn may be put off in mode `yielding`
@@ -151,8 +153,17 @@ class SchedulerSettings:
     retry_backoff_s: float = 0.5  # doubled per attempt, at most 30 s
     losses_max: int = 20  # broken streams without a token in between before an item is taken for what breaks them
 
+    @property
+    def credit_urgent(self) -> int:
+        """Credit that a contended online grant earns offline where a job has no time left; 1 otherwise."""
+        return max(1, (self.reservation_every - 1) // (self.reservation_every_urgent - 1))
+
     def __post_init__(self) -> None:
         require(self.reservation_every >= 2, f"reservation_every must be >= 2, not {self.reservation_every}")
+        require(
+            self.reservation_every_urgent >= 2,
+            f"reservation_every_urgent must be >= 2, not {self.reservation_every_urgent}",
+        )
         require(
             self.reservation_turns_max >= 1, f"reservation_turns_max must be >= 1, not {self.reservation_turns_max}"
         )
@@ -175,6 +186,7 @@ class SchedulerSettings:
             *("preempt_max", "offline_prefill_tokens", "long_prompt_tokens"),
             *(
                 "postpone_max_s",
+                "urgency_horizon_s",
                 "ttft_objective_ms",
                 "tenant_input_price",
                 "tenant_output_price",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
+from sidecar.core.deadlines import Verdict
 from sidecar.core.engine import Engine, Limit
 from sidecar.core.events import RejectReason
 from sidecar.core.interference import InterferenceFigures
@@ -93,6 +94,20 @@ class LaneSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobSnapshot:
+    """What waits or runs of one job, when it will be done, and whether that is in time. None = not known, or none."""
+
+    model: str
+    tenant: str
+    job: str
+    items: int
+    verdict: Verdict
+    deadline_in_s: float | None
+    eta_p50_s: float | None
+    eta_p90_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The whole scheduler."""
 
@@ -100,6 +115,7 @@ class Snapshot:
     closing: bool
     engines: Mapping[str, EngineSnapshot]
     lanes: tuple[LaneSnapshot, ...]
+    jobs: tuple[JobSnapshot, ...]
     in_flight: int  # dispatches whose terminal event is owed
     rejects: Mapping[RejectReason, int]
     dead_letters: int
@@ -162,6 +178,27 @@ def engine_snapshot(engine: Engine, model: str, now_s: float) -> EngineSnapshot:
 def lane_snapshots(pool: Pool, now_s: float) -> tuple[LaneSnapshot, ...]:
     """Both lanes of `pool` as they stand. O(waiting): meant for some calls per second, not for each event."""
     return tuple(_lane_snapshot(pool, lane, now_s) for lane in Lane)
+
+
+def job_snapshots(pool: Pool, now_s: float) -> tuple[JobSnapshot, ...]:
+    """The jobs of `pool`, as of when they were last looked at."""
+    return tuple(
+        JobSnapshot(
+            model=pool.model,
+            tenant=job.tenant,
+            job=job.name,
+            items=job.items,
+            verdict=job.verdict,
+            deadline_in_s=_finite(job.deadline_s - now_s),
+            eta_p50_s=_finite(job.eta.p50_s),
+            eta_p90_s=_finite(job.eta.p90_s),
+        )
+        for job in pool.jobs
+    )
+
+
+def _finite(seconds: float) -> float | None:
+    return seconds if seconds < inf else None
 
 
 def tenant_snapshots(tenants: Tenants) -> tuple[TenantSnapshot, ...]:

@@ -7,6 +7,7 @@ services nor Kafka. Whoever wants work done (an online request, an offline item)
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any, assert_never
 
 import grpc
 
+from sidecar.core.deadlines import Verdict
 from sidecar.core.events import (
     Abort,
     Action,
@@ -27,6 +29,7 @@ from sidecar.core.events import (
     EngineDown,
     Event,
     Failed,
+    Forecast,
     Lost,
     PauseIntake,
     Preempt,
@@ -46,6 +49,7 @@ from sidecar.edge.errors import EngineError, StreamBrokenError
 from sidecar.edge.generation import Generation
 from sidecar.edge.ports import TRACEPARENT, Call, Listener, Outcome, Terminal, Timeline, Tracer
 
+logger = logging.getLogger(__name__)
 BLOCK_TOKENS = 32  # tokens_per_block of TensorRT-LLM's KV cache, unless the engine was built with another
 TICK_S = 0.01  # tokens enter the scheduler once per tick and engine, not one by one
 STOP_RETRY_S = 0.05  # a stop may overtake its request inside Triton and find nobody: it is said again
@@ -231,6 +235,13 @@ class Driver:
                 self._stop(self._alive[action.work_id])
             case Reject() | DeadLetter():
                 self._refused(action)
+            case Forecast():
+                logger.log(
+                    logging.INFO if action.verdict is Verdict.ON_TIME else logging.WARNING,
+                    "job %s: %s",
+                    action.job,
+                    action,
+                )
             case PauseIntake(model=model):
                 self._tell_intake(model, False)
             case ResumeIntake(model=model):

@@ -478,6 +478,7 @@ class OfflineLane:
             output_tokens_max=item.call.output_tokens_max,
             tenant=item.tenant,
             deadline_s=deadline_s,
+            job=item.job or "",
             prefix_key=item.prefix_key,
         )
 

@@ -27,6 +27,7 @@ from sidecar.core.events import (
     EngineUp,
     Event,
     Failed,
+    Forecast,
     Lost,
     PauseIntake,
     Preempt,
@@ -202,6 +203,8 @@ class Driver:
                     self.at(self.now_s + after_s, self._feed)
             case DeadLetter(work_id=work_id):
                 self._over(self._known(work_id), "dead")
+            case Forecast():
+                pass  # nobody to tell; an observer has seen it
             case PauseIntake(model=model):
                 self._paused.add(model)
             case ResumeIntake(model=model):

@@ -25,6 +25,7 @@ from sidecar.core.events import (
     EngineUp,
     Event,
     Failed,
+    Forecast,
     Lost,
     Measured,
     PauseIntake,
@@ -153,6 +154,9 @@ def in_words(action: Action) -> str:
             return f"reject {action.work_id}: {action.reason}: {action.message}{hint}"
         case DeadLetter():
             return f"dead letter {action.work_id} after {action.attempts} attempts: {action.reason}"
+        case Forecast():
+            eta = f"P50 {action.eta_p50_s:.0f} s, P90 {action.eta_p90_s:.0f} s"
+            return f"job {action.job} of {action.tenant} is {action.verdict}: due at {action.deadline_s:.0f} s, {eta}"
         case PauseIntake():
             return f"pause the intake of {action.model}"
         case ResumeIntake():

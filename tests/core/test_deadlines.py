@@ -1,0 +1,168 @@
+"""Deadlines: the interval of a forecast, the verdict on a job, and what an urgent one changes."""
+
+from __future__ import annotations
+
+from math import inf
+from random import Random
+
+import pytest
+
+from sidecar.core.deadlines import WINDOW_S, Jobs, Rate, Verdict
+from sidecar.core.events import Arrived, Dispatch, Ended, Forecast
+from sidecar.core.reservation import Reservation
+from sidecar.core.work import EndReason, GrantKind
+from tests.core.builders import offline, online, scheduler
+
+
+def _rate(samples: list[float], *, from_s: float = 0.0) -> Rate:
+    """A rate that has seen these samples, in tokens per second."""
+    rate, tokens = Rate(), 0.0
+    rate.sample(0, from_s, backlogged=True)
+    for number, each in enumerate(samples, 1):
+        tokens += each * WINDOW_S
+        rate.sample(round(tokens), from_s + number * WINDOW_S, backlogged=True)
+    return rate
+
+
+def _jobs(rate: float, *, items: int, length: int, deadline_s: float, horizon_s: float = 3600.0) -> Jobs:
+    """One job of so many items that write `length` tokens each, at a steady rate; it is 1,200 s now."""
+    jobs = Jobs(horizon_s)
+    jobs.rate = _rate([rate] * 40)
+    for number in range(items + 5):
+        job, _ = jobs.arrived(offline(f"b{number}", job="weekly", deadline_s=deadline_s))
+        if number < 5:
+            jobs.left(job, length) if number else jobs._lengths.note(length)
+    job.items = items
+    return jobs
+
+
+def _verdict(jobs: Jobs) -> Verdict:
+    jobs.judge(1200.0, lambda _: 1.0)
+    (job,) = jobs
+    return job.verdict
+
+
+def test_at_a_steady_rate_both_ends_of_the_interval_are_tokens_over_rate() -> None:
+    eta = _rate([50.0] * 40).eta(10_000, 0.0, 1200.0)
+    assert eta.p50_s == pytest.approx(200.0)
+    assert eta.p90_s == pytest.approx(200.0)
+
+
+def test_without_a_rate_nothing_is_divided_by_it() -> None:
+    assert Rate().eta(10.0, 0.0, 0.0).p50_s == inf
+    assert _rate([0.0] * 40).eta(10.0, 0.0, 1200.0).p50_s == inf
+
+
+def test_a_share_of_the_rate_takes_so_much_longer() -> None:
+    assert _rate([50.0] * 40).eta(1000, 0.0, 1200.0, share=0.25).p50_s == pytest.approx(80.0)
+
+
+def test_a_time_without_work_to_do_is_not_taken_for_a_slow_one() -> None:
+    rate = _rate([50.0] * 10)
+    rate.sample(15_000, 330.0, backlogged=False)
+    rate.sample(15_000, 630.0, backlogged=True)
+    assert rate.mean == pytest.approx(50.0)
+
+
+def test_the_same_hour_of_last_week_is_expected_again() -> None:
+    rate = Rate()
+    for number in range(8 * 24 * 120):  # eight days at half a minute: 10/s by night, 100/s by day
+        slow = (number * WINDOW_S) % 86_400 < 43_200
+        rate.sample(rate._tokens + int((10 if slow else 100) * WINDOW_S), number * WINDOW_S, backlogged=True)
+    now_s = 8 * 86_400.0
+    night_tokens = 43_200 * 10
+    assert rate.eta(night_tokens + 36_000 * 100, 0.0, now_s).p50_s == pytest.approx(43_200 + 36_000, rel=0.03)
+
+
+def test_nine_of_ten_jobs_are_done_by_p90_and_half_by_p50() -> None:
+    random, by_p50, by_p90, trials = Random(1), 0, 0, 400
+    for _ in range(trials):
+        scatter = [max(0.0, random.gauss(100, 40)) for _ in range(120)]
+        rate, need = _rate(scatter), random.uniform(20_000, 200_000)
+        eta = rate.eta(need, 0.0, 3600.0)
+        got = at_s = 0.0
+        while got < need:
+            sample = max(0.0, random.gauss(100, 40))
+            step_s = min(WINDOW_S, (need - got) / sample if sample else WINDOW_S)
+            got, at_s = got + sample * step_s, at_s + step_s
+        by_p50 += at_s <= eta.p50_s
+        by_p90 += at_s <= eta.p90_s
+    assert 0.42 <= by_p50 / trials <= 0.58
+    assert 0.86 <= by_p90 / trials <= 0.94
+
+
+@pytest.mark.parametrize(
+    ("items", "deadline_s", "verdict"),
+    [
+        (100, 1200 + 300.0, Verdict.ON_TIME),  # 100 items of 100 tokens at 50/s take 200 s
+        (100, 1200 + 150.0, Verdict.INFEASIBLE),
+        (100, 1199.0, Verdict.INFEASIBLE),
+        (100, inf, Verdict.NO_DEADLINE),
+    ],
+)
+def test_the_verdict_says_whether_the_work_fits_before_the_deadline(
+    items: int, deadline_s: float, verdict: Verdict
+) -> None:
+    assert _verdict(_jobs(50.0, items=items, length=100, deadline_s=deadline_s)) is verdict
+
+
+def test_a_job_that_fits_only_in_the_mean_is_at_risk() -> None:
+    jobs = _jobs(50.0, items=100, length=100, deadline_s=1200 + 205.0)
+    jobs.rate = _rate([20.0, 80.0, 20.0, 20.0, 80.0, 80.0, 80.0, 20.0] * 5)
+    assert _verdict(jobs) is Verdict.AT_RISK
+
+
+def test_of_a_new_kind_of_work_nothing_is_claimed() -> None:
+    jobs = Jobs(3600.0)
+    jobs.arrived(offline("b1", job="weekly", deadline_s=5000.0))
+    assert _verdict(jobs) is Verdict.UNKNOWN
+    assert jobs.urgency == 0.0
+
+
+def test_urgency_grows_as_laxity_shrinks_and_can_be_switched_off() -> None:
+    for deadline_s, urgency in ((200 + 7200.0, 0.0), (200 + 1800.0, 0.5), (200.0, 1.0)):
+        jobs = _jobs(50.0, items=100, length=100, deadline_s=1200 + deadline_s)
+        _verdict(jobs)
+        assert jobs.urgency == pytest.approx(urgency, abs=0.01)
+    jobs = _jobs(50.0, items=100, length=100, deadline_s=1200.0, horizon_s=0.0)
+    _verdict(jobs)
+    assert jobs.urgency == 0.0
+
+
+def test_an_urgent_reservation_is_due_more_often_and_keeps_its_bound() -> None:
+    subject = Reservation(10, turns_max=2)
+    subject.earns = 3
+    for _ in range(400):
+        subject.turn_taken() if subject.due else subject.online_granted(0.0)
+    assert subject.turns_taken == 100
+    assert subject.turns_due == subject.turns_taken + subject.credit // 9
+    assert subject.record.window_violations == 0
+
+
+def _turns(horizon_s: float) -> tuple[list[Verdict], int]:
+    """400 items of 20 tokens behind endless online work on one slot: the verdicts, and turns in 400 s."""
+    subject = scheduler(slots=1, preempt=False, urgency_horizon_s=horizon_s)
+    told, turns, now_s, running = [], 0, 0.0, "b0"
+    for number in range(400):
+        subject.handle(Arrived(work=offline(f"b{number}", job="weekly", deadline_s=3000.0)), now_s)
+    for number in range(1200):
+        now_s += 1.0
+        actions = subject.handle(Arrived(work=online(f"a{number}", arrived_s=now_s)), now_s)
+        actions += subject.handle(Ended(work_id=running, reason=EndReason.END_ID, output_tokens=20), now_s)
+        told += [each.verdict for each in actions if isinstance(each, Forecast)]
+        (granted,) = [each for each in actions if isinstance(each, Dispatch)]
+        running = granted.work_id
+        turns += granted.kind is GrantKind.RESERVED and now_s > 800
+    return told, turns
+
+
+def test_a_job_that_would_be_late_is_named_before_and_gets_turns_until_it_is_in_time() -> None:
+    told, turns = _turns(horizon_s=3600.0)
+    assert told == [Verdict.AT_RISK, Verdict.ON_TIME]
+    assert turns >= 60
+
+
+def test_without_urgency_its_turns_stay_each_tenth_and_it_stays_late() -> None:
+    told, turns = _turns(horizon_s=0.0)
+    assert told[-1] in (Verdict.AT_RISK, Verdict.INFEASIBLE)
+    assert turns == 40
