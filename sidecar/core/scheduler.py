@@ -97,6 +97,11 @@ TRANSITIONS: dict[State, dict[State, str]] = {
     State.GONE: {},
 }
 RETRY_BACKOFF_MAX_S = 30.0
+ROW_LIMITS = (
+    Limit.YIELD,
+    Limit.LATENCY,
+    Limit.AIMD,
+)  # those that hold offline back for the sake of resident online work
 
 
 Hold = tuple[Engine, int, int]  # slots and KV tokens that an engine may still use after a stream to it broke
@@ -237,15 +242,22 @@ class Scheduler:
             engine.limit_binding = self._nobody(pool.offline)
             return False
         engine.limit_binding = limit = engine.limit(offline, self._now_s)
-        if limit is Limit.YIELD and engine.reservation.due and engine.remembers(offline) and engine.fits(offline):
-            # Offline is kept waiting by resident online work. To take the turn now costs that work one row; at the next
-            # arrival it would cost a prefill beside the arrival's own.
+        if limit in ROW_LIMITS and self._may_take_turn_early(engine, offline):
             self._grant(pool, engine, offline, GrantKind.RESERVED, contended=True)
             return True
         if limit is not Limit.NONE or self._is_wanted_at_home(offline, engine):
             return False
         self._grant(pool, engine, offline, GrantKind.RESUME if offline.generated_tokens else GrantKind.BACKFILL)
         return True
+
+    @staticmethod
+    def _may_take_turn_early(engine: Engine, offline: Item) -> bool:
+        """True if a turn is due that only resident online work keeps from being taken, and `offline` can go on at once.
+
+        Now it costs that work one row; at the next arrival it would cost a prefill beside the arrival's own.
+        """
+        due = engine.reservation.due and engine.in_use[Lane.ONLINE] > 0
+        return due and engine.remembers(offline) and engine.fits(offline)
 
     def _is_wanted_at_home(self, item: Item, engine: Engine) -> bool:
         """True if another engine, which remembers `item`, can take it now as well."""
