@@ -208,6 +208,7 @@ class OfflineLane:
 
     async def _session(self, kafka: Log) -> None:
         self._log, self._unassigned_s = kafka, self._clock()
+        self._assignments.clear()  # a static member that joins again keeps the generation: that alone proves nothing
         try:
             async with asyncio.TaskGroup() as servers:
                 self._servers = servers

@@ -36,7 +36,7 @@ GROUP = "chaos"
 PARTITIONS = 4
 ITEMS_PER_S = {"fast": 120, "triton": 20}
 TRITON_SLOTS = 4  # of each sidecar
-SESSION_TIMEOUT_S = 3.0  # the least with which heartbeats every second still have two tries
+SESSION_TIMEOUT_S = 3.0  # short, so that a takeover takes seconds; heartbeats every half second
 SIGSTOP_S = 6.5  # longer than the session: the others take over, and then the sleeper wakes
 REVEALING = {
     "taint": ["late_endtxn"],
