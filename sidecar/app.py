@@ -6,13 +6,13 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 from sidecar import __version__
 from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
-from sidecar.core.settings import ReservationMode
+from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
 from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.config import ServeSettings
 from sidecar.edge.driver import Driver
@@ -31,20 +31,25 @@ from sidecar.edge.share import Finished
 from sidecar.edge.tokens import Tokens
 from sidecar.edge.tracing import Tracing
 
+MakeScheduler = Callable[[SchedulerSettings, Sequence[EngineSettings]], Scheduler]
+
 logger = logging.getLogger(__name__)
 LAST_ANSWERS_S = 2.0  # for answers that are written already, once nothing runs any more
 
 
-async def serve(settings: ServeSettings, *, instance: str, config_hash: str) -> None:
+async def serve(
+    settings: ServeSettings, *, instance: str, config_hash: str, make_scheduler: MakeScheduler = Scheduler
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal breaks off what still runs.
 
-    `instance` is unique among the sidecars of these engines. Raises SettingsError before anything is served.
+    `make_scheduler` builds what decides; a bench puts a baseline there. `instance` is unique among the sidecars of
+    these engines. Raises SettingsError before anything is served.
     """
     closing = asyncio.Event()
     async with AsyncExitStack() as stack:
         clients = {each.name: await stack.enter_async_context(EngineClient(each.target)) for each in settings.engines}
         metrics = _metrics(settings, config_hash)
-        scheduler = Scheduler(settings.scheduler, [each.for_scheduler() for each in settings.engines])
+        scheduler = make_scheduler(settings.scheduler, [each.for_scheduler() for each in settings.engines])
         tracing = _tracing(settings)
         if tracing is not None:
             stack.push_async_callback(tracing.close)

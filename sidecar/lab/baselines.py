@@ -13,8 +13,10 @@ from math import ceil, inf
 from typing import Protocol
 
 from sidecar.core.events import (
+    Abort,
     Action,
     Arrived,
+    Cancelled,
     Dispatch,
     Ended,
     EngineUp,
@@ -111,6 +113,7 @@ class Gateway:
     waiting: dict[Lane, deque[Work]] = field(default_factory=lambda: {lane: deque() for lane in Lane})
     running: dict[str, Work] = field(default_factory=dict)
     stopping: set[str] = field(default_factory=set)
+    aborting: set[str] = field(default_factory=set)  # their caller is gone
     _paused: bool = False
     _evicted_s: float = -inf
     _empty_s: float = 0.0  # since when the engine is empty (batches)
@@ -129,6 +132,8 @@ class Gateway:
                 self._over(event.work_id, event)
             case EngineUp():
                 self._empty_s = now_s
+            case Cancelled(work_id=work_id):
+                actions += self._cancelled(work_id)
             case Woke():
                 pass  # the window of a batch is over
             case _:
@@ -148,11 +153,21 @@ class Gateway:
         self.stopping.discard(work_id)
         if not self.running:
             self._empty_s = self._now_s
-        if work.lane is Lane.OFFLINE:
+        if work_id in self.aborting:
+            self.aborting.remove(work_id)
+        elif work.lane is Lane.OFFLINE:
             if isinstance(event, Ended):
                 self.cap.finished()
             else:
                 self.waiting[work.lane].appendleft(work)
+
+    def _cancelled(self, work_id: str) -> Iterator[Action]:
+        if work_id in self.running:
+            self.aborting.add(work_id)
+            yield Abort(work_id=work_id, engine=self.engine)
+        for queue in self.waiting.values():
+            for work in [each for each in queue if each.id == work_id]:
+                queue.remove(work)
 
     def _fill(self) -> Iterator[Action]:
         online, offline = self.waiting[Lane.ONLINE], self.waiting[Lane.OFFLINE]

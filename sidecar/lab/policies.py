@@ -72,7 +72,7 @@ def changed(settings: T, wanted: Mapping[str, Any]) -> T:
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     """`key=value` pairs as settings. Raises SettingsError for an unknown key or a value of another kind."""
     both = (*fields(SchedulerSettings), *fields(EngineSettings))
-    known = {each.name: each.default for each in both if isinstance(each.default, str | int | float)}
+    known = {each.name: each.default for each in both if isinstance(each.default, str | int | float | None)}
     known.pop("model")  # what an engine is, not how it is shared
     found: dict[str, Any] = {}
     for pair in pairs:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,18 @@ class Server:
         return self._process.pid
 
     @classmethod
-    async def start(cls, directory: Path, settings: Mapping[str, Any]) -> Server:
-        """A sidecar that is ready for callers. Raises ServerError if it ends or is not ready in time."""
+    async def start(
+        cls, directory: Path, settings: Mapping[str, Any], command: Sequence[str] = ("sidecar", "serve")
+    ) -> Server:
+        """A sidecar that is ready for callers; `command` is the module that serves, and its arguments.
+
+        Raises ServerError if it ends or is not ready in time.
+        """
         config, log = directory / "sidecar.yaml", directory / "sidecar.log"
         config.write_text(yaml.safe_dump(dict(settings), sort_keys=False))
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "sidecar", "serve", "--config", str(config)),
+                *(sys.executable, "-m", *command, "--config", str(config)),
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # Ctrl-C in the terminal is ours to pass on, in order
@@ -99,9 +104,11 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(directory: Path, settings: Mapping[str, Any]) -> AsyncIterator[Server]:
+async def serving(
+    directory: Path, settings: Mapping[str, Any], command: Sequence[str] = ("sidecar", "serve")
+) -> AsyncIterator[Server]:
     """A sidecar for the time of the block; drained by the caller, or killed when the block ends early."""
-    server = await Server.start(directory, settings)
+    server = await Server.start(directory, settings, command)
     try:
         yield server
     finally:

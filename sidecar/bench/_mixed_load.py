@@ -1,0 +1,77 @@
+"""The lab's workloads as real requests: prompts of the same lengths, sent at the same times, to the paced CPU engine.
+
+The engine draws the output lengths itself, from the ids of each prompt (`engine/lengths.py`). Nobody outside may know
+them, except a simulator that is to predict the run: it gets the very same draws.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from engine.language import Language
+from engine.lengths import output_length
+from sidecar.edge.tokens import Tokens
+from sidecar.lab.workloads import Job, by_name, offline_job
+from sidecar.local.backlog import OFFLINE_LIKE
+from sidecar.local.load import PROMPT_WORDS, Arrival
+
+TIME_SCALE = {"origin": 8.0}  # the origin sends a request every three seconds: its time runs so much faster here
+ENGINE_SEED = 0  # of the engine's lengths: the default of its config.pbtxt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Online:
+    """The requests of one run, as they are sent and as the simulator takes them."""
+
+    arrivals: list[Arrival]
+    jobs: list[Job]
+
+
+@dataclass(slots=True, eq=False)
+class Prompts:
+    """Texts of a wanted length, with the ids that the engine will see and the output it will give to them."""
+
+    tokens: Tokens
+    language: Language
+
+    @classmethod
+    def load(cls, tokenizer_dir: Path) -> Prompts:
+        """With the tokenizer that Triton's models load."""
+        return cls(Tokens.load(tokenizer_dir / "tokenizer.json"), Language.load(tokenizer_dir))
+
+    def text(self, draw: random.Random, tokens: int, prefix: str = "") -> tuple[str, int, int]:
+        """(text, prompt tokens, output tokens) of random words, at most `tokens` tokens and hardly fewer."""
+        words = draw.choices(PROMPT_WORDS, k=tokens)
+        while True:
+            text = prefix + " ".join(words)
+            ids = self.tokens.encode_prompt(text)
+            if len(ids) <= tokens or len(words) == 1:
+                return text, len(ids), output_length(ids, self.language, ENGINE_SEED)
+            del words[max(1, min(len(words) - 1, len(words) * tokens // len(ids))) :]  # a word is some tokens
+
+    def online(self, workload: str, seed: int, seconds: float) -> Online:
+        """What arrives in `seconds` real seconds."""
+        scale = TIME_SCALE.get(workload, 1.0)
+        draw, found = random.Random(seed), Online(arrivals=[], jobs=[])
+        for job in by_name(workload).online(seed, scale * seconds / 3600):
+            text, prompt, output = self.text(draw, job.work.prompt_tokens)
+            due_s, most = job.work.arrived_s / scale, job.work.output_tokens_max
+            found.arrivals.append(Arrival(due_s=due_s, prompt=text, output_tokens_max=most))
+            work = replace(job.work, arrived_s=due_s, prompt_tokens=prompt)
+            found.jobs.append(Job(work=work, output_tokens=min(output, most)))
+        return found
+
+    def offline(self, workload: str, count: int) -> Iterator[tuple[bytes, Job]]:
+        """(value of a record, the item as the simulator takes it) of the first items of the backlog."""
+        draw, chosen = random.Random(0), by_name(workload)
+        most = chosen.mix.offline_output.at_most
+        for number, (length, _) in enumerate(islice(chosen.offline(seed=0), count)):
+            text, prompt, output = self.text(draw, length, OFFLINE_LIKE)
+            value = {"id": f"item-{number}", "prompt": text, "max_tokens": most, "temperature": 1.0, "seed": number}
+            job = offline_job(number, prompt, min(output, most), arrived_s=0.0, output_max=most, resumable=True)
+            yield json.dumps(value).encode(), job
