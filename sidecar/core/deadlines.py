@@ -80,10 +80,6 @@ class Rate:
     _hour: list[float] = field(default_factory=list)  # samples of the hour that is running
     _hour_index: int = -1
 
-    def due(self, now_s: float) -> bool:
-        """True if it is time for the next sample."""
-        return now_s - self._at_s >= WINDOW_S
-
     def sample(self, tokens: int, now_s: float, *, backlogged: bool) -> None:
         """So many tokens were harvested since the start. What was slow for want of work does not count."""
         if self._backlogged and backlogged:

@@ -22,7 +22,8 @@ class LaneQueue:
 
     def __len__(self) -> int:
         """How many wait whose tenant may have slots."""
-        return sum(self.tenants.ready)
+        ready = self.tenants.ready
+        return ready[0] + ready[1]
 
     def __iter__(self) -> Iterator[Item]:
         """Each waiting item, in no particular order; O(n), for snapshots and for closing."""

@@ -34,6 +34,7 @@ from itertools import count
 from math import inf
 from typing import assert_never
 
+from sidecar.core.deadlines import WINDOW_S
 from sidecar.core.engine import Engine, Limit
 from sidecar.core.errors import SettingsError
 from sidecar.core.events import (
@@ -126,6 +127,7 @@ class Scheduler:
         self._sequence = count(1)
         self._closing = False
         self._now_s = 0.0
+        self._look_at_s = -inf  # when rate and deadlines are looked at next
         self._actions: list[Action] = []
         self._rejects: Counter[RejectReason] = Counter()
         self._dead_letters = 0
@@ -166,8 +168,9 @@ class Scheduler:
                 assert_never(event)
         for pool in stirred:
             self._fill(pool)
-        for pool in self._pools.values():
-            if pool.jobs.rate.due(now_s):
+        if now_s >= self._look_at_s:
+            self._look_at_s = now_s + WINDOW_S
+            for pool in self._pools.values():
                 pool.jobs.rate.sample(pool.harvested_tokens, now_s, backlogged=pool.offline.waiting > 0)
                 self._judge(pool)
         return self._actions

@@ -214,8 +214,10 @@ def tenant_snapshots(tenants: Tenants) -> tuple[TenantSnapshot, ...]:
         )
 
     accounts = sorted(tenants, key=lambda each: (-each.input_tokens - each.output_tokens, each.number))
-    others = row(OTHERS, accounts[TENANTS_NAMED:], tenants.forgotten)
-    return (*(row(each.name, [each]) for each in accounts[:TENANTS_NAMED]), others)
+    named = [each for each in accounts if each.name != OTHERS][:TENANTS_NAMED]
+    names = {each.name for each in named}
+    others = [each for each in accounts if each.name not in names]
+    return (*(row(each.name, [each]) for each in named), row(OTHERS, others, tenants.forgotten))
 
 
 def _lane_snapshot(pool: Pool, lane: Lane, now_s: float) -> LaneSnapshot:

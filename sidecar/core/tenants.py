@@ -140,8 +140,9 @@ class Tenants:
 
     def first(self, *, long: bool = True) -> Account | None:
         """Whose turn it is; None if nobody may have slots. With long=False only of those whose next prompt is not."""
-        short = self._top(self._turns[False])
-        other = self._top(self._turns[True]) if long else None
+        turns = self._turns
+        short = self._top(turns[False])
+        other = self._top(turns[True]) if long and turns[True] else None
         if short is None or other is None:
             return short or other
         return min(short, other, key=lambda account: (account.counter, account.number))

@@ -56,6 +56,7 @@ class Status:
             "rejects": dict(snapshot.rejects),
             "engines": {name: self._engine(name, each, snapshot.now_s) for name, each in snapshot.engines.items()},
             "lanes": [dataclasses.asdict(each) for each in snapshot.lanes],
+            "jobs": [dataclasses.asdict(each) for each in snapshot.jobs],
             **parts,
         }
 

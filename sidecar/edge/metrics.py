@@ -39,6 +39,7 @@ from sidecar.core.snapshot import Snapshot
 from sidecar.core.work import GrantKind, Lane, Work
 from sidecar.edge.config import EngineEndpoint
 from sidecar.edge.ports import Outcome, Timeline
+from sidecar.edge.tenant_metrics import TenantMetrics
 
 DURATION_S = tuple(0.01 * 2**power for power in range(14))  # 10 ms to 82 s
 TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -222,6 +223,7 @@ class _SnapshotCollector:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._tenants = TenantMetrics()
 
     def describe(self) -> Iterable[Metric]:
         """Nothing ahead of time: there is no snapshot before the first scrape."""
@@ -234,6 +236,7 @@ class _SnapshotCollector:
             return
         yield from self._engines(snapshot)
         yield from self._queues(snapshot)
+        yield from self._tenants.families(snapshot)
         yield self._waits()
         lag = GaugeMetricFamily("sidecar_event_loop_lag_seconds", "Longest since the last scrape")
         lag.add_metric((), self._metrics.loop_lag_max_s)

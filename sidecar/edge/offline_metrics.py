@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +15,33 @@ from sidecar.edge.items import DeadReason
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.share import Finished, ShareView
 
+DRAIN_S = 300.0  # time constant of the running mean
 PROCESS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+
+
+@dataclasses.dataclass(slots=True)
+class Drain:
+    """How fast items end, as a running mean over real elapsed time."""
+
+    per_s: float = 0.0
+    _ended: int = 0
+    _at_s: float = math.inf
+
+    def look(self, ended: int, now_s: float) -> None:
+        """So many items have ended since the start. Looks closer together than a second are taken together."""
+        passed_s = now_s - self._at_s
+        if 0 <= passed_s < 1:
+            return
+        if passed_s >= 1:
+            weight = 1 - math.exp(-passed_s / DRAIN_S) if self.per_s else 1.0
+            self.per_s += weight * ((ended - self._ended) / passed_s - self.per_s)
+        self._ended, self._at_s = ended, now_s
+
+    def eta_s(self, left: int) -> float:
+        """Seconds until `left` items have ended; inf while none does."""
+        if not left:
+            return 0.0
+        return left / self.per_s if self.per_s else math.inf
 
 
 class OfflineMetrics:
@@ -25,6 +52,7 @@ class OfflineMetrics:
         self._topic = topic
         self._shares: list[ShareView] = []
         self._ends: dict[tuple[str, str], int] = {}
+        self._drain = Drain()
         duration = Histogram(
             "messaging_process_duration_seconds",
             "Consumed to result acknowledged",
@@ -44,6 +72,7 @@ class OfflineMetrics:
         if self.lane is not None:
             self._shares = self.lane.shares()
             self._ends = dict(self.lane.stats.items)
+            self._drain.look(sum(self._ends.values()), time.monotonic())
 
     def describe(self) -> Iterable[Metric]:
         """Nothing ahead of time: the lane does not exist yet."""
@@ -59,6 +88,9 @@ class OfflineMetrics:
         in_flight = GaugeMetricFamily("sidecar_offline_in_flight", "Consumed, not durable", labels=("topic",))
         in_flight.add_metric((self._topic,), sum(share.in_flight + share.finished for share in shares))
         yield in_flight
+        eta = GaugeMetricFamily("sidecar_offline_eta_seconds", "Left, at the rate of late", labels=("topic",))
+        eta.add_metric((self._topic,), self._drain.eta_s(sum(max(share.end - share.watermark, 0) for share in shares)))
+        yield eta
         yield from self._partitions(shares)
 
     def _consumed(self, lane: OfflineLane) -> Metric:

@@ -18,6 +18,7 @@ def status_text(document: Mapping[str, Any]) -> str:
         oldest = f", the oldest for {lane['oldest_age_s']:.1f} s" if lane["waiting"] else ""
         lines.append(f"{lane['lane']} lane of {lane['model']}: {lane['waiting']} waiting{oldest}")
     lines += _offline(document.get("offline"))
+    lines += [_job(job) for job in document["jobs"] if job["deadline_in_s"] is not None or job["job"]]
     lines.append("slots: O online, o offline, d draining, . free")
     return "\n".join(lines)
 
@@ -40,6 +41,15 @@ def _engine(name: str, engine: Mapping[str, Any]) -> Iterator[str]:
         f" turns due {engine['turns_due']}, taken {engine['turns_taken']}, lapsed {engine['turns_lapsed']};"
         f" worst window {worst}"
     )
+
+
+def _job(job: Mapping[str, Any]) -> str:
+    """One job: a time that is not known is a question mark."""
+    due, p50, p90 = (
+        "?" if job[key] is None else f"{job[key]:.0f} s" for key in ("deadline_in_s", "eta_p50_s", "eta_p90_s")
+    )
+    name = job["job"] or "items without a job"
+    return f"job {name} of {job['tenant']}: {job['items']} here, {job['verdict']}, due in {due}, done in {p50} ({p90})"
 
 
 def _offline(offline: Mapping[str, Any] | None) -> Iterator[str]:

@@ -1,0 +1,44 @@
+"""Metrics per tenant: few labels, and counters that never go back."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.core import Metric
+
+from sidecar.core.events import Arrived, Ended
+from sidecar.core.snapshot import OTHERS, TENANTS_NAMED, TenantSnapshot
+from sidecar.core.work import EndReason, Lane
+from sidecar.edge.tenant_metrics import TenantMetrics, _Labels
+from tests.core.builders import online, scheduler
+
+
+def _samples(family: Metric) -> dict[tuple[str, ...], float]:
+    return {(each.labels["lane"], each.labels["tenant"], each.name): each.value for each in family.samples}
+
+
+def test_sixty_tenants_have_fifty_labels_and_one_for_the_others() -> None:
+    subject = scheduler(slots=1)
+    for number in range(60):
+        subject.handle(Arrived(work=online(f"a{number}", tenant=f"t{number}")), float(number))
+        subject.handle(Ended(work_id=f"a{number}", reason=EndReason.END_ID, output_tokens=2), number + 0.5)
+    tokens, waiting = TenantMetrics().families(subject.snapshot())
+    labels = {each.labels["tenant"] for each in tokens.samples if each.labels["lane"] == Lane.ONLINE}
+    assert len(labels) == TENANTS_NAMED + 1
+    assert sum(each.value for each in tokens.samples if each.labels["token_type"] == "input") == 600
+    assert _samples(waiting)[Lane.ONLINE, OTHERS, "sidecar_tenant_waiting"] == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 50)), max_size=60))
+def test_no_counter_of_a_label_goes_back_whoever_rises_and_falls(steps: list[tuple[int, int]]) -> None:
+    labels, served = _Labels(), dict.fromkeys("abcdef", 0)
+    before: dict[str, int] = {}
+    for who, tokens in steps:
+        served["abcdef"[who]] += tokens
+        top = sorted(served, key=lambda name: (-served[name], name))[:2]
+        rows = [TenantSnapshot(tenant=n, waiting=0, slots=0, input_tokens=served[n], output_tokens=0) for n in top]
+        hidden = sum(served.values()) - sum(served[name] for name in top)
+        shown = {name: tokens[0] for name, tokens in labels.show(rows, (hidden, 0)).items()}
+        assert all(shown[name] >= before[name] for name in shown.keys() & before.keys())
+        assert sum(shown.values()) + labels.left[0] == sum(served.values())
+        before = shown
