@@ -25,7 +25,7 @@ from sidecar.lab.machine import Machine, Prices
 from sidecar.lab.workloads import Job
 
 SEEDS = 200
-STORM_S = 3.0
+STORM_S = 1.5
 CALM_S = 600.0  # more than the longest back-off, down time and generation together
 MODELS = ("big", "small")
 KV_TOKENS = 8192  # tight: four of the longest sequences
