@@ -38,21 +38,24 @@ class Prompts:
 
     tokens: Tokens
     language: Language
+    word_tokens: dict[str, int]
 
     @classmethod
     def load(cls, tokenizer_dir: Path) -> Prompts:
         """With the tokenizer that Triton's models load."""
-        return cls(Tokens.load(tokenizer_dir / "tokenizer.json"), Language.load(tokenizer_dir))
+        tokens = Tokens.load(tokenizer_dir / "tokenizer.json")
+        word_tokens = {word: len(tokens.encode_words(f" {word}")) for word in PROMPT_WORDS}
+        return cls(tokens, Language.load(tokenizer_dir), word_tokens)
 
     def text(self, draw: random.Random, tokens: int, prefix: str = "") -> tuple[str, int, int]:
-        """(text, prompt tokens, output tokens) of random words, at most `tokens` tokens and hardly fewer."""
-        words = draw.choices(PROMPT_WORDS, k=tokens)
-        while True:
-            text = prefix + " ".join(words)
-            ids = self.tokens.encode_prompt(text)
-            if len(ids) <= tokens or len(words) == 1:
-                return text, len(ids), output_length(ids, self.language, ENGINE_SEED)
-            del words[max(1, min(len(words) - 1, len(words) * tokens // len(ids))) :]  # a word is some tokens
+        """(text, prompt tokens, output tokens) of random words; the prompt is `tokens` long to within a word or two."""
+        words, left = [], tokens - 1 - bool(prefix)  # the end-of-prompt marker
+        while left > 0:
+            words.append(draw.choice(PROMPT_WORDS))
+            left -= self.word_tokens[words[-1]]
+        text = prefix + " ".join(words[: max(1, len(words) - (left < 0))])
+        ids = self.tokens.encode_prompt(text)
+        return text, len(ids), output_length(ids, self.language, ENGINE_SEED)
 
     def online(self, workload: str, seed: int, seconds: float) -> Online:
         """What arrives in `seconds` real seconds."""

@@ -81,7 +81,7 @@ def test_online_requests_have_the_lengths_and_times_of_the_workload(prompts: Pro
     lengths = [
         (job.work.prompt_tokens, other.work.prompt_tokens) for job, other in zip(online.jobs, wanted, strict=True)
     ]
-    assert all(0 <= theirs - ours <= 10 + theirs / 20 for ours, theirs in lengths)
+    assert all(abs(theirs - ours) <= 8 for ours, theirs in lengths)
 
 
 def test_the_origin_runs_eight_times_faster(prompts: Prompts) -> None:
