@@ -5,13 +5,10 @@ None of it depends on how the scheduler decided, so it can be run again under ot
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
 from statistics import median
 
-from engine.profile import Profile
 from sidecar.core.errors import SidecarError
 from sidecar.core.events import (
     Action,
@@ -20,21 +17,15 @@ from sidecar.core.events import (
     Dispatch,
     Ended,
     Event,
-    Failed,
     Lost,
     Measured,
-    Progressed,
     Stopped,
 )
-from sidecar.core.latency import Fit
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import EndReason, Lane, Work
+from sidecar.lab.gaps import GapFit
 from sidecar.lab.workloads import Job
-
-WINDOW_S = 2.0  # tokens and prompts are set against time in windows, so long that few prompts straddle their edges
-BUSY_LEAST = 0.9  # of a window that is used, some row was decoding
-WINDOWS_MIN = 5  # fewer fit anything
 
 Record = tuple[float, Event, Sequence[Action]]
 
@@ -86,7 +77,7 @@ class _Reader:
     begin_s: float | None = None
     last_s: float = 0.0
     records: int = 0
-    gaps: GapFit = field(default_factory=lambda: GapFit())
+    gaps: GapFit = field(default_factory=GapFit)
 
     def take(self, now_s: float, event: Event, actions: Sequence[Action]) -> None:
         """One more record."""
@@ -165,131 +156,3 @@ class _Reader:
 
 def _arrival(job: Job) -> float:
     return job.work.arrived_s
-
-
-# ---- iteration times -------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Window:
-    iteration_s: float = 0.0  # sum over those that were seen
-    iterations: int = 0
-    tokens: int = 0  # with a gap before them
-    busy_s: float = 0.0  # with a row that decodes
-    prefill_tokens: int = 0
-
-
-@dataclass(slots=True, kw_only=True)
-class _Running:
-    engine: str
-    context: int  # sent; what the KV cache spared is known at the end
-    decodes: bool = False
-    window: _Window | None = None  # where its prompt was counted
-
-
-@dataclass(slots=True, eq=False)
-class GapFit:
-    """What an iteration costs, from the gaps between tokens, in windows in which some row always decoded.
-
-    The mean of a window is the time of an iteration; tokens ÷ iterations are the rows, and prompts that were computed
-    in it divide by the iterations: one sample of `o + c · rows + p · prefill tokens`. Unlike the scheduler's own model
-    it may look back, so it needs no iteration whose batch is known exactly.
-    """
-
-    windows: dict[tuple[str, int], _Window] = field(default_factory=lambda: defaultdict(_Window))
-    _running: dict[str, _Running] = field(default_factory=dict)
-    _decoding: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # rows by engine
-    _last_s: float = 0.0
-    _sampled_s: dict[str, float] = field(default_factory=dict)  # the newest iteration that was seen, by engine
-
-    def take(self, now_s: float, event: Event, actions: Sequence[Action], context: Callable[[str], int]) -> None:
-        """One more record; `context(work_id)` gives the tokens of a work as its next dispatch sends them."""
-        self._pass(now_s)
-        match event:
-            case Progressed(engine=engine):
-                self._gaps(engine, event.gaps_s, now_s)
-                for work_id in event.first_tokens:
-                    self._computed(work_id, now_s, decodes=True)
-            case Ended():  # a piece of a prompt brings no token: it was computed when it ends
-                self._computed(event.work_id, now_s, decodes=False)
-                self._over(event.work_id, event.reused_tokens or 0)
-            case Stopped():
-                self._over(event.work_id, event.reused_tokens or 0)
-            case Failed() | Lost():
-                self._over(event.work_id, 0)
-            case _:
-                pass
-        for action in actions:
-            if isinstance(action, Dispatch):
-                tokens = action.prompt_tokens or context(action.work_id)
-                self._running[action.work_id] = _Running(engine=action.engine, context=tokens)
-
-    def _gaps(self, engine: str, gaps_s: Sequence[float], now_s: float) -> None:
-        """The gaps of a tick are of one iteration, unless they come so soon that they belong to the one before.
-
-        Each iteration counts once: those that compute a prompt often decode few rows, and must not weigh less.
-        """
-        if not gaps_s:
-            return
-        window, gap_s = self.windows[engine, int(now_s / WINDOW_S)], median(gaps_s)
-        window.tokens += len(gaps_s)
-        if now_s - self._sampled_s.get(engine, -inf) >= gap_s / 2:
-            self._sampled_s[engine] = now_s
-            window.iteration_s += gap_s
-            window.iterations += 1
-
-    def _pass(self, now_s: float) -> None:
-        """Time has passed: it counts for every engine on which a row decodes."""
-        for engine, rows in self._decoding.items():
-            at_s = self._last_s
-            while rows and at_s < now_s:
-                number = int(at_s / WINDOW_S)
-                until_s = min(now_s, (number + 1) * WINDOW_S)
-                until_s = until_s if until_s > at_s else now_s
-                self.windows[engine, number].busy_s += until_s - at_s
-                at_s = until_s
-        self._last_s = now_s
-
-    def _computed(self, work_id: str, now_s: float, *, decodes: bool) -> None:
-        running = self._running.get(work_id)
-        if running is None or running.window is not None:
-            return
-        running.window = self.windows[running.engine, int(now_s / WINDOW_S)]
-        running.window.prefill_tokens += running.context
-        running.decodes = decodes
-        self._decoding[running.engine] += decodes
-
-    def _over(self, work_id: str, reused_tokens: int) -> None:
-        running = self._running.pop(work_id, None)
-        if running is not None and running.window is not None:
-            running.window.prefill_tokens -= min(reused_tokens, running.context)
-            self._decoding[running.engine] -= running.decodes
-
-    def profile(self) -> tuple[Profile, float]:
-        """Iteration times, and the mean error of their samples (a fraction). Raises RecordingError: too few samples."""
-        samples = list(self._samples())
-        if len(samples) < WINDOWS_MIN:
-            raise RecordingError(
-                f"{len(samples)} windows of steady decoding are too few to learn iteration times from; name a profile"
-            )
-        fit = Fit(3, forgetting=1.0)
-        for x, gap_ms in samples:
-            fit.learn(x, gap_ms)
-        overhead, row, prefill = fit.theta
-        error = sum(abs(fit.predict(x) - gap_ms) / gap_ms for x, gap_ms in samples) / len(samples)
-        profile = Profile(
-            name="fitted",
-            overhead_ms=overhead,
-            decode_row_ms=row / 100,
-            prefill_token_ms=prefill / 100,
-        )
-        return profile, error
-
-    def _samples(self) -> Iterator[tuple[tuple[float, float, float], float]]:
-        """((1, rows / 100, prefill tokens per iteration / 100), milliseconds) of each window that is steady."""
-        for window in self.windows.values():
-            if window.iterations and window.busy_s >= BUSY_LEAST * WINDOW_S:
-                iteration_s = window.iteration_s / window.iterations
-                rows, iterations = window.tokens / window.iterations, window.busy_s / iteration_s
-                prefill = max(0, window.prefill_tokens) / iterations
-                yield (1.0, rows / 100, prefill / 100), 1000 * iteration_s

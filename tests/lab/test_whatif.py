@@ -21,6 +21,7 @@ from sidecar.core.work import Lane, Work
 from sidecar.edge.recorder import Recorder, RecorderSettings, segments
 from sidecar.lab import recording, whatif
 from sidecar.lab.driver import Driver, Observer
+from sidecar.lab.gaps import TooFewGapsError
 from sidecar.lab.policies import parse_overrides
 from sidecar.lab.recording import RecordingError
 from sidecar.lab.replay import ReplayError, recorded
@@ -127,7 +128,7 @@ def test_iteration_times_are_learnt_from_the_gaps(files: list[Path]) -> None:
 
 
 def test_too_short_a_recording_asks_for_a_profile() -> None:
-    with pytest.raises(RecordingError, match="name a profile"):
+    with pytest.raises(TooFewGapsError, match="name a profile"):
         recording.read(Scheduler(SETTINGS, [ENGINE]), []).gaps.profile()
 
 
