@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from sidecar.core.errors import SettingsError
+from sidecar.core.settings import TenantSettings
 from sidecar.edge.config import load_settings
 from sidecar.edge.tokens import Tokens
 
@@ -35,6 +36,14 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
     assert (settings.engines[0].slots, settings.engines[0].target) == (8, "triton:8001")
     assert settings.scheduler.reservation_every == 10
     assert settings.offline is None
+
+
+def test_a_tenant_has_what_is_written_for_it_and_a_misspelt_limit_is_named(tmp_path: Path) -> None:
+    limits = {"labels": {"weight": 2, "slots_max": 32}}
+    settings = load_settings(written(tmp_path, engines=[ENGINE], scheduler={"tenants": limits}), {})
+    assert settings.scheduler.tenants["labels"] == TenantSettings(weight=2.0, slots_max=32)
+    message = mistake(tmp_path, engines=[ENGINE], scheduler={"tenants": {"labels": {"slot_max": 3}}})
+    assert "labels.slot_max: unknown setting" in message
 
 
 def test_the_environment_overrides_by_path(tmp_path: Path) -> None:
