@@ -43,6 +43,9 @@ class Policy:
     resumable: bool = True  # False: what is stopped starts from zero
     queues_in_engine: bool = False
 
+    def __reduce__(self) -> tuple[Callable[[str], Policy], tuple[str]]:
+        return _named, (self.name,)  # between processes it travels by its name: a maker cannot be pickled
+
     def settings(self, shape: Shape) -> tuple[SchedulerSettings, EngineSettings]:
         """The settings of ours on such an engine."""
         own = {
@@ -148,6 +151,10 @@ POLICIES = {
     )
 }
 OFFLINE_ALONE = Policy(name="offline-only", baseline=gateway(Fixed))
+
+
+def _named(name: str) -> Policy:
+    return OFFLINE_ALONE if name == OFFLINE_ALONE.name else POLICIES[name]
 
 
 def by_name(name: str) -> Policy:

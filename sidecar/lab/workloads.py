@@ -79,6 +79,9 @@ class Workload:
     heavy_prompt_tokens: int = 0  # one tenant sends prompts of this length ...
     heavy_every_s: float = 0.0  # ... one after each such pause on average (0 = nobody does)
 
+    def __reduce__(self) -> tuple[Callable[[str], Workload], tuple[str]]:
+        return by_name, (self.name,)  # between processes it travels by its name: `segments` cannot be pickled
+
     def online(self, seed: int, hours: float) -> list[Job]:
         """Every online request of one run, by time of arrival: the same list for the same seed and hours."""
         rng = default_rng(SeedSequence([seed, 1]))

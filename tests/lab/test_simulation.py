@@ -107,6 +107,16 @@ def test_the_command_prints_every_figure_for_each_policy(tmp_path: Path) -> None
     assert rows["online-only"]["e2e_added_ms"] == {"p50": 0.0, "p99": 0.0}
 
 
+def test_processes_share_the_runs_and_change_nothing(tmp_path: Path) -> None:
+    arguments = "simulate --policies ours,bands --seeds 2 --hours 0.02"
+    reports = []
+    for jobs in (1, 2):
+        out = tmp_path / f"{jobs}.json"
+        assert main([*arguments.split(), "--jobs", str(jobs), "--json", str(out)], {}, COMMANDS) == 0
+        reports.append(json.loads(out.read_text()))
+    assert reports[0] == reports[1]
+
+
 def test_recorded_arrivals_take_the_place_of_drawn_ones(tmp_path: Path) -> None:
     recorded = tmp_path / "arrivals.csv"
     assert main(f"simulate --hours 0.05 --write-arrivals {recorded}".split(), {}, COMMANDS) == 0
