@@ -115,7 +115,7 @@ class SchedulerSettings:
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
 
     reservation_every: int = 10  # N: every Nth contended grant is offline's (the measured origin's value)
-    reservation_every_urgent: int = 4  # every so-manieth instead, where a job has no time left; between them by urgency
+    reservation_every_urgent: int = 4  # N where a job has no time left; in between by urgency
     urgency_horizon_s: float = 6 * 3600.0  # a job with less laxity than this raises offline's share; 0 = none does
     reservation_turns_max: int = 2  # saved turns are capped, so that an idle night cannot become a burst
     reservation_mode: ReservationMode = ReservationMode.FIRM
@@ -142,8 +142,8 @@ class SchedulerSettings:
     kv_guard_share_min: float = 0.05  # of the KV cache is left to online's growth
     kv_guard_share_max: float = 0.30
     tenant_fairness: bool = True  # False: tenants are not told apart, and none has limits or figures of its own
-    tenant_input_price: float = 1.0  # weighted tokens per prompt token, and per output token: an output token takes
-    tenant_output_price: float = 2.0  # an iteration's row of its own (Sheng et al., OSDI 2024, use 1 and 2 as well)
+    tenant_input_price: float = 1.0  # weighted tokens per prompt token
+    tenant_output_price: float = 2.0  # per output token, which costs a row of an iteration (Sheng et al. use 1 and 2)
     tenant_default: TenantSettings = field(default_factory=TenantSettings)  # of those not named below
     tenants: Mapping[str, TenantSettings] = field(default_factory=dict)
     online_queue_max: int = 1024  # beyond it RESOURCE_EXHAUSTED: a queue that long is already minutes of waiting
