@@ -166,6 +166,13 @@ class Engine:
         """How many rows offline may have; inf unless it has to yield."""
         return self.yielding.rows_max(self.in_use[Lane.ONLINE] + online_waiting, now_s)
 
+    def yields_to(self, online_waiting: int, now_s: float) -> float:
+        """Beyond how many rows offline is stopped now. All of them if online waits for a slot: an engine at rest takes
+        it at once, one that goes on iterating takes it an iteration later (simulated)."""
+        if online_waiting and self.settings.yield_rows == "auto" and self.scheduler.guard:
+            return 0
+        return self.rows_max(online_waiting, now_s)
+
     def _rows_limit(self, now_s: float) -> Limit:
         """Which of the limits on offline's rows is the smallest."""
         if self.interference.aimd_rows < self.rows_max(0, now_s):
@@ -174,6 +181,8 @@ class Engine:
 
     def prefill_harmless(self, item: Item, *, beside_online: bool) -> bool:
         """True if the guard lets the prompt of `item`, or what is not cached of it, be computed now."""
+        if self.settings.yield_rows != "auto":
+            return True
         ahead, tokens = self.ledger.prefill_tokens[Lane.OFFLINE], self._next_piece(item)
         return self.interference.guard.prefill_allows(tokens, ahead, beside_online=beside_online)
 
@@ -364,7 +373,7 @@ class Engine:
         """A tick of its streams, in which `begun` gave their first token; True if an offline prompt is done."""
         if gaps_s:
             self.gap_s += WEIGHT * (sum(gaps_s) / len(gaps_s) - self.gap_s)
-        self.interference.streamed(gaps_s, sum(self.ledger.prefill_tokens.values()), begun, now_s)
+        self.interference.streamed(gaps_s, begun, now_s)
         leased = [item for item in begun if self.ledger.lease(item)]
         return any(item.work.lane is Lane.OFFLINE for item in leased)
 

@@ -3,8 +3,9 @@
 An online request that would take A seconds alone may take up to its objective. The latency model says what A is for
 each one, so the 99th percentile of A says how much room there is: the slack. Half of it goes to offline rows that
 decode beside online (each lengthens every iteration), half to offline prompts that are computed meanwhile (each delays
-everybody who is there by its prefill). A margin holds part of the slack back; it follows what is really measured.
-Without a trusted model the guard holds nothing back, and the fixed settings and AIMD rule alone.
+everybody who is there by its prefill); and neither may slow online down by more than `slowdown_max`, however much room
+there is. A margin holds part of the slack back; it follows what is really measured. As long as the model is not trusted
+offline keeps no rows beside online: that is what harms nobody.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Guard:
         self._alone: deque[float] = deque(maxlen=REQUESTS)
         self._since = 0
         self._p99: float | None = None
+        self._p50 = 0.0
         self._online: dict[str, tuple[float, float]] = {}  # dispatched ones, oldest first: both counters at that time
         self.enabled = enabled
         self.margin = Margin()
@@ -85,9 +87,11 @@ class Guard:
     # ---- what offline may have ---------------------------------------------------------------------------------------
 
     def rows_max(self, online_rows: int) -> float:
-        """Rows that offline may have beside so many online ones; inf if nothing is known."""
-        if not self.enabled or not self._model.trusted:
+        """Rows that offline may have beside so many online ones; inf if the guard is switched off."""
+        if not self.enabled:
             return inf
+        if not self._model.trusted:
+            return 0
         model, batch = self._model, self._batch
         offline = batch.rows[Lane.OFFLINE]
         context = batch.context[Lane.OFFLINE] / offline if offline else 0.0
@@ -116,7 +120,7 @@ class Guard:
         if not beside_online:
             return not ahead_tokens or cost_s <= HEAD_OF_LINE_SHARE * self._ttft_s
         _, offline_from_s = next(iter(self._online.values()), (0.0, self.offline_prefill_s))
-        return self.offline_prefill_s - offline_from_s + cost_s <= self.slack_s / 2
+        return self.offline_prefill_s - offline_from_s + cost_s <= min(self.slack_s / 2, self._slowdown_max * self._p50)
 
     # ---- what it is told ---------------------------------------------------------------------------------------------
 
@@ -152,4 +156,5 @@ class Guard:
         self._since += 1
         if self._since >= RENEWED_EVERY and len(self._alone) >= REQUESTS_MIN:
             self._since = 0
-            self._p99 = sorted(self._alone)[int(0.99 * (len(self._alone) - 1))]
+            ordered = sorted(self._alone)
+            self._p50, self._p99 = ordered[len(ordered) // 2], ordered[int(0.99 * (len(ordered) - 1))]

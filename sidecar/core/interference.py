@@ -53,6 +53,7 @@ class Interference:
             slowdown_max=scheduler.slowdown_max,
         )
         self._aimd = Aimd(engine.slots) if scheduler.aimd else None
+        self._gap_s, self._gap_at_s = 0.0, -inf
         self._attributed = self._late = 0
         self._alone_s = self._added_s = 0.0
 
@@ -66,22 +67,24 @@ class Interference:
     def began(self, item: Item, now_s: float) -> None:
         """`item` was dispatched, and stands in the ledger."""
         item.begun_s = now_s
-        self.batch.prefill_from_s = now_s
+        self.batch.prefilling[item.work.id] = now_s
         cached = max(0, item.context_tokens - item.prefill_tokens) if not item.fills_cache else item.expected_reuse
         self.guard.began(item.work.id, item.work.lane, item.prefill_tokens, cached)
 
-    def streamed(self, gaps_s: tuple[float, ...], prefill_tokens: int, begun: list[Item], now_s: float) -> None:
-        """A tick: gaps, and `begun`, which gave their first token in it. `prefill_tokens` were outstanding before."""
+    def streamed(self, gaps_s: tuple[float, ...], begun: list[Item], now_s: float) -> None:
+        """A tick: the gaps between tokens, and `begun`, which gave their first token in it."""
         batch = self.batch
+        if gaps_s:
+            self._gap_s, self._gap_at_s = max(gaps_s), now_s
         if gaps_s and not begun:
-            self.model.observe(gaps_s, batch, prefill_tokens, now_s)
-        elif gaps_s and len(begun) == 1 and not begun[0].torn and begun[0].prefill_tokens == prefill_tokens:
-            cached = begun[0].context_tokens - prefill_tokens
-            self.model.observe_prefill(max(gaps_s), batch, prefill_tokens, cached, begun[0].begun_s, now_s)
+            self.model.observe(sorted(gaps_s)[len(gaps_s) // 2], batch, now_s)
+        elif gaps_s and len(begun) == 1:
+            self._computed(begun[0], now_s)
         for item in begun:
             if item.decoding:
                 continue
             item.decoding = True
+            batch.prefilling.pop(item.work.id, None)
             item.first_token_s = item.first_token_s or now_s
             batch.rows[item.work.lane] += item.work.slots
             batch.context[item.work.lane] += item.context_tokens
@@ -90,16 +93,36 @@ class Interference:
             self._aimd.tick(batch.rows[Lane.OFFLINE], now_s)
         self.guard.margin.tick(now_s)
 
+    def _computed(self, item: Item, now_s: float) -> None:
+        """A prompt, or a piece of one, is done: if it was alone in its iteration, that shows its price."""
+        told = now_s - self._gap_at_s < self._gap_s / 2
+        if not told or item.decoding or item.torn:
+            return
+        sent_tokens = item.context_tokens if item.prompt_tokens is None else item.prompt_tokens
+        self.model.observe(
+            self._gap_s,
+            self.batch,
+            now_s,
+            computed=item.work.id,
+            tokens=item.prefill_tokens,
+            cached=max(0, sent_tokens - item.prefill_tokens),
+            is_piece=item.fills_cache,
+        )
+
     def left(self, item: Item, now_s: float) -> None:
         """The dispatch of `item` is over."""
         batch, lane = self.batch, item.work.lane
         batch.context[lane] -= item.streamed_tokens
-        item.torn = not item.decoding and not item.fills_cache
         if item.decoding:
-            item.decoding = False
             batch.rows[lane] -= item.work.slots
             batch.context[lane] -= item.context_tokens
-            batch.changed_s = now_s
+        else:
+            if item.fills_cache:
+                self._computed(item, now_s)
+            item.torn = not item.fills_cache
+            batch.prefilling.pop(item.work.id, None)
+        item.decoding = False
+        batch.changed_s = now_s
         self.guard.left(item.work.id)
 
     def complete(self, item: Item, output_tokens: int, now_s: float) -> None:

@@ -13,20 +13,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from sidecar.core.work import Lane
 
 FORGETTING = 0.995  # of what a new sample tells again
 RIDGE = 1e-4  # weight of the prior that a cost is 0, in samples
 SAMPLES = 500  # that are judged
-DECODE_SAMPLES_MIN, PREFILL_SAMPLES_MIN = 80, 40  # before there is a verdict
+SAMPLES_MIN, PREFILL_SAMPLES_MIN = 80, 20  # before there is a verdict
 JUDGED_EVERY = 20
 WARM_UP = 20  # samples that are learnt before predictions are judged
 MAPE_MAX, R2_MIN = 0.10, 0.8
 SPREAD_LEAST = 0.05  # of the mean: where times hardly differ R² says nothing, and an error of 2 % explains enough
 REACH = 1.25  # times the largest seen: beyond it nothing is predicted
 TICK_S = 0.010  # tokens are told at most so long after they came
+SURPRISE = 0.25  # of a prediction: a trusted model learns at most so much of an error
 CHANGE_SLACK = 0.25  # of a gap: what changed before it is what its iteration began with
+JOIN_S = 0.002  # a dispatch that answers the end of an iteration is too late for the next, which has begun
 
 
 class Fit:
@@ -133,15 +136,15 @@ class Gate:
         self.r2 = 1 - errors / spread if spread else 0.0
         self.trusted = self.mape < MAPE_MAX and self.r2 > R2_MIN
 
-    def why_not(self, what: str) -> str:
+    def why_not(self) -> str:
         """Why it may not be used; "" if it may."""
         if self.trusted:
             return ""
         if self.mape is None:
-            return f"{what}: {len(self._pairs)} of {self._least} samples"
+            return f"{len(self._pairs)} of {self._least} samples"
         if self.mape >= MAPE_MAX:
-            return f"{what}: error {self.mape:.1%}, at most {MAPE_MAX:.0%} is good enough"
-        return f"{what}: R² {self.r2:.2f}, more than {R2_MIN} is good enough"
+            return f"error {self.mape:.1%}, at most {MAPE_MAX:.0%} is good enough"
+        return f"R² {self.r2:.2f}, more than {R2_MIN} is good enough"
 
 
 @dataclass(slots=True)
@@ -150,8 +153,8 @@ class Batch:
 
     rows: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
     context: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
-    changed_s: float = 0.0  # when a row last came or went
-    prefill_from_s: float = 0.0  # when prefill last began or was added to
+    changed_s: float = 0.0  # when a row last came or went, or a prompt was done
+    prefilling: dict[str, float] = field(default_factory=dict)  # whose prompt is not computed yet, dispatched when
 
     def totals(self) -> tuple[int, int]:
         """Rows and context of both lanes."""
@@ -169,7 +172,6 @@ class LatencyFigures:
     prefill_square_ms: float  # per million of P · (P/2 + C)
     mape: float | None
     r2: float
-    prefill_mape: float | None
     trusted: bool
     why_not: str  # "" when trusted
 
@@ -177,15 +179,13 @@ class LatencyFigures:
 class LatencyModel:
     """The iteration times of one engine."""
 
-    __slots__ = ("_decode", "_prefill", "_rows_max", "_sampled_s", "gate", "prefill_gate")
+    __slots__ = ("_fit", "_gap_s", "_prompts", "_rows_max", "_sampled_s", "gate")
 
     def __init__(self) -> None:
-        self._decode = Fit(3)  # 1, rows/10, context/10,000: in ms
-        self._prefill = Fit(2)  # P/100, P·(P/2+C)/100,000: in ms
-        self.gate = Gate(DECODE_SAMPLES_MIN)
-        self.prefill_gate = Gate(PREFILL_SAMPLES_MIN)
-        self._rows_max = 0
-        self._sampled_s = 0.0
+        self._fit = Fit(5)  # in ms, of the features of `_features`
+        self.gate = Gate(SAMPLES_MIN)
+        self._rows_max = self._prompts = 0
+        self._sampled_s = self._gap_s = 0.0
 
     @property
     def trusted(self) -> bool:
@@ -195,7 +195,7 @@ class LatencyModel:
     @property
     def prefill_trusted(self) -> bool:
         """True if `prefill_s` is, too."""
-        return self.gate.trusted and self.prefill_gate.trusted
+        return self.gate.trusted and self._prompts >= PREFILL_SAMPLES_MIN
 
     @property
     def rows_seen(self) -> int:
@@ -206,63 +206,69 @@ class LatencyModel:
 
     def iteration_s(self, rows: float, context: float) -> float:
         """Seconds of an iteration with so many rows and so much context, and no prefill."""
-        return self._decode.predict((1.0, rows / 10, context / 10_000)) / 1000
+        return self._fit.predict(_features(rows, context, 0, 0)) / 1000
 
     def prefill_s(self, tokens: float, cached: float = 0.0) -> float:
         """Seconds that computing `tokens` of a prompt adds, `cached` of them being in the KV cache before."""
-        return self._prefill.predict((tokens / 100, tokens * (tokens / 2 + cached) / 100_000)) / 1000
+        features = _features(0, 0, tokens, cached)
+        return self._fit.predict((0.0, *features[1:])) / 1000
 
     # ---- what it learns ----------------------------------------------------------------------------------------------
 
-    def observe(self, gaps_s: Sequence[float], batch: Batch, prefill_tokens: int, now_s: float) -> None:
-        """Learn from the gaps of a tick that ends now, if one and the same batch decoded through them.
-
-        `prefill_tokens` are outstanding at its end, before the first tokens that it brings are counted.
-        """
-        gap_s = sorted(gaps_s)[len(gaps_s) // 2]
-        rows, context = batch.totals()
-        late = now_s - self._sampled_s < gap_s / 2  # the same iteration, told in two ticks
-        if late or not rows or prefill_tokens or not _held(batch.changed_s, gap_s, now_s):
-            return
-        if not _held(batch.prefill_from_s, gap_s, now_s):
-            return
-        self._sampled_s = now_s
-        x = (1.0, rows / 10, context / 10_000)
-        self.gate.add(self._decode.predict(x), gap_s * 1000)
-        self._decode.learn(x, gap_s * 1000)
-        self._rows_max = max(self._rows_max, rows)
-
-    def observe_prefill(
-        self, gap_s: float, batch: Batch, tokens: int, cached: int, dispatched_s: float, now_s: float
+    def observe(
+        self,
+        gap_s: float,
+        batch: Batch,
+        now_s: float,
+        *,
+        computed: str = "",
+        tokens: int = 0,
+        cached: int = 0,
+        is_piece: bool = False,
     ) -> None:
-        """Learn from an iteration that decoded `batch` and computed a whole prompt beside it: the jump is its cost."""
+        """Learn from an iteration that ended now or in the last tick, if it is known what was in it.
+
+        One and the same batch must have decoded through it, beside no prompt, or beside one that is done now: `tokens`
+        of the work `computed`, behind `cached` ones, all of them in this iteration.
+        """
         rows, context = batch.totals()
-        base_s = self.iteration_s(rows, context)
-        began_with_it = now_s - dispatched_s <= gap_s + base_s + TICK_S  # else it took several iterations, in chunks
-        if not rows or not self.trusted or not began_with_it or not _held(batch.changed_s, gap_s, now_s):
+        again = now_s - self._sampled_s < gap_s / 2  # the same iteration, told in two ticks
+        if again or not rows or batch.changed_s > now_s - gap_s * (1 - CHANGE_SLACK):
             return
-        x = (tokens / 100, tokens * (tokens / 2 + cached) / 100_000)
-        self.prefill_gate.add(base_s * 1000 + self._prefill.predict(x), gap_s * 1000)
-        self._prefill.learn(x, max(0.0, gap_s - base_s) * 1000)
+        before_s = self._gap_s if is_piece else self.iteration_s(rows, context)
+        self._gap_s = gap_s
+        begun_s = now_s - gap_s - JOIN_S
+        if any(since_s < begun_s for name, since_s in batch.prefilling.items() if name != computed):
+            return
+        if computed and now_s - batch.prefilling.get(computed, -inf) > gap_s + before_s + TICK_S:
+            return  # it took several iterations, in chunks
+        self._sampled_s = now_s
+        x = _features(rows, context, tokens, cached)
+        predicted_ms, gap_ms = self._fit.predict(x), gap_s * 1000
+        self.gate.add(predicted_ms, gap_ms)
+        if self.trusted:  # somebody else's prompt, a hiccup: what the model cannot know must not turn it over
+            gap_ms = min(max(gap_ms, (1 - SURPRISE) * predicted_ms), (1 + SURPRISE) * predicted_ms)
+        self._fit.learn(x, gap_ms)
+        self._rows_max = max(self._rows_max, rows)
+        self._prompts += tokens > 1
 
     def figures(self) -> LatencyFigures:
         """As it stands."""
-        decode, prefill = self._decode.theta, self._prefill.theta
-        why_not = self.gate.why_not("iterations") or self.prefill_gate.why_not("prefill")
+        coefficients = self._fit.theta
+        few = "" if self._prompts >= PREFILL_SAMPLES_MIN else f"{self._prompts} of {PREFILL_SAMPLES_MIN} prompts"
         return LatencyFigures(
-            iteration_ms=decode[0],
-            row_ms=decode[1] / 10,
-            context_1000_ms=decode[2] / 10,
-            prefill_token_ms=prefill[0] / 100,
-            prefill_square_ms=prefill[1] * 10,
+            iteration_ms=coefficients[0],
+            row_ms=coefficients[1] / 10,
+            context_1000_ms=coefficients[2] / 10,
+            prefill_token_ms=coefficients[3] / 100,
+            prefill_square_ms=coefficients[4] * 10,
             mape=self.gate.mape,
             r2=self.gate.r2,
-            prefill_mape=self.prefill_gate.mape,
             trusted=self.trusted,
-            why_not=why_not,
+            why_not=self.gate.why_not() or few,
         )
 
 
-def _held(changed_s: float, gap_s: float, now_s: float) -> bool:
-    """True if nothing changed since the iteration began that ended within the last tick."""
-    return changed_s <= now_s - gap_s * (1 - CHANGE_SLACK)
+def _features(rows: float, context: float, tokens: float, cached: float) -> tuple[float, float, float, float, float]:
+    """What an iteration depends on, in units of about 1."""
+    return 1.0, rows / 10, context / 10_000, tokens / 100, tokens * (tokens / 2 + cached) / 100_000

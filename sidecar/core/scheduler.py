@@ -213,6 +213,16 @@ class Scheduler:
         """All work that is not over, in the order of arrival. To be read only."""
         return tuple(sorted(self._items.values(), key=lambda item: item.sequence))
 
+    def alone_s(self, work_id: str) -> float | None:
+        """What a running online request would have taken from its grant until now, without offline beside it.
+
+        None without a trusted latency model, and for anything else. For the driver to ask before its terminal event.
+        """
+        item = self._items.get(work_id)
+        if item is None or item.engine is None:
+            return None
+        return item.engine.interference.guard.alone_s(work_id, item.streamed_tokens)
+
     # ---- the decision loop -------------------------------------------------------------------------------------------
 
     def _fill_all(self) -> None:
@@ -226,7 +236,7 @@ class Scheduler:
         ):
             pass
         for engine in pool.engines:
-            rows_max = engine.rows_max(len(pool.online), self._now_s)
+            rows_max = engine.yields_to(len(pool.online), self._now_s)
             if engine.in_use[Lane.OFFLINE] > rows_max:
                 self._yield(engine, engine.in_use[Lane.OFFLINE] - int(rows_max))
         if pool.online and self._settings.preempt:

@@ -372,6 +372,7 @@ class Driver:
         alive.running = None
         running.done.set()
         over = self._take_in(alive, event)
+        alive.timeline.alone_s = self.scheduler.alone_s(alive.work.id)
         alive.call.settled(event, alive.timeline, over=over)
         self.handle(event)
         if over:

@@ -87,6 +87,7 @@ class _Lane:
         self.output_tokens = metrics.tokens.labels(model, lane, "output")
         self.grants = {kind: metrics.grants.labels(model, lane, kind) for kind in _KINDS[lane]}
         self.requests = {outcome: metrics.requests.labels(model, lane, outcome, "") for outcome in _OUTCOMES}
+        metrics.interference.labels(model)
         for reason in RejectReason:
             metrics.requests.labels(model, lane, "rejected", reason)
         metrics.duration.labels(*gen_ai, lane, "")
@@ -146,6 +147,8 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
+        added = "sidecar_interference_seconds", "Online: grant to end, beyond what is predicted without offline"
+        self.interference = histogram(*added, ("model",), WAIT_ONLINE_S)
         self.build = Gauge("sidecar_build_info", "What runs", ("version", "config_hash"), registry=self.registry)
 
     # ---- Listener ----------------------------------------------------------------------------------------------------
@@ -200,6 +203,8 @@ class Metrics:
             return
         lane.input_tokens.inc(work.prompt_tokens)
         lane.ttft.observe(timeline.first_token_s - timeline.arrived_s)
+        if outcome.outcome == "ok" and timeline.alone_s is not None and timeline.granted_s is not None:
+            self.interference.labels(work.model).observe(max(0.0, end_s - timeline.granted_s - timeline.alone_s))
         if outcome.outcome == "ok" and timeline.output_tokens > 1:
             lane.tpot.observe((end_s - timeline.first_token_s) / (timeline.output_tokens - 1))
 

@@ -27,6 +27,7 @@ class Timeline:
     resumed: int = 0
     attempts: int = 1
     queue_wait_s: float = 0.0
+    alone_s: float | None = None  # online: predicted from grant to end without offline beside it; None = unknown
     engine: str = ""
     kind: str = ""
 

@@ -211,6 +211,8 @@ class Tracing:
             "sidecar.engine": timeline.engine,
             "sidecar.attempt": number,
         }
+        if timeline.alone_s is not None:
+            attributes["sidecar.alone_ms"] = timeline.alone_s * 1000
         first_s = timeline.first_token_s
         if first_s is not None and number == 1:
             attributes["gen_ai.response.time_to_first_chunk"] = first_s - attempt.begun_s

@@ -315,7 +315,10 @@ class Driver:
 
     def _run_machines(self) -> None:
         for name, machine in self.machines.items():
-            for outcome in machine.advance(self.now_s):
+            outcomes = machine.advance(self.now_s)
+            if self.now_s >= self._gaps_at_s:
+                self._report(name, [])
+            for outcome in outcomes:
                 progress = self._known(outcome.work_id)
                 match outcome:
                     case FirstToken():
@@ -330,7 +333,7 @@ class Driver:
     def _finish(self, engine: str, progress: Progress, outcome: Finished) -> None:
         """The last response of a dispatch, with its final flag. Its first token is told before it."""
         work_id = progress.work.id
-        if work_id in self._first_tokens[engine] or self.now_s >= self._gaps_at_s:
+        if work_id in self._first_tokens[engine]:
             self._report(engine, self._first_tokens[engine])
         running, reason = self._release(progress), EndReason.LENGTH
         tokens, reused = outcome.output_tokens, outcome.reused_tokens

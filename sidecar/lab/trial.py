@@ -128,7 +128,9 @@ class Witness(Observer):
         online_granted = sum(each.kind is GrantKind.ONLINE for each in granted)
         deficit = driver.waiting[Lane.ONLINE] - online_granted - stopping
         least = max(0, deficit)
-        if isinstance(self._yield_rows, int):
+        if self._yield_rows == "auto":
+            least = max(least, victims)  # the guard's own judgement: nothing else says how many rows are too many
+        elif isinstance(self._yield_rows, int):
             offline = sum(each.action.kind is not GrantKind.ONLINE and not each.stopping for each in running)
             least = max(least, offline + len(granted) - online_granted - self._yield_rows)
         self.preemptions += victims

@@ -11,8 +11,8 @@ from sidecar.core.work import Lane, Work
 
 
 def scheduler(*, engines: tuple[EngineSettings, ...] | None = None, slots: int = 2, **settings: Any) -> Scheduler:
-    """A scheduler whose engines are up. Unless told otherwise it has one engine `e` and no collection window."""
-    made = engines or (EngineSettings(name="e", slots=slots),)
+    """A scheduler whose engines are up. Unless told otherwise it has one engine `e`, no yield and no window."""
+    made = engines or (EngineSettings(name="e", slots=slots, yield_rows="never"),)
     built = Scheduler(SchedulerSettings(**{"window_ms": 0.0, **settings}), made)
     for engine in made:
         built.handle(EngineUp(engine=engine.name), 0.0)

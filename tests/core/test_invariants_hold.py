@@ -137,6 +137,8 @@ class World:
         """Faults stop, the end is announced, and every dispatch ends."""
         for name in self.names:
             self.handle(EngineUp(engine=name))
+            for _ in range(3):  # foreign load goes away
+                self.handle(Measured(engine=name, ok=True, active_requests=0, kv_blocks_max=40, kv_blocks_free=40))
         self.handle(Closing())
         for _ in range(1000):  # steps; a world that does not drain must not hang
             if not self.checker.works:

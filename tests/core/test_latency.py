@@ -22,7 +22,7 @@ def drive(model: LatencyModel, gap_ms: object, *, samples: int = 600, from_s: fl
         batch.context[Lane.OFFLINE] = rows * random.randint(200, 2000)
         batch.changed_s = from_s + tick
         gap_s = gap_ms(rows, batch.context[Lane.OFFLINE], random) / 1000  # type: ignore[operator]
-        model.observe((gap_s,) * 3, batch, 0, batch.changed_s + gap_s + TICK_S)
+        model.observe(gap_s, batch, batch.changed_s + gap_s + TICK_S)
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
@@ -65,7 +65,7 @@ def test_no_coefficient_is_ever_negative(samples: list[tuple[int, int, float]]) 
     batch = Batch()
     for tick, (rows, context, gap_ms) in enumerate(truth, 1):
         batch.rows[Lane.OFFLINE], batch.context[Lane.OFFLINE] = rows, context
-        model.observe((gap_ms / 1000,), batch, 0, tick * 10.0)
+        model.observe(gap_ms / 1000, batch, tick * 10.0)
         figures = model.figures()
         least = min(figures.iteration_ms, figures.row_ms, figures.context_1000_ms, figures.prefill_token_ms)
         assert least >= 0, figures
@@ -84,7 +84,7 @@ def test_garbage_is_never_trusted(seed: int) -> None:
 def test_a_few_samples_are_not_enough_and_the_model_says_so() -> None:
     model = LatencyModel()
     drive(model, lambda rows, *_: 20 + rows, samples=60)
-    assert model.figures().why_not == "iterations: 40 of 80 samples"
+    assert model.figures().why_not == "40 of 80 samples"
 
 
 def test_what_one_state_repeats_for_hours_does_not_make_it_forget_the_others() -> None:
@@ -92,7 +92,7 @@ def test_what_one_state_repeats_for_hours_does_not_make_it_forget_the_others() -
     drive(model, lambda rows, context, _: 22 + 0.15 * rows + context / 100_000)
     batch.rows[Lane.OFFLINE], batch.context[Lane.OFFLINE] = 64, 64_000
     for tick in range(20_000):
-        model.observe((0.03224,), batch, 0, 10_000.0 + tick)
+        model.observe(0.03224, batch, 10_000.0 + tick)
     assert model.iteration_s(1, 1000) == pytest.approx(0.02216, rel=0.01)
 
 
@@ -106,11 +106,13 @@ def test_a_model_that_has_changed_is_learnt_anew() -> None:
 def test_an_iteration_in_which_the_batch_changed_teaches_nothing() -> None:
     model, batch = LatencyModel(), Batch()
     batch.rows[Lane.OFFLINE], batch.changed_s = 8, 5.0
-    model.observe((0.02,), batch, 0, 5.001)
+    model.observe(0.02, batch, 5.001)
     assert model.rows_seen == 0
-    model.observe((0.02,), batch, 100, 6.0)  # nor one that computes a prompt
+    batch.prefilling["a"] = 5.5  # nor one that computes a prompt
+    model.observe(0.02, batch, 6.0)
     assert model.rows_seen == 0
-    model.observe((0.02,), batch, 0, 6.0)
+    batch.prefilling["a"] = 5.995  # one that came when the iteration was under way waits for the next
+    model.observe(0.02, batch, 6.0)
     assert model.rows_seen == 8
 
 
@@ -121,11 +123,11 @@ def test_the_price_of_a_prompt_is_the_jump_it_makes() -> None:
     for tick in range(200):
         now_s, tokens = 10_000.0 + tick, random.randint(1, 500)
         gap_s = (23.5 + 0.16 * tokens) / 1000 * random.gauss(1, 0.01)
-        model.observe_prefill(gap_s, batch, tokens, 0, now_s - gap_s - 0.01, now_s)
+        batch.prefilling["a"] = now_s - gap_s - 0.01
+        model.observe(gap_s, batch, now_s, computed="a", tokens=tokens)
     assert model.prefill_trusted
     assert model.prefill_s(400) == pytest.approx(0.064, rel=0.05)
     before = model.prefill_s(400)
-    model.observe_prefill(
-        0.08, batch, 900, 0, 20_000.0, 20_001.0
-    )  # it took a second: chunks, of which this is the last
+    batch.prefilling["a"] = 20_000.0  # it took a second: chunks, of which this iteration had the last
+    model.observe(0.08, batch, 20_001.0, computed="a", tokens=900)
     assert model.prefill_s(400) == before

@@ -64,7 +64,7 @@ class Scene:
         if word == "settings":
             self._settings = values(line)
         elif word == "engine":
-            self._engines.append(EngineSettings(name=line.split()[1], **values(line)))
+            self._engines.append(EngineSettings(name=line.split()[1], **{"yield_rows": "never", **values(line)}))
         elif re.match(r"[\d.]+ ", line):
             return [line, *self._step(float(word), line.split(" ", 1)[1].strip())]
         elif re.match(r" +(→|next)", line):

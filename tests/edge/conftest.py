@@ -73,7 +73,7 @@ async def running_sidecar(
 ) -> AsyncIterator[Sidecar]:
     """A sidecar whose engines are up, unless told otherwise."""
     engines = [
-        EngineEndpoint(name=name, target=each.target, slots=slots, tokens_max=64, lost_hold_s=0.0)
+        EngineEndpoint(name=name, target=each.target, slots=slots, tokens_max=64, lost_hold_s=0.0, yield_rows="never")
         for name, each in tritons.items()
     ]
     async with AsyncExitStack() as stack:
