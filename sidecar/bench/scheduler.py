@@ -34,7 +34,7 @@ class Engine:
         settings = SchedulerSettings(
             offline_queue_max=waiting + 1000, offline_queue_low=waiting, offline_prefill_tokens=0
         )
-        engine = EngineSettings(name="e", slots=SLOTS, prefill_slice_tokens=0)
+        engine = EngineSettings(name="e", slots=SLOTS, prefill_slice_tokens=0, yield_rows="never")
         self.scheduler = Scheduler(settings, [engine])
         self.running: dict[str, None] = {}
         self.stopping: list[str] = []

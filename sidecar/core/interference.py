@@ -25,10 +25,10 @@ class InterferenceFigures:
     """What is known about one engine, for gauges and people."""
 
     latency: LatencyFigures
-    guard_rows: float  # rows that offline may have beside the online ones of now; inf = as many as there are
+    guard_rows: int | None  # that offline may have beside the online ones of now; None = as many as there are
     guard_margin: float
     slack_ms: float
-    aimd_rows: float
+    aimd_rows: int | None  # None = no limit: it has never come to a decrease
     aimd_decreases: int
     attributed: int  # online requests with an account
     alone_ms: float  # mean of what they would have taken alone, from grant to end
@@ -151,10 +151,10 @@ class Interference:
         """As it stands."""
         return InterferenceFigures(
             latency=self.model.figures(),
-            guard_rows=self.guard.rows_max(online_rows),
+            guard_rows=None if (rows := self.guard.rows_max(online_rows)) == inf else int(rows),
             guard_margin=self.guard.margin.share,
             slack_ms=self.guard.slack_s * 1000,
-            aimd_rows=self.aimd_rows,
+            aimd_rows=self._aimd.rows if self._aimd and self._aimd.decreases else None,
             aimd_decreases=self._aimd.decreases if self._aimd else 0,
             attributed=self._attributed,
             alone_ms=1000 * self._alone_s / self._attributed if self._attributed else 0.0,
