@@ -16,7 +16,7 @@ class Outbox:
 
     The coroutine of grpc.aio's `write` is stepped by hand, from `put` and then from the callbacks of what it waits for:
     a writing task would have to be woken for each token, which is a further turn of the event loop with its epoll and
-    its hand-over of the interpreter lock to gRPC's polling thread (measured: 12 µs of CPU per token, of 77 for all).
+    its hand-over of the interpreter lock to gRPC's polling thread.
     """
 
     def __init__(self, context: Any) -> None:
