@@ -27,7 +27,6 @@ from sidecar.edge.ports import Listener
 from sidecar.edge.probes import Prober
 from sidecar.edge.recorder import Recorder
 from sidecar.edge.server import build_server
-from sidecar.edge.share import Finished
 from sidecar.edge.tokens import Tokens
 from sidecar.edge.tracing import Tracing
 
@@ -52,6 +51,7 @@ async def serve(
         scheduler = make_scheduler(settings.scheduler, [each.for_scheduler() for each in settings.engines])
         tracing = _tracing(settings)
         if tracing is not None:
+            tracing.queue_of = scheduler.queue_of
             stack.push_async_callback(tracing.close)
         driver = Driver(
             scheduler,
@@ -152,14 +152,9 @@ def _offline_lane(
         return None
     figures = OfflineMetrics(metrics.registry, settings.offline.requests_topic)
     tokens_max = {each.model: each.tokens_max for each in settings.engines}
-    group = settings.offline.group
-
-    def durable(done: Finished) -> None:
-        figures.durable(done)
-        if tracing is not None:
-            tracing.item_durable(done.record.topic, done.record.partition, done.record.offset, group, done.reason)
-
-    lane = figures.lane = OfflineLane(settings.offline, driver, tokens, tokens_max, on_durable=durable)
+    lane = figures.lane = OfflineLane(
+        settings.offline, driver, tokens, tokens_max, on_durable=figures.durable, tracing=tracing
+    )
     driver.intake_listeners.append(lambda model, more: (lane.resume if more else lane.pause)(model))
     status.parts["offline"] = figures.document
     status.looks.append(figures.look)

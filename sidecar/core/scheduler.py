@@ -187,6 +187,11 @@ class Scheduler:
         soonest_s = min((each for each in due if each > self._now_s), default=inf)
         return None if soonest_s == inf else soonest_s
 
+    def queue_of(self, model: str, lane: Lane) -> tuple[int, Limit]:
+        """How many works of `lane` wait for `model`, and what holds offline back on its first engine. O(1)."""
+        pool = self._pools.get(model)
+        return (0, Limit.DOWN) if pool is None else (pool.queue(lane).waiting, pool.engines[0].limit_binding)
+
     def snapshot(self) -> Snapshot:
         """The state as of the last event. O(waiting): for some calls per second."""
         return Snapshot(

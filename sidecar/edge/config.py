@@ -49,9 +49,10 @@ class TracingSettings:
     endpoint: str | None = None  # OTLP over gRPC, e.g. http://127.0.0.1:4317
     online_ratio: float = 1.0  # of callers' requests without a trace of their own; tens per second cost 1 % of a core
     offline_ratio: float = 0.05  # of items; at a thousand per second all of them would cost a fifth of a core
+    broker_ratio: float = 0.01  # of polls and commits: each is a trace of its own that says little
 
     def __post_init__(self) -> None:
-        for name in ("online_ratio", "offline_ratio"):
+        for name in ("online_ratio", "offline_ratio", "broker_ratio"):
             require(0 <= getattr(self, name) <= 1, f"tracing: {name} must be in 0..1, not {getattr(self, name)}")
 
 

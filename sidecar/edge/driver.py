@@ -178,8 +178,6 @@ class Driver:
 
         Cancelled: the engine is told to stop, and nothing of the work is left.
         """
-        if self._tracer is not None:
-            self._tracer.item(work.id, call.traceparent)
         generation = Generation(work, call)
         self.arrive(work, generation)
         try:

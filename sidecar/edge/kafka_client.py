@@ -213,6 +213,7 @@ class KafkaLog:
     ) -> None:
         self._settings = settings
         self._listener = _Listener(revoked, assigned)
+        self.cluster_id = ""  # known once started
         options = client_options(settings)
         self._consumer = AIOKafkaConsumer(
             **options,
@@ -340,6 +341,7 @@ class KafkaLog:
         try:
             await admin.start()
             found = {topic["topic"]: topic for topic in await admin.describe_topics(list(names))}
+            self.cluster_id = str((await admin.describe_cluster())["cluster_id"] or "")
         finally:
             await admin.close()
         counts = {name: len(found[name]["partitions"]) if name in found else 0 for name in names}

@@ -104,11 +104,17 @@ class OfflineSettings:
             require(getattr(self, name) > 0, f"kafka: {name} must be > 0, not {getattr(self, name)}")
 
 
+def client_id(settings: OfflineSettings) -> str:
+    """How the broker's logs and quotas name this process."""
+    return f"sidecar.{settings.instance_id}" if settings.instance_id else "sidecar"
+
+
 def client_options(settings: OfflineSettings) -> dict[str, Any]:
     """What each aiokafka client needs to connect. Raises SettingsError if a secret or certificate cannot be read."""
     security = settings.security
     options: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap_servers,
+        "client_id": client_id(settings),
         "security_protocol": security.protocol,
         "request_timeout_ms": int(settings.request_timeout_s * 1000),
     }

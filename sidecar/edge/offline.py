@@ -34,9 +34,11 @@ from sidecar.edge.items import (
 )
 from sidecar.edge.kafka_client import FencedError, KafkaLog, LogError, Outgoing
 from sidecar.edge.kafka_settings import OfflineSettings
+from sidecar.edge.kafka_spans import KafkaSpans, dead_context, result_context
 from sidecar.edge.offsets import Committed
 from sidecar.edge.share import SOLO_DEATHS, Finished, Share, ShareView
 from sidecar.edge.tokens import Tokens
+from sidecar.edge.tracing import ItemTrace, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ class Opening(Protocol):
 
 class Log(Protocol):
     """What the lane needs of Kafka (`KafkaLog`)."""
+
+    cluster_id: str
 
     @property
     def generation(self) -> int: ...
@@ -119,6 +123,7 @@ class OfflineLane:
         seed: int | None = None,
         on_durable: Callable[[Finished], None] = lambda _: None,
         make_log: Callable[..., Log] = KafkaLog,
+        tracing: Tracing | None = None,
     ) -> None:
         self.state = "starting"
         self.stats = LaneStats()
@@ -135,6 +140,7 @@ class OfflineLane:
         self._random = random.Random(seed)
         self._on_durable = on_durable
         self._make_log = make_log
+        self._spans = KafkaSpans(settings, tracing, clock)
         self._shares: dict[int, Share] = {}
         self._servers: asyncio.TaskGroup | None = None  # of the session, if there is one
         self._gates: dict[str, asyncio.Event] = {}
@@ -195,6 +201,7 @@ class OfflineLane:
             kafka = self._make_log(self._settings, revoked=self._revoked, assigned=self._assigned)
             try:
                 await kafka.start()
+                self._spans.cluster_id = kafka.cluster_id
                 self.state = "running"
                 await self._session(kafka)
             except (LogError, StuckError) as error:
@@ -325,7 +332,8 @@ class OfflineLane:
         batch = share.committable(progress)
         state = share.marked(progress.after(batch), self._settings)
         if state != progress.durable:
-            await opening.commit([done.outgoing for done in batch.values()], state)
+            with self._spans.committing(share.number, batch.values()):
+                await opening.commit([done.outgoing for done in batch.values()], state)
             progress.install(state)
             self.stats.commits += 1
         share.counted = True
@@ -361,7 +369,9 @@ class OfflineLane:
     async def _fetch(self, shares: Mapping[int, Share]) -> None:
         openings = {number: share.opening for number, share in shares.items()}
         records_max = max(share.room(self._settings) for share in shares.values())
+        begun_s = self._clock()
         records = await self._log.fetch(shares, records_max, FETCH_WAIT_S)
+        self._spans.polled(begun_s, len(records))
         self.stats.consumed += len(records)
         # The consumer's positions are past these records: whatever fails below, none may be forgotten, or the next one
         # would come after a gap, and a gap counts as passed over by the broker. So all are kept before anything waits.
@@ -434,30 +444,32 @@ class OfflineLane:
 
     async def _run_item(self, share: Share, record: Record) -> None:
         """Leaves a Finished in the share, unless cancelled: then the item is somebody else's, or the next start's."""
-        taken_s, stage = self._clock(), "read"
+        taken_s, stage, trace = self._clock(), "read", self._spans.item(record)
         try:
             item = await asyncio.to_thread(read_item, record, self._rules, self._tokens)
             stage = "run"
-            generated = await self._generated(record, item, taken_s)
+            generated = await self._generated(record, item, taken_s, trace)
             stage = "write"
-            finished = await self._result(record, item, generated, taken_s)
+            finished = await self._result(record, item, generated, taken_s, trace)
         except DeadItemError as error:
-            finished = self._dead(record, error, stage, taken_s)
+            finished = self._dead(record, error, stage, taken_s, trace)
         except Exception as error:  # ours: an item must not stop a partition for ever, nor vanish
             log.exception("item %s", record.source)
-            finished = self._dead(record, DeadItemError(DeadReason.FAILED, repr(error)), stage, taken_s)
+            finished = self._dead(record, DeadItemError(DeadReason.FAILED, repr(error)), stage, taken_s, trace)
         if share.running.get(record.offset) is asyncio.current_task():
             del share.running[record.offset]
             share.finished[record.offset] = finished
             if len(share.finished) >= self._settings.results_per_commit:
                 share.wake.set()
 
-    async def _generated(self, record: Record, item: Item, taken_s: float) -> Generated:
+    async def _generated(self, record: Record, item: Item, taken_s: float, trace: ItemTrace | None) -> Generated:
         while True:
             await self._gate(item.model).wait()
             self.stats.executions += 1
             try:
-                return await self._driver.generate(self._work(record, item, taken_s), item.call)
+                work = self._work(record, item, taken_s)
+                self._spans.adopt(work.id, trace)
+                return await self._driver.generate(work, item.call)
             except WorkDeadError as error:
                 raise DeadItemError(DeadReason.FAILED, error.reason, error.attempts) from None
             except WorkRejectedError as error:
@@ -483,11 +495,12 @@ class OfflineLane:
             prefix_key=item.prefix_key,
         )
 
-    async def _result(self, record: Record, item: Item, generated: Generated, taken_s: float) -> Finished:
+    async def _result(
+        self, record: Record, item: Item, generated: Generated, taken_s: float, trace: ItemTrace | None
+    ) -> Finished:
         value = await asyncio.to_thread(result_value, record, item, generated, self._tokens)
-        outgoing = Outgoing(
-            topic=self._settings.results_topic, key=record.key, value=value, headers=result_headers(record)
-        )
+        headers = result_context(result_headers(record), trace)
+        outgoing = Outgoing(topic=self._settings.results_topic, key=record.key, value=value, headers=headers)
         if outgoing.size > self._settings.message_bytes_max:
             message = (
                 f"the result of {outgoing.size} bytes exceeds message_bytes_max {self._settings.message_bytes_max}"
@@ -501,10 +514,20 @@ class OfflineLane:
             retries=generated.attempts - 1,
             output_tokens=len(generated.output_ids),
             taken_s=taken_s,
+            trace=trace,
         )
 
-    def _dead(self, record: Record, error: DeadItemError, stage: str, taken_s: float | None = None) -> Finished:
+    def _dead(
+        self,
+        record: Record,
+        error: DeadItemError,
+        stage: str,
+        taken_s: float | None = None,
+        trace: ItemTrace | None = None,
+    ) -> Finished:
+        trace = trace or self._spans.item(record)
         headers = dead_headers(record, error, stage, int(datetime.now(UTC).timestamp() * 1000))
+        headers = dead_context(headers, trace)
         topic, limit = self._settings.dead_letter_topic, self._settings.message_bytes_max
         outgoing = Outgoing(topic=topic, key=record.key, value=record.value, headers=headers)
         if outgoing.size > limit + HEADERS_BYTES:
@@ -522,6 +545,7 @@ class OfflineLane:
             retries=max(0, error.attempts - 1),
             output_tokens=0,
             taken_s=self._clock() if taken_s is None else taken_s,
+            trace=trace,
         )
 
     # -- watching, waiting

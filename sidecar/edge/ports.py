@@ -74,9 +74,6 @@ class Call(Protocol):
 class Tracer(Protocol):
     """Who knows the spans of works."""
 
-    def item(self, work_id: str, traceparent: str | None) -> None:
-        """Work begins that no RPC asked for; `traceparent` is its producer's."""
-
     def headers(self, work_id: str) -> Metadata:
         """What goes along with the dispatch that is about to begin."""
 

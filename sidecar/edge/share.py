@@ -10,6 +10,7 @@ from sidecar.edge.items import Record
 from sidecar.edge.kafka_client import Outgoing
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offsets import Committed, Progress
+from sidecar.edge.tracing import ItemTrace
 
 SOLO_DEATHS = 2  # unclean ends while one item ran alone, before it is taken for the culprit
 
@@ -25,6 +26,7 @@ class Finished:
     retries: int
     output_tokens: int
     taken_s: float
+    trace: ItemTrace | None = None  # None without tracing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

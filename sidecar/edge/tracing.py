@@ -14,8 +14,9 @@ import asyncio
 import logging
 import random
 import re
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,13 +30,14 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from sidecar.core.events import Action, Dispatch, Ended, Event, Failed, Lost, Stopped
+from sidecar.core.events import Action, Arrived, Dispatch, Ended, Event, Failed, Lost, Stopped
 from sidecar.core.work import Lane, Work
 from sidecar.edge.config import TracingSettings
 from sidecar.edge.ports import TRACEPARENT, Outcome, Terminal, Timeline
 
 CURRENT: ContextVar[Trace | None] = ContextVar("trace of the RPC being served", default=None)
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+EXPORT_TIMEOUT_S = 3  # of one batch, and of all that is left at the end
 _W3C = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 Attributes = Mapping[str, str | int | float | bool | Sequence[str]]
 
@@ -52,6 +54,14 @@ class Trace:
     link: SpanContext | None = None  # the context in which a message was created
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemTrace:
+    """The spans of one item whose ids are known before they end: its processing, and the sending of its result."""
+
+    process: Trace
+    send_id: int
+
+
 @dataclass(slots=True)
 class _Attempt:
     """One dispatch."""
@@ -60,6 +70,8 @@ class _Attempt:
     waited_since_s: float
     begun_s: float
     kind: str
+    queue_depth: int
+    limit_binding: str
     ended_s: float = 0.0
     finish_reason: str = "error"
     error_type: str = ""
@@ -69,6 +81,9 @@ class _Attempt:
 class _Traced:
     trace: Trace
     arrived_s: float
+    work: Work | None = None
+    queue_depth: int = 0  # of its lane, when it last began to wait: itself included, unless it was granted at once
+    limit_binding: str = ""  # what held offline back then
     attempts: list[_Attempt] = field(default_factory=list)
 
 
@@ -103,13 +118,14 @@ class Tracing:
         self._time = asyncio.get_running_loop().time
         resource = Resource.create({"service.name": "sidecar", "service.version": version})
         self._provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
-        self._provider.add_span_processor(processor or exporting(settings))
+        self._provider.add_span_processor(processor or Exporting(settings.endpoint))
         self._tracer = self._provider.get_tracer("sidecar", version, SCHEMA_URL)
         self._works: dict[str, _Traced] = {}
-        self._items: dict[str, Trace] = {}
+        # How many works of a model and lane wait, and what holds offline back: `Scheduler.queue_of`.
+        self.queue_of: Callable[[str, Lane], tuple[int, str]] = lambda _model, _lane: (0, "")
 
     async def close(self) -> None:
-        """What waits has been sent, or given up within the exporter's timeout."""
+        """What waits has been sent, or given up within EXPORT_TIMEOUT_S."""
         await asyncio.to_thread(self._provider.shutdown)
 
     # ---- where traces begin ------------------------------------------------------------------------------------------
@@ -120,15 +136,18 @@ class Tracing:
         if parent is not None:
             sampled = parent.trace_flags.sampled
             return self._trace(parent.trace_id, parent.span_id, sampled)
-        return self._trace(self._random.getrandbits(128), 0, self._random.random() < self._settings.online_ratio)
+        return self._root(self._settings.online_ratio)
 
-    def item(self, work_id: str, traceparent: str | None) -> None:
+    def item(self, traceparent: str | None) -> ItemTrace:
         """An item begins: a trace of its own, linked to its producer's; kept if that is sampled, else by ratio."""
         link = parse(traceparent)
-        sampled = self._random.random() < self._settings.offline_ratio or bool(link and link.trace_flags.sampled)
-        trace = self._trace(self._random.getrandbits(128), 0, sampled, link)
-        self._items[source_of(work_id)] = trace
-        self.adopt(work_id, trace)
+        ratio = 1.0 if link and link.trace_flags.sampled else self._settings.offline_ratio
+        return ItemTrace(process=self._root(ratio, link), send_id=self._random.getrandbits(64))
+
+    def broker(self) -> Trace | None:
+        """The trace of one poll or commit, which is a single span; None for the many that are not sampled."""
+        trace = self._root(self._settings.broker_ratio)
+        return trace if trace.sampled else None
 
     def adopt(self, work_id: str, trace: Trace) -> None:
         """The spans of this work hang from `trace`."""
@@ -144,6 +163,9 @@ class Tracing:
             return ()
         return ((TRACEPARENT, f"00-{traced.trace.trace_id:032x}-{traced.attempts[-1].span_id:016x}-01"),)
 
+    def _root(self, ratio: float, link: SpanContext | None = None) -> Trace:
+        return self._trace(self._random.getrandbits(128), 0, self._random.random() < ratio, link)
+
     def _trace(self, trace_id: int, parent_id: int, sampled: bool, link: SpanContext | None = None) -> Trace:
         span_id = self._random.getrandbits(64)
         return Trace(
@@ -153,13 +175,26 @@ class Tracing:
     # ---- Listener ----------------------------------------------------------------------------------------------------
 
     def handled(self, now_s: float, event: Event, actions: Sequence[Action]) -> None:
-        """Note when dispatches begin and end."""
-        if isinstance(event, Ended | Stopped | Failed | Lost):
+        """Note when dispatches begin and end, and what those find that begin to wait."""
+        if isinstance(event, Arrived):
+            self._waits(event.work.id, event.work)
+        elif isinstance(event, Ended | Stopped | Failed | Lost):
             self._ended(event, now_s)
+            self._waits(event.work_id)
         for action in actions:
             if isinstance(action, Dispatch) and (traced := self._works.get(action.work_id)) is not None:
                 span_id = self._random.getrandbits(64)
-                traced.attempts.append(_Attempt(span_id, now_s - action.queue_wait_s, now_s, action.kind))
+                found = traced.queue_depth, traced.limit_binding
+                traced.attempts.append(_Attempt(span_id, now_s - action.queue_wait_s, now_s, action.kind, *found))
+
+    def _waits(self, work_id: str, work: Work | None = None) -> None:
+        """The work has arrived, or waits anew after a dispatch (or backs off before it does)."""
+        traced = self._works.get(work_id)
+        if traced is None:
+            return
+        traced.work = work = work or traced.work
+        if work is not None:
+            traced.queue_depth, traced.limit_binding = self.queue_of(work.model, work.lane)
 
     def _ended(self, event: Terminal, now_s: float) -> None:
         traced = self._works.get(event.work_id)
@@ -180,8 +215,6 @@ class Tracing:
     def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
         """Send the spans of a work, if they are kept."""
         traced = self._works.pop(work.id, None)
-        if outcome.outcome in ("cancelled", "rejected"):  # an item comes back, here or elsewhere, as another work
-            self._items.pop(source_of(work.id), None)
         late = outcome.outcome in ("error", "expired", "rejected")
         if traced is None or not (traced.trace.sampled or late):
             return
@@ -190,12 +223,21 @@ class Tracing:
             self._completion(work, traced.trace, attempt, timeline, number)
         if not traced.attempts:
             ended_s = timeline.finished_s or self._time()
-            attributes: dict[str, Any] = {"sidecar.lane": work.lane, "error.type": outcome.error_type}
-            self._emit("wait_for_slot", SpanKind.INTERNAL, traced.trace, traced.arrived_s, ended_s, attributes)
+            attributes = _wait_attributes(work, traced.queue_depth, traced.limit_binding)
+            self.emit(
+                "wait_for_slot",
+                SpanKind.INTERNAL,
+                traced.trace,
+                traced.arrived_s,
+                ended_s,
+                attributes,
+                error_type=outcome.error_type,
+            )
 
     def _wait(self, work: Work, trace: Trace, attempt: _Attempt) -> None:
-        attributes = {"sidecar.lane": work.lane.value, "sidecar.grant.kind": attempt.kind}
-        self._emit("wait_for_slot", SpanKind.INTERNAL, trace, attempt.waited_since_s, attempt.begun_s, attributes)
+        attributes = _wait_attributes(work, attempt.queue_depth, attempt.limit_binding)
+        attributes["sidecar.grant.kind"] = attempt.kind
+        self.emit("wait_for_slot", SpanKind.INTERNAL, trace, attempt.waited_since_s, attempt.begun_s, attributes)
 
     def _completion(self, work: Work, trace: Trace, attempt: _Attempt, timeline: Timeline, number: int) -> None:
         attributes: dict[str, Any] = {
@@ -238,36 +280,35 @@ class Tracing:
             "server.address": host,
             "server.port": int(port),
         }
-        span = self._begin(method, SpanKind.SERVER, trace, trace.begun_s, attributes, trace.span_id, trace.parent_id)
-        self._end(span, self._time(), code if failed else "")
-
-    def item_durable(self, topic: str, partition: int, offset: int, group: str, reason: str) -> None:
-        """Send the span of an item whose result is durable, if it is kept: sampled, or a dead letter."""
-        trace = self._items.pop(f"{topic}/{partition}/{offset}", None)
-        if trace is None or not (trace.sampled or reason):
-            return
-        attributes: dict[str, Any] = {
-            "messaging.system": "kafka",
-            "messaging.operation.name": "process",
-            "messaging.operation.type": "process",
-            "messaging.destination.name": topic,
-            "messaging.destination.partition.id": str(partition),
-            "messaging.consumer.group.name": group,
-            "messaging.kafka.offset": offset,
-            "sidecar.lane": Lane.OFFLINE.value,
-        }
-        span = self._begin(f"process {topic}", SpanKind.CONSUMER, trace, trace.begun_s, attributes, trace.span_id, 0)
-        self._end(span, self._time(), reason)
+        self.emit(
+            method,
+            SpanKind.SERVER,
+            trace,
+            trace.begun_s,
+            self._time(),
+            attributes,
+            span_id=trace.span_id,
+            error_type=code if failed else "",
+        )
 
     # ---- building ----------------------------------------------------------------------------------------------------
 
-    def _emit(
-        self, name: str, kind: SpanKind, trace: Trace, begun_s: float, ended_s: float, attributes: Attributes
+    def emit(
+        self,
+        name: str,
+        kind: SpanKind,
+        trace: Trace,
+        begun_s: float,
+        ended_s: float,
+        attributes: Attributes,
+        *,
+        span_id: int | None = None,
+        error_type: str = "",
     ) -> None:
-        error_type = str(attributes.get("error.type", ""))
-        self._end(
-            self._begin(name, kind, trace, begun_s, attributes, self._random.getrandbits(64)), ended_s, error_type
-        )
+        """A span is being sent: the trace's own if it has that id, else one that hangs from it. An error if it has a
+        type. Whether it is to be kept is for the caller to know."""
+        span_id = self._random.getrandbits(64) if span_id is None else span_id
+        self._end(self._begin(name, kind, trace, begun_s, attributes, span_id), ended_s, error_type)
 
     def _begin(
         self,
@@ -277,10 +318,9 @@ class Tracing:
         begun_s: float,
         attributes: Attributes,
         span_id: int,
-        parent_id: int | None = None,
     ) -> Any:
-        """A span with these ids; its parent is the trace's own span unless another is given, 0 for none."""
-        parent_id = trace.span_id if parent_id is None else parent_id
+        own = span_id == trace.span_id
+        parent_id = trace.parent_id if own else trace.span_id
         self._ids.trace_id, self._ids.span_id = trace.trace_id, span_id
         flags = TraceFlags(TraceFlags.SAMPLED)
         parent = SpanContext(trace.trace_id, parent_id, is_remote=True, trace_flags=flags)
@@ -289,7 +329,7 @@ class Tracing:
             otel.set_span_in_context(otel.NonRecordingSpan(parent)) if parent_id else Context(),
             kind=kind,
             attributes={**attributes, **({} if trace.sampled else {"sidecar.sampled_late": True})},
-            links=[Link(trace.link)] if trace.link and span_id == trace.span_id else None,
+            links=[Link(trace.link)] if trace.link and own else None,
             start_time=self._ns(begun_s),
         )
 
@@ -304,12 +344,29 @@ class Tracing:
         return time.time_ns() - int((self._time() - at_s) * 1e9)
 
 
-def exporting(settings: TracingSettings) -> SpanProcessor:
+class Exporting(BatchSpanProcessor):
     """Sends from a thread of its own; when the collector is away spans are dropped, never waited for."""
-    # It would warn once per batch that nobody listens; whoever misses the spans sees that in the collector.
-    logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").setLevel(logging.CRITICAL)
-    exporter = OTLPSpanExporter(endpoint=settings.endpoint, insecure=True, timeout=3)
-    return BatchSpanProcessor(exporter, max_queue_size=8192, schedule_delay_millis=1000, max_export_batch_size=512)
+
+    def __init__(self, endpoint: str | None) -> None:
+        # They would warn that nobody listens, and of each queue that is full; whoever misses spans sees it there.
+        logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").setLevel(logging.CRITICAL)
+        logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.CRITICAL)
+        self._otlp = OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=EXPORT_TIMEOUT_S)
+        super().__init__(
+            self._otlp,
+            max_queue_size=8192,
+            schedule_delay_millis=1000,
+            max_export_batch_size=512,
+            export_timeout_millis=EXPORT_TIMEOUT_S * 1000,
+        )
+
+    def shutdown(self) -> None:
+        """What waited has been sent, or given up after EXPORT_TIMEOUT_S: the SDK would try each batch for so long."""
+        giving_up = threading.Timer(EXPORT_TIMEOUT_S, self._otlp.shutdown)
+        giving_up.daemon = True
+        giving_up.start()
+        super().shutdown()  # type: ignore[no-untyped-call]
+        giving_up.cancel()
 
 
 def parse(traceparent: Any) -> SpanContext | None:
@@ -321,6 +378,7 @@ def parse(traceparent: Any) -> SpanContext | None:
     return context if context.is_valid else None
 
 
-def source_of(work_id: str) -> str:
-    """The record that an offline work was made from: `topic/partition/offset`."""
-    return work_id.partition("#")[0]
+def _wait_attributes(work: Work, queue_depth: int, limit_binding: str) -> dict[str, Any]:
+    """What was found at the beginning of a wait; nothing bound whoever was granted at once."""
+    bound = {"sidecar.limit_binding": str(limit_binding)} if queue_depth else {}
+    return {"sidecar.lane": work.lane.value, "sidecar.queue.depth": queue_depth, **bound}

@@ -80,6 +80,8 @@ async def running_sidecar(
         clients = {each.name: await stack.enter_async_context(EngineClient(each.target)) for each in engines}
         metrics = Metrics(engines, version="test", config_hash="test")
         core = Scheduler(scheduler or SchedulerSettings(window_ms=0), engines)
+        if tracing is not None:
+            tracing.queue_of = core.queue_of
         listeners = tuple(each for each in (metrics, tracing, watcher) if each is not None)
         driver = Driver(core, clients, instance="t-", listeners=listeners, tracer=tracing, **options)
         passthrough = Passthrough(clients)

@@ -135,6 +135,7 @@ class FakeLog:
         assigned: Callable[[Collection[int]], None],
     ) -> None:
         self.generation = 1
+        self.cluster_id = "fake"
         self.revoked = revoked
         self.assigned = assigned
         self._cluster = cluster

@@ -18,7 +18,6 @@ from sidecar.edge.config import TracingSettings
 from sidecar.edge.tracing import Tracing, parse
 from tests.edge.conftest import Sidecar, running_sidecar
 from tests.edge.fake_triton import FakeTriton
-from tests.edge.test_generation import begin, call, offline
 from tests.edge.test_online import ids_request
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -47,7 +46,7 @@ class Traced:
 
 async def traced(triton: FakeTriton, ratio: float) -> AsyncIterator[Traced]:
     exporter = InMemorySpanExporter()
-    settings = TracingSettings(endpoint="http://unused", online_ratio=ratio, offline_ratio=ratio)
+    settings = TracingSettings(endpoint="http://unused", online_ratio=ratio, offline_ratio=ratio, broker_ratio=ratio)
     processor = SimpleSpanProcessor(exporter)
     tracing = Tracing(settings, address="127.0.0.1:8101", version="test", processor=processor, seed=1)
     async with running_sidecar({"e0": triton}, tracing=tracing) as sidecar:
@@ -115,18 +114,21 @@ async def test_what_goes_wrong_is_kept_although_it_was_not_sampled(never: Traced
     assert (completion.attributes or {})["error.type"] == "INTERNAL"
 
 
-async def test_an_item_is_a_trace_of_its_own_linked_to_its_producers(never: Traced, triton: FakeTriton) -> None:
-    task = begin(never.sidecar, call(traceparent=PARENT), offline("inference.requests/3/24#1"))
-    (await triton.next()).tokens(2, final=True)
-    await task
-    never.tracing.item_durable("inference.requests", 3, 24, "sidecar", "")
-    spans = never.spans()
-    process = spans["process inference.requests"]
-    assert (process.kind, process.parent) == (SpanKind.CONSUMER, None)
-    assert [f"{link.context.trace_id:032x}" for link in process.links] == ["0af7651916cd43dd8448eb211c80319c"]
-    completion = spans["text_completion tensorrt_llm"]
-    assert completion.parent is not None
-    assert completion.parent.span_id == process.context.span_id
+async def test_a_wait_says_how_long_the_queue_was_and_what_held_offline_back(
+    always: Traced, triton: FakeTriton
+) -> None:
+    answers = [always.sidecar.unary("ModelInfer", ids_request(str(n)), wire.InferResponse) for n in range(3)]
+    for _ in range(3):  # two slots: the third waits
+        (await triton.next()).tokens(3, final=True)
+    for answer in answers:
+        await answer
+    await always.sidecar.until(lambda: len(always.exporter.get_finished_spans()) == 9)
+    found = sorted(
+        ((each.attributes or {})["sidecar.queue.depth"], (each.attributes or {}).get("sidecar.limit_binding"))
+        for each in always.exporter.get_finished_spans()
+        if each.name == "wait_for_slot"
+    )
+    assert found == [(0, None), (0, None), (1, "online waits")]
 
 
 @pytest.mark.parametrize(
