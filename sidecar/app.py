@@ -51,7 +51,7 @@ async def serve(
         scheduler = make_scheduler(settings.scheduler, [each.for_scheduler() for each in settings.engines])
         tracing = _tracing(settings)
         if tracing is not None:
-            tracing.queue_of = scheduler.queue_of
+            tracing.queue_of, metrics.exemplar = scheduler.queue_of, tracing.exemplar
             stack.push_async_callback(tracing.close)
         driver = Driver(
             scheduler,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from sidecar.core.errors import SettingsError
 from sidecar.core.snapshot import Snapshot
@@ -104,10 +103,10 @@ async def serve_http(address: str, status: Status, metrics: Metrics) -> web.AppR
 
 
 def _metrics_handler(status: Status, metrics: Metrics) -> Callable[[web.Request], Any]:
-    async def handler(_request: web.Request) -> web.Response:
+    async def handler(request: web.Request) -> web.Response:
         status.snapshot()
-        page = await asyncio.to_thread(metrics.render)
-        return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_LATEST})
+        page, content_type = await asyncio.to_thread(metrics.render, request.headers.get("Accept", ""))
+        return web.Response(body=page, headers={"Content-Type": content_type})
 
     return handler
 

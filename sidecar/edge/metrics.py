@@ -7,7 +7,7 @@ looked up once: `labels()` on each call would treble the cost of an observation 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -18,9 +18,9 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
-    generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 
 from sidecar.core.events import (
     Action,
@@ -111,6 +111,8 @@ class Metrics:
             self.offline_max_wait.labels(model).set(postpone_max_s)
         self._lanes = {(model, lane): _Lane(self, model, lane) for model in models for lane in Lane}
         self.usage = {(name, lane): Usage() for name in self._engines for lane in Lane}
+        # The trace and span of a sampled work: `Tracing.exemplar`, asked before the tracing hears that it is over.
+        self.exemplar: Callable[[str], dict[str, str] | None] = lambda _work_id: None
         self._works: dict[str, Work] = {}
         self._running: dict[str, tuple[Usage, int]] = {}
         self.snapshot: Snapshot | None = None
@@ -188,7 +190,7 @@ class Metrics:
         self._running[action.work_id] = (usage, action.slots)
         lane = self._lanes[work.model, work.lane]
         lane.grants[action.kind].inc()
-        lane.queue_wait.observe(action.queue_wait_s)
+        lane.queue_wait.observe(action.queue_wait_s, self.exemplar(work.id))
 
     def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
         """Count a work that is over, and how long it took."""
@@ -197,12 +199,13 @@ class Metrics:
             return
         end_s = timeline.finished_s or timeline.arrived_s
         gen_ai = ("text_completion", "triton", work.model)
-        self.duration.labels(*gen_ai, work.lane, outcome.error_type).observe(end_s - timeline.arrived_s)
+        exemplar = self.exemplar(work.id)
+        self.duration.labels(*gen_ai, work.lane, outcome.error_type).observe(end_s - timeline.arrived_s, exemplar)
         self.requests.labels(work.model, work.lane, outcome.outcome, outcome.error_type).inc()
         if timeline.first_token_s is None:
             return
         lane.input_tokens.inc(work.prompt_tokens)
-        lane.ttft.observe(timeline.first_token_s - timeline.arrived_s)
+        lane.ttft.observe(timeline.first_token_s - timeline.arrived_s, exemplar)
         if outcome.outcome == "ok" and timeline.alone_s is not None and timeline.granted_s is not None:
             self.interference.labels(work.model).observe(max(0.0, end_s - timeline.granted_s - timeline.alone_s))
         if outcome.outcome == "ok" and timeline.output_tokens > 1:
@@ -218,9 +221,13 @@ class Metrics:
         """Where an engine is, as the label says it."""
         return self._engines[engine].target
 
-    def render(self) -> bytes:
-        """The page for `snapshot`. Takes some 10 ms: call it in a thread."""
-        return generate_latest(self.registry)
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """The page for `snapshot` and its content type: with exemplars if OpenMetrics is accepted, else as plain text.
+
+        Takes some 10 ms: call it in a thread.
+        """
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
 
 
 class _SnapshotCollector:

@@ -163,6 +163,13 @@ class Tracing:
             return ()
         return ((TRACEPARENT, f"00-{traced.trace.trace_id:032x}-{traced.attempts[-1].span_id:016x}-01"),)
 
+    def exemplar(self, work_id: str) -> dict[str, str] | None:
+        """Which span a measurement of this work belongs to; None if that is not sampled, for nobody could open it."""
+        traced = self._works.get(work_id)
+        if traced is None or not traced.trace.sampled:
+            return None
+        return {"trace_id": f"{traced.trace.trace_id:032x}", "span_id": f"{traced.trace.span_id:016x}"}
+
     def _root(self, ratio: float, link: SpanContext | None = None) -> Trace:
         return self._trace(self._random.getrandbits(128), 0, self._random.random() < ratio, link)
 
@@ -305,8 +312,10 @@ class Tracing:
         span_id: int | None = None,
         error_type: str = "",
     ) -> None:
-        """A span is being sent: the trace's own if it has that id, else one that hangs from it. An error if it has a
-        type. Whether it is to be kept is for the caller to know."""
+        """A span is being sent, whether sampled or not: the trace's own if it has that id, else one that hangs from it.
+
+        With an `error_type` its status is ERROR.
+        """
         span_id = self._random.getrandbits(64) if span_id is None else span_id
         self._end(self._begin(name, kind, trace, begun_s, attributes, span_id), ended_s, error_type)
 

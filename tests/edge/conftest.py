@@ -81,7 +81,7 @@ async def running_sidecar(
         metrics = Metrics(engines, version="test", config_hash="test")
         core = Scheduler(scheduler or SchedulerSettings(window_ms=0), engines)
         if tracing is not None:
-            tracing.queue_of = core.queue_of
+            tracing.queue_of, metrics.exemplar = core.queue_of, tracing.exemplar
         listeners = tuple(each for each in (metrics, tracing, watcher) if each is not None)
         driver = Driver(core, clients, instance="t-", listeners=listeners, tracer=tracing, **options)
         passthrough = Passthrough(clients)

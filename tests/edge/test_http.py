@@ -143,7 +143,7 @@ def test_the_slot_strip_has_a_sign_per_slot_or_a_share_of_them(slots: tuple[int,
 
 def test_label_sets_stay_finite_whatever_callers_send() -> None:
     metrics = Metrics((), version="test", config_hash="test")
-    before = metrics.render().count(b"rpc_server_call_duration_seconds_count")
+    before = metrics.render()[0].count(b"rpc_server_call_duration_seconds_count")
     metrics.served("inference.GRPCInferenceService/ModelInfer", "OK", 0.1)
     metrics.served("inference.GRPCInferenceService/ModelInfer", "OK", 0.2)
-    assert metrics.render().count(b"rpc_server_call_duration_seconds_count") == before + 1
+    assert metrics.render()[0].count(b"rpc_server_call_duration_seconds_count") == before + 1

@@ -1,0 +1,154 @@
+"""Spans over the wire: into a real gRPC receiver, and into none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc.aio
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.trace import SpanKind
+
+from sidecar.edge import tracing as module
+from sidecar.edge import wire
+from sidecar.edge.config import TracingSettings
+from sidecar.edge.kafka_settings import OfflineSettings
+from sidecar.edge.offline import OfflineLane
+from sidecar.edge.tracing import Tracing
+from sidecar.local.broker import free_ports
+from tests.edge.conftest import running_sidecar
+from tests.edge.fake_log import FakeCluster, WordTokens
+from tests.edge.fake_triton import FakeTriton
+from tests.edge.test_kafka_spans import ITEM
+from tests.edge.test_offline import running, until
+from tests.edge.test_online import ids_request
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+BATCHES = 12
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """OpenTelemetry's TraceService. It keeps what it gets, or hangs."""
+
+    def __init__(self, *, hangs: bool = False) -> None:
+        self.requests: list[ExportTraceServiceRequest] = []
+        self._hangs = hangs
+
+    async def Export(self, request: Any, _context: Any) -> Any:  # noqa: N802 - the service's name for it
+        """What an exporter calls."""
+        self.requests.append(request)
+        if self._hangs:
+            await asyncio.Event().wait()
+        return ExportTraceServiceResponse()
+
+    def spans(self) -> dict[str, Span]:
+        """By name: in these tests each is sent once."""
+        scopes = [scope for request in self.requests for each in request.resource_spans for scope in each.scope_spans]
+        spans = [span for scope in scopes for span in scope.spans]
+        assert len({span.name for span in spans}) == len(spans)
+        return {span.name: span for span in spans}
+
+
+@asynccontextmanager
+async def listening(collector: Collector) -> AsyncIterator[str]:
+    """The endpoint of a collector."""
+    server = grpc.aio.server()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+def sending_to(endpoint: str) -> Tracing:
+    settings = TracingSettings(endpoint=endpoint, online_ratio=1.0, offline_ratio=1.0, broker_ratio=0.0)
+    return Tracing(settings, address="127.0.0.1:8101", version="test", seed=1)
+
+
+async def test_a_request_arrives_as_a_tree_under_its_callers_span(triton: FakeTriton) -> None:
+    collector = Collector()
+    async with listening(collector) as endpoint:
+        tracing = sending_to(endpoint)
+        async with running_sidecar({"e0": triton}, tracing=tracing) as sidecar:
+            metadata = (("traceparent", PARENT),)
+            answer = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse, metadata=metadata)
+            (await triton.next()).tokens(3, final=True)
+            await answer
+            await sidecar.until(lambda: sidecar.driver.in_flight == 0)
+        await tracing.close()
+    spans = collector.spans()
+    rpc = spans.pop("inference.GRPCInferenceService/ModelInfer")
+    assert (rpc.kind, rpc.parent_span_id.hex()) == (Span.SPAN_KIND_SERVER, "b7ad6b7169203331")
+    assert {(name, each.parent_span_id) for name, each in spans.items()} == {
+        ("wait_for_slot", rpc.span_id),
+        ("text_completion tensorrt_llm", rpc.span_id),
+    }
+    assert {each.trace_id.hex() for each in (rpc, *spans.values())} == {"0af7651916cd43dd8448eb211c80319c"}
+    resource = {
+        each.key: each.value.string_value for each in collector.requests[0].resource_spans[0].resource.attributes
+    }
+    assert (resource["service.name"], resource["service.version"]) == ("sidecar", "test")
+
+
+async def test_an_item_arrives_as_a_root_with_a_link_over_wait_completion_and_send(triton: FakeTriton) -> None:
+    collector, cluster = Collector(), FakeCluster()
+    cluster.produce(ITEM, headers=(("traceparent", PARENT.encode()),))
+    async with listening(collector) as endpoint:
+        tracing = sending_to(endpoint)
+        async with running_sidecar({"e0": triton}, tracing=tracing) as sidecar:
+            parts = (OfflineSettings(tick_s=0.001), sidecar.driver, WordTokens(), {"tensorrt_llm": 64})
+            lane = OfflineLane(*parts, make_log=cluster.make_log, tracing=tracing)
+            async with running(lane):
+                (await triton.next()).tokens(7, 2, final=True)
+                await until(cluster, cluster.everything_once)
+        await tracing.close()
+    spans = collector.spans()
+    process = spans.pop("process inference.requests")
+    assert (process.kind, process.parent_span_id) == (Span.SPAN_KIND_CONSUMER, b"")
+    assert [link.trace_id.hex() for link in process.links] == ["0af7651916cd43dd8448eb211c80319c"]
+    assert {(name, each.parent_span_id) for name, each in spans.items()} == {
+        ("wait_for_slot", process.span_id),
+        ("text_completion tensorrt_llm", process.span_id),
+        ("send inference.results", process.span_id),
+    }
+    assert {each.trace_id for each in spans.values()} == {process.trace_id}
+    written = dict(cluster.written[0][1].headers)["traceparent"].decode()
+    assert written == f"00-{process.trace_id.hex()}-{spans['send inference.results'].span_id.hex()}-01"
+
+
+def emit(tracing: Tracing, spans: int) -> None:
+    trace = tracing.rpc({})
+    for _ in range(spans):
+        tracing.emit("wait_for_slot", SpanKind.INTERNAL, trace, 0.0, 1.0, {})
+
+
+async def test_the_end_waits_once_for_a_collector_that_hangs_and_not_once_per_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "EXPORT_TIMEOUT_S", 0.1)
+    collector = Collector(hangs=True)
+    async with listening(collector) as endpoint:
+        tracing = sending_to(endpoint)
+        emit(tracing, BATCHES * 512)
+        await tracing.close()
+    assert 1 <= len(collector.requests) < BATCHES / 2
+
+
+async def test_a_collector_that_is_not_there_leaves_nothing_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "EXPORT_TIMEOUT_S", 0.1)
+    tracing = sending_to(f"http://127.0.0.1:{free_ports(1)[0]}")
+    emit(tracing, 9000)  # more than the queue holds
+    await tracing.close()
+    assert caplog.messages == []
