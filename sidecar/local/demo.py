@@ -33,7 +33,7 @@ from sidecar.local.checker import CheckerError, check
 from sidecar.local.deployment import ENGINE, GROUP, PARTITIONS, Deployment, Kafka, Shape, deployed
 from sidecar.local.live import View
 from sidecar.local.load import arrivals
-from sidecar.local.report import phase_table
+from sidecar.local.report import interference, interference_line, phase_table
 from sidecar.local.stage import Stage
 from sidecar.local.triton import ENGINE_MODEL, Triton
 
@@ -99,11 +99,13 @@ async def demo(options: Options, view: View, started_s: float) -> dict[str, Any]
         view.say("intake stops; what is in flight drains")
         await stage.drain()
         offline = await asyncio.to_thread(offline_report, deployment.kafka)
+    found = stage.phases()
     return {
         "triton": triton_report,
         "kafka": {"version": deployment.kafka.version, "cluster_id": deployment.kafka.cluster_id},
         "engine": {"profile": options.shape.profile, **engine},
-        "phases": stage.phases(),
+        "phases": found,
+        "interference": interference(found),
         "offline": offline,
         "seconds": {"setup": round(ready_s - started_s, 1), "run": round(time.monotonic() - ready_s, 1)},
     }
@@ -251,7 +253,9 @@ def main() -> int:
                 raise
             console.print(f"demo: {each}", style="red", markup=False, highlight=False)
         return 1
-    console.print(phase_table(report["phases"]), offline_table(report["offline"]))
+    console.print(phase_table(report["phases"]))
+    console.print(interference_line(report["interference"], report["engine"]), highlight=False)
+    console.print(offline_table(report["offline"]))
     write(report, options.json_path)
     return 1 if report["offline"]["lost"] or report["offline"]["duplicated"] else 0
 

@@ -71,6 +71,33 @@ def phase_report(before: Reading, after: Reading, settled: Reading, load: LoadRe
     }
 
 
+E2E_RATIO_GOAL = {"p50": 1.25, "p99": 1.35}  # mixed ÷ online only, on an engine of 64 slots
+
+
+def interference(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """How much longer online requests took beside offline work than without it, and whether that is within the goal.
+
+    `reached` is None where a phase had no answers. On a machine with pacing overruns the ratio says little.
+    """
+    alone, mixed = (phases[name]["online"]["e2e_ms"] for name in ("online_only", "mixed"))
+    ratio = {share: round(mixed[share] / alone[share], 3) if alone[share] else None for share in E2E_RATIO_GOAL}
+    known = [value is not None and value <= E2E_RATIO_GOAL[share] for share, value in ratio.items() if value]
+    return {
+        "e2e_ratio": ratio,
+        "goal": E2E_RATIO_GOAL,
+        "reached": all(known) if len(known) == len(ratio) else None,
+    }
+
+
+def interference_line(found: Mapping[str, Any], engine: Mapping[str, Any]) -> str:
+    """`interference` in words, with what casts doubt on it."""
+    parts = [f"{share} {value}× (goal {found['goal'][share]}×)" for share, value in found["e2e_ratio"].items()]
+    return (
+        f"end to end beside offline work ÷ without it: {', '.join(parts)}; {engine['profile']}:"
+        f" {100 * engine['pacing_overrun_ratio']:.1f} % of {engine['iterations']:,} iterations overran their pace"
+    )
+
+
 def phase_table(phases: Mapping[str, Mapping[str, Any]]) -> Table:
     """One column per phase, one row per figure."""
     table = Table(title="Online only, with an offline backlog, and overloaded", title_justify="left")

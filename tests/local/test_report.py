@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from sidecar.local.load import LoadResult, percentiles
-from sidecar.local.report import phase_report, phase_table, reading
+from sidecar.local.report import interference, interference_line, phase_report, phase_table, reading
 
 
 def status(at_s: float, **counters: Any) -> dict[str, Any]:
@@ -57,3 +57,25 @@ def test_the_table_has_a_column_for_each_phase() -> None:
     phase = phase_report(empty, later, later, LoadResult())
 
     assert len(phase_table({"online_only": phase, "mixed": phase}).columns) == 3
+
+
+def test_interference_is_judged_against_the_goal_and_says_what_casts_doubt_on_it() -> None:
+    def phases(p50: float | None, p99: float | None) -> dict[str, Any]:
+        return {
+            "online_only": {"online": {"e2e_ms": {"p50": 100.0, "p99": 200.0}}},
+            "mixed": {"online": {"e2e_ms": {"p50": p50, "p99": p99}}},
+        }
+
+    within, beyond = interference(phases(120.0, 260.0)), interference(phases(120.0, 300.0))
+
+    assert within["e2e_ratio"] == {"p50": 1.2, "p99": 1.3}
+    assert (within["reached"], beyond["reached"]) == (True, False)
+    line = interference_line(within, {"profile": "8b-a100", "iterations": 5000, "pacing_overrun_ratio": 0.02})
+    assert "p99 1.3× (goal 1.35×)" in line
+    assert "2.0 % of 5,000 iterations overran" in line
+
+
+def test_interference_is_unknown_without_answers() -> None:
+    empty = {name: {"online": {"e2e_ms": {"p50": None, "p99": None}}} for name in ("online_only", "mixed")}
+
+    assert interference(empty)["reached"] is None
