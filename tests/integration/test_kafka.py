@@ -17,15 +17,19 @@ import yaml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.errors import KafkaConnectionError
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from sidecar.core.errors import SettingsError
 from sidecar.edge.broker_version import metadata_version, warning
+from sidecar.edge.config import TracingSettings
 from sidecar.edge.kafka_client import FencedError, KafkaOpening, LogError, Outgoing, PositionLostError
 from sidecar.edge.kafka_settings import KafkaSecuritySettings, OfflineSettings
 from sidecar.edge.offline import DuplicateInstanceError, OfflineLane
 from sidecar.edge.offsets import Committed
 from sidecar.edge.offsets_command import GroupActiveError, reset, show
 from sidecar.edge.submit import submit
+from sidecar.edge.tracing import Tracing
 from sidecar.local.broker import LocalKafka
 from sidecar.local.checker import Verdict, check, is_finished
 from sidecar.local.endtxn_proxy import EndTxnProxy, LateFrames
@@ -70,8 +74,8 @@ def items(count: int) -> list[bytes]:
 
 
 @asynccontextmanager
-async def running(settings: OfflineSettings) -> AsyncIterator[OfflineLane]:
-    lane = OfflineLane(settings, FakeDriver(), WordTokens(), {"tensorrt_llm": 2048}, seed=1)
+async def running(settings: OfflineSettings, tracing: Tracing | None = None) -> AsyncIterator[OfflineLane]:
+    lane = OfflineLane(settings, FakeDriver(), WordTokens(), {"tensorrt_llm": 2048}, seed=1, tracing=tracing)
     task = asyncio.create_task(lane.run(), name="lane")
     try:
         yield lane
@@ -132,6 +136,28 @@ async def test_every_item_has_one_result_and_every_bad_one_a_dead_letter(kafka: 
     headers = dict(result.headers)
     assert (headers["x-job"], headers["color"]) == (b"nightly", b"red")
     assert headers["x-source-partition"] == str(result.partition).encode()
+
+
+async def test_each_result_carries_its_send_span_and_a_commit_names_the_cluster(
+    kafka: LocalKafka, tmp_path: Path
+) -> None:
+    exporter = InMemorySpanExporter()
+    everything = TracingSettings(endpoint="http://unused", offline_ratio=1.0, broker_ratio=1.0)
+    tracing = Tracing(everything, address="127.0.0.1:1", version="test", processor=SimpleSpanProcessor(exporter))
+    settings = await topics(kafka, tmp_path, "traced", instance_id="one")
+    await submit(settings, items(20), {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})
+    async with running(settings, tracing):
+        assert (await finished(settings)).clean
+    carried = [
+        dict(each.headers)["traceparent"].decode() for each in await records(settings, settings.results_topic, 20)
+    ]
+    spans = exporter.get_finished_spans()
+    sent = [each.context for each in spans if each.name == "send traced.results"]
+    assert sorted(carried) == sorted(f"00-{each.trace_id:032x}-{each.span_id:016x}-01" for each in sent)
+    assert len({each.trace_id for each in sent}) == 20
+    commits = [dict(each.attributes or {}) for each in spans if each.name == "commit traced.requests"]
+    assert {each["messaging.kafka.cluster.id"] for each in commits} == {kafka.cluster_id}
+    assert {each["messaging.client.id"] for each in commits} == {"sidecar.one"}
 
 
 async def test_a_second_start_does_nothing_again_and_a_reset_replays(kafka: LocalKafka, tmp_path: Path) -> None:
