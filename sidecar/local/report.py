@@ -80,8 +80,11 @@ def interference(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     `reached` is None where a phase had no answers. On a machine with pacing overruns the ratio says little.
     """
     alone, mixed = (phases[name]["online"]["e2e_ms"] for name in ("online_only", "mixed"))
-    ratio = {share: round(mixed[share] / alone[share], 3) if alone[share] else None for share in E2E_RATIO_GOAL}
-    known = [value is not None and value <= E2E_RATIO_GOAL[share] for share, value in ratio.items() if value]
+    ratio = {
+        share: round(mixed[share] / alone[share], 3) if alone[share] and mixed[share] else None
+        for share in E2E_RATIO_GOAL
+    }
+    known = [value <= E2E_RATIO_GOAL[share] for share, value in ratio.items() if value is not None]
     return {
         "e2e_ratio": ratio,
         "goal": E2E_RATIO_GOAL,
