@@ -401,3 +401,5 @@ if __name__ == "__main__":
         write(asyncio.run(bench(chosen)), chosen.json)
     except SidecarError as error:
         sys.exit(f"scripts/bench mixed: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # everything that was started has ended
