@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,6 @@ OVERRUNS_MAX = 0.01  # of the iterations of a valid run
 WARM_S = 3.0  # from the first offline tokens to the measurement
 FILL_TIMEOUT_S = 60.0
 OUTPUT_TOKENS_MEAN = 120.0  # less than an item really gives, so that the backlog never runs dry
-SIMULATED_WARM_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,18 +220,20 @@ def simulate(
         job = items[number % len(items)]
         return replace(job, work=replace(job.work, id=f"b{number}", arrived_s=now_s))
 
-    driver.begin((_later(job, SIMULATED_WARM_S) for job in online), next_item)
-    driver.run(SIMULATED_WARM_S)
+    driver.begin(iter(()), next_item)
+    while machine.usage.offline_tokens < 4 * engine.slots and driver.now_s < FILL_TIMEOUT_S:  # as `Stack.run` waits
+        driver.run(driver.now_s + 0.2)
+    begin_s = driver.now_s + WARM_S
+    for job in online:
+        arrived = replace(job, work=replace(job.work, arrived_s=begin_s + job.work.arrived_s))
+        driver.at(arrived.work.arrived_s, partial(driver.arrive, arrived))
+    driver.run(begin_s)
     before = machine.usage.offline_tokens
-    driver.run(SIMULATED_WARM_S + seconds)
+    driver.run(begin_s + seconds)
     tokens = machine.usage.offline_tokens - before
     driver.calm()
-    driver.run(SIMULATED_WARM_S + seconds + DRAIN_S)  # online requests still in flight get their answer
+    driver.run(begin_s + seconds + DRAIN_S)  # online requests still in flight get their answer
     return Simulated(ttft_ms=percentiles(tally.ttft_ms), offline_tokens_per_s=tokens / seconds)
-
-
-def _later(job: Job, by_s: float) -> Job:
-    return replace(job, work=replace(job.work, arrived_s=job.work.arrived_s + by_s))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
