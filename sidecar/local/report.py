@@ -49,8 +49,8 @@ def reading(status: Mapping[str, Any], engine: str) -> Reading:
 def phase_report(before: Reading, after: Reading, settled: Reading, load: LoadResult) -> dict[str, Any]:
     """One phase: what callers saw, and how the counters moved from `before` to `after`.
 
-    The grants are counted to `settled`, a reading in which no turn is owed any more. The worst window is the one since
-    the start of the sidecar.
+    The grants are counted to `settled`: the next phase's beginning, or for the last one a reading in which no turn is
+    owed any more. A turn that was owed when the phase began is due in it. The worst window is the one since the start.
     """
     seconds = after.at_s - before.at_s
     return {
@@ -67,6 +67,7 @@ def phase_report(before: Reading, after: Reading, settled: Reading, load: LoadRe
         "grants": {
             "worst_window_share": settled.worst_window_share,
             **{name: getattr(settled, name) - getattr(before, name) for name in GRANT_COUNTERS},
+            "turns_due": settled.turns_due - before.turns_taken - before.turns_lapsed,
         },
     }
 

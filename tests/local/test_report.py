@@ -46,6 +46,15 @@ def test_turns_are_counted_until_none_is_owed() -> None:
     assert (grants["turns_due"], grants["turns_taken"], grants["turns_lapsed"]) == (3, 2, 1)
 
 
+def test_a_turn_owed_when_a_phase_begins_is_due_in_it() -> None:
+    before = reading(status(0.0, turns_due=19, turns_taken=18), "a")
+    after = reading(status(1.0, turns_due=53, turns_taken=53), "a")
+
+    grants = phase_report(before, after, after, LoadResult())["grants"]
+
+    assert (grants["turns_due"], grants["turns_taken"], grants["turns_lapsed"]) == (35, 35, 0)
+
+
 def test_percentiles_are_of_the_values_or_absent() -> None:
     assert percentiles([float(value) for value in range(100)]) == {"p50": 50.0, "p95": 95.0, "p99": 99.0}
     assert percentiles([]) == {"p50": None, "p95": None, "p99": None}
