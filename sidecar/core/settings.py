@@ -41,7 +41,6 @@ class EngineSettings:
     slots_online_min: int = 0  # headroom: so many free slots are left to the next online arrivals
     tokens_max: int = 2048  # prompt + output of one sequence: the engine's max_seq_len
     lost_hold_s: float = 0.15  # after Lost: the engine's cancellation check period and two iterations
-    gpu_group: str = ""  # engines that share cards name the same one
     kv_tokens: int = 0  # the KV cache, in tokens; 0 = as the engine's gauges say, or unbounded without gauges
     kv_block_tokens: int = 32  # the engine reserves whole blocks (TensorRT-LLM's tokens_per_block)
     # Rows that offline keeps while online is resident: so many, all of them, or as many as the guard finds harmless.
