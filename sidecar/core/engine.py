@@ -16,7 +16,7 @@ from sidecar.core.reservation import Reservation
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.slices import Slices
 from sidecar.core.window import FreeSlots
-from sidecar.core.work import GrantKind, Lane
+from sidecar.core.work import OFFLINE, ONLINE, GrantKind, Lane, Work
 from sidecar.core.yielding import Yielding
 
 FRESH_S = 1.0  # what follows from the rate of arrivals is looked at anew after so long
@@ -106,13 +106,30 @@ class Engine:
     @property
     def load(self) -> float:
         """Which share of its slots is not free."""
-        return 1.0 - len(self.free) / self.settings.slots
+        return 1.0 - self.free.slots / self.settings.slots
+
+    def refuses(self, work: Work) -> str:
+        """Why this engine can never run `work`, in words with both numbers; "" if it can."""
+        slots_max, tokens = self.settings.slots, work.prompt_tokens + work.output_tokens_max
+        if work.lane is OFFLINE:  # where the whole engine is headroom, offline still has its turns, one slot each
+            slots_max = max(1, slots_max - self.settings.slots_online_min)
+        if work.slots > slots_max:
+            return f"it needs {work.slots} slots, and an engine lends at most {slots_max}"
+        if tokens > self.settings.tokens_max:
+            return (
+                f"prompt ({work.prompt_tokens} tokens) and max_tokens ({work.output_tokens_max}) exceed"
+                f" the {self.settings.tokens_max} tokens of the engine"
+            )
+        if tokens * work.slots > self.ledger.kv_tokens_max:
+            kv_tokens_max = self.ledger.kv_tokens_max
+            return f"it needs {tokens * work.slots} tokens of KV cache, and the engine has {kv_tokens_max:.0f}"
+        return ""
 
     # ---- what may be had now -----------------------------------------------------------------------------------------
 
     def fits(self, item: Item) -> bool:
         """True if there are slots and KV for `item`, whatever else holds."""
-        if item.work.slots > len(self.free):
+        if item.work.slots > self.free.slots:
             return False
         ledger = self.ledger
         return ledger.kv_tokens_free == inf or self.kv_need(item) <= ledger.kv_tokens_free
@@ -124,7 +141,7 @@ class Engine:
 
     def kv_need(self, item: Item) -> int:
         """KV tokens that the engine reserves for the next dispatch of `item`."""
-        tokens = item.context_tokens + self.slices.output_tokens(item, online_resident=self.in_use[Lane.ONLINE] > 0)
+        tokens = item.context_tokens + self.slices.output_tokens(item, online_resident=self.in_use[ONLINE] > 0)
         return self.ledger.need(tokens) * item.work.slots
 
     def kv_leaves(self, online: Item, offline: Item) -> bool:
@@ -137,34 +154,36 @@ class Engine:
 
     def limit(self, item: Item, now_s: float) -> Limit:
         """What keeps backfill from giving `item` its slots now; NONE if nothing does."""
-        slots, free, offline = item.work.slots, len(self.free), self.in_use[Lane.OFFLINE]
-        ledger, aimd_rows = self.ledger, self.interference.aimd_rows
+        slots, free, ledger = item.work.slots, self.free.slots, self.ledger
         if slots > free:
             return Limit.SLOTS
-        if slots > free - ledger.foreign_slots or offline + slots > ledger.offline_slots_max:
+        offline = self.in_use[OFFLINE]
+        rows = offline + slots
+        if slots > free - ledger.foreign_slots or rows > ledger.offline_slots_max:
             return Limit.FOREIGN
-        if offline + slots > min(self.rows_max(0, now_s), aimd_rows if offline else inf):
+        if rows > self.rows_max(0, now_s) or (offline and rows > self.interference.aimd_rows):
             return self._rows_limit(now_s)
         if slots > free - self.headroom_slots(now_s):
             return Limit.HEADROOM
-        if not self._kv_allows(item):
+        if ledger.kv_tokens_max != inf and not self._kv_allows(item):
             return Limit.KV
         if not self._prefill_allows(item, now_s):
             return Limit.PREFILL
-        if not self.prefill_harmless(item, beside_online=self.in_use[Lane.ONLINE] > 0):
+        if not self.prefill_harmless(item, beside_online=self.in_use[ONLINE] > 0):
             return Limit.LATENCY
         return Limit.WINDOW if slots > self.free.ripe(now_s) else Limit.NONE
 
     def lendable(self, now_s: float, online_slots: int = 0) -> float:
         """How many slots backfill may take now, once online has taken `online_slots`."""
-        ripe, free = self.free.ripe(now_s), len(self.free)
+        ripe, free = self.free.ripe(now_s), self.free.slots
         left = min(ripe - max(0, online_slots - (free - ripe)), free - online_slots - self.headroom_slots(now_s))
         rows_max = min(self.rows_max(online_slots, now_s), self.interference.aimd_rows)
-        return min(left - self.ledger.foreign_slots, rows_max - self.in_use[Lane.OFFLINE])
+        return min(left - self.ledger.foreign_slots, rows_max - self.in_use[OFFLINE])
 
     def rows_max(self, online_waiting: int, now_s: float) -> float:
         """How many rows offline may have; inf unless it has to yield."""
-        return self.yielding.rows_max(self.in_use[Lane.ONLINE] + online_waiting, now_s)
+        online = self.in_use[ONLINE] + online_waiting
+        return self.yielding.rows_max(online, now_s) if online or now_s < self.yielding.until_s else inf
 
     def yields_to(self, online_waiting: int, now_s: float) -> float:
         """Beyond how many rows offline is stopped now. All of them if online waits for a slot: an engine at rest takes
@@ -183,20 +202,23 @@ class Engine:
         """True if the guard lets the prompt of `item`, or what is not cached of it, be computed now."""
         if self.settings.yield_rows != "auto":
             return True
-        ahead, tokens = self.ledger.prefill_tokens[Lane.OFFLINE], self._next_piece(item)
+        ahead, tokens = self.ledger.prefill_tokens[OFFLINE], self._next_piece(item)
         return self.interference.guard.prefill_allows(tokens, ahead, beside_online=beside_online)
 
-    def next_chance_s(self) -> list[float]:
-        """When a limit that only time lifts may be lifted."""
-        if self.limit_binding is Limit.WINDOW:
-            ripe_s = self.free.next_ripe_s()
-            return [] if ripe_s is None else [ripe_s]
-        if self.limit_binding in (Limit.YIELD, Limit.LATENCY):
-            return [self.yielding.until_s]
-        if self.limit_binding is Limit.PREFILL:
-            return [self.prefill_next_s]
-        sized = self.limit_binding is Limit.HEADROOM and self.headroom > self.settings.slots_online_min
-        return [self.fresh_until_s] if sized else []
+    def next_chance_s(self) -> float:
+        """When the limit that binds may be lifted by time alone; inf if only an event can lift it."""
+        if not self.free.slots:
+            return inf
+        match self.limit_binding:
+            case Limit.WINDOW:
+                return self.free.next_ripe_s()
+            case Limit.YIELD | Limit.LATENCY:
+                return self.yielding.until_s
+            case Limit.PREFILL:
+                return self.prefill_next_s
+            case Limit.HEADROOM if self.headroom > self.settings.slots_online_min:
+                return self.fresh_until_s
+        return inf
 
     def headroom_slots(self, now_s: float) -> int:
         """Slots kept free for the next online arrivals: as set, or as many as arrive while one comes free."""
@@ -224,19 +246,16 @@ class Engine:
 
     def _kv_allows(self, item: Item) -> bool:
         ledger = self.ledger
-        if ledger.kv_tokens_free == inf:
-            return True
         guard = ledger.guard_tokens(self.headroom) if ledger.kv_tokens else 0.0  # an idle engine has no one to guard
         return self.kv_need(item) <= ledger.kv_tokens_free - guard
 
     def _prefill_allows(self, item: Item, now_s: float) -> bool:
         """A piece per iteration, and only so many offline prompt tokens in prefill at a time, or a single prompt."""
-        self._refresh(now_s)
-        piece = self._next_piece(item)
-        if piece > self.ledger.long_tokens and (self.in_use[Lane.ONLINE] or not self.takes_long):
+        piece, ledger = self._next_piece(item), self.ledger
+        if piece > ledger.long_tokens and (self.in_use[ONLINE] or ledger.long_prefills):
             return False
-        ahead, bound = self.ledger.prefill_tokens[Lane.OFFLINE], self.scheduler.offline_prefill_tokens
-        if bound and ahead and ahead + piece > bound:
+        ahead, bound = ledger.prefill_tokens[OFFLINE], self.scheduler.offline_prefill_tokens
+        if ahead and 0 < bound < ahead + piece:
             return False
         self.prefill_next_s = -inf
         if self.pacing.allows(piece, self.piece_tokens, now_s, self.gap_s):
@@ -275,7 +294,7 @@ class Engine:
         """Slots that are free, or will be before a stop could free them."""
         soon = self.soon_tokens
         ending = sum(item.work.slots for item in self.residents.values() if item.engine_runs and is_ending(item, soon))
-        return len(self.free) + self.draining + ending
+        return self.free.slots + self.draining + ending
 
     def lacking_kv(self, online: Item) -> float:
         """KV tokens that `online` lacks here, what is draining counted as free; 0 if it would fit."""
@@ -308,7 +327,7 @@ class Engine:
         item.prompt_tokens = None
         item.budget_tokens = item.output_tokens_left
         uncached = item.context_tokens
-        if lane is Lane.OFFLINE:
+        if lane is OFFLINE:
             uncached = self.uncached_tokens(item)
             self._size(item, kind)
             self.residents[item.work.id] = item
@@ -319,13 +338,13 @@ class Engine:
             self.ledger.hold(item, item.prompt_tokens + 1, uncached)
         else:
             self.ledger.hold(item, item.context_tokens + item.budget_tokens, uncached)
-        if lane is Lane.OFFLINE:
+        if lane is OFFLINE:
             self.pacing.take(uncached if self.piece_tokens else 0)
         self.interference.began(item, now_s)
 
     def _size(self, item: Item, kind: GrantKind) -> None:
         """A turn is worth a whole slice; otherwise the prompt may come first, in pieces."""
-        item.budget_tokens = self.slices.output_tokens(item, online_resident=self.in_use[Lane.ONLINE] > 0)
+        item.budget_tokens = self.slices.output_tokens(item, online_resident=self.in_use[ONLINE] > 0)
         if kind is GrantKind.RESERVED:
             item.budget_tokens = min(item.budget_tokens, self.scheduler.turn_tokens or item.budget_tokens)
         else:
@@ -375,7 +394,7 @@ class Engine:
             self.gap_s += WEIGHT * (sum(gaps_s) / len(gaps_s) - self.gap_s)
         self.interference.streamed(gaps_s, begun, now_s)
         leased = [item for item in begun if self.ledger.lease(item)]
-        return any(item.work.lane is Lane.OFFLINE for item in leased)
+        return any(item.work.lane is OFFLINE for item in leased)
 
     @property
     def soon_tokens(self) -> int:

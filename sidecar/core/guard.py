@@ -14,7 +14,7 @@ from collections import deque
 from math import inf
 
 from sidecar.core.latency import REACH, Batch, LatencyModel
-from sidecar.core.work import Lane
+from sidecar.core.work import OFFLINE, ONLINE, Lane
 
 REQUESTS = 512  # whose time alone is remembered
 REQUESTS_MIN = 20
@@ -93,9 +93,9 @@ class Guard:
         if not self._model.trusted:
             return 0
         model, batch = self._model, self._batch
-        offline = batch.rows[Lane.OFFLINE]
-        context = batch.context[Lane.OFFLINE] / offline if offline else 0.0
-        base_s = model.iteration_s(online_rows, batch.context[Lane.ONLINE])
+        offline = batch.rows[OFFLINE]
+        context = batch.context[OFFLINE] / offline if offline else 0.0
+        base_s = model.iteration_s(online_rows, batch.context[ONLINE])
         row_s = model.iteration_s(1, context) - model.iteration_s(0, 0)
         room_s = base_s * self.slowdown
         if row_s <= 0:
@@ -127,7 +127,7 @@ class Guard:
     def began(self, work_id: str, lane: Lane, prefill_tokens: int, cached_tokens: int) -> None:
         """A dispatch: an offline prompt delays whoever is there, an online one is what online does to itself."""
         cost_s = self._model.prefill_s(prefill_tokens, cached_tokens) if self._model.prefill_trusted else 0.0
-        if lane is Lane.ONLINE:
+        if lane is ONLINE:
             self._online[work_id] = (self.online_prefill_s, self.offline_prefill_s)
             self.online_prefill_s += cost_s
         else:
@@ -145,8 +145,8 @@ class Guard:
         began = self._online.get(work_id)
         if began is None or not self._model.prefill_trusted:
             return None
-        rows = max(1, self._batch.rows[Lane.ONLINE])
-        iteration_s = self._model.iteration_s(rows, self._batch.context[Lane.ONLINE])
+        rows = max(1, self._batch.rows[ONLINE])
+        iteration_s = self._model.iteration_s(rows, self._batch.context[ONLINE])
         joined_s = iteration_s / 2 if rows > 1 else 0.0  # an arrival waits for half an iteration, if one is under way
         return joined_s + output_tokens * iteration_s + self.online_prefill_s - began[0]
 

@@ -15,7 +15,7 @@ from sidecar.core.guard import Guard
 from sidecar.core.item import Item
 from sidecar.core.latency import Batch, LatencyFigures, LatencyModel
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import Lane
+from sidecar.core.work import OFFLINE
 
 HARMLESS = 0.05  # a request that took at most so much longer than alone was not late because of offline
 
@@ -90,7 +90,7 @@ class Interference:
             batch.context[item.work.lane] += item.context_tokens
             batch.changed_s = now_s
         if self._aimd:
-            self._aimd.tick(batch.rows[Lane.OFFLINE], now_s)
+            self._aimd.tick(batch.rows[OFFLINE], now_s)
         self.guard.margin.tick(now_s)
 
     def _computed(self, item: Item, now_s: float) -> None:

@@ -15,7 +15,7 @@ from math import inf, sqrt
 from sidecar.core.events import Measured
 from sidecar.core.item import Item
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import Lane
+from sidecar.core.work import ONLINE, Lane
 
 SCRAPES = 3
 GROWTH_WEIGHT = 0.05  # of one more online request in the running mean and variance of what they need
@@ -62,7 +62,7 @@ class Ledger:
         self.kv_tokens += item.kv_tokens
         self.prefill_tokens[item.work.lane] += uncached_tokens
         self.long_prefills += uncached_tokens > self.long_tokens
-        if item.work.lane is Lane.ONLINE:
+        if item.work.lane is ONLINE:
             self._learn_need(item.kv_tokens)
 
     def lease(self, item: Item) -> bool:

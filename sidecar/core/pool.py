@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sidecar.core.arrivals import ArrivalRate
@@ -10,7 +9,7 @@ from sidecar.core.deadlines import Jobs
 from sidecar.core.engine import Engine
 from sidecar.core.order import LaneQueue
 from sidecar.core.settings import SchedulerSettings
-from sidecar.core.work import Lane, Work
+from sidecar.core.work import OFFLINE, ONLINE, Lane, Work
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +34,7 @@ class Pool:
 
     def queue(self, lane: Lane) -> LaneQueue:
         """Where works of `lane` wait."""
-        return self.online if lane is Lane.ONLINE else self.offline
+        return self.online if lane is ONLINE else self.offline
 
     @property
     def offline_load(self) -> int:
@@ -45,45 +44,28 @@ class Pool:
     @property
     def harvested_tokens(self) -> int:
         """Output tokens of the offline lane since the start, over all engines."""
-        return sum(engine.counts.output_tokens[Lane.OFFLINE] for engine in self.engines)
+        return sum(engine.counts.output_tokens[OFFLINE] for engine in self.engines)
 
     @property
     def up(self) -> bool:
         """True if an engine of this model can take work."""
         return any(engine.up for engine in self.engines)
 
-    @property
-    def tokens_max(self) -> int:
-        """The longest sequence that an engine of this model holds."""
-        return max(engine.settings.tokens_max for engine in self.engines)
-
-    def slots_max(self, lane: Lane) -> int:
-        """The widest work that an engine of this model can ever take from `lane`."""
-        if lane is Lane.ONLINE:
-            return max(engine.settings.slots for engine in self.engines)
-        # Where the whole engine is headroom, offline still has its turns, one slot each.
-        return max(max(1, engine.settings.slots - engine.settings.slots_online_min) for engine in self.engines)
-
     def holds(self, work: Work) -> str:
         """Why no engine of this model can ever run `work`, in words with both numbers; "" if one can."""
-        if work.slots > self.slots_max(work.lane):
-            return f"it needs {work.slots} slots, and an engine lends at most {self.slots_max(work.lane)}"
-        tokens = work.prompt_tokens + work.output_tokens_max
-        if tokens > self.tokens_max:
-            return (
-                f"prompt ({work.prompt_tokens} tokens) and max_tokens ({work.output_tokens_max}) exceed"
-                f" the {self.tokens_max} tokens of the engine"
-            )
-        kv_tokens_max = max(engine.ledger.kv_tokens_max for engine in self.engines)
-        if tokens * work.slots > kv_tokens_max:
-            return f"it needs {tokens * work.slots} tokens of KV cache, and the engine has {kv_tokens_max:.0f}"
-        return ""
+        why = ""
+        for engine in self.engines:
+            why = engine.refuses(work)
+            if not why:
+                break
+        return why
 
-    def by_load(self) -> Iterator[Engine]:
+    def by_load(self) -> list[Engine]:
         """The engines that are up, least loaded first."""
-        if len(self.engines) == 1:
-            return iter(self.engines if self.engines[0].up else ())
-        return iter(sorted((engine for engine in self.engines if engine.up), key=lambda engine: engine.load))
+        up = [engine for engine in self.engines if engine.up]
+        if len(up) > 1:
+            up.sort(key=lambda engine: engine.load)
+        return up
 
     def lendable(self, now_s: float, engine: Engine, online_slots: int) -> float:
         """How many slots backfill may take now, over all engines, once online has taken so many on `engine`."""

@@ -67,7 +67,7 @@ from sidecar.core.order import LaneQueue
 from sidecar.core.pool import Pool
 from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
 from sidecar.core.snapshot import Snapshot, engine_snapshot, job_snapshots, lane_snapshots
-from sidecar.core.work import EndReason, GrantKind, Lane, Work
+from sidecar.core.work import OFFLINE, ONLINE, EndReason, GrantKind, Lane, Work
 
 # From where an item may go where, and by what.
 TRANSITIONS: dict[State, dict[State, str]] = {
@@ -177,14 +177,15 @@ class Scheduler:
 
     def next_deadline_s(self) -> float | None:
         """When to handle Woke() if nothing happens before; None if only an event can change anything."""
-        while self._timers and self._is_stale(self._timers[0]):
-            heappop(self._timers)
-        due = [self._timers[0][0]] if self._timers else []
+        timers = self._timers
+        while timers and self._is_stale(timers[0]):
+            heappop(timers)
+        soonest_s = timers[0][0] if timers else inf
         for pool in self._pools.values():
             for engine in pool.engines if pool.offline else ():
-                if engine.up and not pool.online.ready(long=engine.takes_long):
-                    due += engine.next_chance_s()
-        soonest_s = min((each for each in due if each > self._now_s), default=inf)
+                chance_s = engine.next_chance_s()
+                if self._now_s < chance_s < soonest_s and not pool.online.ready(long=engine.takes_long):
+                    soonest_s = chance_s
         return None if soonest_s == inf else soonest_s
 
     def queue_of(self, model: str, lane: Lane) -> tuple[int, Limit]:
@@ -236,24 +237,33 @@ class Scheduler:
 
     def _fill(self, pool: Pool) -> None:
         """Grant until nothing more can be granted; then take back what online lacks."""
-        while (pool.online.waiting or pool.offline.waiting) and any(
-            self._grant_one(pool, engine) for engine in pool.by_load()
-        ):
+        online, offline = pool.online, pool.offline
+        while (online.waiting or offline.waiting) and self._grant_anywhere(pool):
             pass
         for engine in pool.engines:
-            rows_max = engine.yields_to(len(pool.online), self._now_s)
-            if engine.in_use[Lane.OFFLINE] > rows_max:
-                self._yield(engine, engine.in_use[Lane.OFFLINE] - int(rows_max))
-        if pool.online and self._settings.preempt:
+            if rows := engine.in_use[OFFLINE]:
+                rows_max = engine.yields_to(len(online), self._now_s)
+                if rows > rows_max:
+                    self._yield(engine, rows - int(rows_max))
+        if online.waiting and online and self._settings.preempt:
             self._reclaim(pool)
+
+    def _grant_anywhere(self, pool: Pool) -> bool:
+        """One grant on the least loaded engine that may have one; False if none may."""
+        for engine in pool.by_load():  # noqa: SIM110 - a generator would be made for each event
+            if self._grant_one(pool, engine):
+                return True
+        return False
 
     def _grant_one(self, pool: Pool, engine: Engine) -> bool:
         """One grant on this engine if the first rule that holds allows one. The rule is kept as `limit_binding`."""
-        if not engine.free:  # the usual case on a busy engine, worth being quick
+        if not engine.free.slots:  # the usual case on a busy engine, worth being quick
             waits = Limit.SLOTS if pool.offline else self._nobody(pool.offline)
             engine.limit_binding = Limit.ONLINE_WAITS if pool.online else waits
             return False
-        online, offline = pool.online.head(long=engine.takes_long), pool.offline.head(long=engine.takes_long)
+        long = engine.takes_long
+        online = pool.online.head(long=long) if pool.online.waiting else None
+        offline = pool.offline.head(long=long)
         if online and online.work.slots <= engine.settings.slots:
             return self._grant_contested(pool, engine, online, offline)
         if offline is None:
@@ -274,7 +284,7 @@ class Scheduler:
 
         Now it costs that work one row; at the next arrival it would cost a prefill beside the arrival's own.
         """
-        due = engine.reservation.due and engine.in_use[Lane.ONLINE] > 0
+        due = engine.reservation.due and engine.in_use[ONLINE] > 0
         return due and engine.remembers(offline) and engine.fits(offline)
 
     def _is_wanted_at_home(self, item: Item, engine: Engine) -> bool:
@@ -339,7 +349,7 @@ class Scheduler:
                 prompt_tokens=item.prompt_tokens,
             )
         )
-        if item.work.lane is Lane.OFFLINE:
+        if item.work.lane is OFFLINE:
             if kind is GrantKind.RESERVED:
                 engine.reservation.turn_taken()
             engine.starved_until(self._now_s)
@@ -413,12 +423,12 @@ class Scheduler:
         assert pool is not None
         item = Item(work, next(self._sequence), self._now_s)
         self._items[work.id] = item
-        if work.lane is Lane.ONLINE:
+        if work.lane is ONLINE:
             pool.arrivals.note(self._now_s)
             if work.deadline_s < inf:
                 self._set_timer(work.deadline_s, item)
         new_job = False
-        if work.lane is Lane.OFFLINE:
+        if work.lane is OFFLINE:
             item.job, new_job = pool.jobs.arrived(work)
         self._enqueue(pool, item)
         self._fill(pool)
@@ -433,7 +443,7 @@ class Scheduler:
             return RejectReason.CLOSING, "this sidecar is shutting down"
         if why := pool.holds(work):
             return RejectReason.TOO_LARGE, why
-        if work.lane is Lane.OFFLINE:
+        if work.lane is OFFLINE:
             bound, waiting = self._settings.offline_queue_max, pool.offline_load
         else:
             bound, waiting = self._settings.online_queue_max, pool.online.waiting
@@ -450,7 +460,7 @@ class Scheduler:
     def _enqueue(self, pool: Pool, item: Item) -> None:
         item.waiting_since_s = self._now_s
         pool.queue(item.work.lane).push(item)
-        if item.work.lane is Lane.OFFLINE:
+        if item.work.lane is OFFLINE:
             for engine in pool.engines:
                 if engine.offline_waits_since_s is None:
                     engine.offline_waits_since_s = self._now_s
@@ -489,7 +499,7 @@ class Scheduler:
         """A work that waits or backs off is gone."""
         if item.state is State.WAITING:
             pool.queue(item.work.lane).discard(item)
-            if item.work.lane is Lane.OFFLINE:
+            if item.work.lane is OFFLINE:
                 self._offline_shrank(pool)
         else:
             pool.backing_off -= 1
@@ -515,7 +525,7 @@ class Scheduler:
         """The engine confirmed the end of a dispatch: the slots are free; what is not complete waits again."""
         item, engine, pool = self._running(event.work_id)
         engine.confirmed(item, self._now_s, event.reused_tokens, event.output_tokens)
-        if item.work.lane is Lane.ONLINE and item.state is State.RUNNING:
+        if item.work.lane is ONLINE and item.state is State.RUNNING:
             engine.interference.complete(item, event.output_tokens, self._now_s)
         self._finish(item, engine, pool)
         item.keep(event.output_tokens)
@@ -531,7 +541,7 @@ class Scheduler:
         engine.counts.discarded_tokens += item.streamed_tokens
         self._finish(item, engine, pool)
         item.attempts += 1
-        if item.state is State.ABORTING or item.work.lane is Lane.ONLINE:
+        if item.state is State.ABORTING or item.work.lane is ONLINE:
             self._gone(item)
         elif not event.retryable or item.attempts >= self._settings.attempts_max:
             self._bury(item, event.reason)
@@ -547,7 +557,7 @@ class Scheduler:
         item.losses = 0 if event.output_tokens and item.work.resumable else item.losses + 1
         if item.state is State.ABORTING or item.work.is_complete(item.generated_tokens, EndReason.LENGTH):
             self._gone(item)
-        elif item.losses >= self._settings.losses_max and item.work.lane is Lane.OFFLINE:
+        elif item.losses >= self._settings.losses_max and item.work.lane is OFFLINE:
             self._bury(item, f"the stream to the engine broke {item.losses} times without a token")
         else:
             self._again(pool, engine, item)
@@ -572,7 +582,7 @@ class Scheduler:
             self._set_timer(self._now_s + held_s, hold)
         else:
             self._release(hold)
-        if item.work.lane is Lane.ONLINE and not engine.in_use[Lane.ONLINE]:
+        if item.work.lane is ONLINE and not engine.in_use[ONLINE]:
             engine.yielding.online_left(pool.arrivals.per_s(self._now_s), self._now_s)
 
     def _release(self, hold: Hold) -> None:
@@ -584,7 +594,7 @@ class Scheduler:
         if not item.work.resumable:
             engine.counts.discarded_tokens += item.generated_tokens
             item.generated_tokens = 0
-        if item.work.lane is Lane.ONLINE:
+        if item.work.lane is ONLINE:
             self._gone(item)
             return
         self._move(item, State.WAITING)
@@ -657,8 +667,8 @@ class Scheduler:
 
     def _measured(self, event: Measured) -> None:
         engine = self._engines[event.engine]
-        slots_ours = engine.settings.slots - len(engine.free)
-        engine.ledger.measured(event, slots_ours, engine.in_use[Lane.OFFLINE])
+        slots_ours = engine.settings.slots - engine.free.slots
+        engine.ledger.measured(event, slots_ours, engine.in_use[OFFLINE])
         self._fill(self._pools[engine.settings.model])
 
     def _set_timer(self, when_s: float, what: Item | Hold) -> None:
@@ -669,7 +679,7 @@ class Scheduler:
         what = timer[2]
         if isinstance(what, tuple):
             return False
-        return what.state is not (State.BACKING_OFF if what.work.lane is Lane.OFFLINE else State.WAITING)
+        return what.state is not (State.BACKING_OFF if what.work.lane is OFFLINE else State.WAITING)
 
     def _run_timers(self) -> list[Pool]:
         """End the holds, back-offs and waits whose time has come; the pools where something may be granted now."""
@@ -695,6 +705,6 @@ class Scheduler:
         """From here on arrivals are rejected, online drains, and offline that waits is handed back."""
         self._closing = True
         for item in list(self._items.values()):
-            if item.engine is None and item.work.lane is Lane.OFFLINE:
+            if item.engine is None and item.work.lane is OFFLINE:
                 pool = self._pools[item.work.model]
                 self._refuse(pool, item, RejectReason.CLOSING, "this sidecar is shutting down")

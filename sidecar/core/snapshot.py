@@ -139,7 +139,7 @@ def engine_snapshot(engine: Engine, model: str, now_s: float) -> EngineSnapshot:
         slots_online=engine.in_use[Lane.ONLINE],
         slots_offline=engine.in_use[Lane.OFFLINE],
         slots_draining=engine.draining,
-        slots_free=len(engine.free),
+        slots_free=engine.free.slots,
         headroom_slots=engine.headroom,
         foreign_slots=ledger.foreign_slots,
         limit_binding=engine.limit_binding,

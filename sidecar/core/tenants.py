@@ -19,7 +19,7 @@ from itertools import count
 from sidecar.core.item import Item
 from sidecar.core.settings import SchedulerSettings, TenantSettings
 from sidecar.core.waiting import Waiting
-from sidecar.core.work import Lane
+from sidecar.core.work import OFFLINE
 
 ACCOUNTS_MAX = 4096  # per lane; beyond it idle ones are forgotten, because callers choose their names themselves
 EVERYBODY = "everybody"  # has the only account where tenants are not told apart
@@ -140,9 +140,7 @@ class Tenants:
 
     def first(self, *, long: bool = True) -> Account | None:
         """Whose turn it is; None if nobody may have slots. With long=False only of those whose next prompt is not."""
-        turns = self._turns
-        short = self._top(turns[False])
-        other = self._top(turns[True]) if long and turns[True] else None
+        short, other = self._top(self._turns[False]), self._top(self._turns[True]) if long else None
         if short is None or other is None:
             return short or other
         return min(short, other, key=lambda account: (account.counter, account.number))
@@ -173,7 +171,7 @@ class Tenants:
 
     def _is_long(self, item: Item) -> bool:
         """True if the engine would have to compute a long prompt of it in one go."""
-        if item.work.lane is Lane.OFFLINE and item.work.resumable:
+        if item.work.lane is OFFLINE and item.work.resumable:
             return False  # it is sent in pieces
         return 0 < self._settings.long_prompt_tokens < item.context_tokens - item.cached_tokens
 

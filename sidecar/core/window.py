@@ -6,22 +6,22 @@ One timer per slot, from the moment it came free, instead of one gate that would
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 
 
 class FreeSlots:
     """The free slots of one engine. `fresh` ones are still inside their window, `ripe` ones are open to backfill."""
 
-    __slots__ = ("_fresh", "_ripe")
+    __slots__ = ("_fresh", "_ripe", "slots")
 
     def __init__(self, slots: int) -> None:
+        self.slots = slots  # all of them. To be read only
         self._ripe = slots
         self._fresh: deque[float] = deque()  # when each window ends, oldest slot first
 
-    def __len__(self) -> int:
-        return self._ripe + len(self._fresh)
-
     def add(self, slots: int, window_end_s: float) -> None:
         """`slots` more are free; backfill may take them from `window_end_s` on."""
+        self.slots += slots
         for _ in range(slots):
             self._fresh.append(window_end_s)
 
@@ -35,6 +35,7 @@ class FreeSlots:
 
     def take(self, slots: int) -> None:
         """`slots` fewer are free: the freshest go first, because they would keep backfill waiting longest."""
+        self.slots -= slots
         for _ in range(slots):
             if self._fresh:
                 self._fresh.pop()
@@ -43,8 +44,9 @@ class FreeSlots:
 
     def take_ripe(self, slots: int) -> None:
         """`slots` fewer are free, all of them ripe."""
+        self.slots -= slots
         self._ripe -= slots
 
-    def next_ripe_s(self) -> float | None:
-        """When the next window ends; None if none is open."""
-        return self._fresh[0] if self._fresh else None
+    def next_ripe_s(self) -> float:
+        """When the next window ends; inf if none is open."""
+        return self._fresh[0] if self._fresh else inf

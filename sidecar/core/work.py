@@ -17,6 +17,10 @@ class Lane(StrEnum):
     OFFLINE = "offline"  # an item from Kafka, or a gRPC call that asked for this lane
 
 
+# For the hot path: until Python 3.12, looking up a member of an enum costs four times what a plain name does.
+ONLINE, OFFLINE = Lane.ONLINE, Lane.OFFLINE
+
+
 class GrantKind(StrEnum):
     """Why an item got its slot."""
 
