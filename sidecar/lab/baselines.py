@@ -37,12 +37,23 @@ BACKLOG_HIGH, BACKLOG_LOW = 128, 64  # enough to fill any batch here; the backlo
 ONLINE_QUEUE_MAX = 1024  # as ours
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a cap may look at."""
+
+    now_s: float
+    slots: int
+    active: int  # dispatches of both lanes
+    offline: deque[Work]  # that wait
+
+
 class Cap(Protocol):
     """How many offline items may be in flight."""
 
-    def rows(self) -> int: ...
-    def finished(self) -> None: ...
-    def congested(self, now_s: float) -> None: ...
+    def rows(self, load: Load, /) -> int: ...
+    def next_s(self) -> float: ...
+    def finished(self, now_s: float, /) -> None: ...
+    def congested(self, now_s: float, /) -> None: ...
 
 
 @dataclass(slots=True)
@@ -51,11 +62,15 @@ class Fixed:
 
     cap: int
 
-    def rows(self) -> int:
+    def rows(self, _: Load) -> int:
         """The cap."""
         return self.cap
 
-    def finished(self) -> None:
+    def next_s(self) -> float:
+        """Time changes nothing."""
+        return inf
+
+    def finished(self, now_s: float) -> None:
         """Nothing is learnt."""
 
     def congested(self, now_s: float) -> None:
@@ -76,11 +91,15 @@ class Aimd:
     _successes: int = 0
     _halved_s: float = -inf
 
-    def rows(self) -> int:
+    def rows(self, _: Load) -> int:
         """The cap as it stands."""
         return int(self.cap)
 
-    def finished(self) -> None:
+    def next_s(self) -> float:
+        """Only events change it."""
+        return inf
+
+    def finished(self, _: float) -> None:
         """One more success; a full window of them raises the cap by one."""
         self._successes += 1
         if self._successes >= self.cap:
@@ -92,6 +111,110 @@ class Aimd:
             self._halved_s, self._successes, self.cap = now_s, 0, max(self.least, self.cap / 2)
 
 
+@dataclass(slots=True)
+class Tidal:
+    """Tidal's gateway: once per second it looks at scraped metrics, and adds one row or halves them.
+
+    Published: laxity against a horizon of six hours; above an urgency of 0.9 it keeps a floor, here a quarter of the
+    slots. Online work that found no slot since the last look stands in for its latency signal.
+    """
+
+    horizon_s: float = 6 * 3600.0
+    cap: float = 1.0
+    _floor: int = 0
+    _hot: bool = False
+    _next_s: float = 0.0
+    _finished_s: deque[float] = field(default_factory=lambda: deque(maxlen=256))
+
+    def rows(self, load: Load) -> int:
+        """The cap as of the last look."""
+        if load.now_s >= self._next_s:
+            self.cap = max(1.0, self.cap / 2) if self._hot else min(load.slots, self.cap + 1)
+            self._floor = load.slots // 4 if self._urgency(load) > 0.9 else 0
+            self._hot, self._next_s = False, load.now_s + 1.0
+        return max(int(self.cap), self._floor)
+
+    def _urgency(self, load: Load) -> float:
+        """Of the earliest deadline, as if all that waits came before it; 0 without one, or without a rate."""
+        deadline_s = min((work.deadline_s for work in load.offline), default=inf)
+        if deadline_s == inf or not self._finished_s or load.now_s <= self._finished_s[0]:
+            return 0.0
+        rate = len(self._finished_s) / (load.now_s - self._finished_s[0])
+        return 1 - (deadline_s - load.now_s - len(load.offline) / rate) / self.horizon_s
+
+    def next_s(self) -> float:
+        """The next look."""
+        return self._next_s
+
+    def finished(self, now_s: float) -> None:
+        """One more for the rate."""
+        self._finished_s.append(now_s)
+
+    def congested(self, _: float) -> None:
+        """The next look will see it."""
+        self._hot = True
+
+
+@dataclass(slots=True)
+class Budget:
+    """llm-d-async's dispatch budget: N = most · (free share − 0.05), scraped, five seconds old at most.
+
+    All its workers read the same number and wake together, so that any budget lets them all in. `most` is a hundred by
+    default, which on an engine of fewer slots never closes; here it is the slots of the engine.
+    """
+
+    workers: int = 64
+    reserve: float = 0.05
+    cache_s: float = 5.0
+    _open: bool = False
+    _next_s: float = 0.0
+
+    def rows(self, load: Load) -> int:
+        """Every worker, or none."""
+        if load.now_s >= self._next_s:
+            self._open = load.slots * (1 - load.active / load.slots - self.reserve) > 0
+            self._next_s = load.now_s + self.cache_s
+        return self.workers if self._open else 0
+
+    def next_s(self) -> float:
+        """The next scrape."""
+        return self._next_s
+
+    def finished(self, now_s: float) -> None:
+        """Nothing is learnt."""
+
+    def congested(self, now_s: float) -> None:
+        """Nothing is learnt."""
+
+
+@dataclass(slots=True)
+class Nights:
+    """Offline has the engine from 20 to 8 h and on weekends, online otherwise. Runs begin on a Monday at midnight."""
+
+    week_s: float = 7 * 86_400.0
+    _now_s: float = 0.0
+
+    def rows(self, load: Load) -> int:
+        """All slots, or none."""
+        self._now_s = load.now_s
+        return load.slots if self._offline() else 0
+
+    def _offline(self) -> bool:
+        day, hour = divmod(self._now_s / self.week_s * 168 % 168, 24)
+        return day >= 5 or not 8 <= hour < 20
+
+    def next_s(self) -> float:
+        """The next full hour."""
+        hour_s = self.week_s / 168
+        return (self._now_s // hour_s + 1) * hour_s
+
+    def finished(self, now_s: float) -> None:
+        """Nothing is learnt."""
+
+    def congested(self, now_s: float) -> None:
+        """Nothing is learnt."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Gateway:
     """Online first, then offline up to its cap. A grant lasts for the whole generation.
@@ -99,7 +222,8 @@ class Gateway:
     `forward_all`: the engine's own queue is used, first come first served, and offline is kept at its cap in it.
     `evict`: online that waits cancels offline, as llm-d's flow control does: max(1, deficit) at a time and at most two,
     stop and wait, no new round for `grace_s`. `batches`: grants only into an empty engine, after waiting `window_s`
-    for online (static batches with backfill).
+    for online (static batches with backfill). `batch_s`: a batch is of one lane, online's first, and one of offline is
+    stopped after so long; what it did not complete goes on in a later one (two priority queues).
     """
 
     engine: str
@@ -110,6 +234,7 @@ class Gateway:
     batches: bool = False
     grace_s: float = 0.5
     window_s: float = 0.015
+    batch_s: float = inf
     waiting: dict[Lane, deque[Work]] = field(default_factory=lambda: {lane: deque() for lane in Lane})
     running: dict[str, Work] = field(default_factory=dict)
     stopping: set[str] = field(default_factory=set)
@@ -117,6 +242,8 @@ class Gateway:
     _paused: bool = False
     _evicted_s: float = -inf
     _empty_s: float = 0.0  # since when the engine is empty (batches)
+    _began_s: float = 0.0  # when the batch began
+    _kept: dict[str, int] = field(default_factory=dict)  # tokens of those that were stopped and may resume
     _now_s: float = 0.0
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
@@ -135,7 +262,7 @@ class Gateway:
             case Cancelled(work_id=work_id):
                 actions += self._cancelled(work_id)
             case Woke():
-                pass  # the window of a batch is over
+                actions += self._batch_over()
             case _:
                 return actions
         actions += self._fill()
@@ -144,9 +271,20 @@ class Gateway:
         return actions
 
     def next_deadline_s(self) -> float | None:
-        """When the window of a static batch is over."""
-        due_s = self._empty_s + self.window_s
-        return due_s if self.batches and not self.running and due_s > self._now_s else None
+        """When the window of a static batch is over, or the batch itself, or the cap may be another one."""
+        due = [self.cap.next_s()] if self.waiting[Lane.OFFLINE] else []
+        if self.batches:
+            due.append(self._began_s + self.batch_s if self.running else self._empty_s + self.window_s)
+        return min((each for each in due if self._now_s < each < inf), default=None)
+
+    def _batch_over(self) -> Iterator[Action]:
+        """Stop a batch of offline work whose time is over; batches of online work run to their end."""
+        if self._now_s < self._began_s + self.batch_s:
+            return
+        for work in self.running.values():
+            if work.lane is Lane.OFFLINE and work.id not in self.stopping:
+                self.stopping.add(work.id)
+                yield Preempt(work_id=work.id, engine=self.engine)
 
     def _over(self, work_id: str, event: Ended | Stopped | Failed | Lost) -> None:
         work = self.running.pop(work_id)
@@ -157,8 +295,11 @@ class Gateway:
             self.aborting.remove(work_id)
         elif work.lane is Lane.OFFLINE:
             if isinstance(event, Ended):
-                self.cap.finished()
+                self.cap.finished(self._now_s)
+                self._kept.pop(work_id, None)
             else:
+                if work.resumable and not isinstance(event, Failed):
+                    self._kept[work_id] = self._kept.get(work_id, 0) + event.output_tokens
                 self.waiting[work.lane].appendleft(work)
 
     def _cancelled(self, work_id: str) -> Iterator[Action]:
@@ -173,11 +314,16 @@ class Gateway:
         online, offline = self.waiting[Lane.ONLINE], self.waiting[Lane.OFFLINE]
         if self.batches and (self.running or self._now_s < self._empty_s + self.window_s):
             return
+        self._began_s = self._now_s
         while online and (self.forward_all or len(self.running) < self.slots):
             yield self._grant(online.popleft(), GrantKind.ONLINE, contended=bool(offline))
         if online:
             self.cap.congested(self._now_s)
-        while offline and self._offline() < self.cap.rows() and (self.forward_all or len(self.running) < self.slots):
+        if self.batch_s < inf and self.running:
+            return  # the batch is online's
+        load = Load(now_s=self._now_s, slots=self.slots, active=len(self.running), offline=offline)
+        rows = self.cap.rows(load)
+        while offline and self._offline() < rows and (self.forward_all or len(self.running) < self.slots):
             yield self._grant(offline.popleft(), GrantKind.BACKFILL, contended=False)
 
     def _grant(self, work: Work, kind: GrantKind, *, contended: bool) -> Dispatch:
@@ -187,7 +333,7 @@ class Gateway:
             engine=self.engine,
             kind=kind,
             slots=1,
-            output_tokens=work.output_tokens_max,
+            output_tokens=work.output_tokens_max - self._kept.get(work.id, 0),
             queue_wait_s=self._now_s - work.arrived_s,
             contended=contended,
         )

@@ -10,7 +10,7 @@ from engine.profile import Profile
 from sidecar.core.errors import SettingsError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.lab.baselines import Aimd, Cap, Fixed, Gateway
+from sidecar.lab.baselines import Aimd, Budget, Cap, Fixed, Gateway, Nights, Tidal
 from sidecar.lab.driver import Decides
 from sidecar.lab.machine import Prices
 
@@ -110,6 +110,12 @@ def static_cap(rows: int) -> Callable[[Shape], Gateway]:
     return gateway(lambda _: Fixed(rows))
 
 
+def nights(shape: Shape) -> Gateway:
+    """The baseline that parts day and night, in the week of the workload."""
+    cap = Nights(week_s=float(shape.overrides.get("week_s", SchedulerSettings().week_s)))
+    return Gateway(engine=ENGINE, slots=shape.slots, cap=cap, forward_all=True)
+
+
 # No slices, no preemption, no yield, no window: what is left is "online first, each Nth to offline".
 PLAIN = {
     "window_ms": 0.0,
@@ -148,6 +154,10 @@ POLICIES = {
         Policy(name="aimd", baseline=gateway(lambda _: Aimd())),
         Policy(name="bands", baseline=gateway(lambda slots: Fixed(slots), evict=True), resumable=False),
         Policy(name="static-batch", baseline=gateway(Fixed, batches=True)),
+        Policy(name="tidal", baseline=gateway(lambda _: Tidal())),
+        Policy(name="budget", baseline=gateway(lambda _: Budget(), forward_all=True), queues_in_engine=True),
+        Policy(name="two-queues", baseline=gateway(Fixed, batches=True, batch_s=1.0)),
+        Policy(name="time-partition", baseline=nights, queues_in_engine=True),
     )
 }
 OFFLINE_ALONE = Policy(name="offline-only", baseline=gateway(Fixed))

@@ -1,14 +1,25 @@
-"""What others do, in small: caps, AIMD, eviction, static batches."""
+"""What others do, in small: caps, AIMD, eviction, static batches, budgets, nights."""
 
 from __future__ import annotations
 
+from collections import deque
+from math import inf
+
 from sidecar.core.events import Action, Arrived, Dispatch, Ended, EngineUp, Preempt, Reject, Stopped, Woke
 from sidecar.core.work import EndReason, Lane, Work
-from sidecar.lab.baselines import ONLINE_QUEUE_MAX, Aimd, Fixed, Gateway
+from sidecar.lab.baselines import ONLINE_QUEUE_MAX, Aimd, Budget, Fixed, Gateway, Load, Nights, Tidal
 
 
-def work(work_id: str, lane: Lane = Lane.ONLINE) -> Work:
-    return Work(id=work_id, lane=lane, model="tensorrt_llm", arrived_s=0.0, prompt_tokens=8, output_tokens_max=8)
+def work(work_id: str, lane: Lane = Lane.ONLINE, deadline_s: float = inf) -> Work:
+    return Work(
+        id=work_id,
+        lane=lane,
+        model="tensorrt_llm",
+        arrived_s=0.0,
+        prompt_tokens=8,
+        output_tokens_max=8,
+        deadline_s=deadline_s,
+    )
 
 
 def offline(number: int) -> Arrived:
@@ -17,6 +28,10 @@ def offline(number: int) -> Arrived:
 
 def ended(work_id: str) -> Ended:
     return Ended(work_id=work_id, reason=EndReason.END_ID, output_tokens=3)
+
+
+def load(now_s: float = 0.0, *, active: int = 0, items: tuple[Work, ...] = ()) -> Load:
+    return Load(now_s=now_s, slots=8, active=active, offline=deque(items))
 
 
 def granted(actions: list[Action]) -> list[str]:
@@ -34,11 +49,11 @@ def test_a_cap_holds_offline_back_and_leaves_the_rest_to_online() -> None:
 def test_aimd_grows_by_one_per_window_of_successes_and_halves_once_a_second() -> None:
     aimd = Aimd(most=8, least=2, cap=4.0)
     for _ in range(4):
-        aimd.finished()
-    assert aimd.rows() == 5
+        aimd.finished(0.0)
+    assert aimd.rows(load()) == 5
     for at_s in (10.0, 10.5, 11.1):
         aimd.congested(at_s)
-    assert aimd.rows() == 2  # 5 → 2.5 → (too soon) → 2
+    assert aimd.rows(load()) == 2  # 5 → 2.5 → (too soon) → 2
 
 
 def test_bands_evict_at_most_two_then_wait_for_them() -> None:
@@ -71,3 +86,48 @@ def test_a_full_online_queue_refuses() -> None:
         gateway.handle(Arrived(work=work(f"o{number}")), 0.0)
     [refusal] = gateway.handle(Arrived(work=work("late")), 0.0)
     assert isinstance(refusal, Reject)
+
+
+def test_tidal_adds_a_row_each_second_and_halves_them_at_the_next_look_after_online_found_no_slot() -> None:
+    tidal = Tidal()
+    assert [tidal.rows(load(at_s)) for at_s in (0.0, 0.5, 1.0, 2.0, 3.0)] == [2, 2, 3, 4, 5]
+    tidal.congested(3.1)
+    assert [tidal.rows(load(at_s)) for at_s in (3.5, 4.0, 5.0)] == [5, 2, 3]
+
+
+def test_tidal_keeps_a_floor_for_a_deadline_that_is_near_however_congested_it_is() -> None:
+    tidal, due = Tidal(), work("b1", Lane.OFFLINE, deadline_s=700.0)
+    for at_s in range(10):
+        tidal.finished(float(at_s))
+        tidal.congested(float(at_s))
+    assert tidal.rows(load(10.0)) == 1
+    tidal.congested(10.5)
+    assert tidal.rows(load(11.0, items=(due,))) == 2  # a quarter of eight slots
+
+
+def test_any_budget_lets_every_worker_in_until_the_next_scrape() -> None:
+    gateway = Gateway(engine="e0", slots=2, cap=Budget(), forward_all=True)
+    assert len(granted(gateway.handle(offline(0), 0.0))) == 1
+    assert [len(granted(gateway.handle(offline(number), 1.0))) for number in (1, 2, 3)] == [1, 1, 1]  # two too many
+    assert gateway.next_deadline_s() is None  # nobody waits
+    assert granted(gateway.handle(offline(4), 5.0)) == []
+    assert gateway.next_deadline_s() == 10.0
+
+
+def test_of_two_queues_a_batch_holds_one_lane_and_a_batch_of_offline_goes_on_later() -> None:
+    gateway = Gateway(engine="e0", slots=2, cap=Fixed(2), batches=True, batch_s=1.0, window_s=0.0)
+    gateway.handle(EngineUp(engine="e0"), 0.0)
+    assert granted(gateway.handle(offline(1), 0.0)) == ["b1"]
+    assert gateway.handle(Arrived(work=work("o1")), 0.5) == []
+    assert gateway.next_deadline_s() == 1.0
+    assert gateway.handle(Woke(), 1.0) == [Preempt(work_id="b1", engine="e0")]
+    assert granted(gateway.handle(Stopped(work_id="b1", output_tokens=3), 1.1)) == ["o1"]  # a slot is left empty
+    [rest] = [each for each in gateway.handle(ended("o1"), 1.2) if isinstance(each, Dispatch)]
+    assert (rest.work_id, rest.output_tokens) == ("b1", 5)
+
+
+def test_nights_and_weekends_are_offlines_and_days_are_not() -> None:
+    nights, hour_s = Nights(), 3600.0
+    assert [nights.rows(load(hour * hour_s)) for hour in (0, 7.9, 8, 19.9, 20, 5 * 24 + 12)] == [8, 8, 0, 0, 8, 8]
+    nights.rows(load(7.5 * hour_s))
+    assert nights.next_s() == 8 * hour_s
