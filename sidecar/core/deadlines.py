@@ -8,8 +8,9 @@ Urgency follows from laxity (as in Tidal's gateway): the time that is left minus
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf, sqrt
@@ -68,33 +69,66 @@ class Lengths:
         return self._squares / (self.count - 1) if self.count > 1 else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What is expected from now until then."""
+
+    until_s: float
+    tokens: float
+    alone_s: float  # seconds whose errors are independent of each other ...
+    shared_s: float  # ... and those whose expectation is the same number, so that they err together
+
+    def before(self, earlier: Ahead, share: float) -> Ahead:
+        """At that share of the way back to `earlier`."""
+        return Ahead(
+            self.until_s + share * (earlier.until_s - self.until_s),
+            self.tokens + share * (earlier.tokens - self.tokens),
+            self.alone_s + share * (earlier.alone_s - self.alone_s),
+            self.shared_s + share * (earlier.shared_s - self.shared_s),
+        )
+
+
 @dataclass(slots=True)
 class Rate:
     """Offline tokens per second of one model: the last hour in samples, and each hour of the week in the mean."""
 
+    week_s: float = WEEK_H * HOUR_S  # the period of the load; an hour below is a part of it
     samples: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
     by_hour: list[float] = field(default_factory=lambda: [-1.0] * WEEK_H)  # -1 = never seen
+    _errors: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))  # sample - what was expected
     _tokens: int = 0  # at the last sample
     _at_s: float = -inf
     _backlogged: bool = False
     _hour: list[float] = field(default_factory=list)  # samples of the hour that is running
-    _hour_index: int = -1
+    _hour_number: int = -1
+
+    @property
+    def hour_s(self) -> float:
+        """A 168th of the week."""
+        return self.week_s / WEEK_H
 
     def sample(self, tokens: int, now_s: float, *, backlogged: bool) -> None:
         """So many tokens were harvested since the start. What was slow for want of work does not count."""
         if self._backlogged and backlogged:
             rate = (tokens - self._tokens) / (now_s - self._at_s)
+            number = self._number(now_s)
+            if self.samples:
+                self._errors.append(rate - self._expected(number)[0])
             self.samples.append(rate)
-            self._note_hour(rate, now_s)
+            self._note_hour(rate, number)
         self._tokens, self._at_s, self._backlogged = tokens, now_s, backlogged
 
-    def _note_hour(self, rate: float, now_s: float) -> None:
-        index = _hour_of_week(now_s)
-        if index != self._hour_index:
+    def _number(self, now_s: float) -> int:
+        """Of the hour, counted from the clock's zero, whenever that was: only the period matters."""
+        return int(now_s // self.hour_s)
+
+    def _note_hour(self, rate: float, number: int) -> None:
+        if number != self._hour_number:
             if self._hour:
-                mean, known = sum(self._hour) / len(self._hour), self.by_hour[self._hour_index]
-                self.by_hour[self._hour_index] = mean if known < 0 else known + HOUR_WEIGHT * (mean - known)
-            self._hour, self._hour_index = [], index
+                index = self._hour_number % WEEK_H
+                mean, known = sum(self._hour) / len(self._hour), self.by_hour[index]
+                self.by_hour[index] = mean if known < 0 else known + HOUR_WEIGHT * (mean - known)
+            self._hour, self._hour_number = [], number
         self._hour.append(rate)
 
     @property
@@ -109,51 +143,66 @@ class Rate:
 
     @property
     def spread(self) -> float | None:
-        """Variance per second of what is harvested, from the means of blocks; None with too few."""
-        samples = list(self.samples)
-        blocks = [sum(samples[at : at + BLOCK]) / BLOCK for at in range(len(samples) % BLOCK, len(samples), BLOCK)]
+        """Variance per second of what is harvested beside what was expected, from blocks; None with too few."""
+        errors = list(self._errors)
+        blocks = [sum(errors[at : at + BLOCK]) / BLOCK for at in range(len(errors) % BLOCK, len(errors), BLOCK)]
         if len(blocks) < BLOCKS_MIN:
             return None
-        mean = sum(blocks) / len(blocks)
-        return sum((each - mean) ** 2 for each in blocks) / (len(blocks) - 1) * BLOCK * WINDOW_S
+        return sum(each * each for each in blocks) / len(blocks) * BLOCK * WINDOW_S
 
-    def eta(self, tokens: float, variance: float, now_s: float, share: float = 1.0) -> Eta:
-        """When so many tokens (with the variance of that number) are harvested, at a share of the rate."""
+    def outlook(self, now_s: float) -> list[Ahead]:
+        """What is expected, hour by hour, as far ahead as a forecast says anything; empty without a sample."""
+        ahead: list[Ahead] = []
+        begin_s = tokens = alone_s = shared_s = 0.0
+        first = self._number(now_s)
+        for number in range(first, first + HORIZON_H if self.samples else first):
+            end_s = (number + 1) * self.hour_s - now_s
+            rate, times = self._expected(number)
+            length_s = end_s - begin_s
+            tokens += rate * length_s
+            alone_s += length_s * (1 + 1 / times) if times else length_s
+            shared_s += 0.0 if times else length_s
+            ahead.append(Ahead(end_s, tokens, alone_s, shared_s))
+            begin_s = end_s
+        return ahead
+
+    def eta(self, tokens: float, variance: float, ahead: Sequence[Ahead]) -> Eta:
+        """When so many tokens (with the variance of that number) are harvested, in such an outlook."""
         spread = self.spread
-        p90_s = inf if spread is None else self._reached(tokens, variance, spread, now_s, share, Z90)
-        return Eta(p50_s=self._reached(tokens, 0.0, 0.0, now_s, share, 0.0), p90_s=p90_s)
+        p90_s = inf if spread is None else self._reached(tokens, variance, spread, ahead, Z90)
+        return Eta(p50_s=self._reached(tokens, 0.0, 0.0, ahead, 0.0), p90_s=p90_s)
 
-    def _reached(self, tokens: float, variance: float, spread: float, now_s: float, share: float, z: float) -> float:
-        """The first moment at which the harvest less z deviations is `tokens`: hour by hour, then inside the hour.
+    def _reached(self, tokens: float, variance: float, spread: float, ahead: Sequence[Ahead], z: float) -> float:
+        """The first moment at which the harvest less z deviations is `tokens`: the hour, then inside of it.
 
-        The deviations: of the harvest to come (grows with time), of the mean it is expected from, and of the need.
+        The deviations: of the harvest to come (grows with time), of the means it is expected from, and of the need.
         """
-        known_s, begin_s, got = max(len(self.samples) * WINDOW_S, WINDOW_S), 0.0, 0.0
+        known_s = max(len(self.samples) * WINDOW_S, WINDOW_S)
 
-        def surplus(when_s: float, harvest: float) -> float:
-            scatter = spread * share * share * (when_s + when_s * when_s / known_s)
-            return harvest - z * sqrt(scatter + variance) - tokens
+        def enough(at: Ahead) -> bool:
+            scatter = spread * (at.alone_s + at.shared_s * at.shared_s / known_s)
+            return at.tokens - z * sqrt(scatter + variance) >= tokens
 
-        for _ in range(HORIZON_H if self.samples else 0):
-            end_s = begin_s + HOUR_S - (now_s + begin_s) % HOUR_S
-            rate = self._expected(now_s + begin_s) * share
-            if surplus(end_s, got + rate * (end_s - begin_s)) >= 0:
-                low_s, high_s = begin_s, end_s
-                for _ in range(BISECTIONS):
-                    middle_s = (low_s + high_s) / 2
-                    enough = surplus(middle_s, got + rate * (middle_s - begin_s)) >= 0
-                    low_s, high_s = (low_s, middle_s) if enough else (middle_s, high_s)
-                return high_s
-            begin_s, got = end_s, got + rate * (end_s - begin_s)
-        return inf
+        index = bisect_left(ahead, True, key=enough)
+        if index == len(ahead):
+            return inf
+        earlier, later = ahead[index - 1] if index else Ahead(0.0, 0.0, 0.0, 0.0), ahead[index]
+        low, high = 0.0, 1.0  # of the way back from the end of the hour
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if enough(later.before(earlier, middle)) else (low, middle)
+        return later.before(earlier, low).until_s
 
-    def _expected(self, when_s: float) -> float:
-        """In the hour of `when_s`: as seen in it so far, else as last week, else as in the last hour."""
-        index = _hour_of_week(when_s)
-        if index == self._hour_index and len(self._hour) >= HOUR_SAMPLES_MIN:
-            return sum(self._hour) / len(self._hour)
-        known = self.by_hour[index]
-        return self.mean if known < 0 else known
+    def _expected(self, number: int) -> tuple[float, int]:
+        """In that hour, and from how many such hours it is known (0 = from the last hour): as seen in it so far, else
+        as last week, else as at that time of other days, else as in the last hour."""
+        if number == self._hour_number and len(self._hour) >= HOUR_SAMPLES_MIN:
+            return sum(self._hour) / len(self._hour), 1
+        known = self.by_hour[number % WEEK_H]
+        if known >= 0:
+            return known, 1
+        days = [each for each in self.by_hour[number % 24 :: 24] if each >= 0]
+        return (sum(days) / len(days), len(days)) if days else (self.mean, 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -169,18 +218,28 @@ class Job:
     eta: Eta = field(default_factory=lambda: Eta(p50_s=inf, p90_s=inf))
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a tenant has a right to, and what it asks for: tokens (inf = without end), and the variance of that."""
+
+    weight: float
+    tokens: float
+    variance: float
+
+
 class Jobs:
     """The jobs of one model, what is known of their lengths, and the rate they share."""
 
-    __slots__ = ("_boost", "_horizon_s", "_jobs", "_lengths", "rate", "urgency")
+    __slots__ = ("_boost", "_horizon_s", "_jobs", "_lengths", "judged_s", "rate", "urgency")
 
-    def __init__(self, horizon_s: float, boost: float = 1.0) -> None:
+    def __init__(self, horizon_s: float, boost: float = 1.0, week_s: float = WEEK_H * HOUR_S) -> None:
         self._horizon_s = horizon_s
         self._boost = boost if horizon_s else 1.0  # how many times the rate may be, where offline lives from its turns
         self._jobs: dict[tuple[str, str], Job] = {}
         self._lengths = Lengths()  # of all jobs: what a new one is taken for
-        self.rate = Rate()
+        self.rate = Rate(week_s)
         self.urgency = 0.0  # 0 … 1, of the most urgent job
+        self.judged_s = 0.0  # when the forecasts were made
 
     def __iter__(self) -> Iterator[Job]:
         return iter(self._jobs.values())
@@ -209,30 +268,44 @@ class Jobs:
 
     def judge(self, now_s: float, weights: Callable[[str], float]) -> list[Job]:
         """Forecast every job anew and set the urgency; those whose verdict is another one than before."""
-        weight_sum = sum(weights(tenant) for tenant in dict.fromkeys(job.tenant for job in self))
         changed: list[Job] = []
-        ahead: dict[str, tuple[float, float]] = {}  # need of the tenant's jobs with earlier deadlines, and of this one
-        self.urgency = 0.0
-        for job in sorted(self, key=lambda each: (each.deadline_s, each.tenant, each.name)):
-            ahead[job.tenant] = _plus(ahead.get(job.tenant, (0.0, 0.0)), self._need(job))
-            share = weights(job.tenant) / weight_sum
-            job.eta = self._forecast(ahead[job.tenant], share, now_s)
-            verdict = self._verdict(job, ahead[job.tenant][0], now_s)
+        ahead, outlook = self._ahead(), self.rate.outlook(now_s)
+        shares = self._shares(weights)
+        self.judged_s, self.urgency = now_s, 0.0
+        for job, (tokens, variance) in ahead.items():
+            job.eta = Eta(p50_s=inf, p90_s=inf)
+            if tokens:
+                job.eta = self.rate.eta(*_in_all(job.tenant, tokens, variance, shares), outlook)
+            verdict = self._verdict(job, tokens, now_s)
             if verdict is not job.verdict:
                 job.verdict = verdict
                 changed.append(job)
             self.urgency = max(self.urgency, self._urgency(job, now_s))
         return changed
 
+    def _ahead(self) -> dict[Job, tuple[float, float]]:
+        """By deadline: what the tenant needs until that job is done, (tokens, variance), jobs before it included."""
+        sums: dict[str, tuple[float, float]] = {}
+        ahead: dict[Job, tuple[float, float]] = {}
+        for job in sorted(self, key=lambda each: (each.deadline_s, each.tenant, each.name)):
+            tokens, variance = sums.get(job.tenant, (0.0, 0.0))
+            need = self._need(job)
+            ahead[job] = sums[job.tenant] = (tokens + need[0], variance + need[1])
+        return ahead
+
+    def _shares(self, weights: Callable[[str], float]) -> dict[str, Share]:
+        """What each tenant asks for. Items without the name of a job are taken for a stream that never ends."""
+        shares: dict[str, Share] = {}
+        for job in self:
+            tokens, variance = self._need(job) if job.name else (inf, 0.0)
+            share = shares.get(job.tenant, Share(weights(job.tenant), 0.0, 0.0))
+            shares[job.tenant] = Share(share.weight, share.tokens + tokens, share.variance + variance)
+        return shares
+
     def _need(self, job: Job) -> tuple[float, float]:
         """Tokens that `job` still needs, and the variance of that; what those in flight wrote is not subtracted."""
         lengths = job.lengths if job.lengths.count > 1 else self._lengths
         return job.items * lengths.mean, job.items * lengths.variance
-
-    def _forecast(self, need: tuple[float, float], share: float, now_s: float) -> Eta:
-        if not need[0]:
-            return Eta(p50_s=inf, p90_s=inf)
-        return self.rate.eta(*need, now_s, share)
 
     def _verdict(self, job: Job, tokens: float, now_s: float) -> Verdict:
         left_s = job.deadline_s - now_s
@@ -254,10 +327,18 @@ class Jobs:
         return min(1.0, max(0.0, 1 - laxity_s / self._horizon_s))
 
 
-def _plus(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
-    return one[0] + other[0], one[1] + other[1]
+def _in_all(tenant: str, tokens: float, variance: float, shares: Mapping[str, Share]) -> tuple[float, float]:
+    """What all tenants together will have harvested when `tenant` has its `tokens`, with the variance of that.
 
-
-def _hour_of_week(now_s: float) -> int:
-    """Counted from the clock's zero, whenever that was: only the period matters."""
-    return int(now_s // HOUR_S) % WEEK_H
+    Meanwhile each gets as much per weight, or all it asks for if that is less (generalised processor sharing).
+    """
+    per_weight = tokens / shares[tenant].weight
+    total, scatter, weight = 0.0, 0.0, 0.0
+    for each in shares.values():
+        if each.tokens <= each.weight * per_weight and each is not shares[tenant]:
+            total += each.tokens
+            scatter += each.variance
+        else:
+            total += each.weight * per_weight
+            weight += each.weight
+    return total, scatter + variance * (weight / shares[tenant].weight) ** 2

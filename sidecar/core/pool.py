@@ -28,9 +28,8 @@ class Pool:
     @classmethod
     def of(cls, model: str, settings: SchedulerSettings) -> Pool:
         """A model without engines, for which nobody waits."""
-        return cls(
-            model, LaneQueue(settings), LaneQueue(settings), Jobs(settings.urgency_horizon_s, settings.credit_urgent)
-        )
+        jobs = Jobs(settings.urgency_horizon_s, settings.credit_urgent, settings.week_s)
+        return cls(model, LaneQueue(settings), LaneQueue(settings), jobs)
 
     def queue(self, lane: Lane) -> LaneQueue:
         """Where works of `lane` wait."""

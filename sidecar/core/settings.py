@@ -116,6 +116,7 @@ class SchedulerSettings:
     reservation_every: int = 10  # N: every Nth contended grant is offline's (the measured origin's value)
     reservation_every_urgent: int = 4  # N where a job has no time left; in between by urgency
     urgency_horizon_s: float = 6 * 3600.0  # a job with less laxity than this raises offline's share; 0 = none does
+    week_s: float = 7 * 24 * 3600.0  # after so long the load is expected to repeat itself (a simulated week is shorter)
     reservation_turns_max: int = 2  # saved turns are capped, so that an idle night cannot become a burst
     reservation_mode: ReservationMode = ReservationMode.FIRM
     postpone_max_s: float = 60.0  # how long a turn may be put off in mode `yielding`
@@ -168,6 +169,7 @@ class SchedulerSettings:
         require(
             self.reservation_turns_max >= 1, f"reservation_turns_max must be >= 1, not {self.reservation_turns_max}"
         )
+        require(self.week_s > 0, f"week_s must be > 0, not {self.week_s}")
         require(0 <= self.window_ms <= 10_000, f"window_ms must be in 0..10000, not {self.window_ms}")
         require(self.online_queue_max >= 1, f"online_queue_max must be >= 1, not {self.online_queue_max}")
         require(

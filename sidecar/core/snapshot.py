@@ -181,7 +181,8 @@ def lane_snapshots(pool: Pool, now_s: float) -> tuple[LaneSnapshot, ...]:
 
 
 def job_snapshots(pool: Pool, now_s: float) -> tuple[JobSnapshot, ...]:
-    """The jobs of `pool`, as of when they were last looked at."""
+    """The jobs of `pool`. What was forecast at the last look is told as of now."""
+    elapsed_s = now_s - pool.jobs.judged_s
     return tuple(
         JobSnapshot(
             model=pool.model,
@@ -190,8 +191,8 @@ def job_snapshots(pool: Pool, now_s: float) -> tuple[JobSnapshot, ...]:
             items=job.items,
             verdict=job.verdict,
             deadline_in_s=_finite(job.deadline_s - now_s),
-            eta_p50_s=_finite(job.eta.p50_s),
-            eta_p90_s=_finite(job.eta.p90_s),
+            eta_p50_s=_finite(job.eta.p50_s - elapsed_s),
+            eta_p90_s=_finite(job.eta.p90_s - elapsed_s),
         )
         for job in pool.jobs
     )

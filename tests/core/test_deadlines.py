@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from sidecar.core.deadlines import WINDOW_S, Jobs, Rate, Verdict
+from sidecar.core.deadlines import WINDOW_S, Eta, Jobs, Rate, Verdict
 from sidecar.core.events import Arrived, Dispatch, Ended, Forecast
 from sidecar.core.reservation import Reservation
 from sidecar.core.work import EndReason, GrantKind
@@ -22,6 +22,10 @@ def _rate(samples: list[float], *, from_s: float = 0.0) -> Rate:
         tokens += each * WINDOW_S
         rate.sample(round(tokens), from_s + number * WINDOW_S, backlogged=True)
     return rate
+
+
+def _eta(rate: Rate, tokens: float, now_s: float) -> Eta:
+    return rate.eta(tokens, 0.0, rate.outlook(now_s))
 
 
 def _jobs(rate: float, *, items: int, length: int, deadline_s: float, horizon_s: float = 3600.0) -> Jobs:
@@ -43,18 +47,51 @@ def _verdict(jobs: Jobs) -> Verdict:
 
 
 def test_at_a_steady_rate_both_ends_of_the_interval_are_tokens_over_rate() -> None:
-    eta = _rate([50.0] * 40).eta(10_000, 0.0, 1200.0)
+    eta = _eta(_rate([50.0] * 40), 10_000, 1200.0)
     assert eta.p50_s == pytest.approx(200.0)
     assert eta.p90_s == pytest.approx(200.0)
 
 
 def test_without_a_rate_nothing_is_divided_by_it() -> None:
-    assert Rate().eta(10.0, 0.0, 0.0).p50_s == inf
-    assert _rate([0.0] * 40).eta(10.0, 0.0, 1200.0).p50_s == inf
+    assert _eta(Rate(), 10.0, 0.0).p50_s == inf
+    assert _eta(_rate([0.0] * 40), 10.0, 1200.0).p50_s == inf
 
 
-def test_a_share_of_the_rate_takes_so_much_longer() -> None:
-    assert _rate([50.0] * 40).eta(1000, 0.0, 1200.0, share=0.25).p50_s == pytest.approx(80.0)
+def test_tenants_share_the_rate_until_one_has_all_it_asked_for() -> None:
+    jobs = Jobs(3600.0)
+    jobs.rate = _rate([50.0] * 40)
+    jobs._lengths.note(100)
+    for tenant, items in (("a", 10), ("b", 30)):
+        for number in range(items):
+            jobs.arrived(offline(f"{tenant}{number}", tenant=tenant, job="weekly"))
+    jobs.judge(1200.0, lambda _: 1.0)
+    assert [job.eta.p50_s for job in jobs] == [pytest.approx(40.0), pytest.approx(80.0)]
+
+
+def test_items_without_the_name_of_a_job_are_a_stream_that_keeps_its_share() -> None:
+    jobs = Jobs(3600.0)
+    jobs.rate = _rate([50.0] * 40)
+    jobs._lengths.note(100)
+    jobs.arrived(offline("s1", tenant="stream"))
+    for number in range(10):
+        jobs.arrived(offline(f"b{number}", job="weekly"))
+    jobs.judge(1200.0, lambda _: 1.0)
+    assert [job.eta.p50_s for job in jobs if job.name] == [pytest.approx(40.0)]
+
+
+def test_an_hour_of_a_day_is_expected_on_the_next_day_too() -> None:
+    rate = Rate()
+    for number in range(36 * 120):  # a day and a half
+        slow = (number * WINDOW_S) % 86_400 < 43_200
+        rate.sample(rate._tokens + int((10 if slow else 100) * WINDOW_S), number * WINDOW_S, backlogged=True)
+    assert _eta(rate, 43_200 * 100 + 3600 * 10, 36 * 3600.0).p50_s == pytest.approx(43_200 + 3600, rel=0.03)
+
+
+@pytest.mark.parametrize("now_s", [0.1 + 0.1 + 0.1, 59.99999999999999, 60.0, 599.9999999999999])
+def test_a_forecast_gets_past_the_edges_of_a_shorter_weeks_hours(now_s: float) -> None:
+    rate = Rate(week_s=168 * 60.0)
+    rate.samples.extend([50.0] * 40)
+    assert _eta(rate, 50_000, now_s).p50_s == pytest.approx(1000.0)
 
 
 def test_a_time_without_work_to_do_is_not_taken_for_a_slow_one() -> None:
@@ -71,7 +108,7 @@ def test_the_same_hour_of_last_week_is_expected_again() -> None:
         rate.sample(rate._tokens + int((10 if slow else 100) * WINDOW_S), number * WINDOW_S, backlogged=True)
     now_s = 8 * 86_400.0
     night_tokens = 43_200 * 10
-    assert rate.eta(night_tokens + 36_000 * 100, 0.0, now_s).p50_s == pytest.approx(43_200 + 36_000, rel=0.03)
+    assert _eta(rate, night_tokens + 36_000 * 100, now_s).p50_s == pytest.approx(43_200 + 36_000, rel=0.03)
 
 
 def test_nine_of_ten_jobs_are_done_by_p90_and_half_by_p50() -> None:
@@ -79,7 +116,7 @@ def test_nine_of_ten_jobs_are_done_by_p90_and_half_by_p50() -> None:
     for _ in range(trials):
         scatter = [max(0.0, random.gauss(100, 40)) for _ in range(120)]
         rate, need = _rate(scatter), random.uniform(20_000, 200_000)
-        eta = rate.eta(need, 0.0, 3600.0)
+        eta = _eta(rate, need, 3600.0)
         got = at_s = 0.0
         while got < need:
             sample = max(0.0, random.gauss(100, 40))
