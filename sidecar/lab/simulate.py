@@ -21,12 +21,18 @@ from sidecar import __version__
 from sidecar.core.errors import SettingsError
 from sidecar.lab import policies, workloads
 from sidecar.lab.figures import Estimate, MeasurementError, Paired, added, pair, ratio
+from sidecar.lab.jobs import deadline_figures, eta_figures, spread_days
 from sidecar.lab.policies import OFFLINE_ALONE, Policy
 from sidecar.lab.trial import Plan, Result, run
 
 REFERENCE = "online-only"
 DEFAULT_POLICIES = "online-only,ideal,ours,plain-nth,naive,static-cap,aimd,bands,static-batch"
 CEILING_HOURS = 1.0  # the tail of one hour is steady enough: its spread over seeds is under 1 %
+
+HOURS_HELP = (
+    "simulated per run (default: the workload's own); `diurnal` puts its week into them: the time of day then runs "
+    "faster, requests and iterations do not"
+)
 
 Job = tuple[Plan, Policy]
 
@@ -43,7 +49,8 @@ def register_simulate(subparsers: Any) -> None:
     parser.add_argument("--slots", type=int, default=8, help="max_batch_size of the engine")
     parser.add_argument("--policies", default=DEFAULT_POLICIES, metavar="P,…", help="known: see docs/simulation.md")
     parser.add_argument("--seeds", type=int, default=5, metavar="K", help="seeds 1 … K, the same for each policy")
-    parser.add_argument("--hours", type=float, help="simulated per run (default: the workload's own)")
+    parser.add_argument("--hours", type=float, help=HOURS_HELP)
+    parser.add_argument("--first-seed", type=int, default=1, metavar="N", help="seeds N … N+K-1 instead of 1 … K")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a scheduler setting of `ours`")
     parser.add_argument("--arrivals", type=Path, metavar="CSV", help="recorded online arrivals instead of drawn ones")
     parser.add_argument("--write-arrivals", type=Path, metavar="CSV", help="write those of seed 1, and run nothing")
@@ -96,7 +103,7 @@ def _plan(options: argparse.Namespace, name: str) -> Plan:
         recorded=workloads.read_csv(options.arrivals) if options.arrivals else None,
         every=int(overrides.get("reservation_every", 10)),
         check_every=options.check_every,
-        overrides=overrides,
+        overrides={**workload.settings(options.hours or workload.hours), **overrides},
         faults=options.faults,
     )
 
@@ -106,19 +113,21 @@ def compare(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     chosen = [policies.by_name(name) for name in dict.fromkeys([REFERENCE, *options.policies.split(",")])]
     if plan.faults and any(policy.baseline for policy in chosen):
         raise SettingsError("--faults needs policies of ours: the baselines do not know what to do about a fault")
-    seeds = range(1, options.seeds + 1)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     jobs = [(replace(plan, seed=seed), policy) for policy in chosen for seed in seeds]
     ceiling_hours = min(plan.hours, CEILING_HOURS)
     jobs += [(replace(plan, seed=seed, hours=ceiling_hours, faults=False), OFFLINE_ALONE) for seed in seeds]
     results = dict(zip([(policy.name, each.seed) for each, policy in jobs], _run_all(jobs, options.jobs), strict=True))
     ceilings = [results[OFFLINE_ALONE.name, seed].offline_tokens_per_s for seed in seeds]
     reference = [results[REFERENCE, seed] for seed in seeds]
+    scale = plan.workload.time_scale(plan.hours)
     rows = {
-        policy.name: figures(policy, reference, [results[policy.name, seed] for seed in seeds], ceilings)
+        policy.name: figures(policy, reference, [results[policy.name, seed] for seed in seeds], ceilings, scale)
         for policy in chosen
     }
     return {
         "hours": plan.hours,
+        "time_scale": scale,
         "simulated_requests": sum(each.requests for each in results.values()),
         "policies": rows,
     }
@@ -140,13 +149,18 @@ def _told(results: Iterable[Result], jobs: Sequence[Job]) -> Iterable[Result]:
 
 
 def figures(
-    policy: Policy, reference: Sequence[Result], results: Sequence[Result], ceilings: Sequence[float]
+    policy: Policy,
+    reference: Sequence[Result],
+    results: Sequence[Result],
+    ceilings: Sequence[float],
+    time_scale: float = 1.0,
 ) -> dict[str, Any]:
     """The figures of one policy over all its seeds. Raises MeasurementError for a harvest above 100 %."""
     runs = [(alone.served, mixed.served) for alone, mixed in zip(reference, results, strict=True)]
     ttft, e2e = pair(runs, lambda each: each.ttft_s), pair(runs, lambda each: each.e2e_s)
     heavy = any(each.tenant != "default" for alone, _ in runs for each in alone)
     harvest = _harvest(policy, results, ceilings)
+    jobs = [each.jobs for each in results]
     return {
         "online": {"n": sum(len(each.served) for each in results), "refused": sum(each.refused for each in results)},
         "ttft_ms": _percentiles(ttft),
@@ -163,7 +177,9 @@ def figures(
         "ceiling_tokens_per_s": _mean(ceilings),
         "itl_ratio": {"p99": _gap_p99(results) / _gap_p99(reference)},
         "other_tenants_ttft_ratio": {"p99": _others_p99(runs) if heavy else None},
-        "completion_spread_days": None,
+        "completion_spread_days": spread_days(jobs, time_scale),
+        "eta": eta_figures(jobs),
+        "deadlines": deadline_figures(jobs),
         "offline_contended_share": _mean(each.promise.share for each in results),
         "worst_window_share": _least(each.promise.worst_window_share() for each in results),
         "window_violations": sum(each.promise.violations() for each in results),

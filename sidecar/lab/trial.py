@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from heapq import merge
 from itertools import count
 
 from numpy.random import SeedSequence, default_rng
 
 from engine.batcher import BatcherSettings
 from engine.profile import Profile
-from sidecar.core.events import Action, Dispatch, Event, Preempt
+from sidecar.core.events import Action, Dispatch, Event, Forecast, Preempt
 from sidecar.core.invariants import Invariants
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import GrantKind, Lane
 from sidecar.lab.driver import Decides, Driver, Observer, Progress
 from sidecar.lab.faults import FaultRates, Faults
 from sidecar.lab.figures import Promise, Served
+from sidecar.lab.jobs import Jobs, Kept
 from sidecar.lab.machine import Machine, Usage
 from sidecar.lab.policies import CHUNK_TOKENS, ENGINE, NEVER, OFFLINE_ALONE, Policy, Shape
 from sidecar.lab.workloads import Job, Workload, offline_job
@@ -72,6 +74,7 @@ class Result:
     promise: Promise
     starvation_gap_s: float
     gaps_s: list[tuple[float, int]]
+    jobs: list[Kept]
     sha256: str
     requests: int
     events: int
@@ -84,6 +87,7 @@ class Witness(Observer):
         self.served: list[Served] = []
         self.refused = self.requests = self.preemptions = self.victims_least = 0
         self.promise = Promise(every=plan.every)
+        self.jobs = Jobs(plan.workload.batches(plan.hours) if policy.offline else [], scheduler)
         self._offline_at_s = 0.0
         self._offline_gap_s = 0.0
         self._hash, self._lines = sha256(), list[str]()
@@ -106,6 +110,8 @@ class Witness(Observer):
             if isinstance(action, Dispatch):
                 self._granted(action, driver.now_s)
             else:
+                if isinstance(action, Forecast):
+                    self.jobs.told(action, driver.now_s)
                 self._lines.append(f"{driver.now_s:.6f} {action}")
         if victims := sum(isinstance(action, Preempt) for action in actions):
             self._preempted(victims, actions, driver)
@@ -140,6 +146,7 @@ class Witness(Observer):
         self.requests += 1
         work = progress.work
         if work.lane is Lane.OFFLINE:
+            self.jobs.over(progress)
             return
         if progress.outcome != "ended":
             self.refused += 1
@@ -176,9 +183,13 @@ def run(plan: Plan, policy: Policy) -> Result:
         progress_s=PROGRESS_S,
     )
     arrivals = plan.recorded if plan.recorded is not None else plan.workload.online(plan.seed, plan.hours)
+    items = plan.workload.items(plan.seed, plan.hours) if policy.offline else []
     if policy is OFFLINE_ALONE:
-        arrivals = []
-    driver.begin(iter(arrivals), _backlog(plan, policy) if policy.offline else None)
+        arrivals, items = [], []
+    witness.jobs.plan(driver)
+    driver.begin(
+        merge(arrivals, items, key=lambda job: job.work.arrived_s), _backlog(plan, policy) if policy.offline else None
+    )
     driver.run(plan.warm_s)
     before = _harvested(machine.usage)
     driver.run(plan.seconds)
@@ -194,6 +205,7 @@ def run(plan: Plan, policy: Policy) -> Result:
         promise=witness.promise,
         starvation_gap_s=witness.offline_gap_s(plan.seconds),
         gaps_s=usage.online_gaps_s,
+        jobs=list(witness.jobs.kept.values()),
         sha256=witness.sha256(),
         requests=witness.requests,
         events=driver.events,

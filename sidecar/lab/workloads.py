@@ -1,4 +1,4 @@
-"""What arrives in a simulation: online requests over time, and an endless offline backlog. All drawn from one seed.
+"""What arrives in a simulation: online requests over time, an endless offline backlog, jobs. All drawn from one seed.
 
 Lengths and rates come from the measured origin (see each constant). Nobody outside the engine knows an output length
 before it ends: `Job.output_tokens` is read by the simulated engine alone.
@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, log, pi
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 
 from sidecar.core.errors import SidecarError
+from sidecar.core.settings import SchedulerSettings, TenantSettings
 from sidecar.core.work import Lane, Work
 
 Z99 = 2.3263478740408408  # the 99th percentile of the standard normal distribution
 BLOCK = 4096  # offline items drawn at once: numpy is slow for single draws
+WEEK_H = 168.0
 
 
 class WorkloadError(SidecarError):
@@ -69,8 +72,23 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Offline items that belong together: all are there from the start, and a deadline is promised for the last."""
+
+    tenant: str
+    name: str
+    accepted_s: float
+    deadline_s: float
+    items: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Who sends what, how often. `segments(rng, hours)` draws the rate over time; lengths are per lane."""
+    """Who sends what, how often. `segments(rng, hours)` draws the rate over time; lengths are per lane.
+
+    A `weekly` workload is a whole week, however many hours a run has: the time of day runs faster then, while requests,
+    bursts and iterations stay as they are.
+    """
 
     name: str
     segments: Callable[[Generator, float], Iterator[Segment]]
@@ -78,9 +96,74 @@ class Workload:
     hours: float = 1.0  # of a run, unless the caller says otherwise
     heavy_prompt_tokens: int = 0  # one tenant sends prompts of this length ...
     heavy_every_s: float = 0.0  # ... one after each such pause on average (0 = nobody does)
+    weekly: bool = False  # days and nights; jobs with deadlines beside the backlog
 
     def __reduce__(self) -> tuple[Callable[[str], Workload], tuple[str]]:
         return by_name, (self.name,)  # between processes it travels by its name: `segments` cannot be pickled
+
+    def time_scale(self, hours: float) -> float:
+        """How many times faster than the clock the time of day runs in a run of so many hours."""
+        return WEEK_H / hours if self.weekly else 1.0
+
+    def settings(self, hours: float) -> dict[str, Any]:
+        """What a scheduler must be told to serve it: how long its week is, and room for whole jobs in the queue."""
+        if not self.weekly:
+            return {}
+        scale = self.time_scale(hours)
+        return {
+            "week_s": WEEK_H * 3600 / scale,
+            "urgency_horizon_s": SchedulerSettings().urgency_horizon_s / scale,
+            "offline_queue_max": 1_000_000,
+            "offline_queue_low": 500_000,
+            "tenants": {"default": TenantSettings(waiting_max=256)},  # or the endless backlog would fill that room
+        }
+
+    def batches(self, hours: float) -> list[Batch]:
+        """The jobs of the week: a daily one of one tenant, a weekly one of another. Sized to be done well before."""
+        if not self.weekly:
+            return []
+        day_s = 86_400 / self.time_scale(hours)
+
+        def batch(tenant: str, name: str, begin: float, days: float, share: float) -> Batch:
+            return Batch(
+                tenant=tenant,
+                name=name,
+                accepted_s=begin * day_s,
+                deadline_s=(begin + days) * day_s,
+                items=round(share * days * day_s * ITEMS_PER_S),
+            )
+
+        daily = [batch("enrichment", f"day-{day}", day + 0.25, 1.0, DAILY_SHARE) for day in range(6)]
+        return [*daily, batch("evaluation", "week", 0.25, 6.25, WEEKLY_SHARE)]
+
+    def items(self, seed: int, hours: float) -> list[Job]:
+        """Every item of the jobs of the week, by time of arrival."""
+        rng = default_rng(SeedSequence([seed, 5]))
+        found: list[Job] = []
+        for batch in self.batches(hours):
+            lengths = zip(
+                self.mix.offline_prompt.draw(rng, batch.items),
+                self.mix.offline_output.draw(rng, batch.items),
+                strict=True,
+            )
+            for number, (prompt, output) in enumerate(lengths):
+                job = offline_job(
+                    number,
+                    prompt,
+                    output,
+                    arrived_s=batch.accepted_s,
+                    output_max=self.mix.offline_output.at_most,
+                    resumable=True,
+                )
+                work = replace(
+                    job.work,
+                    id=f"{batch.name}-{number}",
+                    tenant=batch.tenant,
+                    job=batch.name,
+                    deadline_s=batch.deadline_s,
+                )
+                found.append(replace(job, work=work))
+        return sorted(found, key=lambda each: each.work.arrived_s)
 
     def online(self, seed: int, hours: float) -> list[Job]:
         """Every online request of one run, by time of arrival: the same list for the same seed and hours."""
@@ -199,6 +282,12 @@ def _day_and_night(time_s: float) -> float:
     return DIURNAL_PEAK_PER_S * shape * (0.5 if day % 7 >= 5 else 1.0)
 
 
+def week(rng: Generator, hours: float) -> Iterator[Segment]:
+    """A week of days and nights with bursts, in so many hours."""
+    scale = WEEK_H / hours
+    return bursty(lambda time_s: _day_and_night(time_s * scale))(rng, hours)
+
+
 # Measured origin: 2,400 requests/h on 8 GPUs, that is half of it per engine of four; objective p99 < 800 ms.
 ORIGIN_MEAN_PER_S = 1200 / 3600
 DIURNAL_PEAK_PER_S = 2 * ORIGIN_MEAN_PER_S
@@ -207,6 +296,11 @@ DIURNAL_PEAK_PER_S = 2 * ORIGIN_MEAN_PER_S
 KNEE_PER_S = 6.0
 # Eight slots serve 13.5/s of online work alone (measured likewise).
 OVERLOAD_PER_S = 16.0
+
+# 64 slots alone (1,066 tokens/s, 174 per item) serve so many items; the shares of it that jobs ask for until their
+# deadlines leave slack: three tenants share what online leaves, some three quarters.
+ITEMS_PER_S = 6.0
+DAILY_SHARE, WEEKLY_SHARE = 0.15, 0.2
 
 # Toy model behind the measured origin: online prompt p50 300 / p99 1,200, output 4 / 30; offline prompt 400 / 1,500,
 # output 120 / 890 (the origin's own percentiles). Context 4K: prompts are cut at 3,072, items declare max_tokens 1,024.
@@ -223,7 +317,7 @@ WORKLOADS = {
         Workload(name="origin", segments=bursty(lambda _: ORIGIN_MEAN_PER_S), mix=TOY),
         Workload(name="knee", segments=alternating(0.88 * KNEE_PER_S, 0.44 * KNEE_PER_S, 90.0), mix=TOY),
         Workload(name="overload", segments=constant(OVERLOAD_PER_S), hours=6.0, mix=TOY),
-        Workload(name="diurnal", segments=bursty(_day_and_night), hours=168.0, mix=TOY),
+        Workload(name="diurnal", segments=week, hours=WEEK_H, mix=TOY, weekly=True),
         # A 28,000-token reasoning prompt beside ordinary requests (reported: others' p99 triples).
         Workload(
             name="long-prompt",
