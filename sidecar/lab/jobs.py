@@ -74,8 +74,12 @@ class Jobs:
 
 
 def eta_figures(runs: Iterable[Iterable[Kept]]) -> dict[str, Any] | None:
-    """How many of the jobs' ends came by the P50 and by the P90 that were said before; None if nothing was said."""
-    pairs = [(kept.ended_s, *each) for run in runs for kept in run if kept.ended_s < inf for each in kept.forecasts]
+    """How many of the jobs' ends came by the P50 and by the P90 that were said before; None if nothing was said.
+
+    A forecast whose P90 was not known yet counts for nothing.
+    """
+    ended = [kept for run in runs for kept in run if kept.ended_s < inf]
+    pairs = [(kept.ended_s, *each) for kept in ended for each in kept.forecasts if each[1] < inf]
     if not pairs:
         return None
     return {
