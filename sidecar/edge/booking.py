@@ -1,13 +1,14 @@
 """What a gRPC request asks of the scheduler: lane, length, slots. Read from its tensors, which go on unchanged.
 
-A caller asks for the offline lane, or names its tenant, by `x-lane: offline` and `x-tenant: NAME`: as a request
-parameter, or as metadata of the call. The parameter wins.
+A caller asks for the offline lane, names its tenant or states its own objective by `x-lane: offline`, `x-tenant: NAME`
+and `ttft_objective_ms: NUMBER`: as a request parameter, or as metadata of the call. The parameter wins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from sidecar.core.work import Lane, Work
@@ -17,6 +18,7 @@ from sidecar.edge.tokens import Tokens
 
 LANE = "x-lane"
 TENANT = "x-tenant"
+TTFT_OBJECTIVE = "ttft_objective_ms"
 BYTES_PER_TOKEN = 4  # of English text in the common vocabularies; only where no tokenizer is configured
 
 
@@ -80,9 +82,10 @@ def work_of(
 ) -> Work:
     """The request as the scheduler sees it. Raises BadRequestError."""
     lengths = model.lengths(request)
+    lane = _lane(request, metadata)
     return Work(
         id=work_id,
-        lane=_lane(request, metadata),
+        lane=lane,
         model=model.engine_model,
         arrived_s=arrived_s,
         prompt_tokens=lengths.prompt_tokens,
@@ -91,6 +94,7 @@ def work_of(
         deadline_s=deadline_s,
         slots=lengths.sequences,
         resumable=False,  # its tensors go to the engine as they are, so it runs whole
+        ttft_objective_ms=_ttft_objective_ms(request, metadata) if lane is Lane.ONLINE else 0.0,
     )
 
 
@@ -101,10 +105,26 @@ def _lane(request: Any, metadata: Mapping[str, str]) -> Lane:
     return Lane(asked)
 
 
+def _ttft_objective_ms(request: Any, metadata: Mapping[str, str]) -> float:
+    asked = _asked(request, metadata, TTFT_OBJECTIVE)
+    if asked is None:
+        return 0.0
+    try:
+        objective_ms = float(asked)
+    except ValueError:
+        objective_ms = -1.0
+    if not 0 < objective_ms < inf:
+        raise BadRequestError(f"{TTFT_OBJECTIVE} must be a number of milliseconds > 0, not '{asked}'")
+    return objective_ms
+
+
 def _asked(request: Any, metadata: Mapping[str, str], name: str) -> str | None:
-    if name in request.parameters:
-        return str(request.parameters[name].string_param)
-    return metadata.get(name)
+    """What the caller set, as text, whichever of its types a parameter has."""
+    if name not in request.parameters:
+        return metadata.get(name)
+    parameter = request.parameters[name]
+    kind = parameter.WhichOneof("parameter_choice")
+    return "" if kind is None else str(getattr(parameter, kind))
 
 
 def _batch(request: Any) -> int:

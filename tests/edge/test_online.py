@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -10,10 +11,12 @@ import grpc.aio
 import pytest
 from tritonclient.grpc import service_pb2
 
+from sidecar.core.events import Action, Arrived, Event
 from sidecar.core.settings import SchedulerSettings
-from sidecar.core.work import Lane
+from sidecar.core.work import Lane, Work
 from sidecar.edge import outbox, wire
 from sidecar.edge.engine_client import stop_request, token_request
+from sidecar.edge.ports import Outcome, Timeline
 from tests.edge.conftest import Sidecar, running_sidecar
 from tests.edge.fake_triton import FakeTriton
 
@@ -29,6 +32,20 @@ def text_request(request_id: str, *, text: str = "hello", output: int = 4) -> An
     wire.add_tensor(request, "text_input", "BYTES", (text.encode(),), (1, 1))
     wire.add_tensor(request, "max_tokens", "INT32", (output,), (1, 1))
     return request
+
+
+class Arrivals:
+    """A listener that keeps the objective of each work."""
+
+    def __init__(self, objectives: list[float]) -> None:
+        self._objectives = objectives
+
+    def handled(self, _now_s: float, event: Event, _actions: Sequence[Action]) -> None:
+        if isinstance(event, Arrived):
+            self._objectives.append(event.work.ttft_objective_ms)
+
+    def finished(self, _work: Work, _timeline: Timeline, _outcome: Outcome) -> None:
+        pass
 
 
 def ids_of(response: Any) -> tuple[int, ...] | None:
@@ -370,6 +387,30 @@ async def test_a_lane_that_does_not_exist_is_refused(sidecar: Sidecar) -> None:
     answer = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse, metadata=(("x-lane", "fast"),))
     code, message, _ = await status_of(answer)
     assert (code, message) == (grpc.StatusCode.INVALID_ARGUMENT, "x-lane must be one of online, offline, not 'fast'")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("int64_param", 250), ("uint64_param", 250), ("double_param", 250.0), ("string_param", "250")]
+)
+async def test_a_request_may_state_its_own_objective(triton: FakeTriton, kind: str, value: object) -> None:
+    objectives: list[float] = []
+    async with running_sidecar({"e0": triton}, watcher=Arrivals(objectives)) as sidecar:
+        request = ids_request("u")
+        setattr(request.parameters["ttft_objective_ms"], kind, value)
+        answer = sidecar.unary("ModelInfer", request, wire.InferResponse, metadata=(("ttft_objective_ms", "900"),))
+        (await triton.next()).tokens(3, final=True)
+        await answer
+    assert objectives == [250.0]  # the parameter wins
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "nan", "inf", "soon", ""])
+async def test_an_objective_that_is_no_positive_number_is_refused(sidecar: Sidecar, asked: str) -> None:
+    metadata = (("ttft_objective_ms", asked),)
+    code, message, _ = await status_of(
+        sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse, metadata=metadata)
+    )
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert message == f"ttft_objective_ms must be a number of milliseconds > 0, not '{asked}'"
 
 
 async def test_other_methods_pass_through_with_metadata_both_ways(sidecar: Sidecar, triton: FakeTriton) -> None:
