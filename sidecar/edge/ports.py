@@ -31,6 +31,19 @@ class Timeline:
     engine: str = ""
     kind: str = ""
 
+    def began_late(self, work: Work, ttft_objective_ms: float) -> bool:
+        """True if the first token came after the objective: that of `work` if it has one, else the given one."""
+        if self.first_token_s is None:
+            return False
+        return self.first_token_s - self.arrived_s > (work.ttft_objective_ms or ttft_objective_ms) / 1000
+
+    @property
+    def slowdown(self) -> float | None:
+        """From grant to end, measured ÷ predicted without offline; None where either is not known."""
+        if not self.alone_s or self.granted_s is None or self.finished_s is None:
+            return None
+        return (self.finished_s - self.granted_s) / self.alone_s
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:

@@ -19,14 +19,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from opentelemetry import trace as otel
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
@@ -37,12 +38,13 @@ from sidecar.edge.ports import TRACEPARENT, Outcome, Terminal, Timeline
 
 CURRENT: ContextVar[Trace | None] = ContextVar("trace of the RPC being served", default=None)
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+SPANS_MAX = 8192  # that wait to be sent
 EXPORT_TIMEOUT_S = 3  # of one batch, and of all that is left at the end
 _W3C = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 Attributes = Mapping[str, str | int | float | bool | Sequence[str]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Trace:
     """One span of ours that others hang from: the RPC of a caller, or the processing of an item."""
 
@@ -52,6 +54,8 @@ class Trace:
     sampled: bool
     begun_s: float
     link: SpanContext | None = None  # the context in which a message was created
+    lanes: set[Lane] = field(default_factory=set)  # of the works that hang from it
+    late: bool = False  # a work of it is kept although it was not sampled, so it is too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,21 +112,30 @@ class Tracing:
         *,
         address: str,
         version: str,
+        ttft_objective_ms: float = inf,
         processor: SpanProcessor | None = None,
         seed: int | None = None,
     ) -> None:
+        """Online works that begin later than `ttft_objective_ms`, or than their own objective, are always kept."""
         self._settings = settings
+        self._ttft_objective_ms = ttft_objective_ms
         self._address = address
         self._random = random.Random(seed)
         self._ids = _GivenIds()
         self._time = asyncio.get_running_loop().time
         resource = Resource.create({"service.name": "sidecar", "service.version": version})
         self._provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
-        self._provider.add_span_processor(processor or Exporting(settings.endpoint))
+        self._processor = processor or Exporting(settings.endpoint)
+        self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer("sidecar", version, SCHEMA_URL)
         self._works: dict[str, _Traced] = {}
         # How many works of a model and lane wait, and what holds offline back: `Scheduler.queue_of`.
         self.queue_of: Callable[[str, Lane], tuple[int, str]] = lambda _model, _lane: (0, "")
+
+    @property
+    def dropped_spans(self) -> int:
+        """How many spans were made and never reached the collector."""
+        return self._processor.dropped if isinstance(self._processor, Exporting) else 0
 
     async def close(self) -> None:
         """What waits has been sent, or given up within EXPORT_TIMEOUT_S."""
@@ -201,6 +214,7 @@ class Tracing:
             return
         traced.work = work = work or traced.work
         if work is not None:
+            traced.trace.lanes.add(work.lane)
             traced.queue_depth, traced.limit_binding = self.queue_of(work.model, work.lane)
 
     def _ended(self, event: Terminal, now_s: float) -> None:
@@ -222,8 +236,12 @@ class Tracing:
     def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
         """Send the spans of a work, if they are kept."""
         traced = self._works.pop(work.id, None)
-        late = outcome.outcome in ("error", "expired", "rejected")
-        if traced is None or not (traced.trace.sampled or late):
+        if traced is None:
+            return
+        slow = work.lane is Lane.ONLINE and timeline.began_late(work, self._ttft_objective_ms)
+        if slow or outcome.outcome in ("error", "expired", "rejected"):
+            traced.trace.late = True
+        elif not traced.trace.sampled:
             return
         for number, attempt in enumerate(traced.attempts, start=1):
             self._wait(work, traced.trace, attempt)
@@ -262,6 +280,8 @@ class Tracing:
         }
         if timeline.alone_s is not None:
             attributes["sidecar.alone_ms"] = timeline.alone_s * 1000
+        if timeline.slowdown is not None:
+            attributes["sidecar.slowdown"] = timeline.slowdown
         first_s = timeline.first_token_s
         if first_s is not None and number == 1:
             attributes["gen_ai.response.time_to_first_chunk"] = first_s - attempt.begun_s
@@ -275,9 +295,9 @@ class Tracing:
     # ---- the spans that others hang from -----------------------------------------------------------------------------
 
     def end_rpc(self, trace: Trace, method: str, code: str) -> None:
-        """Send the span of a caller's RPC, if it is kept: sampled, or gone wrong."""
+        """Send the span of a caller's RPC, if it is kept: sampled, gone wrong, or with a work that is kept."""
         failed = code not in ("OK", "CANCELLED")
-        if not (trace.sampled or failed):
+        if not (trace.sampled or failed or trace.late):
             return
         host, _, port = self._address.rpartition(":")
         attributes: dict[str, Any] = {
@@ -287,6 +307,8 @@ class Tracing:
             "server.address": host,
             "server.port": int(port),
         }
+        if trace.lanes:
+            attributes["sidecar.lane"] = ",".join(sorted(trace.lanes))
         self.emit(
             method,
             SpanKind.SERVER,
@@ -354,20 +376,31 @@ class Tracing:
 
 
 class Exporting(BatchSpanProcessor):
-    """Sends from a thread of its own; when the collector is away spans are dropped, never waited for."""
+    """Sends from a thread of its own; when the collector is away spans are dropped and counted, never waited for."""
 
     def __init__(self, endpoint: str | None) -> None:
         # They would warn that nobody listens, and of each queue that is full; whoever misses spans sees it there.
         logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").setLevel(logging.CRITICAL)
         logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.CRITICAL)
-        self._otlp = OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=EXPORT_TIMEOUT_S)
+        self._otlp = _Counting(endpoint=endpoint, insecure=True, timeout=EXPORT_TIMEOUT_S)
+        self._overflown = 0
         super().__init__(
             self._otlp,
-            max_queue_size=8192,
+            max_queue_size=SPANS_MAX,
             schedule_delay_millis=1000,
             max_export_batch_size=512,
             export_timeout_millis=EXPORT_TIMEOUT_S * 1000,
         )
+
+    @property
+    def dropped(self) -> int:
+        """How many spans found the queue full, or were in a batch that the collector did not take."""
+        return self._overflown + self._otlp.failed
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queue it; the oldest one gives way if there is no room."""
+        self._overflown += len(self._batch_processor._queue) >= SPANS_MAX  # the SDK counts for its own metrics only
+        super().on_end(span)
 
     def shutdown(self) -> None:
         """What waited has been sent, or given up after EXPORT_TIMEOUT_S: the SDK would try each batch for so long."""
@@ -376,6 +409,18 @@ class Exporting(BatchSpanProcessor):
         giving_up.start()
         super().shutdown()  # type: ignore[no-untyped-call]
         giving_up.cancel()
+
+
+class _Counting(OTLPSpanExporter):
+    """Counts the spans of batches that failed."""
+
+    failed = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = super().export(spans)
+        if result is not SpanExportResult.SUCCESS:
+            self.failed += len(spans)
+        return result
 
 
 def parse(traceparent: Any) -> SpanContext | None:

@@ -144,11 +144,12 @@ async def test_the_end_waits_once_for_a_collector_that_hangs_and_not_once_per_ba
     assert 1 <= len(collector.requests) < BATCHES / 2
 
 
-async def test_a_collector_that_is_not_there_leaves_nothing_in_the_log(
+async def test_a_collector_that_is_not_there_leaves_a_count_of_the_spans_and_nothing_in_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "EXPORT_TIMEOUT_S", 0.1)
     tracing = sending_to(f"http://127.0.0.1:{free_ports(1)[0]}")
     emit(tracing, 9000)  # more than the queue holds
     await tracing.close()
+    assert tracing.dropped_spans == 9000
     assert caplog.messages == []

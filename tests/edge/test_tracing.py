@@ -114,6 +114,27 @@ async def test_what_goes_wrong_is_kept_although_it_was_not_sampled(never: Traced
     assert (completion.attributes or {})["error.type"] == "INTERNAL"
 
 
+async def test_what_begins_later_than_its_objective_is_kept_although_it_was_not_sampled(
+    never: Traced, triton: FakeTriton
+) -> None:
+    await never.ask(triton)
+    await never.ask(triton, ttft_objective_ms="0.000001")
+    await never.sidecar.until(lambda: len(never.spans()) == 3)
+    for span in never.spans().values():
+        assert (span.attributes or {})["sidecar.sampled_late"] is True
+        assert span.status.status_code is StatusCode.UNSET
+    assert len(never.exporter.get_finished_spans()) == 3  # none of the one before
+
+
+async def test_the_span_of_a_call_names_the_lanes_of_what_it_asked_for(always: Traced, triton: FakeTriton) -> None:
+    await always.ask(triton)
+    await always.ask(triton, **{"x-lane": "offline"})
+    rpc = "inference.GRPCInferenceService/ModelInfer"
+    await always.sidecar.until(lambda: [e.name for e in always.exporter.get_finished_spans()].count(rpc) == 2)
+    spans = [each for each in always.exporter.get_finished_spans() if each.name == rpc]
+    assert [(each.attributes or {})["sidecar.lane"] for each in spans] == ["online", "offline"]
+
+
 async def test_a_wait_says_how_long_the_queue_was_and_what_held_offline_back(
     always: Traced, triton: FakeTriton
 ) -> None:
