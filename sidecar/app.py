@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from sidecar import __version__
 from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
-from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
+from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.config import ServeSettings
 from sidecar.edge.driver import Driver
@@ -47,11 +47,13 @@ async def serve(
     closing = asyncio.Event()
     async with AsyncExitStack() as stack:
         clients = {each.name: await stack.enter_async_context(EngineClient(each.target)) for each in settings.engines}
-        metrics = _metrics(settings, config_hash)
+        metrics = Metrics(settings.engines, version=__version__, config_hash=config_hash, scheduler=settings.scheduler)
         scheduler = make_scheduler(settings.scheduler, [each.for_scheduler() for each in settings.engines])
+        metrics.queue_of = scheduler.queue_of
         tracing = _tracing(settings)
         if tracing is not None:
             tracing.queue_of, metrics.exemplar = scheduler.queue_of, tracing.exemplar
+            metrics.dropped_spans = lambda: tracing.dropped_spans
             stack.push_async_callback(tracing.close)
         driver = Driver(
             scheduler,
@@ -108,16 +110,6 @@ def scheduled_models(settings: ServeSettings, tokens: Tokens | None) -> list[Sch
     ]
 
 
-def _metrics(settings: ServeSettings, config_hash: str) -> Metrics:
-    firm = settings.scheduler.reservation_mode is ReservationMode.FIRM
-    return Metrics(
-        settings.engines,
-        version=__version__,
-        config_hash=config_hash,
-        postpone_max_s=0.0 if firm else settings.scheduler.postpone_max_s,
-    )
-
-
 def _listeners(
     settings: ServeSettings, scheduler: Scheduler, metrics: Metrics, tracing: Tracing | None, stack: AsyncExitStack
 ) -> list[Listener]:
@@ -136,7 +128,8 @@ def _tracing(settings: ServeSettings) -> Tracing | None:
     """None without an endpoint: then no span is made."""
     if settings.tracing.endpoint is None:
         return None
-    return Tracing(settings.tracing, address=settings.listen, version=__version__)
+    objective_ms = settings.scheduler.ttft_objective_ms
+    return Tracing(settings.tracing, address=settings.listen, version=__version__, ttft_objective_ms=objective_ms)
 
 
 def _offline_lane(

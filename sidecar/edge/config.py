@@ -29,11 +29,13 @@ class EngineEndpoint(EngineSettings):
     target: str = "127.0.0.1:8001"  # host:port of Triton's gRPC; the default is Triton's own
     metrics_url: str | None = None  # Triton's metrics page; None = no gauges, the ledger alone
     text_model: str | None = "ensemble"  # text in, text out over this engine; None = only token ids
+    usd_per_hour: float = 0.0  # rent of all its GPUs; 0 = unknown, and no cost is shown
 
     def __post_init__(self) -> None:
         EngineSettings.__post_init__(self)  # the slotted class is made anew, so a bare super() would miss it
         host, _, port = self.target.rpartition(":")
         require(bool(host) and port.isdigit(), f"engine {self.name}: target must be host:port, not '{self.target}'")
+        require(self.usd_per_hour >= 0, f"engine {self.name}: usd_per_hour must be >= 0, not {self.usd_per_hour}")
 
     def for_scheduler(self) -> EngineSettings:
         """What the scheduler has to know, without where the engine is."""

@@ -7,8 +7,10 @@ looked up once: `labels()` on each call would treble the cost of an observation 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,6 +24,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
+from sidecar.core.engine import Limit
 from sidecar.core.events import (
     Action,
     Arrived,
@@ -32,13 +35,18 @@ from sidecar.core.events import (
     Lost,
     Preempt,
     Progressed,
+    Reject,
     RejectReason,
     Stopped,
 )
+from sidecar.core.settings import ReservationMode, SchedulerSettings
 from sidecar.core.snapshot import Snapshot
-from sidecar.core.work import GrantKind, Lane, Work
+from sidecar.core.work import OFFLINE, GrantKind, Lane, Work
 from sidecar.edge.config import EngineEndpoint
-from sidecar.edge.ports import Outcome, Timeline
+from sidecar.edge.errors import EngineError
+from sidecar.edge.guard_metrics import guard_families
+from sidecar.edge.ports import Outcome, Terminal, Timeline
+from sidecar.edge.slo_metrics import SloMetrics
 from sidecar.edge.tenant_metrics import TenantMetrics
 
 DURATION_S = tuple(0.01 * 2**power for power in range(14))  # 10 ms to 82 s
@@ -47,8 +55,10 @@ TPOT_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 RPC_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 WAIT_ONLINE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 WAIT_OFFLINE_S = (0.5, 1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
+SLOWDOWN = (0.9, 1, 1.02, 1.05, 1.1, 1.15, 1.25, 1.5, 2, 3, 5)
 _GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 _OUTCOMES = ("ok", "error", "cancelled", "expired", "rejected")
+_UPSTREAM = "inference.GRPCInferenceService/ModelStreamInfer"
 _KINDS = {
     Lane.ONLINE: (GrantKind.ONLINE,),
     Lane.OFFLINE: (GrantKind.BACKFILL, GrantKind.RESERVED, GrantKind.RESUME),
@@ -88,6 +98,7 @@ class _Lane:
         self.grants = {kind: metrics.grants.labels(model, lane, kind) for kind in _KINDS[lane]}
         self.requests = {outcome: metrics.requests.labels(model, lane, outcome, "") for outcome in _OUTCOMES}
         metrics.interference.labels(model)
+        metrics.slowdown.labels(model)
         for reason in RejectReason:
             metrics.requests.labels(model, lane, "rejected", reason)
         metrics.duration.labels(*gen_ai, lane, "")
@@ -97,24 +108,40 @@ class Metrics:
     """A driver's Listener and the gRPC server's observer."""
 
     def __init__(
-        self, engines: Sequence[EngineEndpoint], *, version: str, config_hash: str, postpone_max_s: float = 0.0
+        self,
+        engines: Sequence[EngineEndpoint],
+        *,
+        version: str,
+        config_hash: str,
+        scheduler: SchedulerSettings | None = None,
     ) -> None:
-        """`postpone_max_s` is how long a turn that is due may be put off: 0 in the reservation's mode `firm`."""
+        """`scheduler` says what is promised: the objectives, and how long a turn that is due may be put off."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each, which nothing reads
         self.registry = CollectorRegistry()
         self._engines = {engine.name: engine for engine in engines}
+        promised = scheduler or SchedulerSettings()
         self._make_families()
         self.build.labels(version, config_hash).set(1)
+        firm = promised.reservation_mode is ReservationMode.FIRM
         models = sorted({engine.model for engine in engines})
+        self._slos = SloMetrics(self.registry, models, promised)
         for model in models:
             self.preemptions.labels(model, "online")
-            self.offline_max_wait.labels(model).set(postpone_max_s)
+            self.offline_max_wait.labels(model).set(0.0 if firm else promised.postpone_max_s)
+            for limit in Limit:
+                self.held.labels(model, limit)
+        for engine in engines:
+            self.rpc_client.labels("grpc", _UPSTREAM, "OK", engine.target)
         self._lanes = {(model, lane): _Lane(self, model, lane) for model in models for lane in Lane}
         self.usage = {(name, lane): Usage() for name in self._engines for lane in Lane}
         # The trace and span of a sampled work: `Tracing.exemplar`, asked before the tracing hears that it is over.
         self.exemplar: Callable[[str], dict[str, str] | None] = lambda _work_id: None
+        self.dropped_spans: Callable[[], int] = lambda: 0
+        # How many works of a model and lane wait, and what holds offline back: `Scheduler.queue_of`.
+        self.queue_of: Callable[[str, Lane], tuple[int, str]] = lambda _model, _lane: (0, Limit.NONE)
+        self.began_s = time.monotonic()  # the loop's clock
         self._works: dict[str, Work] = {}
-        self._running: dict[str, tuple[Usage, int]] = {}
+        self._running: dict[str, tuple[Usage, Dispatch, float]] = {}
         self.snapshot: Snapshot | None = None
         self.loop_lag_max_s = 0.0  # since the last scrape
         self.registry.register(_SnapshotCollector(self))
@@ -135,6 +162,8 @@ class Metrics:
         self.ttft = histogram(ttft, "Arrival to first token", (*_GEN_AI, "lane"), TTFT_S)
         self.tpot = histogram(tpot, "After the first token, per token", (*_GEN_AI, "lane"), TPOT_S)
         self.rpc = histogram("rpc_server_call_duration_seconds", "Inbound RPCs", rpc, RPC_S)
+        upstream = "rpc_client_call_duration_seconds", "Streams to the engines"
+        self.rpc_client = histogram(*upstream, (*rpc, "server_address"), RPC_S)
         waits = "sidecar_queue_wait_seconds", "Wait until granted"
         self.wait_online, self.wait_offline = (
             Histogram(*waits, ("model",), buckets=buckets, registry=None) for buckets in (WAIT_ONLINE_S, WAIT_OFFLINE_S)
@@ -151,6 +180,11 @@ class Metrics:
         )
         added = "sidecar_interference_seconds", "Online: grant to end, beyond what is predicted without offline"
         self.interference = histogram(*added, ("model",), WAIT_ONLINE_S)
+        slower = "sidecar_slowdown_ratio", "Online: grant to end, measured ÷ predicted without offline"
+        self.slowdown = histogram(*slower, ("model",), SLOWDOWN)
+        self.held = counter(
+            "sidecar_offline_held", "Offline works that found no slot when they came", ("model", "reason")
+        )
         self.build = Gauge("sidecar_build_info", "What runs", ("version", "config_hash"), registry=self.registry)
 
     # ---- Listener ----------------------------------------------------------------------------------------------------
@@ -162,9 +196,13 @@ class Metrics:
                 self._progressed(event)
             case Arrived(work=work):
                 self._works[work.id] = work
+                if work.lane is OFFLINE and not any(isinstance(each, Dispatch | Reject) for each in actions):
+                    self.held.labels(work.model, self.queue_of(work.model, OFFLINE)[1]).inc()
             case Ended() | Stopped() | Failed() | Lost():
-                usage, slots = self._running.pop(event.work_id)
-                usage.change(-slots, now_s)
+                usage, dispatch, begun_s = self._running.pop(event.work_id)
+                usage.change(-dispatch.slots, now_s)
+                upstream = ("grpc", _UPSTREAM, status_of(event), self.address(dispatch.engine))
+                self.rpc_client.labels(*upstream).observe(now_s - begun_s)
             case _:
                 pass
         for action in actions:
@@ -187,7 +225,7 @@ class Metrics:
         work = self._works[action.work_id]
         usage = self.usage[action.engine, work.lane]
         usage.change(action.slots, now_s)
-        self._running[action.work_id] = (usage, action.slots)
+        self._running[action.work_id] = (usage, action, now_s)
         lane = self._lanes[work.model, work.lane]
         lane.grants[action.kind].inc()
         lane.queue_wait.observe(action.queue_wait_s, self.exemplar(work.id))
@@ -202,12 +240,15 @@ class Metrics:
         exemplar = self.exemplar(work.id)
         self.duration.labels(*gen_ai, work.lane, outcome.error_type).observe(end_s - timeline.arrived_s, exemplar)
         self.requests.labels(work.model, work.lane, outcome.outcome, outcome.error_type).inc()
+        self._slos.finished(work, timeline, outcome)
         if timeline.first_token_s is None:
             return
         lane.input_tokens.inc(work.prompt_tokens)
         lane.ttft.observe(timeline.first_token_s - timeline.arrived_s, exemplar)
         if outcome.outcome == "ok" and timeline.alone_s is not None and timeline.granted_s is not None:
             self.interference.labels(work.model).observe(max(0.0, end_s - timeline.granted_s - timeline.alone_s))
+        if outcome.outcome == "ok" and timeline.slowdown is not None:
+            self.slowdown.labels(work.model).observe(timeline.slowdown)
         if outcome.outcome == "ok" and timeline.output_tokens > 1:
             lane.tpot.observe((end_s - timeline.first_token_s) / (timeline.output_tokens - 1))
 
@@ -216,6 +257,16 @@ class Metrics:
         self.rpc.labels("grpc", method, code).observe(seconds)
 
     # ---- the page ----------------------------------------------------------------------------------------------------
+
+    def rents(self) -> Iterable[tuple[str, str, Mapping[str, float]]]:
+        """Model and name of each engine whose price is known, and US dollars since the start by who had its slots."""
+        now_s = time.monotonic()
+        for name, engine in self._engines.items():
+            if engine.usd_per_hour:
+                usd_per_s = engine.usd_per_hour / 3600
+                spent = {lane.value: usd_per_s * self.usage[name, lane].at(now_s) / engine.slots for lane in Lane}
+                spent["idle"] = max(usd_per_s * (now_s - self.began_s) - sum(spent.values()), 0.0)
+                yield engine.model, name, spent
 
     def address(self, engine: str) -> str:
         """Where an engine is, as the label says it."""
@@ -228,6 +279,19 @@ class Metrics:
         """
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
+
+
+def status_of(event: Terminal) -> str:
+    """The gRPC status of the dispatch that ended so, by its name."""
+    match event:
+        case Ended() | Stopped():
+            return "OK"
+        case Failed(reason=reason):
+            return EngineError.parse(reason)[0].name
+        case Lost():
+            return "UNAVAILABLE"
+        case _:
+            assert_never(event)
 
 
 class _SnapshotCollector:
@@ -250,6 +314,11 @@ class _SnapshotCollector:
         yield from self._queues(snapshot)
         yield from self._tenants.families(snapshot)
         yield self._waits()
+        yield from guard_families(snapshot)
+        yield self._cost()
+        dropped = CounterMetricFamily("sidecar_dropped_spans", "Made, and never sent")
+        dropped.add_metric((), self._metrics.dropped_spans())
+        yield dropped
         lag = GaugeMetricFamily("sidecar_event_loop_lag_seconds", "Longest since the last scrape")
         lag.add_metric((), self._metrics.loop_lag_max_s)
         self._metrics.loop_lag_max_s = 0.0
@@ -272,6 +341,13 @@ class _SnapshotCollector:
             for result in ("due", "taken", "postponed", "lapsed"):
                 turns.add_metric((engine.model, name, result), getattr(engine, f"turns_{result}"))
         return (slots, in_use, reserved, ready, turns, seconds)
+
+    def _cost(self) -> Metric:
+        cost = CounterMetricFamily("sidecar_cost_usd", "Rent by who had the slots", labels=("model", "engine", "lane"))
+        for model, name, spent in self._metrics.rents():
+            for lane, usd in spent.items():
+                cost.add_metric((model, name, lane), usd)
+        return cost
 
     def _queues(self, snapshot: Snapshot) -> Iterable[Metric]:
         depth = GaugeMetricFamily("sidecar_queue_depth", "Works that wait", labels=("model", "lane"))

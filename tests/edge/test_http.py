@@ -11,13 +11,16 @@ import aiohttp
 import grpc.aio
 import pytest
 
+from sidecar.core.engine import Limit
 from sidecar.core.events import EngineDown
+from sidecar.core.work import Lane
 from sidecar.edge import wire
+from sidecar.edge.config import EngineEndpoint
 from sidecar.edge.http import Status, serve_http
 from sidecar.edge.metrics import Metrics
 from sidecar.edge.status_text import slot_strip
 from sidecar.local.broker import free_ports
-from tests.edge.conftest import Sidecar
+from tests.edge.conftest import Sidecar, running_sidecar
 from tests.edge.fake_triton import FakeTriton
 from tests.edge.test_online import ids_request
 
@@ -96,6 +99,92 @@ async def test_every_counter_is_there_before_its_first_event(get: Any) -> None:
     assert sample(page, "sidecar_requests_total", lane="offline", outcome="rejected", error_type="queue_full") == 0
     for result in ("due", "taken", "postponed", "lapsed"):
         assert sample(page, "sidecar_reserved_turns_total", result=result) == 0
+
+
+async def test_the_limit_that_binds_is_one_and_all_others_zero(get: Any) -> None:
+    _, page, _ = await get("/metrics")
+    found = {limit: sample(page, "sidecar_limit_binding", engine="e0", limit=limit) for limit in Limit}
+    assert [limit for limit, bound in found.items() if bound] == [Limit.NO_OFFLINE]
+
+
+async def test_a_model_that_has_seen_nothing_is_exported_as_not_trusted_and_without_an_error(get: Any) -> None:
+    _, page, _ = await get("/metrics")
+    assert sample(page, "sidecar_latency_model_trusted", engine="e0") == 0
+    assert sample(page, "sidecar_latency_model_seconds", engine="e0", term="row") == 0
+    assert "sidecar_latency_model_error_ratio{" not in page
+    assert sample(page, "sidecar_guard_rows", engine="e0", limit="latency") == 0
+    signal = {"engine": "e0", "signal": "offline_rows"}
+    assert sample(page, "sidecar_guard_signal", **signal) == sample(page, "sidecar_guard_threshold", **signal) == 0
+
+
+async def test_a_request_is_judged_by_its_own_objective(sidecar: Sidecar, triton: FakeTriton, get: Any) -> None:
+    await served(sidecar, triton)
+    request = ids_request("u")
+    request.parameters["ttft_objective_ms"].double_param = 1e-6  # nothing can be as fast
+    answer = sidecar.unary("ModelInfer", request, wire.InferResponse)
+    (await triton.next()).tokens(3, final=True)
+    await answer
+    _, page, _ = await get("/metrics")
+    found = {
+        (slo, verdict): sample(page, "sidecar_slo_events_total", slo=slo, verdict=verdict)
+        for slo in ("ttft", "e2e", "availability")
+        for verdict in ("good", "bad")
+    }
+    assert (found["ttft", "good"], found["ttft", "bad"]) == (1, 1)
+    assert (found["availability", "good"], found["availability", "bad"]) == (2, 0)
+    assert found["e2e", "good"] + found["e2e", "bad"] == 2
+    assert sample(page, "sidecar_slo_target_seconds", slo="ttft") == 0.5
+
+
+async def test_what_the_caller_asked_for_wrongly_is_no_miss_of_ours(sidecar: Sidecar, get: Any) -> None:
+    with pytest.raises(grpc.aio.AioRpcError):
+        await sidecar.unary("ModelInfer", ids_request("u", ids=(1,) * 40, output=30), wire.InferResponse)
+    _, page, _ = await get("/metrics")
+    assert sample(page, "sidecar_slo_events_total", slo="availability", verdict="bad") == 0
+
+
+async def test_a_call_of_the_engine_is_counted_under_its_status(sidecar: Sidecar, triton: FakeTriton, get: Any) -> None:
+    await served(sidecar, triton)
+    answer = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse)
+    (await triton.next()).error("Executor failed process requestId 4")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await answer
+    _, page, _ = await get("/metrics")
+    for status in ("OK", "INTERNAL"):
+        where = {"rpc_status_code": status, "server_address": triton.target}
+        assert sample(page, "rpc_client_call_duration_seconds_count", **where) == 1
+
+
+async def test_an_offline_work_that_finds_no_slot_is_counted_under_what_held_it(triton: FakeTriton) -> None:
+    async with running_sidecar({"e0": triton}, slots=1) as sidecar:
+        sidecar.metrics.queue_of = sidecar.driver.scheduler.queue_of
+        offline = (("x-lane", "offline"),)
+        answers = [
+            sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse, metadata=offline) for _ in range(2)
+        ]
+        first = await triton.next()
+        await sidecar.until(lambda: sidecar.driver.scheduler.snapshot().waiting(Lane.OFFLINE) == 1)
+        page = sidecar.metrics.render()[0].decode()
+        first.tokens(3, final=True)
+        (await triton.next()).tokens(3, final=True)
+        for answer in answers:
+            await answer
+    assert sample(page, "sidecar_offline_held_total", reason=Limit.SLOTS) == 1
+    assert sample(page, "sidecar_offline_held_total", reason=Limit.WINDOW) == 0
+
+
+def test_the_rent_is_split_by_who_had_the_slots_and_the_rest_is_idle() -> None:
+    engine = EngineEndpoint(name="e0", slots=4, usd_per_hour=3600.0)
+    metrics = Metrics((engine,), version="test", config_hash="test")
+    metrics.began_s = 0.0
+    for lane, slots in ((Lane.ONLINE, 1), (Lane.OFFLINE, 2)):
+        metrics.usage["e0", lane].change(slots, 0.0)
+    ((model, name, spent),) = metrics.rents()
+    total = sum(spent.values())  # a dollar per second since the clock began
+    assert (model, name) == ("tensorrt_llm", "e0")
+    assert {lane: usd / total for lane, usd in spent.items()} == pytest.approx(
+        {"online": 0.25, "offline": 0.5, "idle": 0.25}
+    )
 
 
 async def test_the_sidecar_is_ready_while_an_engine_is_up(sidecar: Sidecar, get: Any) -> None:

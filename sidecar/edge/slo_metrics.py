@@ -1,0 +1,51 @@
+"""Whether each online request got what was promised: judged one by one, against its own objective if it stated one.
+
+From a histogram it could only be read where the objective is the boundary of a bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from sidecar.core.events import RejectReason
+from sidecar.core.settings import SchedulerSettings
+from sidecar.core.work import Lane, Work
+from sidecar.edge.ports import Outcome, Timeline
+
+SLOS = ("ttft", "e2e", "availability")
+NOT_OURS = frozenset((RejectReason.TOO_LARGE, RejectReason.UNKNOWN_MODEL))  # the caller's own fault
+
+
+class SloMetrics:
+    """The families `sidecar_slo_*`."""
+
+    def __init__(self, registry: CollectorRegistry, models: Iterable[str], promised: SchedulerSettings) -> None:
+        self._ttft_objective_ms, self._e2e_s = promised.ttft_objective_ms, promised.e2e_objective_ms / 1000
+        target = Gauge("sidecar_slo_target_seconds", "Objective unless a request states one", ("slo",), registry=None)
+        target.labels("ttft").set(promised.ttft_objective_ms / 1000)
+        target.labels("e2e").set(self._e2e_s)
+        events = Counter("sidecar_slo_events", "Online requests", ("model", "slo", "verdict"), registry=None)
+        for family in (target, events):
+            registry.register(family)
+        self._events = {
+            (model, slo): (events.labels(model, slo, "bad"), events.labels(model, slo, "good"))
+            for model in models
+            for slo in SLOS
+        }
+
+    def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
+        """Count a work that is over; one that its caller gave up, or asked for wrongly, says nothing."""
+        if work.lane is Lane.OFFLINE or outcome.outcome == "cancelled" or outcome.error_type in NOT_OURS:
+            return
+        served = outcome.outcome == "ok"
+        self._count(work.model, "availability", served)
+        if timeline.first_token_s is not None:
+            self._count(work.model, "ttft", not timeline.began_late(work, self._ttft_objective_ms))
+        if served and timeline.finished_s is not None:
+            self._count(work.model, "e2e", timeline.finished_s - timeline.arrived_s <= self._e2e_s)
+
+    def _count(self, model: str, slo: str, good: bool) -> None:
+        if (verdicts := self._events.get((model, slo))) is not None:
+            verdicts[good].inc()
