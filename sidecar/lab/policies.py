@@ -17,7 +17,6 @@ from sidecar.lab.machine import Prices
 ENGINE = "e0"
 CHUNK_TOKENS = 512  # max_num_tokens of the engine: bounds one iteration to about 0.1 s (chunked context)
 NEVER = 1_000_000_000
-YIELD_ROWS = 0  # while online is resident offline keeps no rows: it pays on narrow engines too (docs/simulation.md)
 T = TypeVar("T", SchedulerSettings, EngineSettings)
 
 
@@ -50,7 +49,6 @@ class Policy:
         """The settings of ours on such an engine."""
         own = {
             "kv_tokens": shape.profile.kv_tokens_max,
-            "yield_rows": YIELD_ROWS,
             # The engine's check period and two iterations, as EngineSettings asks.
             "lost_hold_s": self.prices.stop_s + 2 * shape.profile.iteration_s(shape.slots, CHUNK_TOKENS),
         }
