@@ -129,8 +129,12 @@ class Machine:
         self._cut(now_s)
 
     def stop(self, work_id: str, now_s: float) -> None:
-        """The call ends at the first iteration boundary after the stop is seen. Its Finished is still owed."""
-        self._stop_rows(self._running[work_id], now_s + self.prices.stop_s)
+        """The call ends at the first iteration boundary after the stop is seen. Its Finished is still owed.
+
+        One that has just ended, and whose end is about to be told, is past stopping.
+        """
+        if work_id in self._running:
+            self._stop_rows(self._running[work_id], now_s + self.prices.stop_s)
 
     def abandon(self, work_id: str, now_s: float) -> None:
         """Its stream broke: the engine sees it like a stop, holds the slots until then, and says no more of it."""

@@ -73,6 +73,15 @@ def test_a_stop_is_seen_after_the_check_period_and_obeyed_at_the_next_boundary()
     assert engine.occupied == 0
 
 
+def test_a_stop_for_what_has_just_ended_changes_nothing() -> None:
+    engine = machine()
+    engine.submit(call("a", 2), 0.0)
+    assert engine.advance(0.04) == [FirstToken("a"), Finished("a", 2, 0, False)]
+    engine.stop("a", 0.04)  # answers the first token, before the end is told
+    assert history(engine) == []
+    assert engine.occupied == 0
+
+
 def test_what_was_stopped_resumes_from_the_cache() -> None:
     engine = machine()
     engine.submit(call("a", 100, prompt=50), 0.0)
