@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidecar.core.events import Arrived, Dispatch, Ended
+from sidecar.core.events import Arrived, Dispatch, Ended, Failed, Woke
 from sidecar.core.work import EndReason, GrantKind
 from tests.core.builders import offline, online, scheduler
 
@@ -26,3 +26,12 @@ def test_a_freed_slot_goes_to_online_before_offline() -> None:
         )
     ]
     assert subject.snapshot().engines["e"].contended == 1
+
+
+def test_a_retry_that_is_due_at_once_is_the_next_deadline() -> None:
+    subject = scheduler(slots=1, retry_backoff_s=0.0)
+    subject.handle(Arrived(work=offline("b1")), 0.0)
+    assert subject.handle(Failed(work_id="b1", reason="a hiccup", retryable=True), 1.0) == []
+    assert subject.next_deadline_s() == 1.0
+    [again] = subject.handle(Woke(), 1.0)
+    assert isinstance(again, Dispatch)
