@@ -69,12 +69,12 @@ def test_the_few_tokens_of_a_resume_go_through_beside_a_piece() -> None:
     assert pacing.allows(60, 128, 10.0, 0.04)
 
 
-def test_yielding_holds_on_only_where_the_next_arrival_is_expected() -> None:
+def test_yielding_holds_on_until_the_next_arrival_is_expected_if_it_is_within_the_hold() -> None:
     engine = Engine.of(EngineSettings(name="a", yield_rows=0, yield_hold_ms=500), SchedulerSettings(), ArrivalRate())
     subject = engine.yielding
     subject.online_left(rate_per_s=1.0, now_s=10.0)
     assert subject.rows_max(0, 10.1) > 64
-    subject.online_left(rate_per_s=3.0, now_s=10.0)
-    assert subject.rows_max(0, 10.1) == 0
-    assert subject.rows_max(0, 10.5) > 64
+    subject.online_left(rate_per_s=4.0, now_s=10.0)
+    assert subject.rows_max(0, 10.24) == 0
+    assert subject.rows_max(0, 10.25) > 64
     assert subject.rows_max(1, 99.0) == 0
