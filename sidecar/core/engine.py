@@ -74,6 +74,7 @@ class Engine:
     up: bool = False
     in_use: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
     draining: int = 0
+    neighbours: list[Engine] = field(default_factory=list)  # others on the same cards: what one does all of them feel
     residents: dict[str, Item] = field(default_factory=dict)  # offline dispatches, by work id
     stopping: int = 0  # offline dispatches being preempted
     offline_waits_since_s: float | None = None  # since its last offline grant, or since its offline queue filled
@@ -125,6 +126,14 @@ class Engine:
             return f"it needs {tokens * work.slots} tokens of KV cache, and the engine has {kv_tokens_max:.0f}"
         return ""
 
+    @property
+    def online_slots(self) -> int:
+        """Slots in which online work runs, here and on the engines beside it on the same cards."""
+        slots = self.in_use[ONLINE]
+        for each in self.neighbours:
+            slots += each.in_use[ONLINE]
+        return slots
+
     # ---- what may be had now -----------------------------------------------------------------------------------------
 
     def fits(self, item: Item) -> bool:
@@ -141,7 +150,7 @@ class Engine:
 
     def kv_need(self, item: Item) -> int:
         """KV tokens that the engine reserves for the next dispatch of `item`."""
-        tokens = item.context_tokens + self.slices.output_tokens(item, online_resident=self.in_use[ONLINE] > 0)
+        tokens = item.context_tokens + self.slices.output_tokens(item, online_resident=self.online_slots > 0)
         return self.ledger.need(tokens) * item.work.slots
 
     def kv_leaves(self, online: Item, offline: Item) -> bool:
@@ -169,7 +178,7 @@ class Engine:
             return Limit.KV
         if not self._prefill_allows(item, now_s):
             return Limit.PREFILL
-        if not self.prefill_harmless(item, beside_online=self.in_use[ONLINE] > 0):
+        if not self.prefill_harmless(item, beside_online=self.online_slots > 0):
             return Limit.LATENCY
         return Limit.WINDOW if slots > self.free.ripe(now_s) else Limit.NONE
 
@@ -182,7 +191,7 @@ class Engine:
 
     def rows_max(self, online_waiting: int, now_s: float) -> float:
         """How many rows offline may have; inf unless it has to yield."""
-        online = self.in_use[ONLINE] + online_waiting
+        online = self.online_slots + online_waiting
         return self.yielding.rows_max(online, now_s) if online or now_s < self.yielding.until_s else inf
 
     def yields_to(self, online_waiting: int, now_s: float) -> float:
@@ -252,7 +261,7 @@ class Engine:
     def _prefill_allows(self, item: Item, now_s: float) -> bool:
         """A piece per iteration, and only so many offline prompt tokens in prefill at a time, or a single prompt."""
         piece, ledger = self._next_piece(item), self.ledger
-        if piece > ledger.long_tokens and (self.in_use[ONLINE] or ledger.long_prefills):
+        if piece > ledger.long_tokens and (self.online_slots or ledger.long_prefills):
             return False
         ahead, bound = ledger.prefill_tokens[OFFLINE], self.scheduler.offline_prefill_tokens
         if ahead and 0 < bound < ahead + piece:
@@ -344,7 +353,7 @@ class Engine:
 
     def _size(self, item: Item, kind: GrantKind) -> None:
         """A turn is worth a whole slice; otherwise the prompt may come first, in pieces."""
-        item.budget_tokens = self.slices.output_tokens(item, online_resident=self.in_use[ONLINE] > 0)
+        item.budget_tokens = self.slices.output_tokens(item, online_resident=self.online_slots > 0)
         if kind is GrantKind.RESERVED:
             item.budget_tokens = min(item.budget_tokens, self.scheduler.turn_tokens or item.budget_tokens)
         else:

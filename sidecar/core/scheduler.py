@@ -120,6 +120,13 @@ class Scheduler:
                 pool = self._pools[each.model] = Pool.of(each.model, settings)
             self._engines[each.name] = Engine.of(each, settings, pool.arrivals)
             pool.engines.append(self._engines[each.name])
+        for one in self._engines.values():
+            group = one.settings.gpu_group
+            one.neighbours = [
+                each
+                for each in self._engines.values()
+                if group and each.settings.gpu_group == group and each is not one
+            ]
         if len(self._engines) != len(engines) or not engines:
             raise SettingsError(f"engines need one name each, and there must be one: {[each.name for each in engines]}")
         self._items: dict[str, Item] = {}
@@ -129,6 +136,7 @@ class Scheduler:
         self._now_s = 0.0
         self._look_at_s = -inf  # when rate and deadlines are looked at next
         self._actions: list[Action] = []
+        self._stirred: list[Pool] = []  # where something may be granted beside what the event itself is about
         self._rejects: Counter[RejectReason] = Counter()
         self._dead_letters = 0
         self._retries = 0
@@ -138,7 +146,8 @@ class Scheduler:
         self._now_s = now_s
         self._actions = []
         # What was due before counts, but is granted only after the event: it may say that the engine is down.
-        stirred = self._run_timers() if self._timers and self._timers[0][0] <= now_s else ()
+        if self._timers and self._timers[0][0] <= now_s:
+            self._run_timers()
         match event:
             case Progressed():
                 self._progressed(event)
@@ -166,8 +175,8 @@ class Scheduler:
                 self._close()
             case _:
                 assert_never(event)
-        for pool in stirred:
-            self._fill(pool)
+        while self._stirred:
+            self._fill(self._stirred.pop(0))
         if now_s >= self._look_at_s:
             self._look_at_s = now_s + WINDOW_S
             for pool in self._pools.values():
@@ -241,10 +250,9 @@ class Scheduler:
         while (online.waiting or offline.waiting) and self._grant_anywhere(pool):
             pass
         for engine in pool.engines:
-            if rows := engine.in_use[OFFLINE]:
-                rows_max = engine.yields_to(len(online), self._now_s)
-                if rows > rows_max:
-                    self._yield(engine, rows - int(rows_max))
+            self._make_yield(engine, len(online))
+            for each in engine.neighbours:
+                self._make_yield(each, len(online))
         if online.waiting and online and self._settings.preempt:
             self._reclaim(pool)
 
@@ -284,7 +292,7 @@ class Scheduler:
 
         Now it costs that work one row; at the next arrival it would cost a prefill beside the arrival's own.
         """
-        due = engine.reservation.due and engine.in_use[ONLINE] > 0
+        due = engine.reservation.due and engine.online_slots > 0
         return due and engine.remembers(offline) and engine.fits(offline)
 
     def _is_wanted_at_home(self, item: Item, engine: Engine) -> bool:
@@ -380,9 +388,12 @@ class Scheduler:
 
     # ---- taking slots back -------------------------------------------------------------------------------------------
 
-    def _yield(self, engine: Engine, excess: int) -> None:
+    def _make_yield(self, engine: Engine, online_waiting: int) -> None:
         """Stop the offline rows beyond those that may stay while online is resident."""
-        for item in engine.victims(excess, 0, sticky_after=None):
+        rows = engine.in_use[OFFLINE]
+        if not rows or rows <= (rows_max := engine.yields_to(online_waiting, self._now_s)):
+            return
+        for item in engine.victims(rows - int(rows_max), 0, sticky_after=None):
             engine.counts.yields += 1
             self._preempt(engine, item)
 
@@ -582,8 +593,10 @@ class Scheduler:
             self._set_timer(self._now_s + held_s, hold)
         else:
             self._release(hold)
-        if item.work.lane is ONLINE and not engine.in_use[ONLINE]:
-            engine.yielding.online_left(pool.arrivals.per_s(self._now_s), self._now_s)
+        if item.work.lane is ONLINE and not engine.online_slots:
+            for each in (engine, *engine.neighbours):
+                each.yielding.online_left(pool.arrivals.per_s(self._now_s), self._now_s)
+            self._stirred += [self._pools[each.settings.model] for each in engine.neighbours]
 
     def _release(self, hold: Hold) -> None:
         engine, slots, kv_tokens = hold
@@ -681,25 +694,23 @@ class Scheduler:
             return False
         return what.state is not (State.BACKING_OFF if what.work.lane is OFFLINE else State.WAITING)
 
-    def _run_timers(self) -> list[Pool]:
-        """End the holds, back-offs and waits whose time has come; the pools where something may be granted now."""
-        stirred = []
+    def _run_timers(self) -> None:
+        """End the holds, back-offs and waits whose time has come."""
         while self._timers and self._timers[0][0] <= self._now_s:
             what = heappop(self._timers)[2]
             if isinstance(what, tuple):
                 self._release(what)
-                stirred.append(self._pools[what[0].settings.model])
+                self._stirred.append(self._pools[what[0].settings.model])
             elif what.state is State.BACKING_OFF:
                 pool = self._pools[what.work.model]
                 pool.backing_off -= 1
                 self._move(what, State.WAITING)
                 self._enqueue(pool, what)
-                stirred.append(pool)
+                self._stirred.append(pool)
             elif not self._is_stale((self._now_s, 0, what)):
                 pool = self._pools[what.work.model]
                 self._refuse(pool, what, RejectReason.EXPIRED, "the deadline passed while it waited")
-                stirred.append(pool)
-        return stirred
+                self._stirred.append(pool)
 
     def _close(self) -> None:
         """From here on arrivals are rejected, online drains, and offline that waits is handed back."""

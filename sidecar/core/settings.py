@@ -39,6 +39,7 @@ class EngineSettings:
     model: str = "tensorrt_llm"
     slots: int = 8  # what this sidecar owns of the engine's max_batch_size
     slots_online_min: int = 0  # headroom: so many free slots are left to the next online arrivals
+    gpu_group: str = ""  # engines on the same cards name the same one: offline on each yields to online on any of them
     tokens_max: int = 2048  # prompt + output of one sequence: the engine's max_seq_len
     lost_hold_s: float = 0.15  # after Lost: the engine's cancellation check period and two iterations
     kv_tokens: int = 0  # the KV cache, in tokens; 0 = as the engine's gauges say, or unbounded without gauges
