@@ -101,10 +101,10 @@ def deadline_figures(runs: Iterable[Iterable[Kept]]) -> dict[str, int] | None:
 def spread_days(runs: Iterable[Iterable[Kept]], time_scale: float) -> float | None:
     """By how many days of the week the ends of the longest job differ from their mean, at most, over the seeds.
 
-    None without jobs; inf if one of them did not end in its run.
+    None without jobs, or if one of them did not end in its run.
     """
     ends = [max(run, key=lambda each: each.batch.items).ended_s for run in map(list, runs) if run]
     if not ends or inf in ends:
-        return inf if ends else None
+        return None
     mean = sum(ends) / len(ends)
     return max(abs(each - mean) for each in ends) * time_scale / 86_400
