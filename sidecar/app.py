@@ -14,7 +14,7 @@ from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.edge.booking import ScheduledModel
-from sidecar.edge.config import ServeSettings
+from sidecar.edge.config import EngineEndpoint, ServeSettings
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.http import Status, serve_http, watch_loop_lag
@@ -64,9 +64,9 @@ async def serve(
             listeners=_listeners(settings, scheduler, metrics, tracing, stack),
             tracer=tracing,
         )
-        passthrough = Passthrough(clients)
+        passthrough = Passthrough(clients, serving(settings.engines))
         tokens = Tokens.load(settings.tokenizer) if settings.tokenizer else None
-        online = Online(driver, scheduled_models(settings, tokens), passthrough, tracing)
+        online = Online(driver, scheduled_models(settings, tokens), passthrough, tracing, settings.aliases)
         server, _ = build_server(settings.listen, online, passthrough, metrics, tracing)
         status = Status(driver.scheduler.snapshot, metrics, __version__)
         offline = _offline_lane(settings, driver, tokens, metrics, status, tracing)
@@ -94,6 +94,15 @@ async def serve(
             for task in watching:
                 task.cancel()
         logger.info("drained")
+
+
+def serving(engines: Sequence[EngineEndpoint]) -> dict[str, list[str]]:
+    """The engines that serve each model, by its name."""
+    names: dict[str, list[str]] = {}
+    for engine in engines:
+        for model in filter(None, (engine.model, engine.text_model)):
+            names.setdefault(model, []).append(engine.name)
+    return names
 
 
 def scheduled_models(settings: ServeSettings, tokens: Tokens | None) -> list[ScheduledModel]:
@@ -146,7 +155,13 @@ def _offline_lane(
     figures = OfflineMetrics(metrics.registry, settings.offline.requests_topic)
     tokens_max = {each.model: each.tokens_max for each in settings.engines}
     lane = figures.lane = OfflineLane(
-        settings.offline, driver, tokens, tokens_max, on_durable=figures.durable, tracing=tracing
+        settings.offline,
+        driver,
+        tokens,
+        tokens_max,
+        on_durable=figures.durable,
+        tracing=tracing,
+        aliases=settings.aliases,
     )
     driver.intake_listeners.append(lambda model, more: (lane.resume if more else lane.pause)(model))
     status.parts["offline"] = figures.document

@@ -74,6 +74,7 @@ class ScheduledModel:
 def work_of(
     request: Any,
     model: ScheduledModel,
+    lengths: Lengths,
     metadata: Mapping[str, str],
     *,
     work_id: str,
@@ -81,7 +82,6 @@ def work_of(
     deadline_s: float,
 ) -> Work:
     """The request as the scheduler sees it. Raises BadRequestError."""
-    lengths = model.lengths(request)
     lane = _lane(request, metadata)
     return Work(
         id=work_id,
@@ -90,7 +90,7 @@ def work_of(
         arrived_s=arrived_s,
         prompt_tokens=lengths.prompt_tokens,
         output_tokens_max=lengths.output_tokens_max,
-        tenant=_asked(request, metadata, TENANT) or "default",
+        tenant=tenant_of(request, metadata),
         deadline_s=deadline_s,
         slots=lengths.sequences,
         resumable=False,  # its tensors go to the engine as they are, so it runs whole
@@ -98,27 +98,32 @@ def work_of(
     )
 
 
+def tenant_of(request: Any, metadata: Mapping[str, str]) -> str:
+    """Whose request it is."""
+    return asked(request, metadata, TENANT) or "default"
+
+
 def _lane(request: Any, metadata: Mapping[str, str]) -> Lane:
-    asked = _asked(request, metadata, LANE) or Lane.ONLINE
-    if asked not in tuple(Lane):
-        raise BadRequestError(f"{LANE} must be one of {', '.join(Lane)}, not '{asked}'")
-    return Lane(asked)
+    lane = asked(request, metadata, LANE) or Lane.ONLINE
+    if lane not in tuple(Lane):
+        raise BadRequestError(f"{LANE} must be one of {', '.join(Lane)}, not '{lane}'")
+    return Lane(lane)
 
 
 def _ttft_objective_ms(request: Any, metadata: Mapping[str, str]) -> float:
-    asked = _asked(request, metadata, TTFT_OBJECTIVE)
-    if asked is None:
+    text = asked(request, metadata, TTFT_OBJECTIVE)
+    if text is None:
         return 0.0
     try:
-        objective_ms = float(asked)
+        objective_ms = float(text)
     except ValueError:
         objective_ms = -1.0
     if not 0 < objective_ms < inf:
-        raise BadRequestError(f"{TTFT_OBJECTIVE} must be a number of milliseconds > 0, not '{asked}'")
+        raise BadRequestError(f"{TTFT_OBJECTIVE} must be a number of milliseconds > 0, not '{text}'")
     return objective_ms
 
 
-def _asked(request: Any, metadata: Mapping[str, str], name: str) -> str | None:
+def asked(request: Any, metadata: Mapping[str, str], name: str) -> str | None:
     """What the caller set, as text, whichever of its types a parameter has."""
     if name not in request.parameters:
         return metadata.get(name)

@@ -18,6 +18,7 @@ from sidecar.core.errors import SettingsError
 from sidecar.core.settings import FORBID_UNKNOWN, EngineSettings, SchedulerSettings, require
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.recorder import RecorderSettings
+from sidecar.edge.routing import Rule, check_aliases
 
 OVERRIDE_PREFIX = "SIDECAR__"
 
@@ -68,6 +69,7 @@ class ServeSettings:
     listen: str = "127.0.0.1:8101"  # host:port for callers
     http: str = "127.0.0.1:8102"  # host:port for metrics, health and status; loopback, because it asks for no password
     tokenizer: Path | None = None  # tokenizer.json of the model; needed for offline items, and to count texts exactly
+    aliases: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)  # see routing.py
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     offline: OfflineSettings | None = None  # None = no offline lane but for callers who ask for it
     tracing: TracingSettings = field(default_factory=TracingSettings)
@@ -80,6 +82,8 @@ class ServeSettings:
         require(bool(self.engines), "engines: at least one is needed")
         names = [engine.name for engine in self.engines]
         require(len(set(names)) == len(names), f"engines: each needs a name of its own: {names}")
+        models = {engine.model for engine in self.engines}
+        check_aliases(self.aliases, models, models | {engine.text_model or "" for engine in self.engines})
         require(self.stop_timeout_s > 0, f"stop_timeout_s must be > 0, not {self.stop_timeout_s}")
         require(
             0 <= self.offline_drain_timeout_s <= self.drain_timeout_s,

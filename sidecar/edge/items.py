@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from sidecar.core.errors import SidecarError
 from sidecar.core.work import EndReason
 from sidecar.edge.calls import Generated, Sampling, TokenCall
+from sidecar.edge.routing import Aliases, routed
 from sidecar.edge.tokens import Tokens
 
 Headers = tuple[tuple[str, bytes], ...]
@@ -90,6 +91,7 @@ class ItemRules:
     """What an item is held against. `tokens_max` is, per known model, prompt + output of one sequence."""
 
     tokens_max: Mapping[str, int]
+    aliases: Aliases = field(default_factory=dict)
     model_default: str
     item_bytes_max: int
     max_tokens_default: int
@@ -116,11 +118,13 @@ def read_item(record: Record, rules: ItemRules, tokens: Tokens) -> Item:
     """
     body, custom_id, chat = _body(_json(record, rules))
     model = record.header("x-model") or _typed(body, "model", str) or rules.model_default
-    if model not in rules.tokens_max:
-        raise DeadItemError(
-            DeadReason.UNKNOWN_MODEL, f"no engine for model {model!r}; known: {sorted(rules.tokens_max)}"
-        )
+    if model not in rules.tokens_max and model not in rules.aliases:
+        known = sorted((*rules.tokens_max, *rules.aliases))
+        raise DeadItemError(DeadReason.UNKNOWN_MODEL, f"no engine for model {model!r}; known: {known}")
     call = _call(body, chat, rules, tokens, record.header("traceparent"))
+    tenant = record.header("x-tenant") or "default"
+    if rule := rules.aliases.get(model):
+        model = routed(rule, len(call.prompt_ids), call.output_tokens_max, tenant, record.header)
     total = len(call.prompt_ids) + call.output_tokens_max
     if total > rules.tokens_max[model]:
         raise DeadItemError(
@@ -133,7 +137,7 @@ def read_item(record: Record, rules: ItemRules, tokens: Tokens) -> Item:
         chat=chat,
         model=model,
         call=call,
-        tenant=record.header("x-tenant") or "default",
+        tenant=tenant,
         job=record.header("x-job"),
         deadline=_deadline(record.header("x-deadline")),
         prefix_key=_prefix_key(call.prompt_ids),

@@ -36,6 +36,7 @@ from sidecar.edge.kafka_client import FencedError, KafkaLog, LogError, Outgoing
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.kafka_spans import KafkaSpans, dead_context, result_context
 from sidecar.edge.offsets import Committed
+from sidecar.edge.routing import Aliases
 from sidecar.edge.share import SOLO_DEATHS, Finished, Share, ShareView
 from sidecar.edge.tokens import Tokens
 from sidecar.edge.tracing import ItemTrace, Tracing
@@ -124,6 +125,7 @@ class OfflineLane:
         on_durable: Callable[[Finished], None] = lambda _: None,
         make_log: Callable[..., Log] = KafkaLog,
         tracing: Tracing | None = None,
+        aliases: Aliases | None = None,
     ) -> None:
         self.state = "starting"
         self.stats = LaneStats()
@@ -132,6 +134,7 @@ class OfflineLane:
         self._tokens = tokens
         self._rules = ItemRules(
             tokens_max=tokens_max,
+            aliases=aliases or {},
             model_default=settings.model_default,
             item_bytes_max=settings.item_bytes_max,
             max_tokens_default=settings.max_tokens_default,

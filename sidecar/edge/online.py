@@ -11,6 +11,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -21,7 +22,7 @@ from google.protobuf.message import DecodeError
 from sidecar.core.work import Lane, Work
 from sidecar.edge import wire
 from sidecar.edge.answers import CallerError
-from sidecar.edge.booking import ScheduledModel, work_of
+from sidecar.edge.booking import ScheduledModel, asked, tenant_of, work_of
 from sidecar.edge.calls import TokenCall
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import Metadata
@@ -30,6 +31,7 @@ from sidecar.edge.joined import joined
 from sidecar.edge.outbox import OUTBOX_MAX, Outbox
 from sidecar.edge.passthrough import Passthrough, StreamPassthrough, forwardable
 from sidecar.edge.ports import Call
+from sidecar.edge.routing import Aliases, Models
 from sidecar.edge.sliced import sliced_call, token_call
 from sidecar.edge.tracing import CURRENT, Tracing
 from sidecar.edge.whole import Booked, Deliver, Over, WholeCall
@@ -47,10 +49,11 @@ class Online:
         models: Iterable[ScheduledModel],
         passthrough: Passthrough,
         tracing: Tracing | None = None,
+        aliases: Aliases | None = None,
     ) -> None:
         self._driver = driver
         self._tracing = tracing
-        self._models = {model.name: model for model in models}
+        self.models = Models(models, aliases or {})
         self._passthrough = passthrough
         # Where a `stop` request finds what it stops: by the connection and the caller's id.
         self._running: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
@@ -61,7 +64,7 @@ class Online:
             request = wire.InferRequest.FromString(raw)
         except DecodeError:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no ModelInferRequest")
-        if request.model_name not in self._models:
+        if request.model_name not in self.models:
             return await self._passthrough.unary("ModelInfer", raw, context)
         peer = context.peer()  # once: asked after the RPC is over, grpc.aio crashes the process (measured, 1.85.1)
         found: list[Any] = []
@@ -100,21 +103,17 @@ class Online:
         if stream.status is not None:
             await context.abort(stream.status.code, str(stream.status), stream.status.trailing)
 
-    def handles(self, model: str) -> bool:
-        """True if requests for this model go through the scheduler."""
-        return model in self._models
-
     async def begin(self, request: Any, peer: str, context: Any, deliver: Deliver, over: Over) -> Booked:
         """The request is with the scheduler, and `over` may already have been called. Raises CallerError."""
-        model = self._models[request.model_name]
+        model = self.models.probable(request)
         metadata = context.invocation_metadata() or ()
         try:
             (await self._passthrough.schema(model.name)).check(request)
             arguments = (request, model, metadata, context.time_remaining())
             if request.ByteSize() > LARGE_REQUEST_BYTES:
-                work, tokens = await asyncio.to_thread(self._work, *arguments)
+                work, tokens, model = await asyncio.to_thread(self._work, *arguments)
             else:
-                work, tokens = self._work(*arguments)
+                work, tokens, model = self._work(*arguments)
         except (BadRequestError, EngineError) as error:
             raise CallerError(error.code, str(error)) from None
         if tokens is not None:
@@ -133,20 +132,22 @@ class Online:
 
     def _work(
         self, request: Any, model: ScheduledModel, metadata: Metadata, remaining_s: float | None
-    ) -> tuple[Work, TokenCall | None]:
-        """The request as work, and by token ids if it can run in slices."""
-        asked: Mapping[str, str] = {key: value for key, value in metadata if isinstance(value, str)}
-        now_s = self._driver.now_s
+    ) -> tuple[Work, TokenCall | None, ScheduledModel]:
+        """The request as work, by token ids if it can run in slices, and the model that an alias led it to."""
+        given: Mapping[str, str] = {key: value for key, value in metadata if isinstance(value, str)}
+        lengths, now_s = model.lengths(request), self._driver.now_s
+        model = self.models.final(request, model, lengths, tenant_of(request, given), partial(asked, request, given))
         work = work_of(
             request,
             model,
-            asked,
+            lengths,
+            given,
             work_id=self._driver.mint("o"),
             arrived_s=now_s,
             deadline_s=inf if remaining_s is None else now_s + remaining_s,
         )
         tokens = token_call(request, model) if work.lane is Lane.OFFLINE else None
-        return work if tokens is None else replace(work, resumable=True), tokens
+        return work if tokens is None else replace(work, resumable=True), tokens, model
 
     def stops(self, request: Any, peer: str) -> bool:
         """True if `request` is a stop; the caller's requests of that id are then being stopped."""
@@ -193,7 +194,7 @@ class _CallerStream:
     async def read(self, requests: AsyncIterator[Any], tasks: asyncio.TaskGroup) -> None:
         """Every request of the caller has been begun, or answered by its error."""
         async for request in requests:
-            if self._online.handles(request.model_name):
+            if request.model_name in self._online.models:
                 await self._begin(request)
             else:
                 await self._pass_on(request, tasks)

@@ -5,7 +5,7 @@ Metadata passes both ways (restricted protocols and trace parents depend on it),
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -35,17 +35,21 @@ def forwardable(metadata: Any) -> Metadata:
 
 
 class Passthrough:
-    """Relays calls to the first engine that is up, or to the first one when none is."""
+    """Relays calls to the first engine that is up, or to the first one when none is.
 
-    def __init__(self, engines: Mapping[str, EngineClient]) -> None:
+    Of a model that is scheduled, by `serving`, only the engines that serve it are asked.
+    """
+
+    def __init__(self, engines: Mapping[str, EngineClient], serving: Mapping[str, Sequence[str]] | None = None) -> None:
         self._engines = engines
+        self._serving = serving or {}
         self._schemas: dict[str, ModelSchema] = {}
         self.up: set[str] = set()  # kept by whoever probes the engines
 
-    def engine(self) -> EngineClient:
-        """Where a call that is not scheduled goes."""
-        up = (client for name, client in self._engines.items() if name in self.up)
-        return next(up, next(iter(self._engines.values())))
+    def engine(self, model: str = "") -> EngineClient:
+        """Where a call that is not scheduled goes, or one about `model`."""
+        names = self._serving.get(model) or tuple(self._engines)
+        return self._engines[next((name for name in names if name in self.up), names[0])]
 
     def engine_changed(self) -> None:
         """An engine came or went: its models may differ now."""
@@ -57,15 +61,15 @@ class Passthrough:
             return known
         request = service_pb2.ModelConfigRequest(name=model).SerializeToString()
         try:
-            raw = await self.engine().raw_unary(f"/{SERVICE}/ModelConfig")(request, timeout=SCHEMA_TIMEOUT_S)
+            raw = await self.engine(model).raw_unary(f"/{SERVICE}/ModelConfig")(request, timeout=SCHEMA_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise EngineError(error.details() or error.code().name, error.code()) from None
         schema = self._schemas[model] = ModelSchema.of(service_pb2.ModelConfigResponse.FromString(raw).config)
         return schema
 
-    async def unary(self, method: str, raw: bytes, context: Any) -> bytes:
-        """The answer of Triton, or its status."""
-        call = self.engine().raw_unary(f"/{SERVICE}/{method}")(
+    async def unary(self, method: str, raw: bytes, context: Any, model: str = "") -> bytes:
+        """The answer of Triton, or its status; of an engine that serves `model`, if it is about one."""
+        call = self.engine(model).raw_unary(f"/{SERVICE}/{method}")(
             raw, metadata=forwardable(context.invocation_metadata()), timeout=context.time_remaining()
         )
         try:

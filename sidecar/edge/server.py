@@ -8,13 +8,16 @@ from typing import Any, Protocol
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
+from tritonclient.grpc import service_pb2
 
 from sidecar.core.errors import SettingsError
 from sidecar.edge import wire
 from sidecar.edge.engine_client import SERVICE
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import PASSED_THROUGH, Passthrough
+from sidecar.edge.routing import Models
 from sidecar.edge.tracing import CURRENT, Tracing
 
 HEALTH = "grpc.health.v1.Health"
@@ -25,6 +28,12 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.so_reuseport", 0),  # a second sidecar on the same port is an error, not a lottery
 )
+ABOUT_A_MODEL = {
+    "ModelReady": service_pb2.ModelReadyRequest,
+    "ModelMetadata": service_pb2.ModelMetadataRequest,
+    "ModelConfig": service_pb2.ModelConfigRequest,
+    "ModelStatistics": service_pb2.ModelStatisticsRequest,
+}
 UnaryHandler = Callable[[bytes, Any], Awaitable[Any]]
 
 
@@ -41,6 +50,8 @@ def build_server(
     """A server bound to `address` (host:port), not started, and its port. Raises SettingsError if it is taken."""
     server = grpc.aio.server(options=SERVER_OPTIONS)
     methods = {name: _passed_through(passthrough, name) for name in PASSED_THROUGH}
+    for name, message in ABOUT_A_MODEL.items():
+        methods[name] = _about_a_model(passthrough, name, message, online.models)
     methods["ModelInfer"] = online.model_infer
     handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(
@@ -74,6 +85,20 @@ def _serialized(message: Any) -> bytes:
 def _passed_through(passthrough: Passthrough, name: str) -> UnaryHandler:
     async def handler(raw: bytes, context: Any) -> bytes:
         return await passthrough.unary(name, raw, context)
+
+    return handler
+
+
+def _about_a_model(passthrough: Passthrough, method: str, message: Any, models: Models) -> UnaryHandler:
+    """Asks an engine that serves the model, or the one that an alias stands for."""
+
+    async def handler(raw: bytes, context: Any) -> Any:
+        try:
+            request = message.FromString(raw)
+        except DecodeError:
+            return await passthrough.unary(method, raw, context)  # for Triton to refuse
+        request.name = models.named(request.name)
+        return await passthrough.unary(method, request.SerializeToString(), context, request.name)
 
     return handler
 

@@ -11,6 +11,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from sidecar.app import serving
 from sidecar.core.events import EngineUp
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import SchedulerSettings
@@ -23,6 +24,7 @@ from sidecar.edge.metrics import Metrics
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import Passthrough
 from sidecar.edge.ports import Listener
+from sidecar.edge.routing import Aliases
 from sidecar.edge.server import build_server
 from sidecar.edge.tracing import Tracing
 from tests.edge.fake_triton import FakeTriton
@@ -69,11 +71,21 @@ async def running_sidecar(
     tracing: Tracing | None = None,
     watcher: Listener | None = None,
     up: bool = True,
+    aliases: Aliases | None = None,
     **options: Any,
 ) -> AsyncIterator[Sidecar]:
     """A sidecar whose engines are up, unless told otherwise."""
     engines = [
-        EngineEndpoint(name=name, target=each.target, slots=slots, tokens_max=64, lost_hold_s=0.0, yield_rows="never")
+        EngineEndpoint(
+            name=name,
+            target=each.target,
+            model=each.engine_model,
+            text_model=each.text_model,
+            slots=slots,
+            tokens_max=64,
+            lost_hold_s=0.0,
+            yield_rows="never",
+        )
         for name, each in tritons.items()
     ]
     async with AsyncExitStack() as stack:
@@ -84,12 +96,13 @@ async def running_sidecar(
             tracing.queue_of, metrics.exemplar = core.queue_of, tracing.exemplar
         listeners = tuple(each for each in (metrics, tracing, watcher) if each is not None)
         driver = Driver(core, clients, instance="t-", listeners=listeners, tracer=tracing, **options)
-        passthrough = Passthrough(clients)
+        passthrough = Passthrough(clients, serving(engines))
         models = [
-            ScheduledModel(name=name, engine_model="tensorrt_llm", tokens_max=64, tokens=None)
-            for name in ("ensemble", "tensorrt_llm")
+            ScheduledModel(name=name, engine_model=each.engine_model, tokens_max=64, tokens=None)
+            for each in tritons.values()
+            for name in (each.text_model, each.engine_model)
         ]
-        online = Online(driver, models, passthrough, tracing)
+        online = Online(driver, models, passthrough, tracing, aliases)
         server, port = build_server("127.0.0.1:0", online, passthrough, metrics, tracing)
         await server.start()
         stack.push_async_callback(server.stop, None)

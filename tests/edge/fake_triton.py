@@ -92,7 +92,8 @@ class FakeRequest:
 class FakeTriton:
     """Serves `ModelStreamInfer` by hand, and a few passed-through methods by rote."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine_model: str = "tensorrt_llm", text_model: str = "ensemble") -> None:
+        self.engine_model, self.text_model = engine_model, text_model
         self._arrived: asyncio.Queue[FakeRequest] = asyncio.Queue()
         self.running: dict[str, FakeRequest] = {}
         self.stopped: list[str] = []
@@ -140,7 +141,7 @@ class FakeTriton:
             if wire.scalar(message, "stop", False):
                 await self._stop(message, context)
                 continue
-            if message.model_name not in _INPUTS:
+            if message.model_name not in (self.engine_model, self.text_model):
                 await context.write(FakeRequest(message, {})._answer(True))
                 continue
             request = FakeRequest(message, dict(context.invocation_metadata() or ()))
@@ -164,16 +165,17 @@ class FakeTriton:
 
     async def _model_config(self, raw: bytes, context: Any) -> bytes:
         name = service_pb2.ModelConfigRequest.FromString(raw).name
-        if name not in _INPUTS:
+        if name not in (self.engine_model, self.text_model):
             await context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
+        kind = "ensemble" if name == self.text_model else "tensorrt_llm"
         answer = service_pb2.ModelConfigResponse()
         answer.config.name = name
         answer.config.max_batch_size = 8
-        for input_name, datatype, dims, optional in _INPUTS[name]:
+        for input_name, datatype, dims, optional in _INPUTS[kind]:
             answer.config.input.add(
                 name=input_name, data_type=model_config_pb2.DataType.Value(datatype), dims=dims, optional=optional
             )
-        for output_name in _OUTPUTS[name]:
+        for output_name in _OUTPUTS[kind]:
             answer.config.output.add(name=output_name, data_type=model_config_pb2.TYPE_INT32, dims=[-1])
         return bytes(answer.SerializeToString())
 
