@@ -130,12 +130,14 @@ def empty_final(model_name: str, request_id: str) -> Any:
 
 def is_final(response: Any) -> bool:
     """True if no further response follows for this request."""
-    return FINAL in response.parameters and response.parameters[FINAL].bool_param
+    parameters = response.parameters  # once: each look makes a wrapper anew
+    return FINAL in parameters and parameters[FINAL].bool_param
 
 
 def output_tokens(response: Any) -> int:
     """The output tokens that one response brings: the width of `output_ids`, else one per response with data."""
     for tensor in response.outputs:
         if tensor.name == "output_ids":
-            return int(tensor.shape[-1]) if tensor.shape else 0
+            shape = tensor.shape
+            return int(shape[-1]) if shape else 0
     return 1 if response.outputs else 0
