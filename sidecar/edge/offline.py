@@ -1,8 +1,8 @@
 """The offline lane: items from Kafka, in any order through the engines, results back exactly once.
 
 Per owned partition one task opens the partition (wins its epoch, then reads what is durable) and commits what is
-finished every tick; one task for all takes items in, bounded per partition; one task per item reads it, has it
-generated and leaves its result in the partition's share. After any failed commit the partition is opened anew, and what
+finished every tick; one task for all takes items in, bounded per partition; one task per item runs it (`item_runs.py`)
+and leaves its result in the partition's share. After any failed commit the partition is opened anew, and what
 is durable says which of the finished results are still to be written. Work in flight survives that.
 """
 
@@ -12,51 +12,29 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from sidecar.core.errors import SidecarError
-from sidecar.core.work import Lane, Work
-from sidecar.edge.calls import Generated, TokenCall, WorkDeadError, WorkRejectedError
-from sidecar.edge.items import (
-    DeadItemError,
-    DeadReason,
-    Item,
-    ItemRules,
-    Record,
-    dead_headers,
-    read_item,
-    result_headers,
-    result_value,
-)
+from sidecar.edge.item_runs import Driver, ItemRuns
+from sidecar.edge.items import DeadItemError, DeadReason, ItemRules, Record
 from sidecar.edge.kafka_client import FencedError, KafkaLog, LogError, Outgoing
 from sidecar.edge.kafka_settings import OfflineSettings
-from sidecar.edge.kafka_spans import KafkaSpans, dead_context, result_context
+from sidecar.edge.kafka_spans import KafkaSpans
 from sidecar.edge.offsets import Committed
 from sidecar.edge.routing import Aliases
-from sidecar.edge.share import SOLO_DEATHS, Finished, Share, ShareView
+from sidecar.edge.share import SOLO_DEATHS, Finished, LaneStats, Share, ShareView
 from sidecar.edge.tokens import Tokens
-from sidecar.edge.tracing import ItemTrace, Tracing
+from sidecar.edge.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # between openings of one partition, and between consumers
-HEADERS_BYTES = 64 << 10  # that a dead letter may be longer than its item; the producer and the topic allow for them
-KEY_BYTES = 1024  # of the key of a dead letter that had to be cut
 FETCH_WAIT_S = 0.2
 WATCH_S = 2.0
-RETRY_REJECTED_S = 0.5
 DUPLICATE_ASSIGNMENTS = 6  # within one generation and this many seconds: two processes share an instance_id
 DUPLICATE_WITHIN_S = 120.0
-
-
-class Driver(Protocol):
-    """The driver, as the lane sees it. Cancelling the awaiting task cancels the work."""
-
-    async def generate(self, work: Work, call: TokenCall) -> Generated: ...
 
 
 class Opening(Protocol):
@@ -95,21 +73,6 @@ class DuplicateInstanceError(SidecarError):
     """Two processes use one instance_id: they take the membership from each other for ever, without an error."""
 
 
-@dataclass(slots=True)
-class LaneStats:
-    """What happened since the process began; counters only grow."""
-
-    consumed: int = 0
-    executions: int = 0  # calls of the engine; more than results if work was lost in a crash
-    items: Counter[tuple[str, str]] = field(default_factory=Counter)  # (outcome, reason); durable ones only
-    retried: int = 0
-    output_tokens: int = 0  # of durable results
-    commits: int = 0
-    reopens: int = 0
-    fenced: int = 0
-    rebalances: int = 0
-
-
 class OfflineLane:
     """Runs until `drain` (or a cancel). `state` says in words how it is; `stats` and `shares` feed gauges."""
 
@@ -130,28 +93,26 @@ class OfflineLane:
         self.state = "starting"
         self.stats = LaneStats()
         self._settings = settings
-        self._driver = driver
-        self._tokens = tokens
-        self._rules = ItemRules(
-            tokens_max=tokens_max,
-            aliases=aliases or {},
-            model_default=settings.model_default,
-            item_bytes_max=settings.item_bytes_max,
-            max_tokens_default=settings.max_tokens_default,
-        )
         self._clock = clock
         self._random = random.Random(seed)
         self._on_durable = on_durable
         self._make_log = make_log
         self._spans = KafkaSpans(settings, tracing, clock)
+        rules = ItemRules(
+            tokens_max=tokens_max,
+            model_default=settings.model_default,
+            item_bytes_max=settings.item_bytes_max,
+            max_tokens_default=settings.max_tokens_default,
+            aliases=aliases or {},
+        )
+        self._runs = ItemRuns(settings, rules, driver, tokens, self._spans, self.stats, clock)
         self._shares: dict[int, Share] = {}
         self._servers: asyncio.TaskGroup | None = None  # of the session, if there is one
-        self._gates: dict[str, asyncio.Event] = {}
         self._intake_wake = asyncio.Event()
         self._draining = False
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
-        self._minted = self._openings = 0
+        self._openings = 0
         self._failed_sessions = 0  # in a row
         self._unassigned_s: float | None = None  # since when the group owes us an assignment (an empty one is one)
         self._assignments: deque[tuple[float, int]] = deque(maxlen=DUPLICATE_ASSIGNMENTS)
@@ -187,11 +148,11 @@ class OfflineLane:
 
     def pause(self, model: str) -> None:
         """Items of this model wait before the scheduler: its offline queue is at its high mark."""
-        self._gate(model).clear()
+        self._runs.pause(model)
 
     def resume(self, model: str) -> None:
         """Items of this model may go on to the scheduler."""
-        self._gate(model).set()
+        self._runs.resume(model)
 
     def shares(self) -> list[ShareView]:
         """The partitions assigned to this process, in order."""
@@ -433,7 +394,7 @@ class OfflineLane:
             self._start(share, record)
         elif share.is_culprit(record.offset, self._settings):
             message = f"the process ended {SOLO_DEATHS} times while this item ran alone"
-            share.finished[record.offset] = self._dead(record, DeadItemError(DeadReason.POISON, message), "run")
+            share.finished[record.offset] = self._runs.dead(record, DeadItemError(DeadReason.POISON, message), "run")
         else:
             share.held = record
             share.wake.set()
@@ -443,113 +404,14 @@ class OfflineLane:
         share.running[record.offset] = task
         task.add_done_callback(lambda _: self._intake_wake.set())
 
-    # -- one item
-
     async def _run_item(self, share: Share, record: Record) -> None:
         """Leaves a Finished in the share, unless cancelled: then the item is somebody else's, or the next start's."""
-        taken_s, stage, trace = self._clock(), "read", self._spans.item(record)
-        try:
-            item = await asyncio.to_thread(read_item, record, self._rules, self._tokens)
-            stage = "run"
-            generated = await self._generated(record, item, taken_s, trace)
-            stage = "write"
-            finished = await self._result(record, item, generated, taken_s, trace)
-        except DeadItemError as error:
-            finished = self._dead(record, error, stage, taken_s, trace)
-        except Exception as error:  # ours: an item must not stop a partition for ever, nor vanish
-            log.exception("item %s", record.source)
-            finished = self._dead(record, DeadItemError(DeadReason.FAILED, repr(error)), stage, taken_s, trace)
+        finished = await self._runs.run(record)
         if share.running.get(record.offset) is asyncio.current_task():
             del share.running[record.offset]
             share.finished[record.offset] = finished
             if len(share.finished) >= self._settings.results_per_commit:
                 share.wake.set()
-
-    async def _generated(self, record: Record, item: Item, taken_s: float, trace: ItemTrace | None) -> Generated:
-        while True:
-            await self._gate(item.model).wait()
-            self.stats.executions += 1
-            try:
-                work = self._work(record, item, taken_s)
-                self._spans.adopt(work.id, trace)
-                return await self._driver.generate(work, item.call)
-            except WorkDeadError as error:
-                raise DeadItemError(DeadReason.FAILED, error.reason, error.attempts) from None
-            except WorkRejectedError as error:
-                self.stats.executions -= 1
-                _raise_if_final(error)
-                await asyncio.sleep(error.retry_after_s or RETRY_REJECTED_S)
-
-    def _work(self, record: Record, item: Item, taken_s: float) -> Work:
-        self._minted += 1
-        deadline_s = float("inf")
-        if item.deadline is not None:
-            deadline_s = self._clock() + (item.deadline - datetime.now(UTC)).total_seconds()
-        return Work(
-            id=f"{record.source}#{self._minted}",
-            lane=Lane.OFFLINE,
-            model=item.model,
-            arrived_s=taken_s,
-            prompt_tokens=len(item.call.prompt_ids),
-            output_tokens_max=item.call.output_tokens_max,
-            tenant=item.tenant,
-            deadline_s=deadline_s,
-            job=item.job or "",
-            prefix_key=item.prefix_key,
-        )
-
-    async def _result(
-        self, record: Record, item: Item, generated: Generated, taken_s: float, trace: ItemTrace | None
-    ) -> Finished:
-        value = await asyncio.to_thread(result_value, record, item, generated, self._tokens)
-        headers = result_context(result_headers(record), trace)
-        outgoing = Outgoing(topic=self._settings.results_topic, key=record.key, value=value, headers=headers)
-        if outgoing.size > self._settings.message_bytes_max:
-            message = (
-                f"the result of {outgoing.size} bytes exceeds message_bytes_max {self._settings.message_bytes_max}"
-            )
-            raise DeadItemError(DeadReason.RESULT_TOO_LARGE, message, generated.attempts)
-        return Finished(
-            record=record,
-            outgoing=outgoing,
-            outcome="done",
-            reason="",
-            retries=generated.attempts - 1,
-            output_tokens=len(generated.output_ids),
-            taken_s=taken_s,
-            trace=trace,
-        )
-
-    def _dead(
-        self,
-        record: Record,
-        error: DeadItemError,
-        stage: str,
-        taken_s: float | None = None,
-        trace: ItemTrace | None = None,
-    ) -> Finished:
-        trace = trace or self._spans.item(record)
-        headers = dead_headers(record, error, stage, int(datetime.now(UTC).timestamp() * 1000))
-        headers = dead_context(headers, trace)
-        topic, limit = self._settings.dead_letter_topic, self._settings.message_bytes_max
-        outgoing = Outgoing(topic=topic, key=record.key, value=record.value, headers=headers)
-        if outgoing.size > limit + HEADERS_BYTES:
-            # Longer than Kafka would take from us: kept as far as it goes, or its partition would stand still for ever.
-            own = headers[len(record.headers) :]
-            cut = ("dlq.truncated", str(len(record.value or b"")).encode())
-            value = (record.value or b"")[: limit // 2]
-            outgoing = Outgoing(topic=topic, key=(record.key or b"")[:KEY_BYTES], value=value, headers=(*own, cut))
-        log.warning("dead letter: %s: %s: %s", record.source, error.reason, error)
-        return Finished(
-            record=record,
-            outgoing=outgoing,
-            outcome="expired" if error.reason is DeadReason.EXPIRED else "dlq",
-            reason=error.reason.value,
-            retries=max(0, error.attempts - 1),
-            output_tokens=0,
-            taken_s=self._clock() if taken_s is None else taken_s,
-            trace=trace,
-        )
 
     # -- watching, waiting
 
@@ -594,12 +456,6 @@ class OfflineLane:
         self._spawn(_raise(error), "offline duplicate instance")
         return True
 
-    def _gate(self, model: str) -> asyncio.Event:
-        if model not in self._gates:
-            self._gates[model] = asyncio.Event()
-            self._gates[model].set()
-        return self._gates[model]
-
     async def _pause_for_tick(self, share: Share) -> None:
         await _wait(share.wake, self._settings.tick_s)
         share.wake.clear()
@@ -608,19 +464,6 @@ class OfflineLane:
         """Jittered, so that two owners who fence each other do not do it for ever."""
         if failures:
             await _wait(event, BACKOFF_S[min(failures, len(BACKOFF_S)) - 1] * self._random.uniform(0.5, 1.5))
-
-
-def _raise_if_final(error: WorkRejectedError) -> None:
-    """Reject reasons that time will not heal end the item; a full queue or an engine that is down does not."""
-    match error.reason:
-        case "unknown_model":
-            raise DeadItemError(DeadReason.UNKNOWN_MODEL, str(error)) from error
-        case "too_large":
-            raise DeadItemError(DeadReason.TOO_LONG, str(error)) from error
-        case "expired":
-            raise DeadItemError(DeadReason.EXPIRED, str(error)) from error
-        case "closing":
-            raise asyncio.CancelledError(str(error))  # whoever owns the partition next runs it
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

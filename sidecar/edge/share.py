@@ -1,9 +1,9 @@
-"""What this process holds of one partition: what is durable, what runs, and what waits for the next commit."""
+"""What this process holds of one partition: what is durable, what runs, what waits for the next commit; and counts."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 
 from sidecar.edge.items import Record
@@ -27,6 +27,21 @@ class Finished:
     output_tokens: int
     taken_s: float
     trace: ItemTrace | None = None  # None without tracing
+
+
+@dataclass(slots=True)
+class LaneStats:
+    """What happened since the process began; counters only grow."""
+
+    consumed: int = 0
+    executions: int = 0  # calls of the engine; more than results if work was lost in a crash
+    items: Counter[tuple[str, str]] = field(default_factory=Counter)  # (outcome, reason); durable ones only
+    retried: int = 0
+    output_tokens: int = 0  # of durable results
+    commits: int = 0
+    reopens: int = 0
+    fenced: int = 0
+    rebalances: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
