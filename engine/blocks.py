@@ -137,7 +137,8 @@ class BlockPool:
         usable = len(ids) - 1 if self._reuse else 0
         for start in range(0, usable, size):
             key = ids[start : min(start + size, usable)]
-            found = node.children.get(key[0], {}).get(key) if len(key) == size else None
+            siblings = node.children.get(key[0]) if len(key) == size else None
+            found = siblings.get(key) if siblings else None
             if found is None:
                 return Match(blocks, *_longest_common(node, key))
             blocks.append(found)
@@ -186,11 +187,15 @@ class BlockPool:
         node = blocks[begin - 1] if begin else self._root
         for place, start in enumerate(range(begin * size, len(ids), size), begin):
             key = ids[start : start + size]
-            siblings = node.children.setdefault(key[0], {})
-            known = siblings.get(key)
+            siblings = node.children.get(key[0])
+            known = siblings.get(key) if siblings else None
             if known is None:
-                known = siblings[key] = blocks[place]
+                known = blocks[place]
                 known.ids, known.parent = key, node
+                if siblings is None:
+                    node.children[key[0]] = {key: known}
+                else:
+                    siblings[key] = known
             else:
                 self._hold(known)
                 self.release(blocks[place])
@@ -214,7 +219,8 @@ class BlockPool:
             return
         self._cached += 1
         block.stamp = next(self._stamps)
-        self._offer(block)
+        if not block.children:  # most hang above others: asked here, since this runs for each block of each sequence
+            self._offer(block)
 
     def retain(self, match: Match, retention: Retention, prompt_tokens: int, now_s: float) -> None:
         """Give reused blocks the retention of the request that reuses them (claimBlock does the same)."""
