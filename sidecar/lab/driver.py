@@ -238,10 +238,13 @@ class Driver:
     def _call(progress: Progress, action: Dispatch) -> Call:
         """What the engine is sent. With `prompt_tokens`, only the head of the prompt, for the sake of its KV."""
         work, fills_cache = progress.work, action.prompt_tokens is not None
+        context_tokens = action.prompt_tokens or work.prompt_tokens + progress.kept_tokens
         return Call(
             work_id=work.id,
             lane=work.lane,
-            context_tokens=action.prompt_tokens or work.prompt_tokens + progress.kept_tokens,
+            context_tokens=context_tokens,
+            prefix_key=work.prefix_key,
+            prefix_tokens=min(progress.job.prefix_tokens, context_tokens),
             output_tokens=1 if fills_cache else min(action.output_tokens, progress.tokens_left),
             output_tokens_max=1 if fills_cache else action.output_tokens,
             slots=work.slots,
@@ -391,19 +394,20 @@ class Driver:
         """Tell the tokens of these dispatches since they were last told, and every first token."""
         machine, first = self.machines[engine], tuple(self._first_tokens[engine])
         self._first_tokens[engine] = []
-        tokens = tuple(each for work_id in ids if (each := self._news(machine, work_id)))
+        tokens = tuple(self._news(machine, ids))
         gaps_s = machine.gaps_s(self.now_s, self.tick_s)
         if tokens or first or gaps_s:
             self._gaps_at_s = self.now_s + GAPS_S
             self.tell(Progressed(engine=engine, tokens=tokens, first_tokens=first, gaps_s=gaps_s))
 
-    def _news(self, machine: Machine, work_id: str) -> tuple[str, int] | None:
-        progress = self.alive.get(work_id)
-        if progress is None or progress.running is None or not machine.runs(work_id):
-            return None  # it has just ended: the terminal event carries the count
-        running, tokens = progress.running, machine.output_tokens(work_id, self.now_s)
-        new, running.reported_tokens = tokens - running.reported_tokens, tokens
-        return (work_id, new) if new else None
+    def _news(self, machine: Machine, ids: list[str]) -> Iterator[tuple[str, int]]:
+        """What was not told yet. Of a dispatch that has just ended nothing: its terminal event carries the count."""
+        for work_id, tokens in machine.output_tokens_of(ids, self.now_s):
+            progress = self.alive.get(work_id)
+            if progress is not None and (running := progress.running) is not None:
+                new, running.reported_tokens = tokens - running.reported_tokens, tokens
+                if new:
+                    yield work_id, new
 
     # ---- the scheduler's timers --------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ comes from outside (a call, a stop) ends the jump at the boundary of the iterati
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from math import ceil, floor, inf
@@ -37,6 +38,8 @@ class Call:
     output_tokens_max: int  # request_output_len: what KV is reserved for
     slots: int
     fills_cache: bool = False  # its one token is dropped: it is sent for the KV of its prompt
+    prefix_key: str = ""
+    prefix_tokens: int = 0  # of the prompt, equal to those of every other call with this key
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Usage:
     offline_tokens: int = 0  # generated, discarded ones included
     prefill_tokens: int = 0
     prefilled_again_tokens: int = 0  # computed before, for the same work
+    shared_tokens: int = 0  # not computed, because the KV cache had them from other works
     discarded_tokens: int = 0  # generated and thrown away
     online_gaps_s: list[tuple[float, int]] = field(default_factory=list)  # (gap, how many tokens had it)
 
@@ -89,7 +93,7 @@ class Machine:
         self.up = True
         self._numbers = count()
         self._computed: dict[str, int] = {}  # per work: the longest context that was ever computed
-        self._keys: dict[str, int] = {}  # per work: what stands for its tokens in the KV cache
+        self._keys: dict[str, int] = {}  # per work and per prefix: what stands for its tokens in the KV cache
         self._new_keys = count(1)
         self._reset()
 
@@ -107,10 +111,10 @@ class Machine:
 
     def submit(self, call: Call, now_s: float) -> None:
         """The call waits in the engine's queue; it may start at the next iteration boundary."""
-        if call.work_id not in self._keys:
-            self._keys[call.work_id] = next(self._new_keys)
-        key = self._keys[call.work_id]
-        prompt = (key,) * call.context_tokens
+        key = self._key(call.work_id)
+        prompt = (key,) * (call.context_tokens - call.prefix_tokens)
+        if call.prefix_tokens:
+            prompt = (self._key(call.prefix_key),) * call.prefix_tokens + prompt
         if call.lane is Lane.OFFLINE and not self.prices.offline_prefill:
             prompt = prompt[:1]
         running = _Running(call, [], call.slots)
@@ -127,6 +131,12 @@ class Machine:
         self._running[call.work_id] = running
         self.occupied += call.slots
         self._cut(now_s)
+
+    def _key(self, name: str) -> int:
+        """What stands for the tokens of this work, or of this prefix, in the KV cache."""
+        if name not in self._keys:
+            self._keys[name] = next(self._new_keys)
+        return self._keys[name]
 
     def stop(self, work_id: str, now_s: float) -> None:
         """The call ends at the first iteration boundary after the stop is seen. Its Finished is still owed.
@@ -145,7 +155,7 @@ class Machine:
     def drop(self, work_id: str, now_s: float) -> None:
         """The engine failed it: the slots are free, and what it generated is thrown away."""
         running = self._running.pop(work_id)
-        self.usage.discarded_tokens += self._tokens(running, now_s)
+        self.usage.discarded_tokens += self._tokens(running, self._passed(now_s))
         running.muted = True
         self.occupied -= running.left
         running.left = 0
@@ -184,7 +194,14 @@ class Machine:
 
     def output_tokens(self, work_id: str, now_s: float) -> int:
         """How many tokens this dispatch has given by now."""
-        return self._tokens(self._running[work_id], now_s)
+        return self._tokens(self._running[work_id], self._passed(now_s))
+
+    def output_tokens_of(self, work_ids: Iterable[str], now_s: float) -> Iterator[tuple[str, int]]:
+        """The same for each of these that has not had its last response."""
+        passed = self._passed(now_s)
+        for work_id in work_ids:
+            if running := self._running.get(work_id):
+                yield work_id, self._tokens(running, passed)
 
     def runs(self, work_id: str) -> bool:
         """True from the call to its last response."""
@@ -275,7 +292,9 @@ class Machine:
         running = self._calls.pop(row.id)
         call = running.call
         context = len(row.request.prompt_ids) + row.generated_tokens - 1
-        self._computed[call.work_id] = max(self._computed.get(call.work_id, 0), context)
+        before = self._computed.get(call.work_id, 0)
+        self.usage.shared_tokens += max(0, row.reused_tokens - before)
+        self._computed[call.work_id] = max(before, context)
         if call.lane is Lane.ONLINE and row.generated_tokens:
             self._online_decoding -= 1
         if not running.left:
@@ -293,11 +312,14 @@ class Machine:
             self._batcher.stop(row.id, seen_s=seen_s)
         self._cut(seen_s)
 
-    def _tokens(self, running: _Running, now_s: float) -> int:
-        row = running.rows[0]
+    def _passed(self, now_s: float) -> int:
+        """Iterations of this jump that are over."""
+        if self._step is None or self._one_s == 0:
+            return 0
+        return min(self._count, max(0, floor((now_s - self._begin_s) / self._one_s + EPSILON)))
+
+    def _tokens(self, running: _Running, passed: int) -> int:
         if running.call.fills_cache:
             return 0
-        tokens = self._batcher.generated_tokens(row)
-        if self._step is None or row.state is not State.GENERATION or self._one_s == 0:
-            return tokens
-        return tokens + min(self._count, max(0, floor((now_s - self._begin_s) / self._one_s + EPSILON)))
+        row = running.rows[0]
+        return self._batcher.generated_tokens(row) + (passed if row.state is State.GENERATION else 0)

@@ -171,6 +171,7 @@ def figures(
         "harvest": harvest,
         "busy_ratio": _mean(each.busy_ratio for each in results),
         "wasted_ratio": _mean(each.wasted_ratio for each in results),
+        "prefix_hit_ratio": _mean(each.shared_ratio for each in results),
         "preemptions": sum(each.preemptions for each in results),
         "over_eviction": _over_eviction(results),
         "offline_tokens_per_s": _mean(each.offline_tokens_per_s for each in results),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from heapq import merge
-from itertools import count
 
 from numpy.random import SeedSequence, default_rng
 
@@ -22,7 +21,7 @@ from sidecar.lab.figures import Promise, Served
 from sidecar.lab.jobs import Jobs, Kept
 from sidecar.lab.machine import Machine, Usage
 from sidecar.lab.policies import CHUNK_TOKENS, ENGINE, NEVER, OFFLINE_ALONE, Policy, Shape
-from sidecar.lab.workloads import Job, Workload, offline_job
+from sidecar.lab.workloads import Job, Workload
 
 WARM_UP_S = 300.0  # not counted for offline throughput: the batch fills in step at first, later it is spread
 PROGRESS_S = 0.25  # token counts are told four times a second instead of a hundred, to save time; first tokens as ever
@@ -69,6 +68,7 @@ class Result:
     offline_tokens_per_s: float
     busy_ratio: float
     wasted_ratio: float
+    shared_ratio: float  # of the prompt tokens, those that the KV cache had from other works
     preemptions: int
     victims_least: int  # the fewest that would have done
     promise: Promise
@@ -200,6 +200,7 @@ def run(plan: Plan, policy: Policy) -> Result:
         offline_tokens_per_s=tokens / (plan.seconds - plan.warm_s),
         busy_ratio=busy / (plan.slots * plan.seconds),
         wasted_ratio=_wasted(usage, plan.profile),
+        shared_ratio=_shared(usage),
         preemptions=witness.preemptions,
         victims_least=witness.victims_least,
         promise=witness.promise,
@@ -235,20 +236,22 @@ def _faults(plan: Plan) -> Faults:
 
 
 def _backlog(plan: Plan, policy: Policy) -> Callable[[float], Job]:
-    items, numbers = plan.workload.offline(plan.seed), count()
-    at_most = plan.workload.mix.offline_output.at_most
+    items = plan.workload.backlog(plan.seed, resumable=policy.resumable)
 
     def take(now_s: float) -> Job:
-        prompt, output = next(items)
-        return offline_job(
-            next(numbers), prompt, output, arrived_s=now_s, output_max=at_most, resumable=policy.resumable
-        )
+        job = next(items)
+        return replace(job, work=replace(job.work, arrived_s=now_s))
 
     return take
 
 
 def _harvested(usage: Usage) -> int:
     return usage.offline_tokens - usage.discarded_tokens
+
+
+def _shared(usage: Usage) -> float:
+    prompts = usage.shared_tokens + usage.prefill_tokens - usage.prefilled_again_tokens
+    return usage.shared_tokens / prompts if prompts else 0.0
 
 
 def _wasted(usage: Usage, profile: Profile) -> float:

@@ -35,6 +35,7 @@ class Job:
 
     work: Work
     output_tokens: int
+    prefix_tokens: int = 0  # of the prompt, equal to those of every other with its prefix_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,9 @@ class Workload:
     hours: float = 1.0  # of a run, unless the caller says otherwise
     heavy_prompt_tokens: int = 0  # one tenant sends prompts of this length ...
     heavy_every_s: float = 0.0  # ... one after each such pause on average (0 = nobody does)
+    prefixes: int = (
+        0  # so many different system prompts stand before PREFIXED of the items, some more often than others
+    )
     weekly: bool = False  # days and nights; jobs with deadlines beside the backlog
 
     def __reduce__(self) -> tuple[Callable[[str], Workload], tuple[str]]:
@@ -202,6 +206,27 @@ class Workload:
         )
         return Job(work=work, output_tokens=output)
 
+    def backlog(self, seed: int, *, resumable: bool = True) -> Iterator[Job]:
+        """The endless backlog, the same for the same seed; `arrived_s` is for whoever lets an item in."""
+        rng = default_rng(SeedSequence([seed, 6]))
+        kinds = [f"p{seed}-{number}" for number in range(self.prefixes)]
+        lengths = dict(zip(kinds, self.mix.offline_prompt.draw(rng, self.prefixes), strict=True))
+        for number, (prompt, output) in enumerate(self.offline(seed)):
+            job = offline_job(
+                number,
+                prompt,
+                output,
+                arrived_s=0.0,
+                output_max=self.mix.offline_output.at_most,
+                resumable=resumable,
+            )
+            if kinds and rng.random() < PREFIXED:
+                key = kinds[min(int(rng.pareto(1.0)), len(kinds) - 1)]
+                prompt = min(prompt + lengths[key], self.mix.offline_prompt.at_most)
+                work = replace(job.work, prompt_tokens=prompt, prefix_key=key)
+                job = replace(job, work=work, prefix_tokens=min(lengths[key], prompt - 1))
+            yield job
+
     def offline(self, seed: int) -> Iterator[tuple[int, int]]:
         """The endless backlog: (prompt tokens, output tokens) of each item, the same order for the same seed."""
         rng = default_rng(SeedSequence([seed, 2]))
@@ -300,6 +325,7 @@ OVERLOAD_PER_S = 16.0
 # 64 slots alone (1,066 tokens/s, 174 per item) serve so many items; the shares of it that jobs ask for until their
 # deadlines leave slack: three tenants share what online leaves, some three quarters.
 ITEMS_PER_S = 6.0
+PREFIXED = 0.4  # of the items of `shared-prefix`
 DAILY_SHARE, WEEKLY_SHARE = 0.15, 0.2
 
 # Toy model behind the measured origin: online prompt p50 300 / p99 1,200, output 4 / 30; offline prompt 400 / 1,500,
@@ -318,6 +344,8 @@ WORKLOADS = {
         Workload(name="knee", segments=alternating(0.88 * KNEE_PER_S, 0.44 * KNEE_PER_S, 90.0), mix=TOY),
         Workload(name="overload", segments=constant(OVERLOAD_PER_S), hours=6.0, mix=TOY),
         Workload(name="diurnal", segments=week, hours=WEEK_H, mix=TOY, weekly=True),
+        # Two in five items begin with one of 200 system prompts, whose popularity falls off with their rank.
+        Workload(name="shared-prefix", segments=bursty(lambda _: ORIGIN_MEAN_PER_S), prefixes=200, mix=TOY),
         # A 28,000-token reasoning prompt beside ordinary requests (reported: others' p99 triples).
         Workload(
             name="long-prompt",
