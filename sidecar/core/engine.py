@@ -12,6 +12,7 @@ from sidecar.core.item import Item
 from sidecar.core.ledger import Ledger
 from sidecar.core.pacing import PrefillPacing
 from sidecar.core.preemption import candidates, cheapest_first, is_ending, until_free
+from sidecar.core.prefixes import Prefixes
 from sidecar.core.reservation import Reservation
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.slices import Slices
@@ -70,6 +71,7 @@ class Engine:
     pacing: PrefillPacing
     interference: Interference
     arrivals: ArrivalRate  # of its model, shared by the model's engines
+    prefixes: Prefixes = field(default_factory=Prefixes)
     counts: Counts = field(default_factory=Counts)
     up: bool = False
     in_use: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
@@ -291,10 +293,13 @@ class Engine:
 
     def remembers(self, item: Item) -> bool:
         """True if the KV cache should still hold the context of `item`, so that it can go on at once."""
-        return self._expected_reuse(item) > 0
+        return item.cached_on is self and item.cached_tokens > 0
 
     def _expected_reuse(self, item: Item) -> int:
-        return item.cached_tokens if item.cached_on is self else 0
+        """Tokens of its context that the KV cache should hold: its own, or those of others with its prefix."""
+        if item.cached_on is self:
+            return item.cached_tokens
+        return min(self.prefixes.tokens(item.work.prefix_key), item.context_tokens - 1)
 
     # ---- what may be taken back --------------------------------------------------------------------------------------
 
@@ -370,7 +375,9 @@ class Engine:
         """The engine's last word on a dispatch that went well: what it kept, and what its cache remembers now."""
         if item.stop_asked_s:
             self.stop_s += WEIGHT * (now_s - item.stop_asked_s - self.stop_s)
-        if item.expected_reuse:
+        if item.cached_on is not self:
+            self.prefixes.learn(item.work.prefix_key, reused_tokens)
+        elif item.expected_reuse:
             self.counts.resumed_tokens += item.expected_reuse
             if reused_tokens is not None:
                 self.slices.observe(item.expected_reuse, reused_tokens)

@@ -205,13 +205,16 @@ class Invariants:
         heappush(self.fifo.setdefault(_group(work), []), (work.arrived_s, record.order, work.id))
 
     def _check_fifo(self, record: _Record) -> None:
-        """First in, first out within lane, tenant and deadline; who backs off has lost its place for that time."""
+        """First in, first out within lane, tenant and deadline, but for equal prefixes, which may go ahead of what came
+        less than a window before them; who backs off has lost its place for that time."""
         heap = self.fifo[_group(record.work)]
         while heap and not self._waits(heap[0][2]):
             heappop(heap)
         first = heap[0] if heap else None
         mine = (record.work.arrived_s, record.order, record.work.id)
-        ensure(first is None or first >= mine, f"{record.work.id} overtook {first and first[2]}")
+        window = self.settings.prefix_group_window if record.work.prefix_key else 0
+        near = first is not None and record.order - first[1] < window
+        ensure(first is None or first >= mine or near, f"{record.work.id} overtook {first and first[2]}")
 
     def _waits(self, work_id: str) -> bool:
         record = self.works.get(work_id)

@@ -8,6 +8,7 @@ from sidecar.core.arrivals import ArrivalRate
 from sidecar.core.deadlines import Jobs
 from sidecar.core.engine import Engine
 from sidecar.core.order import LaneQueue
+from sidecar.core.placement import Placement
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import OFFLINE, ONLINE, Lane, Work
 
@@ -21,9 +22,13 @@ class Pool:
     offline: LaneQueue
     jobs: Jobs
     engines: list[Engine] = field(default_factory=list)
+    placement: Placement = field(init=False)
     arrivals: ArrivalRate = field(default_factory=ArrivalRate)
     backing_off: int = 0  # offline items that wait for their retry
     intake_paused: bool = False
+
+    def __post_init__(self) -> None:
+        self.placement = Placement(self.engines)
 
     @classmethod
     def of(cls, model: str, settings: SchedulerSettings) -> Pool:
@@ -63,7 +68,9 @@ class Pool:
         """The engines that are up, least loaded first."""
         up = [engine for engine in self.engines if engine.up]
         if len(up) > 1:
-            up.sort(key=lambda engine: engine.load)
+            head = self.online.head()
+            home = self.placement.home(head.work.prefix_key) if head else None
+            up.sort(key=lambda engine: (engine.load, engine is not home))
         return up
 
     def lendable(self, now_s: float, engine: Engine, online_slots: int) -> float:

@@ -281,7 +281,7 @@ class Scheduler:
         if limit in ROW_LIMITS and self._may_take_turn_early(engine, offline):
             self._grant(pool, engine, offline, GrantKind.RESERVED, contended=True)
             return True
-        if limit is not Limit.NONE or self._is_wanted_at_home(offline, engine):
+        if limit is not Limit.NONE or self._is_wanted_at_home(pool, offline, engine):
             return False
         self._grant(pool, engine, offline, GrantKind.RESUME if offline.generated_tokens else GrantKind.BACKFILL)
         return True
@@ -295,9 +295,9 @@ class Scheduler:
         due = engine.reservation.due and engine.online_slots > 0
         return due and engine.remembers(offline) and engine.fits(offline)
 
-    def _is_wanted_at_home(self, item: Item, engine: Engine) -> bool:
-        """True if another engine, which remembers `item`, can take it now as well."""
-        home = item.cached_on
+    def _is_wanted_at_home(self, pool: Pool, item: Item, engine: Engine) -> bool:
+        """True if another engine, which remembers `item` or is the home of its prefix, can take it now as well."""
+        home = item.cached_on or pool.placement.home(item.work.prefix_key)
         return bool(home and home is not engine and home.up and home.limit(item, self._now_s) is Limit.NONE)
 
     @staticmethod

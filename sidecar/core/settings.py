@@ -144,6 +144,7 @@ class SchedulerSettings:
     # beside resident online: on an A100 such a prefill alone takes as long as the TTFT objective; 0 = all may
     kv_guard_share_min: float = 0.05  # of the KV cache is left to online's growth
     kv_guard_share_max: float = 0.30
+    prefix_group_window: int = 1024  # items with equal prefixes run together if they came so close; 0 = as they came
     tenant_fairness: bool = True  # False: tenants are not told apart, and none has limits or figures of its own
     tenant_input_price: float = 1.0  # weighted tokens per prompt token
     tenant_output_price: float = 2.0  # per output token, which costs a row of an iteration (Sheng et al. use 1 and 2)
@@ -187,7 +188,7 @@ class SchedulerSettings:
         require(0 <= self.headroom_share_max <= 1, f"headroom_share_max must be in 0..1, not {self.headroom_share_max}")
         for name in (
             *("slice_tokens", "slice_tokens_busy", "turn_tokens", "preempt_quantum_tokens", "preempt_sticky_after"),
-            *("preempt_max", "offline_prefill_tokens", "long_prompt_tokens"),
+            *("preempt_max", "offline_prefill_tokens", "long_prompt_tokens", "prefix_group_window"),
             *(
                 "postpone_max_s",
                 "urgency_horizon_s",

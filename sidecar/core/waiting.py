@@ -1,4 +1,8 @@
-"""Items that wait, by deadline first, then by arrival: what one tenant has waiting, or all that can expire.
+"""Items that wait, by deadline first, then by arrival: what one tenant has waiting.
+
+Equal prefixes may run together, so that the KV cache still holds what they share: an item then stands right behind the
+oldest that waits with its prefix (as BatchLLM and BlendServe order whole batches), if that came at most `window`
+arrivals before it. So an item is overtaken by fewer than `window` others, however popular their prefix is.
 
 A heap with lazy deletion: push and leave are O(log n), looking at the head is O(1) on average.
 """
@@ -10,38 +14,56 @@ from heapq import heapify, heappop, heappush
 
 from sidecar.core.item import Item
 
-_Entry = tuple[float, float, int, int, Item]
+_Entry = tuple[float, float, int, int, int, Item]
 
 
 class Waiting:
     """A heap of items. An entry is live while the item still has the ticket that it was pushed with."""
 
-    __slots__ = ("_heap", "_length")
+    __slots__ = ("_heap", "_leaders", "_length", "_window")
 
-    def __init__(self) -> None:
+    def __init__(self, window: int = 0) -> None:
         self._heap: list[_Entry] = []
         self._length = 0
+        self._window = window  # 0 = prefixes do not matter
+        self._leaders: dict[str, tuple[float, int]] = {}  # by prefix: arrival and sequence of the oldest
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Item]:
         """Each item, in no particular order; O(n), for snapshots and for closing."""
-        return (entry[4] for entry in self._heap if entry[3] == entry[4].ticket)
+        return (entry[5] for entry in self._heap if entry[4] == entry[5].ticket)
 
     def push(self, item: Item) -> None:
         """`item`, which has a new ticket, waits at the place that its deadline and its arrival give it."""
         work = item.work
-        heappush(self._heap, (work.deadline_s, work.arrived_s, item.sequence, item.ticket, item))
+        if item.place is None:
+            item.place = self._place(item)
+        heappush(self._heap, (work.deadline_s, *item.place, item.sequence, item.ticket, item))
         self._length += 1
+
+    def _place(self, item: Item) -> tuple[float, int]:
+        """Arrival and sequence of the item that it stands behind, or its own."""
+        own, prefix = (item.work.arrived_s, item.sequence), item.work.prefix_key
+        if not self._window or not prefix:
+            return own
+        leader = self._leaders.get(prefix)
+        if leader is not None and leader <= own and item.sequence - leader[1] < self._window:
+            return leader
+        if len(self._leaders) >= self._window:
+            oldest = item.sequence - self._window
+            self._leaders = {key: each for key, each in self._leaders.items() if each[1] > oldest}
+        self._leaders[prefix] = own
+        return own
 
     def head(self) -> Item | None:
         """The next item, left in place; None if nobody waits."""
         heap = self._heap
         while heap:
             entry = heap[0]
-            if entry[3] == entry[4].ticket:
-                return entry[4]
+            if entry[4] == entry[5].ticket:
+                return entry[5]
             heappop(heap)
         return None
 
@@ -49,5 +71,5 @@ class Waiting:
         """One item has lost its ticket. Its entry is dropped when it surfaces, or in bulk."""
         self._length -= 1
         if len(self._heap) > 2 * self._length + 64:
-            self._heap = [entry for entry in self._heap if entry[3] == entry[4].ticket]
+            self._heap = [entry for entry in self._heap if entry[4] == entry[5].ticket]
             heapify(self._heap)

@@ -56,3 +56,45 @@ def test_cancelled_items_do_not_pile_up_behind_the_head() -> None:
         queue.push(item)
         queue.discard(item)
     assert len(queue.tenants.named("default").waiting._heap) < 200
+
+
+def order_of(queue: LaneQueue) -> list[str]:
+    found = []
+    while (head := queue.head()) is not None:
+        found.append(head.work.id)
+        queue.discard(head)
+    return found
+
+
+def grouped(window: int, prefixes: str) -> list[str]:
+    """The order of items `b0`, `b1` … that arrived with these prefixes; a dot stands for none."""
+    queue = LaneQueue(SchedulerSettings(prefix_group_window=window))
+    for number, prefix in enumerate(prefixes):
+        key = "" if prefix == "." else prefix
+        queue.push(Item(offline(f"b{number}", arrived_s=float(number), prefix_key=key), number, 0.0))
+    return order_of(queue)
+
+
+def test_equal_prefixes_run_together_behind_the_oldest_of_them() -> None:
+    assert grouped(10, "xy.xyx") == ["b0", "b3", "b5", "b1", "b4", "b2"]
+
+
+def test_without_a_window_items_run_as_they_came() -> None:
+    assert grouped(0, "xy.xyx") == ["b0", "b1", "b2", "b3", "b4", "b5"]
+
+
+def test_an_item_is_overtaken_by_fewer_than_the_window_however_popular_a_prefix_is() -> None:
+    assert grouped(3, "x.xxxxxx") == ["b0", "b2", "b1", "b3", "b4", "b5", "b6", "b7"]
+
+
+def test_what_comes_back_keeps_its_place_in_its_group() -> None:
+    queue = LaneQueue(SchedulerSettings(prefix_group_window=10))
+    items = [
+        Item(offline(f"b{n}", arrived_s=float(n), prefix_key=key), n, 0.0) for n, key in enumerate(("x", "y", "x"))
+    ]
+    for item in items:
+        queue.push(item)
+    queue.grant(items[0])
+    queue.grant(items[2])
+    queue.push(items[2])
+    assert order_of(queue) == ["b2", "b1"]
