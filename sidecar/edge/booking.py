@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from math import inf
 from typing import Any
 
@@ -19,6 +20,7 @@ from sidecar.edge.tokens import Tokens
 LANE = "x-lane"
 TENANT = "x-tenant"
 TTFT_OBJECTIVE = "ttft_objective_ms"
+PREFIX_BYTES = 512  # of a prompt: some four blocks of a KV cache
 BYTES_PER_TOKEN = 4  # of English text in the common vocabularies; only where no tokenizer is configured
 
 
@@ -94,6 +96,7 @@ def work_of(
         deadline_s=deadline_s,
         slots=lengths.sequences,
         resumable=False,  # its tensors go to the engine as they are, so it runs whole
+        prefix_key=_prefix_key(request, model),
         ttft_objective_ms=_ttft_objective_ms(request, metadata) if lane is Lane.ONLINE else 0.0,
     )
 
@@ -101,6 +104,13 @@ def work_of(
 def tenant_of(request: Any, metadata: Mapping[str, str]) -> str:
     """Whose request it is."""
     return asked(request, metadata, TENANT) or "default"
+
+
+def _prefix_key(request: Any, model: ScheduledModel) -> str:
+    """Equal for prompts that begin alike, so that they meet on the engine whose KV cache knows the beginning."""
+    raw = wire.raw_input(request, "text_input" if model.takes_text else "input_ids")
+    raw = raw[4:] if model.takes_text else raw  # behind the length of the string
+    return blake2b(raw[:PREFIX_BYTES], digest_size=8).hexdigest() if len(raw) >= PREFIX_BYTES else ""
 
 
 def _lane(request: Any, metadata: Mapping[str, str]) -> Lane:

@@ -93,6 +93,16 @@ def input_values(request: Any, name: str) -> tuple[Any, ...] | None:
     return None
 
 
+def raw_input(request: Any, name: str) -> bytes:
+    """The raw bytes of input `name`; empty if they stand elsewhere."""
+    raw_at = -1
+    for tensor in request.inputs:
+        raw_at += _SHARED_MEMORY not in tensor.parameters
+        if tensor.name == name and raw_at < len(request.raw_input_contents):
+            return bytes(request.raw_input_contents[raw_at])
+    return b""
+
+
 def scalar(request: Any, name: str, default: Any) -> Any:
     """The first value of input `name`, or `default` if it is absent or empty."""
     values = input_values(request, name)

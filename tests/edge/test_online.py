@@ -35,14 +35,14 @@ def text_request(request_id: str, *, text: str = "hello", output: int = 4) -> An
 
 
 class Arrivals:
-    """A listener that keeps the objective of each work."""
+    """A listener that keeps each work."""
 
-    def __init__(self, objectives: list[float]) -> None:
-        self._objectives = objectives
+    def __init__(self) -> None:
+        self.works: list[Work] = []
 
     def handled(self, _now_s: float, event: Event, _actions: Sequence[Action]) -> None:
         if isinstance(event, Arrived):
-            self._objectives.append(event.work.ttft_objective_ms)
+            self.works.append(event.work)
 
     def finished(self, _work: Work, _timeline: Timeline, _outcome: Outcome) -> None:
         pass
@@ -393,14 +393,29 @@ async def test_a_lane_that_does_not_exist_is_refused(sidecar: Sidecar) -> None:
     ("kind", "value"), [("int64_param", 250), ("uint64_param", 250), ("double_param", 250.0), ("string_param", "250")]
 )
 async def test_a_request_may_state_its_own_objective(triton: FakeTriton, kind: str, value: object) -> None:
-    objectives: list[float] = []
-    async with running_sidecar({"e0": triton}, watcher=Arrivals(objectives)) as sidecar:
+    arrivals = Arrivals()
+    async with running_sidecar({"e0": triton}, watcher=arrivals) as sidecar:
         request = ids_request("u")
         setattr(request.parameters["ttft_objective_ms"], kind, value)
         answer = sidecar.unary("ModelInfer", request, wire.InferResponse, metadata=(("ttft_objective_ms", "900"),))
         (await triton.next()).tokens(3, final=True)
         await answer
-    assert objectives == [250.0]  # the parameter wins
+    assert [work.ttft_objective_ms for work in arrivals.works] == [250.0]  # the parameter wins
+
+
+async def test_prompts_that_begin_alike_have_one_prefix_and_short_ones_none(triton: FakeTriton) -> None:
+    arrivals = Arrivals()
+    texts = {"a": "x" * 512 + "one", "b": "x" * 512 + "another", "c": "y" * 512, "d": "short"}
+    async with running_sidecar({"e0": triton}, slots=4, watcher=arrivals) as sidecar:
+        call = sidecar.stream()
+        for name, text in texts.items():
+            await call.write(text_request(name, text=text))
+            (await triton.next()).text("so be it", final=True)
+            await call.read()
+        await call.done_writing()
+    keys = [work.prefix_key for work in arrivals.works]
+    assert keys[0] == keys[1] != keys[2]
+    assert keys[3] == ""
 
 
 @pytest.mark.parametrize("asked", ["0", "-1", "nan", "inf", "soon", ""])
