@@ -162,6 +162,7 @@ def _offline_lane(
         on_durable=figures.durable,
         tracing=tracing,
         aliases=settings.aliases,
+        jobs=driver.scheduler.jobs,
     )
     driver.intake_listeners.append(lambda model, more: (lane.resume if more else lane.pause)(model))
     status.parts["offline"] = figures.document

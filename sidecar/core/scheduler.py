@@ -66,7 +66,7 @@ from sidecar.core.item import Item, State
 from sidecar.core.order import LaneQueue
 from sidecar.core.pool import Pool
 from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
-from sidecar.core.snapshot import Snapshot, engine_snapshot, job_snapshots, lane_snapshots
+from sidecar.core.snapshot import JobSnapshot, Snapshot, engine_snapshot, job_snapshots, lane_snapshots
 from sidecar.core.work import OFFLINE, ONLINE, EndReason, GrantKind, Lane, Work
 
 # From where an item may go where, and by what.
@@ -212,12 +212,16 @@ class Scheduler:
                 for name, engine in self._engines.items()
             },
             lanes=tuple(each for pool in self._pools.values() for each in lane_snapshots(pool, self._now_s)),
-            jobs=tuple(each for pool in self._pools.values() for each in job_snapshots(pool, self._now_s)),
+            jobs=self.jobs(),
             in_flight=sum(item.engine is not None for item in self._items.values()),
             rejects=dict(self._rejects),
             dead_letters=self._dead_letters,
             retries=self._retries,
         )
+
+    def jobs(self) -> tuple[JobSnapshot, ...]:
+        """What waits or runs, by job, as of when they were last looked at."""
+        return tuple(each for pool in self._pools.values() for each in job_snapshots(pool, self._now_s))
 
     @property
     def settings(self) -> tuple[SchedulerSettings, tuple[EngineSettings, ...]]:

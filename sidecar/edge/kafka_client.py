@@ -26,6 +26,7 @@ from sidecar.edge.broker_version import metadata_version, warning
 from sidecar.edge.items import Headers, Record
 from sidecar.edge.kafka_settings import OfflineSettings, client_options
 from sidecar.edge.offsets import Committed
+from sidecar.edge.progress import JobKey, Tally, decoded
 
 log = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 3.0
@@ -73,7 +74,7 @@ async def _call(timeout_s: float) -> AsyncIterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
-    """One record to write: a result or a dead letter."""
+    """One record to write: a result, a dead letter, or how far a job is."""
 
     topic: str
     key: bytes | None
@@ -108,6 +109,7 @@ class KafkaOpening:
         )
         self.tainted = False
         self.state: Committed | None = None
+        self.tallies: dict[JobKey, Tally] = {}
 
     async def start(self) -> None:
         """The epoch is ours, a predecessor's transaction is over, and `state` is what is durable (None: nothing)."""
@@ -115,6 +117,8 @@ class KafkaOpening:
             await self._producer.start()
             self._watch_calls()
             self.state = await self._read()
+            if self._settings.progress_topic:
+                self.tallies = await self._read_tallies()
             if self._settings.abort_fence and self.state is not None:
                 await self._abort_fence(self.state)
 
@@ -174,6 +178,24 @@ class KafkaOpening:
             await admin.close()
         found = offsets[self._source]
         return None if found.offset == NO_OFFSET else Committed.decode(found.offset, found.metadata)
+
+    async def _read_tallies(self) -> dict[JobKey, Tally]:
+        """What the progress topic holds of this partition. Short, because it is compacted; ours alone to write."""
+        source = TopicPartition(self._settings.progress_topic, self._source.partition)
+        found: list[tuple[bytes, bytes | None]] = []
+        # Not seek_to_beginning: by default the first reset goes to the end, and won against it (seen, aiokafka 0.14.0).
+        options = {"isolation_level": "read_committed", "auto_offset_reset": "earliest"}
+        consumer = AIOKafkaConsumer(**client_options(self._settings), **options)
+        await consumer.start()
+        try:
+            consumer.assign([source])
+            end = (await consumer.end_offsets([source]))[source]
+            while await consumer.position(source) < end:
+                for records in (await consumer.getmany(source, timeout_ms=200)).values():
+                    found += [(record.key, record.value) for record in records]
+        finally:
+            await consumer.stop()
+        return decoded(found)
 
     async def _send(self, record: Outgoing) -> Any:
         return await self._producer.send(
@@ -337,10 +359,12 @@ class KafkaLog:
     async def _check_topics(self) -> None:
         """Raises LogError if a topic is missing, SettingsError if it cannot take a result where its item came from."""
         admin = AIOKafkaAdminClient(**client_options(self._settings))
-        names = (self._settings.requests_topic, self._settings.results_topic, self._settings.dead_letter_topic)
+        settings = self._settings
+        names = [settings.requests_topic, settings.results_topic, settings.dead_letter_topic]
+        names += filter(None, [settings.progress_topic])
         try:
             await admin.start()
-            found = {topic["topic"]: topic for topic in await admin.describe_topics(list(names))}
+            found = {topic["topic"]: topic for topic in await admin.describe_topics(names)}
             self.cluster_id = str((await admin.describe_cluster())["cluster_id"] or "")
         finally:
             await admin.close()

@@ -56,6 +56,7 @@ class OfflineSettings:
     requests_topic: str = "inference.requests"
     results_topic: str = "inference.results"  # at least as many partitions as requests
     dead_letter_topic: str = "inference.requests.dlq"  # likewise
+    progress_topic: str = ""  # how far each job is; "" = not told; compacted, and as many partitions as requests
     group: str = "sidecar"
     instance_id: str = ""  # stable per process (a StatefulSet's pod name): a restart then costs no rebalance
     first_start: Literal["refuse", "earliest", "latest"] = "refuse"  # a group without offsets, or one that lost them

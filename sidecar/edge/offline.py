@@ -12,17 +12,19 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from sidecar.core.errors import SidecarError
+from sidecar.core.snapshot import JobSnapshot
 from sidecar.edge.item_runs import Driver, ItemRuns
 from sidecar.edge.items import DeadItemError, DeadReason, ItemRules, Record
 from sidecar.edge.kafka_client import FencedError, KafkaLog, LogError, Outgoing
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.kafka_spans import KafkaSpans
 from sidecar.edge.offsets import Committed
+from sidecar.edge.progress import JobKey, Outlook, Tally, counted, encoded, job_of, outlook
 from sidecar.edge.routing import Aliases
 from sidecar.edge.share import SOLO_DEATHS, Finished, LaneStats, Share, ShareView
 from sidecar.edge.tokens import Tokens
@@ -42,6 +44,7 @@ class Opening(Protocol):
 
     tainted: bool
     state: Committed | None
+    tallies: dict[JobKey, Tally]
 
     async def commit(self, records: Sequence[Outgoing], state: Committed) -> None: ...
     async def close(self) -> None: ...
@@ -89,7 +92,9 @@ class OfflineLane:
         make_log: Callable[..., Log] = KafkaLog,
         tracing: Tracing | None = None,
         aliases: Aliases | None = None,
+        jobs: Callable[[], Iterable[JobSnapshot]] = tuple,
     ) -> None:
+        """`jobs` forecasts: `Scheduler.jobs`."""
         self.state = "starting"
         self.stats = LaneStats()
         self._settings = settings
@@ -97,6 +102,7 @@ class OfflineLane:
         self._random = random.Random(seed)
         self._on_durable = on_durable
         self._make_log = make_log
+        self._jobs = jobs
         self._spans = KafkaSpans(settings, tracing, clock)
         rules = ItemRules(
             tokens_max=tokens_max,
@@ -275,6 +281,7 @@ class OfflineLane:
             raise AssertionError("an opening without a state")
         self._log.seek(share.number, opening.state.watermark)
         self._openings += 1
+        share.tallies = opening.tallies
         share.begin(opening.state, self._openings, self._settings)
         self._intake_wake.set()
 
@@ -295,10 +302,12 @@ class OfflineLane:
             raise AssertionError("a commit without an opening")
         batch = share.committable(progress)
         state = share.marked(progress.after(batch), self._settings)
-        if state != progress.durable:
+        tallies, told = self._told(share, batch.values())
+        if state != progress.durable or told:
             with self._spans.committing(share.number, batch.values()):
-                await opening.commit([done.outgoing for done in batch.values()], state)
+                await opening.commit([*(done.outgoing for done in batch.values()), *told], state)
             progress.install(state)
+            share.tallies |= tallies
             self.stats.commits += 1
         share.counted = True
         for offset, done in batch.items():
@@ -308,6 +317,25 @@ class OfflineLane:
             record, share.held = share.held, None
             self._start(share, record)
         self._intake_wake.set()
+
+    def _told(self, share: Share, batch: Collection[Finished]) -> tuple[dict[JobKey, Tally], list[Outgoing]]:
+        """The tallies that this commit changes, and the records that say so."""
+        if not self._settings.progress_topic:
+            return {}, []
+        jobs = tuple(self._jobs()) if share.jobs else ()
+        outlooks = {
+            key: outlook(jobs, key, sum(each.unread(key) for each in self._shares.values()))
+            for key in share.jobs
+            if key is not None
+        }
+        tallies = counted(share.tallies, ((done.record, done.outcome == "done") for done in batch), outlooks)
+        ending = Counter(job_of(done.record) for done in batch)
+        told = []
+        for job, tally in tallies.items():
+            waiting = share.jobs[job] - ending[job] + share.unread(job)
+            key, value = encoded(job, share.number, tally, waiting, outlooks.get(job, Outlook()))
+            told.append(Outgoing(topic=self._settings.progress_topic, key=key, value=value, headers=()))
+        return tallies, told
 
     def _count(self, done: Finished) -> None:
         self.stats.items[done.outcome, done.reason] += 1

@@ -10,6 +10,7 @@ from sidecar.edge.items import Record
 from sidecar.edge.kafka_client import Outgoing
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offsets import Committed, Progress
+from sidecar.edge.progress import JobKey, Tally, job_of
 from sidecar.edge.tracing import ItemTrace
 
 SOLO_DEATHS = 2  # unclean ends while one item ran alone, before it is taken for the culprit
@@ -69,6 +70,8 @@ class Share:
     backlog: deque[Record] = field(default_factory=deque)  # fetched, and not yet taken for want of room
     astray: bool = False  # the consumer's position is not where `progress` expects it: seek before the next fetch
     taken: dict[int, Record] = field(default_factory=dict)
+    jobs: Counter[JobKey | None] = field(default_factory=Counter)  # of `taken`; never a count of 0
+    tallies: dict[JobKey, Tally] = field(default_factory=dict)  # what is durable on the progress topic
     running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     finished: dict[int, Finished] = field(default_factory=dict)
     bytes_taken: int = 0
@@ -96,6 +99,12 @@ class Share:
             return 0 if self.progress.pending else 1
         return max(0, self.progress.room(settings.pending_max, settings.span_max))
 
+    def unread(self, job: JobKey) -> int:
+        """Records of the partition that were not taken yet, if all that were are of this job: so these probably are."""
+        if self.progress is None or self.jobs.keys() != {job}:
+            return 0
+        return max(self.end - self.progress.expected, 0)
+
     def leave(self) -> None:
         """One last commit, then this process has nothing to do with the partition."""
         self.leaving.set()
@@ -104,6 +113,7 @@ class Share:
     def take(self, record: Record) -> None:
         """The record is ours until it is durable or let go."""
         self.taken[record.offset] = record
+        self.jobs[job_of(record)] += 1
         self.bytes_taken += len(record.value or b"")
 
     def let_go(self, offset: int) -> None:
@@ -112,6 +122,9 @@ class Share:
         if record is None:
             return
         self.bytes_taken -= len(record.value or b"")
+        self.jobs[key := job_of(record)] -= 1
+        if not self.jobs[key]:
+            del self.jobs[key]
         self.finished.pop(offset, None)
         task = self.running.pop(offset, None)
         if task is not None:

@@ -13,9 +13,10 @@ from sidecar.edge.items import Record
 from sidecar.edge.kafka_client import FencedError, LogError, Outgoing
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offsets import Committed
+from sidecar.edge.progress import JobKey, Tally, decoded
 from sidecar.edge.tokens import Tokens
 
-TOPIC = "inference.requests"
+TOPIC, PROGRESS = "inference.requests", "inference.progress"
 
 
 class FakeCluster:
@@ -73,10 +74,17 @@ class FakeCluster:
         """One more than the last offset."""
         return self.records[number][-1].offset + 1 if self.records[number] else 0
 
+    def progress(self, number: int = 0) -> list[tuple[bytes, bytes]]:
+        """Keys and values on this partition of the progress topic."""
+        told = [each for at, each in self.written if at == number and each.topic == PROGRESS]
+        return [(each.key or b"", each.value or b"") for each in told]
+
     def outcomes(self) -> Counter[tuple[int, int]]:
         """How many results and dead letters each (partition, offset) has."""
         found: Counter[tuple[int, int]] = Counter()
         for number, outgoing in self.written:
+            if outgoing.topic == PROGRESS:
+                continue
             headers = dict(outgoing.headers)
             offset = headers.get("x-source-offset") or headers["dlq.original.offset"]
             found[number, int(offset)] += 1
@@ -94,6 +102,7 @@ class FakeOpening:
     def __init__(self, cluster: FakeCluster, number: int) -> None:
         self.tainted = False
         self.state: Committed | None = None
+        self.tallies: dict[JobKey, Tally] = {}
         self._cluster = cluster
         self._number = number
         cluster.epochs[number] += 1
@@ -103,6 +112,7 @@ class FakeOpening:
         """The state, read after the epoch was won."""
         await asyncio.sleep(0)
         self.state = self._cluster.state(self._number)
+        self.tallies = decoded(self._cluster.progress(self._number))
 
     async def commit(self, records: Sequence[Outgoing], state: Committed) -> None:
         """All or nothing, and sometimes nobody knows which."""

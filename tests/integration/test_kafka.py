@@ -49,7 +49,8 @@ async def kafka() -> AsyncIterator[LocalKafka]:
 
 async def topics(kafka: LocalKafka, directory: Path, name: str, **settings: Any) -> OfflineSettings:
     """Fresh topics, and settings that name them."""
-    names = {f"{name}.requests": {}, f"{name}.results": {}, f"{name}.dlq": {"max.message.bytes": 2_162_688}}
+    names: dict[str, dict[str, Any]] = {f"{name}.requests": {}, f"{name}.results": {}}
+    names |= {f"{name}.dlq": {"max.message.bytes": 2_162_688}, f"{name}.progress": {"cleanup.policy": "compact"}}
     file = directory / f"{name}.yaml"
     file.write_text(yaml.safe_dump({"partitions": PARTITIONS, "topics": names}))
     await kafka.create_topics(file=file)
@@ -401,3 +402,24 @@ async def proxied() -> AsyncIterator[tuple[LocalKafka, LateFrames, str]]:
             yield kafka, late, f"127.0.0.1:{proxy.port}"
     finally:
         proxy.close()
+
+
+async def test_what_is_told_of_a_job_goes_on_with_the_next_owner(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "told", instance_id="one", progress_topic="told.progress")
+    for _ in range(2):
+        await submit(settings, items(60), {"x-tenant": "acme", "x-job": "nightly"})
+        async with running(settings):
+            assert (await finished(settings)).clean
+    told: dict[bytes, int] = {}
+    async with asyncio.timeout(TIMEOUT_S):
+        consumer = AIOKafkaConsumer(
+            settings.progress_topic,
+            bootstrap_servers=settings.bootstrap_servers,
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+        )
+        async with consumer:
+            while sum(told.values()) < 120:
+                record = await consumer.getone()
+                told[record.key] = json.loads(record.value)["done"]
+    assert sum(told.values()) == 120
