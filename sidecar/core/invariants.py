@@ -205,8 +205,8 @@ class Invariants:
         heappush(self.fifo.setdefault(_group(work), []), (work.arrived_s, record.order, work.id))
 
     def _check_fifo(self, record: _Record) -> None:
-        """First in, first out within lane, tenant and deadline, but for equal prefixes, which may go ahead of what came
-        less than a window before them; who backs off has lost its place for that time."""
+        """First in, first out within lane, tenant, deadline and objective. But equal prefixes may go ahead of what came
+        less than a window before them, and who backs off has lost its place for that time."""
         heap = self.fifo[_group(record.work)]
         while heap and not self._waits(heap[0][2]):
             heappop(heap)
@@ -292,4 +292,4 @@ class Invariants:
 
 
 def _group(work: Work) -> tuple[object, ...]:
-    return work.model, work.lane, work.tenant, work.deadline_s
+    return work.model, work.lane, work.tenant, work.deadline_s, work.ttft_objective_ms

@@ -33,7 +33,7 @@ class Item:
     sequence: int  # order of arrival, which breaks ties
     waiting_since_s: float
     state: State = State.WAITING
-    place: tuple[float, int] | None = None  # arrival and sequence that it queues by: its own, or its prefix's oldest
+    place: tuple[float, int] | None = None  # in its queue: when a first token is due, and a sequence
     ticket: int = 0  # the push whose heap entry is the live one; 0 = in no queue
     generated_tokens: int = 0  # kept from the dispatches that are over
     streamed_tokens: int = 0  # of the dispatch in progress, as far as reported

@@ -342,7 +342,8 @@ class Scheduler:
         if self._settings.reservation_mode is ReservationMode.FIRM:
             return False
         # The measured origin's rule: a wait at the head of the line stays below 40 % of the objective.
-        at_risk = self._now_s - online.work.arrived_s > 0.4 * self._settings.ttft_objective_ms / 1000
+        objective_ms = online.work.ttft_objective_ms or self._settings.ttft_objective_ms
+        at_risk = self._now_s - online.work.arrived_s > 0.4 * objective_ms / 1000
         return at_risk and engine.reservation.postpone(self._now_s, self._settings.postpone_max_s)
 
     def _grant(self, pool: Pool, engine: Engine, item: Item, kind: GrantKind, *, contended: bool = False) -> None:

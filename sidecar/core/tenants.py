@@ -184,7 +184,7 @@ class Tenants:
             limits=limits,
             input_price=settings.tenant_input_price / limits.weight,
             output_price=settings.tenant_output_price / limits.weight,
-            waiting=Waiting(settings.prefix_group_window),
+            waiting=Waiting(settings.prefix_group_window, settings.ttft_objective_ms / 1000),
         )
 
     def _forget(self) -> None:

@@ -1,4 +1,6 @@
-"""Items that wait, by deadline first, then by arrival: what one tenant has waiting.
+"""Items that wait, by deadline first, then by when their first token is due: what one tenant has waiting.
+
+It is due by the objective that a request states for itself, or else the model's: then the order is that of arrival.
 
 Equal prefixes may run together, so that the KV cache still holds what they share: an item then stands right behind the
 oldest that waits with its prefix (as BatchLLM and BlendServe order whole batches), if that came at most `window`
@@ -20,13 +22,14 @@ _Entry = tuple[float, float, int, int, int, Item]
 class Waiting:
     """A heap of items. An entry is live while the item still has the ticket that it was pushed with."""
 
-    __slots__ = ("_heap", "_leaders", "_length", "_window")
+    __slots__ = ("_heap", "_leaders", "_length", "_ttft_objective_s", "_window")
 
-    def __init__(self, window: int = 0) -> None:
+    def __init__(self, window: int = 0, ttft_objective_s: float = 0.0) -> None:
         self._heap: list[_Entry] = []
         self._length = 0
         self._window = window  # 0 = prefixes do not matter
-        self._leaders: dict[str, tuple[float, int]] = {}  # by prefix: arrival and sequence of the oldest
+        self._ttft_objective_s = ttft_objective_s
+        self._leaders: dict[str, tuple[float, int]] = {}  # by prefix: the place of the oldest
 
     def __len__(self) -> int:
         return self._length
@@ -36,7 +39,7 @@ class Waiting:
         return (entry[5] for entry in self._heap if entry[4] == entry[5].ticket)
 
     def push(self, item: Item) -> None:
-        """`item`, which has a new ticket, waits at the place that its deadline and its arrival give it."""
+        """`item`, which has a new ticket, waits at the place that its deadline and its objective give it."""
         work = item.work
         if item.place is None:
             item.place = self._place(item)
@@ -44,8 +47,9 @@ class Waiting:
         self._length += 1
 
     def _place(self, item: Item) -> tuple[float, int]:
-        """Arrival and sequence of the item that it stands behind, or its own."""
-        own, prefix = (item.work.arrived_s, item.sequence), item.work.prefix_key
+        """When the first token is due of the item that it stands behind, and its sequence; or its own."""
+        work, prefix = item.work, item.work.prefix_key
+        own = (work.arrived_s + (work.ttft_objective_ms / 1000 or self._ttft_objective_s), item.sequence)
         if not self._window or not prefix:
             return own
         leader = self._leaders.get(prefix)

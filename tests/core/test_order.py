@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sidecar.core.item import Item
 from sidecar.core.order import LaneQueue
 from sidecar.core.settings import SchedulerSettings
-from tests.core.builders import offline
+from tests.core.builders import offline, online
 
 
 def _item(sequence: int, deadline_s: float, arrived_s: float) -> Item:
@@ -98,3 +98,12 @@ def test_what_comes_back_keeps_its_place_in_its_group() -> None:
     queue.grant(items[2])
     queue.push(items[2])
     assert order_of(queue) == ["b2", "b1"]
+
+
+def test_a_tighter_objective_of_its_own_goes_first_if_its_first_token_is_due_sooner() -> None:
+    queue = LaneQueue(SchedulerSettings(ttft_objective_ms=500.0))
+    due_s = {"usual": (0.0, 0.0), "urgent": (0.1, 250.0), "patient": (0.2, 900.0), "later": (0.3, 0.0)}
+    for number, (name, (arrived_s, objective_ms)) in enumerate(due_s.items()):
+        work = online(name, arrived_s=arrived_s, ttft_objective_ms=objective_ms)
+        queue.push(Item(work, number, arrived_s))
+    assert order_of(queue) == ["urgent", "usual", "later", "patient"]
