@@ -30,7 +30,7 @@ def records(*, items: int, seed: int, stop_word: str) -> Iterator[tuple[bytes, b
             "temperature": 1.0,
             "seed": number,
         }
-        if number % 4 < 2:
+        if number // 4 % 2 == 0:  # not by `number % 4`, which would be by partition
             body["stop"] = [stop_word]
         if number % 2 == 0:
             line: dict[str, object] = {
