@@ -39,9 +39,9 @@ class Limit(StrEnum):
     LATENCY = "latency"  # online is resident: as many rows or prompts as the latency model finds harmless
     AIMD = "aimd"  # online missed its objectives
     TENANT = "tenant"  # whoever waits has all the slots that its tenant may have
+    WINDOW = "window"
     KV = "kv"
     PREFILL = "prefill"  # other offline prompts are being computed
-    WINDOW = "window"
 
 
 @dataclass(slots=True)
@@ -176,13 +176,16 @@ class Engine:
             return self._rows_limit(now_s)
         if slots > free - self.headroom_slots(now_s):
             return Limit.HEADROOM
+        if slots > self.free.ripe(now_s):
+            return Limit.WINDOW
         if ledger.kv_tokens_max != inf and not self._kv_allows(item):
             return Limit.KV
-        if not self._prefill_allows(item, now_s):
+        piece = self._next_piece(item)
+        if not self._prefill_allows(piece, now_s):
             return Limit.PREFILL
-        if not self.prefill_harmless(item, beside_online=self.online_slots > 0):
+        if not self._prefill_harmless(piece, beside_online=self.online_slots > 0):
             return Limit.LATENCY
-        return Limit.WINDOW if slots > self.free.ripe(now_s) else Limit.NONE
+        return Limit.NONE
 
     def lendable(self, now_s: float, online_slots: int = 0) -> float:
         """How many slots backfill may take now, once online has taken `online_slots`."""
@@ -211,10 +214,13 @@ class Engine:
 
     def prefill_harmless(self, item: Item, *, beside_online: bool) -> bool:
         """True if the guard lets the prompt of `item`, or what is not cached of it, be computed now."""
+        return self._prefill_harmless(self._next_piece(item), beside_online=beside_online)
+
+    def _prefill_harmless(self, piece: int, *, beside_online: bool) -> bool:
         if self.settings.yield_rows != "auto":
             return True
-        ahead, tokens = self.ledger.prefill_tokens[OFFLINE], self._next_piece(item)
-        return self.interference.guard.prefill_allows(tokens, ahead, beside_online=beside_online)
+        ahead = self.ledger.prefill_tokens[OFFLINE]
+        return self.interference.guard.prefill_allows(piece, ahead, beside_online=beside_online)
 
     def next_chance_s(self) -> float:
         """When the limit that binds may be lifted by time alone; inf if only an event can lift it."""
@@ -260,9 +266,9 @@ class Engine:
         guard = ledger.guard_tokens(self.headroom) if ledger.kv_tokens else 0.0  # an idle engine has no one to guard
         return self.kv_need(item) <= ledger.kv_tokens_free - guard
 
-    def _prefill_allows(self, item: Item, now_s: float) -> bool:
+    def _prefill_allows(self, piece: int, now_s: float) -> bool:
         """A piece per iteration, and only so many offline prompt tokens in prefill at a time, or a single prompt."""
-        piece, ledger = self._next_piece(item), self.ledger
+        ledger = self.ledger
         if piece > ledger.long_tokens and (self.online_slots or ledger.long_prefills):
             return False
         ahead, bound = ledger.prefill_tokens[OFFLINE], self.scheduler.offline_prefill_tokens
@@ -299,7 +305,8 @@ class Engine:
         """Tokens of its context that the KV cache should hold: its own, or those of others with its prefix."""
         if item.cached_on is self:
             return item.cached_tokens
-        return min(self.prefixes.tokens(item.work.prefix_key), item.context_tokens - 1)
+        prefix_key = item.work.prefix_key
+        return min(self.prefixes.tokens(prefix_key), item.context_tokens - 1) if prefix_key else 0
 
     # ---- what may be taken back --------------------------------------------------------------------------------------
 

@@ -66,6 +66,8 @@ class Pool:
 
     def by_load(self) -> list[Engine]:
         """The engines that are up, least loaded first."""
+        if len(self.engines) == 1:
+            return self.engines if self.engines[0].up else []
         up = [engine for engine in self.engines if engine.up]
         if len(up) > 1:
             head = self.online.head()

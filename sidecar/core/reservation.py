@@ -8,6 +8,7 @@ backlogged, every window of k*N contended grants holds at least k-1 offline ones
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 WINDOWS = range(2, 21)  # the k of the windows of k*N contended grants that are watched
 
@@ -83,24 +84,30 @@ class Reservation:
 class ContendedRecord:
     """What the contended grants of one engine were, measured over every window of k*N of them, k = 2 … 20.
 
-    A window never spans a time when offline was empty: the bound holds for a backlogged lane. O(k) per grant.
+    A window never spans a time when offline was empty: the bound holds for a backlogged lane. A window of k*N that ends
+    at grant n falls short if its (k-1)th latest offline grant is not inside, so the next one that could is known as
+    soon as offline has a grant: O(1) for the others.
     """
 
     __slots__ = (
-        *("_counts", "_every", "_recent", "_since_offline", "contended", "offline", "starvation_gap"),
-        *("window_violations", "worst_window"),
+        *("_every", "_held", "_latest", "_number", "_recent", "_short_at", "_since_offline", "contended", "offline"),
+        *("starvation_gap", "window_violations", "worst_window"),
     )
 
     def __init__(self, every: int) -> None:
         self._every = every
-        self._recent: deque[bool] = deque(maxlen=WINDOWS[-1] * every)
-        self._counts = [0] * len(WINDOWS)
+        self._number = 0  # grants since offline's queue filled
         self._since_offline = 0
+        self._recent: deque[bool] = deque(maxlen=2 * every)
+        self._held = 0  # offline's among the recent ones
+        self._latest: deque[int] = deque(maxlen=len(WINDOWS))  # offline's, by number; 0 stands for none
+        self._short_at = 0  # the next grant that may complete a window which falls short
         self.contended = 0
         self.offline = 0
         self.starvation_gap = 0  # most contended grants in a row that were not offline's
         self.window_violations = 0  # windows of k*N with fewer than k-1 offline grants
         self.worst_window: int | None = None  # least offline grants in a window of 2*N; None before the first one
+        self.restart()
 
     @property
     def worst_window_share(self) -> float | None:
@@ -110,26 +117,35 @@ class ContendedRecord:
     def add(self, *, offline: bool) -> None:
         """One more contended grant."""
         self.contended += 1
-        self.offline += offline
-        self._since_offline = 0 if offline else self._since_offline + 1
-        self.starvation_gap = max(self.starvation_gap, self._since_offline)
+        self._number += 1
+        self._since_offline += 1
+        if offline:
+            self.offline += 1
+            self._since_offline = 0
+            self._latest.append(self._number)
+            self._short_at = min(self._falls_short_at())
+        elif self._since_offline > self.starvation_gap:
+            self.starvation_gap = self._since_offline
+        if self._number >= self._short_at:
+            self.window_violations += sum(each <= self._number for each in self._falls_short_at())
         self._slide(offline)
 
     def restart(self) -> None:
         """The windows begin anew; what was measured stays."""
-        if self._recent:
-            self._recent.clear()
-            self._counts = [0] * len(WINDOWS)
-        self._since_offline = 0
+        self._number = self._since_offline = self._held = 0
+        self._recent.clear()
+        self._latest.extend([0] * len(WINDOWS))
+        self._short_at = 2 * self._every
+
+    def _falls_short_at(self) -> Iterator[int]:
+        """For each k the grant at which a window of k*N falls short if offline gets none until then."""
+        return (number + k * self._every for k, number in zip(WINDOWS, reversed(self._latest), strict=True))
 
     def _slide(self, offline: bool) -> None:
-        recent, counts, every = self._recent, self._counts, self._every
-        length = len(recent)  # without the new grant
-        for index, k in enumerate(WINDOWS):
-            size = k * every
-            counts[index] += offline - (length >= size and recent[-size])
-            if length + 1 >= size and counts[index] < k - 1:
-                self.window_violations += 1
+        recent = self._recent
+        if self._number > 2 * self._every:
+            self._held -= recent[0]
         recent.append(offline)
-        if length + 1 >= 2 * every:
-            self.worst_window = counts[0] if self.worst_window is None else min(self.worst_window, counts[0])
+        self._held += offline
+        if self._number >= 2 * self._every and (self.worst_window is None or self._held < self.worst_window):
+            self.worst_window = self._held

@@ -253,11 +253,12 @@ class Scheduler:
         online, offline = pool.online, pool.offline
         while (online.waiting or offline.waiting) and self._grant_anywhere(pool):
             pass
+        able = len(online) if online.waiting else 0
         for engine in pool.engines:
-            self._make_yield(engine, len(online))
+            self._make_yield(engine, able)
             for each in engine.neighbours:
-                self._make_yield(each, len(online))
-        if online.waiting and online and self._settings.preempt:
+                self._make_yield(each, able)
+        if able and self._settings.preempt:
             self._reclaim(pool)
 
     def _grant_anywhere(self, pool: Pool) -> bool:
