@@ -27,6 +27,7 @@ from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.ports import Outcome, Timeline
 from sidecar.edge.tokens import Tokens
+from sidecar.local.interrupt import run_until_told
 from sidecar.local.triton import Triton, TritonSettings, running
 
 SLOTS = 8
@@ -129,7 +130,7 @@ def parsed() -> argparse.Namespace:
 
 if __name__ == "__main__":
     given = parsed()
-    figures = json.dumps(asyncio.run(main(given)), indent=2)
+    figures = json.dumps(run_until_told(main(given)), indent=2)
     if given.json and given.json != "-":
         Path(given.json).write_text(figures + "\n")
     print(figures)

@@ -28,6 +28,7 @@ from sidecar.edge.kafka_client import KafkaLog, Outgoing
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.share import Finished, Share
 from sidecar.local.broker import LocalKafka
+from sidecar.local.interrupt import run_until_told
 
 ITEM_BYTES = 1024
 COMPRESSION: Literal["lz4"] = "lz4"
@@ -181,4 +182,4 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - = standard output")
     arguments = parser.parse_args()
-    write(asyncio.run(main(arguments)), arguments.json)
+    write(run_until_told(main(arguments)), arguments.json)

@@ -47,6 +47,7 @@ from sidecar.lab.whatif import Tally, machine_of
 from sidecar.lab.workloads import Job, WorkloadError, by_name
 from sidecar.local.demo import engine_report, server_report
 from sidecar.local.deployment import ENGINE, PARTITIONS, Kafka, Shape, broker, settings
+from sidecar.local.interrupt import run_until_told
 from sidecar.local.load import LoadResult, percentiles, run_load
 from sidecar.local.server import Server, serving
 from sidecar.local.triton import Triton, TritonSettings, running
@@ -400,8 +401,6 @@ def _names(text: str) -> list[str]:
 if __name__ == "__main__":
     chosen = parse()
     try:
-        write(asyncio.run(bench(chosen)), chosen.json)
+        write(run_until_told(bench(chosen)), chosen.json)
     except SidecarError as error:
         sys.exit(f"scripts/bench mixed: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)  # everything that was started has ended

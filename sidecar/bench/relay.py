@@ -31,6 +31,7 @@ from sidecar.edge import wire
 from sidecar.edge.engine_client import CHANNEL_OPTIONS, SERVICE, token_request
 from sidecar.edge.server import SERVER_OPTIONS
 from sidecar.local.broker import free_ports
+from sidecar.local.interrupt import run_until_told
 from sidecar.local.server import serving
 
 TICK_S = 0.01  # between the tokens of one stream
@@ -242,7 +243,7 @@ if __name__ == "__main__":
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(play(given.role, given.port, given.target))
         sys.exit(0)
-    figures = json.dumps(asyncio.run(main(given)), indent=2)
+    figures = json.dumps(run_until_told(main(given)), indent=2)
     if given.json and given.json != "-":
         Path(given.json).write_text(figures + "\n")
     print(figures)

@@ -30,6 +30,7 @@ from aiokafka import AIOKafkaProducer
 from sidecar.local.broker import ROOT, LocalKafka, free_ports
 from sidecar.local.checker import Verdict, check, is_finished
 from sidecar.local.endtxn_proxy import EndTxnProxy, LateFrames
+from sidecar.local.interrupt import run_until_told
 from sidecar.local.triton import Triton, TritonSettings, running
 
 GROUP = "chaos"
@@ -346,14 +347,6 @@ async def run(options: Options) -> dict[str, Any]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-async def _run_until_told(options: Options) -> dict[str, Any]:
-    """As `run`; SIGINT and SIGTERM end it, and what it started, in order."""
-    task = asyncio.ensure_future(run(options))
-    for each in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(each, task.cancel)
-    return await task
-
-
 def main() -> int:
     """The command line; 0 if nothing was lost or duplicated (with --break: if something was)."""
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
@@ -377,7 +370,7 @@ def main() -> int:
         keep_logs=arguments.keep_logs,
         verbose=True,
     )
-    figures = asyncio.run(_run_until_told(options))
+    figures = run_until_told(run(options))
     text = json.dumps(figures, indent=2)
     if arguments.json and arguments.json != "-":
         Path(arguments.json).write_text(text + "\n")

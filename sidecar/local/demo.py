@@ -11,11 +11,10 @@ import argparse
 import asyncio
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from sidecar.core.errors import SidecarError
 from sidecar.local import backlog
 from sidecar.local.checker import CheckerError, check
 from sidecar.local.deployment import ENGINE, GROUP, PARTITIONS, Deployment, Kafka, Shape, deployed
+from sidecar.local.interrupt import INTERRUPTED, on_signals
 from sidecar.local.live import View
 from sidecar.local.load import arrivals
 from sidecar.local.report import interference, interference_line, phase_table
@@ -217,7 +217,7 @@ async def run(options: Options, console: Console, started_s: float) -> dict[str,
     """`demo`, ended early and cleaned up by SIGTERM as by Ctrl-C."""
     task = asyncio.current_task()
     assert task is not None
-    _on_signals(task.cancel)
+    on_signals(task.cancel)
     with View(console) as view:
         return await demo(options, view, started_s)
 
@@ -226,14 +226,9 @@ async def interrupted() -> None:
     """Ctrl-C or SIGTERM came; from here on another one breaks off."""
     asked, task = asyncio.Event(), asyncio.current_task()
     assert task is not None
-    _on_signals(asked.set)
+    on_signals(asked.set)
     await asked.wait()
-    _on_signals(task.cancel)
-
-
-def _on_signals(handler: Callable[[], object]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, handler)
+    on_signals(task.cancel)
 
 
 def main() -> int:
@@ -246,7 +241,7 @@ def main() -> int:
         report = asyncio.run(run(options, console, started_s))
     except asyncio.CancelledError:
         console.print("interrupted; everything has been stopped")
-        return 130
+        return INTERRUPTED
     except (SidecarError, CheckerError, OSError, ExceptionGroup) as error:
         for each in leaves(error):
             if not isinstance(each, SidecarError | CheckerError | OSError):
