@@ -135,6 +135,11 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "headroom": {"headroom_share_max": 0.0},
     "pacing": {"offline_prefill_tokens": 0, "prefill_slice_tokens": 0},
     "hold": {"yield_hold_ms": 0.0},
+    "guard": {"guard": False},
+    "aimd": {"aimd": False},
+    "adapting": {"prefill_adaptive": False},  # of pieces to bursts and lulls
+    "classes": {"long_prompt_tokens": 0},
+    "grouping": {"prefix_group_window": 0},
 }
 
 POLICIES = {
