@@ -15,7 +15,7 @@ from sidecar.lab.trial import Plan, Result, run
 def test_the_account_of_online_requests_is_what_the_same_ones_take_alone(slots: int) -> None:
     """No queue forms here, so from grant to end is from arrival to end."""
     workload, profile = workloads.by_name("constant-1.0"), profile_named("70b-tp4-a100")
-    plan = Plan(workload=workload, profile=profile, slots=slots, hours=0.12, seed=5)
+    plan = Plan(workload=workload, profile=profile, slots=slots, hours=0.2, seed=5)
     made: list[Scheduler] = []
 
     def decider(shape: Shape) -> Scheduler:
