@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -31,6 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 JARS = ROOT / ".cache" / "kafka" / "libs"
 START_TIMEOUT_S = 60.0  # measured: 1.1 s for one node, 3.2 s for three, on two idle cores
 STOP_TIMEOUT_S = 10.0  # measured: 0.3 s after SIGTERM
+LOWEST_PORT = 15000  # of those picked by free_ports: above what is commonly installed
+PORTS_TRIED = 1000
 ALREADY_EXISTS = 36  # TOPIC_ALREADY_EXISTS; aiokafka returns errors of create_topics instead of raising them
 
 
@@ -49,15 +53,31 @@ def kafka_version(jars: Path = JARS) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nothing listened on a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports of 127.0.0.1 that nothing listened on a moment ago, all different.
+
+    They lie below those that the kernel gives to outgoing connections. Of those, a server that was stopped may not get
+    its own back: a client that dials it again meanwhile can be given that very port, and is then connected to itself.
+    """
+    free: list[int] = []
+    for port in random.sample(range(LOWEST_PORT, _first_outgoing_port()), k=PORTS_TRIED):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no listener
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        free.append(port)
+        if len(free) == count:
+            return free
+    raise BrokerError(f"fewer than {count} of {PORTS_TRIED} ports of 127.0.0.1 are free: end what listens there")
+
+
+def _first_outgoing_port() -> int:
+    """Where the kernel's range for outgoing connections starts: 32768 unless somebody set it or this is no Linux."""
+    with contextlib.suppress(OSError):
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        return max(first, LOWEST_PORT + PORTS_TRIED)
+    return 32768
 
 
 @dataclass(slots=True, kw_only=True)

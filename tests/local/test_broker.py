@@ -14,6 +14,10 @@ def test_ports_are_free_and_different() -> None:
     assert len(set(free_ports(20))) == 20
 
 
+def test_no_outgoing_connection_is_ever_given_one_of_these_ports() -> None:
+    assert max(free_ports(20)) < 32768  # where Linux starts to give ports to connections, unless somebody set it lower
+
+
 def test_missing_jars_are_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(BrokerError, match=r"no Apache Kafka in .*: run scripts/setup"):
         kafka_version(tmp_path)
