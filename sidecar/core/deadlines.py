@@ -3,6 +3,7 @@
 A job is what its producer calls one (`x-job`), per tenant. What it still needs is a number of items times what they
 turned out to write. What it will get is the rate at which offline got on lately, or in the same hour of last week. Both
 scatter, so a forecast is an interval: P50 and P90 of a normal approximation in closed form, without a random number.
+P90 counts on the other tenants to bring more work when theirs is done; both add what the last items in flight take.
 Urgency follows from laxity (as in Tidal's gateway): the time that is left minus the time that the work takes.
 """
 
@@ -13,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import inf, sqrt
+from math import exp, inf, sqrt
 
 from sidecar.core.work import Work
 
@@ -29,6 +30,9 @@ HOUR_SAMPLES_MIN = 20  # ten minutes of an hour say more about the rest of it th
 HOUR_WEIGHT = 0.3  # of one more week in what is known of an hour
 HORIZON_H = 4 * WEEK_H  # beyond it a forecast says nothing
 Z90 = 1.2816  # normal quantile of 0.9
+# By how many deviations of an item's stay the last of some twenty in flight outlasts the mean: stays are lognormal.
+LAST_P50, LAST_P90 = 2.0, 4.0
+PRESENCE_MIN = 0.01  # a tenant with work that seldom is forgotten
 BISECTIONS = 32  # of an hour: a microsecond
 JOBS_MAX = 256  # per model; the items of further ones count together, because producers choose the names
 
@@ -52,19 +56,19 @@ class Eta:
 
 
 @dataclass(slots=True)
-class Lengths:
-    """Mean and variance of how many tokens items wrote (Welford's recurrence)."""
+class Moments:
+    """Mean and variance of what was noted (Welford's recurrence)."""
 
     count: int = 0
     mean: float = 0.0
     _squares: float = 0.0
 
-    def note(self, tokens: int) -> None:
-        """One more item is complete."""
+    def note(self, value: float) -> None:
+        """One more of them."""
         self.count += 1
-        difference = tokens - self.mean
+        difference = value - self.mean
         self.mean += difference / self.count
-        self._squares += difference * (tokens - self.mean)
+        self._squares += difference * (value - self.mean)
 
     @property
     def variance(self) -> float:
@@ -175,11 +179,14 @@ class Rate:
             begin_s = end_s
         return ahead
 
-    def eta(self, tokens: float, variance: float, ahead: Sequence[Ahead]) -> Eta:
-        """When so many tokens (with the variance of that number) are harvested, in such an outlook."""
+    def p50_s(self, tokens: float, ahead: Sequence[Ahead]) -> float:
+        """When so many tokens are harvested, in such an outlook."""
+        return self._reached(tokens, 0.0, 0.0, ahead, 0.0)
+
+    def p90_s(self, tokens: float, variance: float, ahead: Sequence[Ahead]) -> float:
+        """When they are in nine cases out of ten, with the variance of that number; inf if the spread is unknown."""
         spread = self.spread
-        p90_s = inf if spread is None else self._reached(tokens, variance, spread, ahead, Z90)
-        return Eta(p50_s=self._reached(tokens, 0.0, 0.0, ahead, 0.0), p90_s=p90_s)
+        return inf if spread is None else self._reached(tokens, variance, spread, ahead, Z90)
 
     def _reached(self, tokens: float, variance: float, spread: float, ahead: Sequence[Ahead], z: float) -> float:
         """The first moment at which the harvest less z deviations is `tokens`: the hour, then inside of it.
@@ -222,7 +229,7 @@ class Job:
     name: str
     deadline_s: float = inf  # the earliest that an item of it named
     items: int = 0  # alive
-    lengths: Lengths = field(default_factory=Lengths)
+    lengths: Moments = field(default_factory=Moments)  # tokens that its items wrote
     verdict: Verdict = Verdict.UNKNOWN
     eta: Eta = field(default_factory=lambda: Eta(p50_s=inf, p90_s=inf))
 
@@ -239,13 +246,15 @@ class Share:
 class Jobs:
     """The jobs of one model, what is known of their lengths, and the rate they share."""
 
-    __slots__ = ("_boost", "_horizon_s", "_jobs", "_lengths", "judged_s", "rate", "urgency")
+    __slots__ = ("_boost", "_horizon_s", "_jobs", "_lengths", "_presence", "_stays", "judged_s", "rate", "urgency")
 
     def __init__(self, horizon_s: float, boost: float = 1.0, week_s: float = WEEK_H * HOUR_S) -> None:
         self._horizon_s = horizon_s
         self._boost = boost if horizon_s else 1.0  # how many times the rate may be, where offline lives from its turns
         self._jobs: dict[tuple[str, str], Job] = {}
-        self._lengths = Lengths()  # of all jobs: what a new one is taken for
+        self._lengths = Moments()  # of all jobs: what a new one is taken for
+        self._presence: dict[str, float] = {}  # share of the last days in which a tenant had work
+        self._stays = Moments()  # seconds from an item's first token to its last
         self.rate = Rate(week_s)
         self.urgency = 0.0  # 0 … 1, of the most urgent job
         self.judged_s = 0.0  # when the forecasts were made
@@ -266,12 +275,13 @@ class Jobs:
         job.deadline_s = min(job.deadline_s, work.deadline_s)
         return job, new
 
-    def left(self, job: Job, output_tokens: int) -> None:
-        """An item of `job` is gone; it wrote so many tokens, 0 if it did not get that far."""
+    def left(self, job: Job, output_tokens: int, stay_s: float) -> None:
+        """An item of `job` is gone; it wrote so many tokens, in so many seconds; 0 if it did not get that far."""
         job.items -= 1
         if output_tokens:
             job.lengths.note(output_tokens)
             self._lengths.note(output_tokens)
+            self._stays.note(stay_s)
         if not job.items:
             self._jobs.pop((job.tenant, job.name), None)
 
@@ -280,11 +290,14 @@ class Jobs:
         changed: list[Job] = []
         ahead, outlook = self._ahead(), self.rate.outlook(now_s)
         shares = self._shares(weights)
+        lasting = self._lasting(weights, now_s)
         self.judged_s, self.urgency = now_s, 0.0
         for job, (tokens, variance) in ahead.items():
             job.eta = Eta(p50_s=inf, p90_s=inf)
             if tokens:
-                job.eta = self.rate.eta(*_in_all(job.tenant, tokens, variance, shares), outlook)
+                p50_s = self.rate.p50_s(_in_all(job.tenant, tokens, variance, shares)[0], outlook)
+                p90_s = self.rate.p90_s(*_in_all(job.tenant, tokens, variance, lasting), outlook)
+                job.eta = Eta(p50_s=p50_s + self._last(LAST_P50), p90_s=p90_s + self._last(LAST_P90))
             verdict = self._verdict(job, tokens, now_s)
             if verdict is not job.verdict:
                 job.verdict = verdict
@@ -311,12 +324,29 @@ class Jobs:
             shares[job.tenant] = Share(share.weight, share.tokens + tokens, share.variance + variance)
         return shares
 
+    def _lasting(self, weights: Callable[[str], float], now_s: float) -> dict[str, Share]:
+        """As if nobody's work ended, and who has none now had it as often as in the last days: a tenant that is done
+        may bring the next job, of which nothing is known."""
+        here = {job.tenant for job in self}
+        step = 1 - exp(-(now_s - self.judged_s) / (self.rate.week_s / 7))
+        for tenant in here | self._presence.keys():
+            known = self._presence.get(tenant, 0.0)
+            self._presence[tenant] = known + step * ((tenant in here) - known)
+        often = sorted(self._presence.items(), key=lambda each: each[1], reverse=True)[:JOBS_MAX]
+        self._presence = {tenant: share for tenant, share in often if share > PRESENCE_MIN}
+        lasting = {tenant: Share(weights(tenant) * share, inf, 0.0) for tenant, share in self._presence.items()}
+        return lasting | {tenant: Share(weights(tenant), inf, 0.0) for tenant in here}
+
     def _need(self, job: Job) -> tuple[float, float]:
         """Tokens that `job` still needs, and the variance of that; what those in flight wrote is not subtracted."""
         own, others = job.lengths, self._lengths
         share = own.count / (own.count + LENGTHS_PRIOR)
         mean = share * own.mean + (1 - share) * others.mean
         return job.items * mean, job.items * (share * own.variance + (1 - share) * others.variance)
+
+    def _last(self, deviations: float) -> float:
+        """How much longer the last items of a job take than the tokens in all."""
+        return self._stays.mean + deviations * sqrt(self._stays.variance)
 
     def _verdict(self, job: Job, tokens: float, now_s: float) -> Verdict:
         left_s = job.deadline_s - now_s

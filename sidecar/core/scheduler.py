@@ -666,7 +666,8 @@ class Scheduler:
         if item.account:  # it has waited
             item.account.works -= 1
         if item.job:
-            self._pools[item.work.model].jobs.left(item.job, item.generated_tokens)
+            stay_s = self._now_s - (item.first_token_s or self._now_s)
+            self._pools[item.work.model].jobs.left(item.job, item.generated_tokens, stay_s)
         del self._items[item.work.id]
 
     # ---- engines, timers, the end ------------------------------------------------------------------------------------
