@@ -13,9 +13,11 @@ from sidecar.core.errors import SidecarError
 from sidecar.core.events import Action, Dispatch, Ended, Event, Failed, Lost, Progressed, Stopped
 from sidecar.core.latency import Fit
 
+_Sample = tuple[tuple[float, float, float], float]
 WINDOW_S = 2.0  # tokens and prompts are set against time in windows, so long that few prompts straddle their edges
 BUSY_LEAST = 0.9  # of a window that is used, some row was decoding
 WINDOWS_MIN = 5  # fewer fit anything
+ROUNDS, ERROR_LEAST = 20, 0.001  # of the reweighting: to 3 digits
 
 
 class TooFewGapsError(SidecarError):
@@ -28,15 +30,16 @@ class _Window:
     iterations: int = 0
     tokens: int = 0  # with a gap before them
     busy_s: float = 0.0  # with a row that decodes
-    prefill_tokens: int = 0
+    prefill_tokens: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)
 class _Running:
     engine: str
     context: int  # sent; what the KV cache spared is known at the end
+    since_s: float
     decodes: bool = False
-    window: _Window | None = None  # where its prompt was counted
+    shares: list[tuple[_Window, float]] = field(default_factory=list)  # where its prompt was counted, and what part
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +48,8 @@ class GapFit:
 
     The mean of a window is the time of an iteration; tokens ÷ iterations are the rows, and prompts that were computed
     in it divide by the iterations: one sample of `o + c · rows + p · prefill tokens`. Unlike the scheduler's own model
-    it may look back, so it needs no iteration whose batch is known exactly.
+    it may look back, so it needs no iteration whose batch is known exactly. A prompt counts evenly from its dispatch to
+    its first token.
     """
 
     windows: dict[tuple[str, int], _Window] = field(default_factory=lambda: defaultdict(_Window))
@@ -74,7 +78,7 @@ class GapFit:
         for action in actions:
             if isinstance(action, Dispatch):
                 tokens = action.prompt_tokens or context(action.work_id)
-                self._running[action.work_id] = _Running(engine=action.engine, context=tokens)
+                self._running[action.work_id] = _Running(engine=action.engine, context=tokens, since_s=now_s)
 
     def _gaps(self, engine: str, gaps_s: Sequence[float], now_s: float) -> None:
         """The gaps of a tick are of one iteration, unless they come so soon that they belong to the one before.
@@ -93,29 +97,37 @@ class GapFit:
     def _pass(self, now_s: float) -> None:
         """Time has passed: it counts for every engine on which a row decodes."""
         for engine, rows in self._decoding.items():
-            at_s = self._last_s
-            while rows and at_s < now_s:
-                number = int(at_s / WINDOW_S)
-                until_s = min(now_s, (number + 1) * WINDOW_S)
-                until_s = until_s if until_s > at_s else now_s
-                self.windows[engine, number].busy_s += until_s - at_s
-                at_s = until_s
+            for window, part_s in self._between(engine, self._last_s, now_s) if rows else ():
+                window.busy_s += part_s
         self._last_s = now_s
+
+    def _between(self, engine: str, begin_s: float, end_s: float) -> Iterator[tuple[_Window, float]]:
+        """The windows from one moment to the other, and how much of each lies between."""
+        while begin_s < end_s:
+            number = int(begin_s / WINDOW_S)
+            until_s = min(end_s, (number + 1) * WINDOW_S)
+            until_s = until_s if until_s > begin_s else end_s
+            yield self.windows[engine, number], until_s - begin_s
+            begin_s = until_s
 
     def _computed(self, work_id: str, now_s: float, *, decodes: bool) -> None:
         running = self._running.get(work_id)
-        if running is None or running.window is not None:
+        if running is None or running.shares:
             return
-        running.window = self.windows[running.engine, int(now_s / WINDOW_S)]
-        running.window.prefill_tokens += running.context
+        for window, part_s in self._between(running.engine, running.since_s, now_s):
+            share = part_s / (now_s - running.since_s)
+            window.prefill_tokens += share * running.context
+            running.shares.append((window, share))
         running.decodes = decodes
         self._decoding[running.engine] += decodes
 
     def _over(self, work_id: str, reused_tokens: int) -> None:
         running = self._running.pop(work_id, None)
-        if running is not None and running.window is not None:
-            running.window.prefill_tokens -= min(reused_tokens, running.context)
-            self._decoding[running.engine] -= running.decodes
+        if running is None:
+            return
+        for window, share in running.shares:
+            window.prefill_tokens -= share * min(reused_tokens, running.context)
+        self._decoding[running.engine] -= running.decodes
 
     def profile(self) -> tuple[Profile, float]:
         """Iteration times, and the mean error of their samples (a fraction). Raises TooFewGapsError."""
@@ -124,11 +136,9 @@ class GapFit:
             raise TooFewGapsError(
                 f"{len(samples)} windows of steady decoding are too few to learn iteration times from; name a profile"
             )
-        fit = Fit(3, forgetting=1.0)
-        for x, gap_ms in samples:
-            fit.learn(x, gap_ms)
+        fit = _fitted(samples)
         overhead, row, prefill = fit.theta
-        error = sum(abs(fit.predict(x) - gap_ms) / gap_ms for x, gap_ms in samples) / len(samples)
+        error = sum(_error(fit, *sample) for sample in samples) / len(samples)
         profile = Profile(
             name="fitted",
             overhead_ms=overhead,
@@ -137,7 +147,7 @@ class GapFit:
         )
         return profile, error
 
-    def _samples(self) -> Iterator[tuple[tuple[float, float, float], float]]:
+    def _samples(self) -> Iterator[_Sample]:
         """((1, rows / 100, prefill tokens per iteration / 100), milliseconds) of each window that is steady."""
         for window in self.windows.values():
             if window.iterations and window.busy_s >= BUSY_LEAST * WINDOW_S:
@@ -145,3 +155,19 @@ class GapFit:
                 rows, iterations = window.tokens / window.iterations, window.busy_s / iteration_s
                 prefill = max(0, window.prefill_tokens) / iterations
                 yield (1.0, rows / 100, prefill / 100), 1000 * iteration_s
+
+
+def _fitted(samples: Sequence[_Sample]) -> Fit:
+    """The least sum of errors, by reweighting least squares: a long prompt across the edge of a window makes two
+    samples that are far off, and where rows hardly vary one of them would tilt the whole."""
+    weights = [1.0] * len(samples)
+    for _ in range(ROUNDS):
+        fit = Fit(3, forgetting=1.0)
+        for (x, gap_ms), weight in zip(samples, weights, strict=True):
+            fit.learn([weight * each for each in x], weight * gap_ms)
+        weights = [max(_error(fit, *sample), ERROR_LEAST) ** -0.5 for sample in samples]
+    return fit
+
+
+def _error(fit: Fit, x: Sequence[float], gap_ms: float) -> float:
+    return abs(fit.predict(x) - gap_ms) / gap_ms

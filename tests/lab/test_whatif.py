@@ -31,7 +31,7 @@ from sidecar.lab.workloads import Job, by_name, offline_job
 PROFILE = PROFILES["70b-tp4-a100"]
 SETTINGS = SchedulerSettings(offline_queue_max=64, offline_queue_low=32)
 ENGINE = EngineSettings(name="e0", slots=8, tokens_max=4096, kv_tokens=100_000, yield_rows=4)
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 class Recording(Observer):
@@ -65,7 +65,7 @@ def jobs() -> list[Job]:
 
 
 def record(directory: Path, *, per_token: bool = True, **settings: int) -> list[Path]:
-    """Half a minute of a simulated sidecar, recorded; one online request is cancelled."""
+    """A minute of a simulated sidecar, recorded; one online request is cancelled."""
     scheduler = Scheduler(SETTINGS, [ENGINE])
     recorder = Recorder(RecorderSettings(directory=directory, **settings), scheduler)
     driver = Driver(
