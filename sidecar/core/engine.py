@@ -298,8 +298,8 @@ class Engine:
         return bool(self.piece_tokens) and item.work.resumable and self.slices.factor > 0 and at_home
 
     def remembers(self, item: Item) -> bool:
-        """True if the KV cache should still hold the context of `item`, so that it can go on at once."""
-        return item.cached_on is self and item.cached_tokens > 0
+        """True if the KV cache should still hold the context of `item`, but for a block: it can go on at once."""
+        return item.cached_on is self and item.context_tokens - item.cached_tokens <= self.settings.kv_block_tokens
 
     def _expected_reuse(self, item: Item) -> int:
         """Tokens of its context that the KV cache should hold: its own, or those of others with its prefix."""

@@ -81,7 +81,7 @@ class EngineSettings:
         few, pieces cost a part of the harvest, because each holds a slot for two iterations (both simulated)."""
         if self.prefill_slice_tokens is not None:
             return self.prefill_slice_tokens
-        return 116 if self.slots > WIDE_SLOTS else 256
+        return 124 if self.slots > WIDE_SLOTS else 256
 
     @property
     def hold_s(self) -> float:
@@ -89,7 +89,7 @@ class EngineSettings:
         next one; a wide one is between two long iterations when it comes (simulated)."""
         if self.yield_hold_ms is not None:
             return self.yield_hold_ms / 1000
-        return 1.5 if self.slots > WIDE_SLOTS else 0.2
+        return 1.2 if self.slots > WIDE_SLOTS else 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
