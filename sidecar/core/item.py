@@ -25,6 +25,36 @@ class State(StrEnum):
     GONE = "gone"
 
 
+# From where an item may go where, and by what.
+TRANSITIONS: dict[State, dict[State, str]] = {
+    State.WAITING: {
+        State.RUNNING: "granted",
+        State.GONE: "cancelled, or rejected",
+    },
+    State.BACKING_OFF: {
+        State.WAITING: "its time came",
+        State.GONE: "cancelled, or rejected",
+    },
+    State.RUNNING: {
+        State.WAITING: "its slice is over, or its stream broke",
+        State.BACKING_OFF: "failed",
+        State.PREEMPTING: "online needs what it holds",
+        State.ABORTING: "cancelled",
+        State.GONE: "complete, or dead",
+    },
+    State.PREEMPTING: {
+        State.WAITING: "the engine confirmed the stop",
+        State.BACKING_OFF: "failed",
+        State.ABORTING: "cancelled",
+        State.GONE: "complete, or dead",
+    },
+    State.ABORTING: {
+        State.GONE: "the engine confirmed the stop",
+    },
+    State.GONE: {},
+}
+
+
 @dataclass(slots=True, eq=False)
 class Item:
     """One work and its fate so far. Owned by the scheduler; nobody else changes it."""
@@ -59,6 +89,11 @@ class Item:
     begun_s: float = 0.0
     torn: bool = False  # its last dispatch was stopped in mid-prompt: an unknown part of it is in the KV cache
     decoding: bool = False  # its first token has come
+
+    def move(self, state: State) -> None:
+        """It is in that state now, to which its last one must lead."""
+        assert state in TRANSITIONS[self.state], f"{self.work.id}: {self.state} → {state}"
+        self.state = state
 
     def keep(self, tokens: int) -> None:
         """The dispatch is over, and so many tokens of it stay."""

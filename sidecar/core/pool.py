@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from sidecar.core.arrivals import ArrivalRate
 from sidecar.core.deadlines import Jobs
 from sidecar.core.engine import Engine
+from sidecar.core.events import Action, PauseIntake, ResumeIntake
 from sidecar.core.order import LaneQueue
 from sidecar.core.placement import Placement
 from sidecar.core.settings import SchedulerSettings
@@ -25,6 +26,7 @@ class Pool:
     placement: Placement = field(init=False)
     arrivals: ArrivalRate = field(default_factory=ArrivalRate)
     backing_off: int = 0  # offline items that wait for their retry
+    intake_marks: tuple[int, int] = (1, 0)  # offline load at which the intake pauses, and at which it goes on
     intake_paused: bool = False
 
     def __post_init__(self) -> None:
@@ -34,7 +36,8 @@ class Pool:
     def of(cls, model: str, settings: SchedulerSettings) -> Pool:
         """A model without engines, for which nobody waits."""
         jobs = Jobs(settings.urgency_horizon_s, settings.credit_urgent, settings.week_s)
-        return cls(model, LaneQueue(settings), LaneQueue(settings), jobs)
+        marks = settings.offline_queue_max, settings.offline_queue_low
+        return cls(model, LaneQueue(settings), LaneQueue(settings), jobs, intake_marks=marks)
 
     def queue(self, lane: Lane) -> LaneQueue:
         """Where works of `lane` wait."""
@@ -42,8 +45,34 @@ class Pool:
 
     @property
     def offline_load(self) -> int:
-        """Offline items that wait, or will."""
+        """Offline items that wait, or will: what backs off counts, for it comes back."""
         return self.offline.waiting + self.backing_off
+
+    def offline_grew(self, now_s: float) -> None:
+        """One more waits in the offline lane: where nobody did, its wait for an engine begins."""
+        for engine in self.engines:
+            if engine.offline_waits_since_s is None:
+                engine.offline_waits_since_s = now_s
+
+    def offline_shrank(self, now_s: float) -> None:
+        """One fewer waits in the offline lane: with nobody left no turn is owed."""
+        for engine in self.engines:
+            if not self.offline:
+                engine.reservation.offline_emptied()
+                engine.starved_until(now_s)
+            elif engine.offline_waits_since_s is None:
+                engine.offline_waits_since_s = now_s
+
+    def intake(self) -> list[Action]:
+        """What to tell the intake, if anything: it pauses at the high mark and goes on at the low one."""
+        high, low = self.intake_marks
+        if not self.intake_paused and self.offline_load >= high:
+            self.intake_paused = True
+            return [PauseIntake(model=self.model)]
+        if self.intake_paused and self.offline_load <= low:
+            self.intake_paused = False
+            return [ResumeIntake(model=self.model)]
+        return []
 
     @property
     def harvested_tokens(self) -> int:

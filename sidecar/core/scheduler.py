@@ -44,7 +44,6 @@ from sidecar.core.events import (
     Cancelled,
     Closing,
     DeadLetter,
-    Dispatch,
     Ended,
     EngineDown,
     EngineUp,
@@ -53,57 +52,20 @@ from sidecar.core.events import (
     Forecast,
     Lost,
     Measured,
-    PauseIntake,
-    Preempt,
     Progressed,
     Reject,
     RejectReason,
-    ResumeIntake,
     Stopped,
     Woke,
 )
+from sidecar.core.grants import Grants
 from sidecar.core.item import Item, State
-from sidecar.core.order import LaneQueue
 from sidecar.core.pool import Pool
-from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
+from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.snapshot import JobSnapshot, Snapshot, engine_snapshot, job_snapshots, lane_snapshots
-from sidecar.core.work import OFFLINE, ONLINE, EndReason, GrantKind, Lane, Work
+from sidecar.core.work import OFFLINE, ONLINE, EndReason, Lane, Work
 
-# From where an item may go where, and by what.
-TRANSITIONS: dict[State, dict[State, str]] = {
-    State.WAITING: {
-        State.RUNNING: "granted",
-        State.GONE: "cancelled, or rejected",
-    },
-    State.BACKING_OFF: {
-        State.WAITING: "its time came",
-        State.GONE: "cancelled, or rejected",
-    },
-    State.RUNNING: {
-        State.WAITING: "its slice is over, or its stream broke",
-        State.BACKING_OFF: "failed",
-        State.PREEMPTING: "online needs what it holds",
-        State.ABORTING: "cancelled",
-        State.GONE: "complete, or dead",
-    },
-    State.PREEMPTING: {
-        State.WAITING: "the engine confirmed the stop",
-        State.BACKING_OFF: "failed",
-        State.ABORTING: "cancelled",
-        State.GONE: "complete, or dead",
-    },
-    State.ABORTING: {
-        State.GONE: "the engine confirmed the stop",
-    },
-    State.GONE: {},
-}
 RETRY_BACKOFF_MAX_S = 30.0
-ROW_LIMITS = (
-    Limit.YIELD,
-    Limit.LATENCY,
-    Limit.AIMD,
-)  # those that hold offline back for the sake of resident online work
-
 
 Hold = tuple[Engine, int, int]  # slots and KV tokens that an engine may still use after a stream to it broke
 
@@ -129,6 +91,7 @@ class Scheduler:
             ]
         if len(self._engines) != len(engines) or not engines:
             raise SettingsError(f"engines need one name each, and there must be one: {[each.name for each in engines]}")
+        self._grants = Grants(settings)
         self._items: dict[str, Item] = {}
         self._timers: list[tuple[float, int, Item | Hold]] = []  # retries, and holds after Lost
         self._sequence = count(1)
@@ -202,6 +165,10 @@ class Scheduler:
         pool = self._pools.get(model)
         return (0, Limit.DOWN) if pool is None else (pool.queue(lane).waiting, pool.engines[0].limit_binding)
 
+    def foreign_slots(self, engine: str) -> int:
+        """Slots of this engine that somebody else uses, as three scrapes in a row agree. O(1)."""
+        return self._engines[engine].ledger.foreign_slots
+
     def snapshot(self) -> Snapshot:
         """The state as of the last event. O(waiting): for some calls per second."""
         return Snapshot(
@@ -242,132 +209,12 @@ class Scheduler:
             return None
         return item.engine.interference.guard.alone_s(work_id, item.streamed_tokens)
 
-    # ---- the decision loop -------------------------------------------------------------------------------------------
-
     def _fill_all(self) -> None:
         for pool in self._pools.values():
             self._fill(pool)
 
     def _fill(self, pool: Pool) -> None:
-        """Grant until nothing more can be granted; then take back what online lacks."""
-        online, offline = pool.online, pool.offline
-        while (online.waiting or offline.waiting) and self._grant_anywhere(pool):
-            pass
-        able = len(online) if online.waiting else 0
-        for engine in pool.engines:
-            self._make_yield(engine, able)
-            for each in engine.neighbours:
-                self._make_yield(each, able)
-        if able and self._settings.preempt:
-            self._reclaim(pool)
-
-    def _grant_anywhere(self, pool: Pool) -> bool:
-        """One grant on the least loaded engine that may have one; False if none may."""
-        for engine in pool.by_load():  # noqa: SIM110 - a generator would be made for each event
-            if self._grant_one(pool, engine):
-                return True
-        return False
-
-    def _grant_one(self, pool: Pool, engine: Engine) -> bool:
-        """One grant on this engine if the first rule that holds allows one. The rule is kept as `limit_binding`."""
-        if not engine.free.slots:  # the usual case on a busy engine, worth being quick
-            waits = Limit.SLOTS if pool.offline else self._nobody(pool.offline)
-            engine.limit_binding = Limit.ONLINE_WAITS if pool.online else waits
-            return False
-        long = engine.takes_long
-        online = pool.online.head(long=long) if pool.online.waiting else None
-        offline = pool.offline.head(long=long)
-        if online and online.work.slots <= engine.settings.slots:
-            return self._grant_contested(pool, engine, online, offline)
-        if offline is None:
-            engine.limit_binding = self._nobody(pool.offline)
-            return False
-        engine.limit_binding = limit = engine.limit(offline, self._now_s)
-        if limit in ROW_LIMITS and self._may_take_turn_early(engine, offline):
-            self._grant(pool, engine, offline, GrantKind.RESERVED, contended=True)
-            return True
-        if limit is not Limit.NONE or self._is_wanted_at_home(pool, offline, engine):
-            return False
-        self._grant(pool, engine, offline, GrantKind.RESUME if offline.generated_tokens else GrantKind.BACKFILL)
-        return True
-
-    @staticmethod
-    def _may_take_turn_early(engine: Engine, offline: Item) -> bool:
-        """True if a turn is due that only resident online work keeps from being taken, and `offline` can go on at once.
-
-        Now it costs that work one row; at the next arrival it would cost a prefill beside the arrival's own.
-        """
-        due = engine.reservation.due and engine.online_slots > 0
-        return due and engine.remembers(offline) and engine.fits(offline)
-
-    def _is_wanted_at_home(self, pool: Pool, item: Item, engine: Engine) -> bool:
-        """True if another engine, which remembers `item` or is the home of its prefix, can take it now as well."""
-        home = item.cached_on or pool.placement.home(item.work.prefix_key)
-        return bool(home and home is not engine and home.up and home.limit(item, self._now_s) is Limit.NONE)
-
-    @staticmethod
-    def _nobody(queue: LaneQueue) -> Limit:
-        """Why nobody of `queue` may have a slot."""
-        if len(queue):
-            return Limit.PREFILL
-        return Limit.TENANT if queue.waiting else Limit.NO_OFFLINE
-
-    def _grant_contested(self, pool: Pool, engine: Engine, online: Item, offline: Item | None) -> bool:
-        """Online waits for this engine: a slot is online's, unless offline must go without and its turn is due."""
-        engine.limit_binding = Limit.ONLINE_WAITS
-        contended = offline is not None and self._would_wait(pool, engine, online, offline)
-        if contended and offline and engine.reservation.due and not self._postponed(engine, online):
-            if not engine.fits(offline):  # what is free is kept for it, or a wide item would never get its turn
-                engine.limit_binding = Limit.TURN
-                return False
-            self._grant(pool, engine, offline, GrantKind.RESERVED, contended=True)
-            return True
-        if not engine.fits(online):
-            return False
-        self._grant(pool, engine, online, GrantKind.ONLINE, contended=contended)
-        if contended:
-            engine.reservation.online_granted(self._now_s)
-        return True
-
-    def _would_wait(self, pool: Pool, engine: Engine, online: Item, offline: Item) -> bool:
-        """True if `offline` keeps waiting once `online` and all online work behind it have had their slots."""
-        if not engine.fits(online) or not engine.kv_leaves(online, offline):
-            return True
-        if not engine.prefill_harmless(offline, beside_online=True):
-            return True
-        online_slots = online.work.slots + pool.online.ready(long=engine.takes_long) - 1
-        return pool.lendable(self._now_s, engine, online_slots) < offline.work.slots
-
-    def _postponed(self, engine: Engine, online: Item) -> bool:
-        """True if a turn that is due is put off: only in mode `yielding`, while online's objective is at risk."""
-        if self._settings.reservation_mode is ReservationMode.FIRM:
-            return False
-        # The measured origin's rule: a wait at the head of the line stays below 40 % of the objective.
-        objective_ms = online.work.ttft_objective_ms or self._settings.ttft_objective_ms
-        at_risk = self._now_s - online.work.arrived_s > 0.4 * objective_ms / 1000
-        return at_risk and engine.reservation.postpone(self._now_s, self._settings.postpone_max_s)
-
-    def _grant(self, pool: Pool, engine: Engine, item: Item, kind: GrantKind, *, contended: bool = False) -> None:
-        self._move(item, State.RUNNING)
-        pool.queue(item.work.lane).grant(item)
-        engine.begin(item, kind, self._now_s)
-        self._actions.append(
-            Dispatch(
-                work_id=item.work.id,
-                engine=engine.settings.name,
-                kind=kind,
-                slots=item.work.slots,
-                output_tokens=item.budget_tokens,
-                queue_wait_s=self._now_s - item.waiting_since_s,
-                contended=contended,
-                prompt_tokens=item.prompt_tokens,
-            )
-        )
-        if item.work.lane is OFFLINE:
-            if kind is GrantKind.RESERVED:
-                engine.reservation.turn_taken()
-            engine.starved_until(self._now_s)
-            self._offline_shrank(pool)
+        self._grants.fill(pool, self._now_s, self._actions)
 
     # ---- deadlines ---------------------------------------------------------------------------------------------------
 
@@ -391,42 +238,6 @@ class Scheduler:
 
     def _weight(self, tenant: str) -> float:
         return self._settings.tenants.get(tenant, self._settings.tenant_default).weight
-
-    # ---- taking slots back -------------------------------------------------------------------------------------------
-
-    def _make_yield(self, engine: Engine, online_waiting: int) -> None:
-        """Stop the offline rows beyond those that may stay while online is resident."""
-        rows = engine.in_use[OFFLINE]
-        if not rows or rows <= (rows_max := engine.yields_to(online_waiting, self._now_s)):
-            return
-        for item in engine.victims(rows - int(rows_max), 0, sticky_after=None):
-            engine.counts.yields += 1
-            self._preempt(engine, item)
-
-    def _reclaim(self, pool: Pool) -> None:
-        """Stop as many slices as online lacks slots or KV for, counting what is coming free already."""
-        engines = [engine for engine in pool.engines if engine.up]
-        long = any(engine.takes_long for engine in engines)
-        head = pool.online.head(long=long)
-        if head is None:
-            return
-        lacking = head.work.slots + pool.online.ready(long=long) - 1 - sum(engine.coming_slots for engine in engines)
-        for engine in sorted(engines, key=lambda each: -len(each.residents)):
-            turn = engine.reservation.due and bool(pool.offline)  # the turn takes the first slot that comes free
-            room = self._settings.preempt_max - engine.stopping
-            victims = engine.victims(lacking + turn, engine.lacking_kv(head), self._settings.preempt_sticky_after)
-            for item in victims[:room]:
-                item.preemptions += 1
-                engine.counts.preemptions += 1
-                lacking -= item.work.slots
-                self._preempt(engine, item)
-
-    def _preempt(self, engine: Engine, item: Item) -> None:
-        self._move(item, State.PREEMPTING)
-        item.stop_asked_s = self._now_s
-        engine.drain(item)
-        engine.stopping += 1
-        self._actions.append(Preempt(work_id=item.work.id, engine=engine.settings.name))
 
     # ---- the queues --------------------------------------------------------------------------------------------------
 
@@ -478,29 +289,8 @@ class Scheduler:
         item.waiting_since_s = self._now_s
         pool.queue(item.work.lane).push(item)
         if item.work.lane is OFFLINE:
-            for engine in pool.engines:
-                if engine.offline_waits_since_s is None:
-                    engine.offline_waits_since_s = self._now_s
-            self._tell_intake(pool)
-
-    def _offline_shrank(self, pool: Pool) -> None:
-        """One fewer waits in the offline lane: intake may go on, and with nobody left no turn is owed."""
-        self._tell_intake(pool)
-        for engine in pool.engines:
-            if not pool.offline:
-                engine.reservation.offline_emptied()
-                engine.starved_until(self._now_s)
-            elif engine.offline_waits_since_s is None:
-                engine.offline_waits_since_s = self._now_s
-
-    def _tell_intake(self, pool: Pool) -> None:
-        """The intake pauses at the high mark and goes on at the low one; what backs off counts, for it comes back."""
-        if not pool.intake_paused and pool.offline_load >= self._settings.offline_queue_max:
-            pool.intake_paused = True
-            self._actions.append(PauseIntake(model=pool.model))
-        elif pool.intake_paused and pool.offline_load <= self._settings.offline_queue_low:
-            pool.intake_paused = False
-            self._actions.append(ResumeIntake(model=pool.model))
+            pool.offline_grew(self._now_s)
+            self._actions += pool.intake()
 
     def _refuse(self, pool: Pool, item: Item, reason: RejectReason, message: str) -> None:
         """Reject a work that waits."""
@@ -517,10 +307,10 @@ class Scheduler:
         if item.state is State.WAITING:
             pool.queue(item.work.lane).discard(item)
             if item.work.lane is OFFLINE:
-                self._offline_shrank(pool)
+                pool.offline_shrank(self._now_s)
         else:
             pool.backing_off -= 1
-            self._tell_intake(pool)
+        self._actions += pool.intake()
         self._gone(item)
 
     # ---- what becomes of a dispatch ----------------------------------------------------------------------------------
@@ -616,7 +406,7 @@ class Scheduler:
         if item.work.lane is ONLINE:
             self._gone(item)
             return
-        self._move(item, State.WAITING)
+        item.move(State.WAITING)
         self._enqueue(pool, item)
         if self._closing:
             self._refuse(pool, item, RejectReason.CLOSING, "this sidecar is shutting down")
@@ -626,10 +416,10 @@ class Scheduler:
             self._gone(item)
             self._reject(item.work.id, RejectReason.CLOSING, "this sidecar is shutting down")
             return
-        self._move(item, State.BACKING_OFF)
+        item.move(State.BACKING_OFF)
         self._retries += 1
         pool.backing_off += 1
-        self._tell_intake(pool)
+        self._actions += pool.intake()
         delay_s = min(self._settings.retry_backoff_s * 2 ** (item.attempts - 1), RETRY_BACKOFF_MAX_S)
         self._set_timer(self._now_s + delay_s, item)
 
@@ -654,15 +444,11 @@ class Scheduler:
             engine.stopping -= 1
         else:
             engine.drain(item)
-        self._move(item, State.ABORTING)
+        item.move(State.ABORTING)
         self._actions.append(Abort(work_id=item.work.id, engine=engine.settings.name))
 
-    def _move(self, item: Item, state: State) -> None:
-        assert state in TRANSITIONS[item.state], f"{item.work.id}: {item.state} → {state}"
-        item.state = state
-
     def _gone(self, item: Item) -> None:
-        self._move(item, State.GONE)
+        item.move(State.GONE)
         if item.account:  # it has waited
             item.account.works -= 1
         if item.job:
@@ -711,7 +497,7 @@ class Scheduler:
             elif what.state is State.BACKING_OFF:
                 pool = self._pools[what.work.model]
                 pool.backing_off -= 1
-                self._move(what, State.WAITING)
+                what.move(State.WAITING)
                 self._enqueue(pool, what)
                 self._stirred.append(pool)
             elif not self._is_stale((self._now_s, 0, what)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -17,6 +18,7 @@ from sidecar.edge.errors import EngineError, StreamBrokenError
 
 PERIOD_S = 1.0  # also how soon a restarted engine gets work again
 TIMEOUT_S = 3.0
+logger = logging.getLogger(__name__)
 FAILURES_MAX = 3  # in a row: a slow answer of a busy server is no outage, and an outage breaks its streams off
 
 SLOW = "DEADLINE_EXCEEDED"  # how the reason of a probe begins that was not answered in time
@@ -45,6 +47,7 @@ class Prober:
         self._client = client
         self._changed = changed
         self._look_now = asyncio.Event()
+        self._foreign_slots = 0
 
     def look_now(self) -> None:
         """A stream to this engine broke: probe at once."""
@@ -63,11 +66,24 @@ class Prober:
                 elif not self.up and not reason:
                     self._set(True, "")
                 if self._engine.metrics_url is not None:
-                    self._driver.handle(await measure(http, self._engine))
+                    self._measured(await measure(http, self._engine))
                 self._look_now.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PERIOD_S):
                         await self._look_now.wait()
+
+    def _measured(self, gauges: Measured) -> None:
+        """The driver knows them. Load that is not ours is said when it comes and when it goes."""
+        name, before = self._engine.name, self._foreign_slots
+        self._driver.handle(gauges)
+        self._foreign_slots = foreign = self._driver.scheduler.foreign_slots(name)
+        if foreign and not before:
+            logger.warning(
+                "engine %s: %d slots are in use that are not ours; offline has that many fewer. Who calls it directly?",
+                *(name, foreign),
+            )
+        elif before and not foreign:
+            logger.info("engine %s: no slot is in use that is not ours any more", name)
 
     async def _fault(self) -> str:
         """Why a request does not get through to the engine; "" if one does.

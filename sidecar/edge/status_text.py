@@ -31,7 +31,8 @@ def slot_strip(engine: Mapping[str, Any]) -> str:
 
 def _engine(name: str, engine: Mapping[str, Any]) -> Iterator[str]:
     up = "up" if engine["up"] else "DOWN"
-    yield f"engine {name} ({engine['model']}) is {up}: [{slot_strip(engine)}] of {engine['slots']} slots"
+    foreign = f", {engine['foreign_slots']} used by others" if engine["foreign_slots"] else ""
+    yield f"engine {name} ({engine['model']}) is {up}: [{slot_strip(engine)}] of {engine['slots']} slots{foreign}"
     grants = ", ".join(f"{count} {kind}" for kind, count in engine["grants"].items())
     yield f"  grants: {grants}; what holds offline back now: {engine['limit_binding']}"
     share = engine["worst_window_share"]

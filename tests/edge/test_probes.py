@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
+from aiohttp import web
 
 from sidecar.core.events import Measured
+from sidecar.edge import probes
 from sidecar.edge.config import EngineEndpoint
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.probes import Prober, parse_gauges
+from sidecar.local.broker import free_ports
 from tests.edge.conftest import Sidecar, running_sidecar
 from tests.edge.fake_triton import FakeTriton
 
@@ -67,3 +70,33 @@ async def test_a_broken_stream_makes_the_prober_look_at_once(probed: Probed, tri
     await probed.sidecar.until(lambda: not probed.prober.up)
     assert probed.changes == [("e0", True), ("e0", False)]
     assert not probed.sidecar.driver.scheduler.snapshot().engines["e0"].up
+
+
+async def test_load_that_is_not_ours_is_said_and_counted(
+    triton: FakeTriton, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pages = [PAGE, PAGE.replace("} 7", "} 0")]
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text=pages[0])
+
+    application = web.Application()
+    application.router.add_get("/metrics", page)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    (port,) = free_ports(1)
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    monkeypatch.setattr(probes, "PERIOD_S", 0.01)
+    caplog.set_level("INFO", logger=probes.__name__)
+    async with running_sidecar({"e0": triton}) as sidecar, EngineClient(triton.target) as client:
+        url = f"http://127.0.0.1:{port}/metrics"
+        engine = EngineEndpoint(name="e0", target=triton.target, metrics_url=url)
+        task = asyncio.create_task(Prober(sidecar.driver, engine, client, lambda *_: None).run())
+        await sidecar.until(lambda: "7 slots are in use that are not ours" in caplog.text)
+        assert sidecar.driver.scheduler.snapshot().engines["e0"].foreign_slots == 7
+        pages.pop(0)
+        await sidecar.until(lambda: "no slot is in use that is not ours" in caplog.text)
+        task.cancel()
+        await asyncio.wait((task,))
+    await runner.cleanup()
+    assert caplog.text.count("that are not ours") == 1  # said once, however often it is seen
