@@ -81,7 +81,9 @@ class EngineSettings:
         few, pieces cost a part of the harvest, because each holds a slot for two iterations (both simulated)."""
         if self.prefill_slice_tokens is not None:
             return self.prefill_slice_tokens
-        return 124 if self.slots > WIDE_SLOTS else 256
+        if self.slots > WIDE_SLOTS:
+            return 124
+        return 128 if self.slots_online_min else 256  # who keeps slots free wants latency more than harvest
 
     @property
     def hold_s(self) -> float:
