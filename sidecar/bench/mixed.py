@@ -10,8 +10,9 @@ no online load. A run in which more than 1 % of the iterations took longer than 
 
 The prediction: iteration costs are fitted to the recorded token gaps of `ours` on the first seed, and what lies around
 the engine (gRPC, tokenizer, ensemble) is what its median TTFT lacks in simulation; then the second seed is simulated,
-with the engine's own draws of the output lengths, and compared with what was measured. At the top level stand the
-figures of the first workload; `workloads` has them all.
+with the engine's own draws of the output lengths, and compared with what was measured. Both harvests are of the
+ceiling that was measured: what few rows cost says little of 64. At the top level stand the figures of the first
+workload; `workloads` has them all.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from aiokafka import AIOKafkaProducer
 from engine.profile import PROFILES, Profile, profile_named
 from sidecar.bench._figures import ran_on, write
 from sidecar.bench._mixed_load import Online, Prompts
-from sidecar.bench._mixed_worker import BASELINES, governed
+from sidecar.bench._mixed_worker import BASELINES
 from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings
@@ -256,12 +257,10 @@ def prediction(fitted: Run, other: Run, world: World) -> dict[str, Any]:
         scheduler = Scheduler(found.settings, found.engines)
         return simulate(scheduler, engine, profile, world.loads[seed].jobs, world.items, world.seconds)
 
-    alone = governed(OFFLINE_ALONE.name, found.settings, found.engines)
-    ceiling = simulate(alone, engine, profile, [], world.items, world.seconds).offline_tokens_per_s
     around_ms = _share(fitted, "p50") - (ours(fitted.seed).ttft_ms["p50"] or 0.0)
     simulated = ours(other.seed)
     predicted = {share: (simulated.ttft_ms[share] or 0.0) + around_ms for share in ("p50", "p95")}
-    predicted["harvest"] = simulated.offline_tokens_per_s / ceiling
+    predicted["harvest"] = simulated.offline_tokens_per_s / world.ceiling_tokens_per_s
     measured = {share: _share(other, share) for share in ("p50", "p95")}
     measured["harvest"] = other.offline_tokens_per_s / world.ceiling_tokens_per_s
     return {
