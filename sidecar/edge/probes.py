@@ -18,9 +18,9 @@ from sidecar.edge.errors import EngineError, StreamBrokenError
 
 PERIOD_S = 1.0  # also how soon a restarted engine gets work again
 TIMEOUT_S = 3.0
-logger = logging.getLogger(__name__)
 FAILURES_MAX = 3  # in a row: a slow answer of a busy server is no outage, and an outage breaks its streams off
 
+logger = logging.getLogger(__name__)
 SLOW = "DEADLINE_EXCEEDED"  # how the reason of a probe begins that was not answered in time
 
 
