@@ -17,6 +17,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import InvalidProducerEpoch, OffsetOutOfRangeError, ProducerFenced
 from aiokafka.structs import OffsetAndMetadata
@@ -72,6 +73,29 @@ async def _call(timeout_s: float) -> AsyncIterator[None]:
         raise LogError(repr(error)) from error
 
 
+async def _start(user: AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaAdminClient, client: AIOKafkaClient) -> None:
+    """`user.start()`; a cancel ends it only after the first connection of its `client` has answered, or failed to.
+
+    Cancelled before that, aiokafka (0.14.0) forgets this connection without closing it.
+    """
+    bootstrap = client.bootstrap
+
+    async def whole() -> None:
+        task = asyncio.create_task(bootstrap(), name="kafka bootstrap")
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            _, late = await asyncio.wait([task], timeout=STOP_TIMEOUT_S)
+            if late:
+                task.cancel()
+            elif not task.cancelled():
+                task.exception()  # heard: nobody waits for it any more
+            raise
+
+    client.bootstrap = whole
+    await user.start()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
     """One record to write: a result, a dead letter, or how far a job is."""
@@ -114,7 +138,7 @@ class KafkaOpening:
     async def start(self) -> None:
         """The epoch is ours, a predecessor's transaction is over, and `state` is what is durable (None: nothing)."""
         async with _call(self._settings.call_timeout_s):
-            await self._producer.start()
+            await _start(self._producer, self._producer.client)
             self._watch_calls()
             self.state = await self._read()
             if self._settings.progress_topic:
@@ -172,7 +196,7 @@ class KafkaOpening:
     async def _read(self) -> Committed | None:
         admin = AIOKafkaAdminClient(**client_options(self._settings))
         try:
-            await admin.start()
+            await _start(admin, admin._client)
             offsets = await admin.list_consumer_group_offsets(self._settings.group, partitions=[self._source])
         finally:
             await admin.close()
@@ -186,8 +210,8 @@ class KafkaOpening:
         # Not seek_to_beginning: by default the first reset goes to the end, and won against it (seen, aiokafka 0.14.0).
         options = {"isolation_level": "read_committed", "auto_offset_reset": "earliest"}
         consumer = AIOKafkaConsumer(**client_options(self._settings), **options)
-        await consumer.start()
         try:
+            await _start(consumer, consumer._client)
             consumer.assign([source])
             end = (await consumer.end_offsets([source]))[source]
             while await consumer.position(source) < end:
@@ -262,10 +286,10 @@ class KafkaLog:
     async def start(self) -> None:
         """Connected. Raises LogError if no broker answers, SettingsError if the topics do not fit."""
         async with _call(self._settings.call_timeout_s):
-            await self._queries.start()
+            await _start(self._queries, self._queries._client)
             await self._check_topics()
             await self._check_version()
-            await self._consumer.start()
+            await _start(self._consumer, self._consumer._client)
 
     def join(self) -> None:
         """Joining the group; the callbacks may come from now on."""
@@ -363,7 +387,7 @@ class KafkaLog:
         names = [settings.requests_topic, settings.results_topic, settings.dead_letter_topic]
         names += filter(None, [settings.progress_topic])
         try:
-            await admin.start()
+            await _start(admin, admin._client)
             found = {topic["topic"]: topic for topic in await admin.describe_topics(names)}
             self.cluster_id = str((await admin.describe_cluster())["cluster_id"] or "")
         finally:

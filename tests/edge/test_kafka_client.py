@@ -31,7 +31,7 @@ class FakeProducer:
         self.options = options
         self.calls = calls
         self.failing = failing
-        self.client = SimpleNamespace(send=self._request)
+        self.client = SimpleNamespace(send=self._request, bootstrap=None)
         self._txn_manager = SimpleNamespace(_transaction_waiter=None)
 
     async def _request(self, name: str) -> None:
@@ -77,6 +77,7 @@ class FakeAdmin:
     def __init__(self, calls: list[Any], committed: OffsetAndMetadata) -> None:
         self.calls = calls
         self.committed = committed
+        self._client = SimpleNamespace(bootstrap=None)
 
     async def start(self) -> None:
         """Connected."""

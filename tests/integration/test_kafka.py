@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -359,6 +361,29 @@ async def test_the_abort_fence_leaves_no_record_that_a_reader_sees(kafka: LocalK
         await each.close()
     assert fencing.state == Committed(watermark=4, high=6, holes=(4,))
     assert [each.value for each in await records(settings, settings.results_topic, 2)] == [b"a", b"b"]
+
+
+async def test_an_opening_that_is_cancelled_anywhere_closes_what_it_opened(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "cancelled", progress_topic="cancelled.progress")
+    await (await opened(settings)).close()
+    steps = left = 0
+    async with asyncio.timeout(TIMEOUT_S):
+        cancelled = True
+        while cancelled:
+            opening = KafkaOpening(settings, 0)
+            task = asyncio.create_task(opening.start(), name="opening")
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            cancelled = task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await opening.close()
+            del opening, task
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                gc.collect()
+            left += sum(issubclass(each.category, ResourceWarning) for each in caught)
+            steps += 80
+    assert left == 0
 
 
 async def test_two_processes_with_one_instance_id_find_out(kafka: LocalKafka, tmp_path: Path) -> None:
