@@ -137,10 +137,7 @@ class NumpyEngine:
         return lambda: self._stop(ticket)
 
     def _stop(self, ticket: Ticket) -> None:
-        """Let all sequences of the call go at the next iteration boundary; the last answer says so.
-
-        Whoever calls it has looked for stops at its check period, so that period is not waited for once more.
-        """
+        """Let all sequences of the call go at the next iteration boundary; the last answer says so."""
         with self._wake:
             for id_ in ticket.live:
                 self.batcher.stop(id_, seen_s=self._clock())

@@ -28,7 +28,7 @@ AT_ONCE = 48
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def triton(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server with two engine models, as fast as they go."""
+    """A server with two engine models, as fast as they go; the second hardly ever looks for cancellations."""
     repository = tmp_path_factory.mktemp("repository") / "models"
     shutil.copytree(ROOT / "model_repository", repository)
     second = repository / "engine_python/second"
@@ -37,6 +37,7 @@ async def triton(tmp_path_factory: pytest.TempPathFactory) -> Any:
     config = config.replace('name: "tensorrt_llm"', 'name: "second"').replace(
         'string_value: "small"', 'string_value: "tiny"'
     )
+    config = re.sub(r'(key: "cancellation_check_period_ms" value: { string_value: )"\d+"', r'\1"4000"', config)
     (second / "config.pbtxt").write_text(config)
     settings = TritonSettings(repository=repository, slots=32, parameters={"preset": "tiny"})
     async with running(tmp_path_factory.mktemp("triton"), settings) as server:
@@ -158,6 +159,14 @@ async def test_a_stop_is_answered_without_outputs_and_ends_the_stream_of_its_id(
         assert wire.is_final(last)
         with pytest.raises(RefusedError, match="needs the id"):
             await answer(client, stop_request("tensorrt_llm", ""))
+
+
+async def test_a_stop_does_not_wait_for_the_check_of_cancellations(triton: Triton) -> None:
+    async with EngineClient(triton.target) as client:
+        reader = read(client.open(), streamed("stop-me", 1500, model="second"))
+        await anext(reader)
+        await client.stop("second", "stop-me", 30.0)
+        assert len([each async for each in reader]) < 1400
 
 
 async def test_stop_words_and_perf_metrics_through_the_wire(triton: Triton) -> None:

@@ -25,7 +25,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
-    """One engine, and two threads beside it: one sends responses, one looks for stops and cancellations."""
+    """One engine, and two threads beside it: one sends responses, one looks for cancellations."""
 
     def initialize(self, args):
         if int(np.__version__.split(".")[0]) >= 2:
@@ -41,7 +41,6 @@ class TritonPythonModel:
         self._export = Export(pb_utils.MetricFamily, {"model": args["model_name"], "version": args["model_version"]})
         self._numbers = count()
         self._live = {}  # number → (request id, sender, how to stop it)
-        self._stopping = set()  # request ids
         self._lock = Lock()
         self._closing = Event()
         self._pieces = Queue(PIECES_MAX)
@@ -76,7 +75,9 @@ class TritonPythonModel:
             if not request.request_id():
                 raise ValueError("a stop request needs the id of the request to stop")
             with self._lock:
-                self._stopping.add(request.request_id())
+                stops = [stop for id_, _, stop in self._live.values() if id_ == request.request_id()]
+            for stop in stops:  # at once, as in NVIDIA's backend: only cancellations wait for the check period
+                stop()
             sender.send(pb_utils.InferenceResponse(output_tensors=[]), flags=FINAL)
             return
         call = read_call(inputs, exclude_input=self._exclude_input)
@@ -99,12 +100,11 @@ class TritonPythonModel:
                 pb_utils.Logger.log_error(f"a response could not be sent: {error!r}")
 
     def _watch(self):
-        """Every check period: stop what was asked to stop or was cancelled. Every stats period: the metrics."""
+        """Every check period: stop what was cancelled. Every stats period: the metrics."""
         elapsed_s, asked = 0.0, -1
         while not self._closing.wait(self._check_period_s):
+            stops = []
             with self._lock:
-                stopping, self._stopping = self._stopping, set()
-                stops = [stop for id_, _, stop in self._live.values() if id_ in stopping]
                 behind = [number for number in self._live if number > asked] or list(self._live)
             for number in behind[:CANCEL_CHECKS_MAX]:
                 asked = number
