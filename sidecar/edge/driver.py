@@ -7,6 +7,7 @@ services nor Kafka. Whoever wants work done (an online request, an offline item)
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -44,7 +45,8 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.edge import wire
 from sidecar.edge.calls import Generated, TokenCall
-from sidecar.edge.engine_client import EngineClient, Metadata, raise_if_error, send, translated_errors
+from sidecar.edge.engine_client import EngineClient, Metadata, send
+from sidecar.edge.engine_errors import raise_if_error, translated_errors
 from sidecar.edge.errors import EngineError, StreamBrokenError
 from sidecar.edge.generation import Generation
 from sidecar.edge.ports import TRACEPARENT, Call, Listener, Outcome, Terminal, Timeline, Tracer
@@ -52,7 +54,7 @@ from sidecar.edge.ports import TRACEPARENT, Call, Listener, Outcome, Terminal, T
 logger = logging.getLogger(__name__)
 BLOCK_TOKENS = 32  # tokens_per_block of TensorRT-LLM's KV cache, unless the engine was built with another
 TICK_S = 0.01  # tokens enter the scheduler once per tick and engine, not one by one
-STOP_RETRY_S = 0.05  # a stop may overtake its request inside Triton and find nobody: it is said again
+STOP_RETRY_S = 0.1  # a stop may overtake its request inside Triton and find nobody: it is said again, ever more rarely
 
 
 @dataclass(slots=True, eq=False)
@@ -429,13 +431,13 @@ class Driver:
         engine = self._engines[running.dispatch.engine]
         try:
             async with asyncio.timeout(self._stop_timeout_s):
+                patience_s = STOP_RETRY_S
                 while not running.done.is_set():
                     await engine.stop(model, running.request_id, self._stop_timeout_s)
-                    try:
-                        async with asyncio.timeout(STOP_RETRY_S):
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(patience_s):
                             await running.done.wait()
-                    except TimeoutError:
-                        continue
+                    patience_s *= 2
         except (TimeoutError, EngineError, StreamBrokenError):
             running.stream.cancel()  # the reading task reports Lost
 

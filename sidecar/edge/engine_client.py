@@ -1,15 +1,12 @@
 """The lower edge: one Triton endpoint over raw grpc.aio stubs, one upstream stream per request.
 
 A stream per request is what makes cancelling one of them possible (Triton has no per-request cancel on a shared
-stream) and what gives each its own trace parent. Errors of gRPC are translated here and nowhere else.
+stream) and what gives each its own trace parent. Stops share one.
 """
 
 from __future__ import annotations
 
-import asyncio
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +15,9 @@ import grpc.aio
 from tritonclient.grpc import service_pb2
 
 from sidecar.edge import wire
-from sidecar.edge.errors import EngineError, StreamBrokenError
+from sidecar.edge.engine_errors import raise_if_error, translated_errors
+from sidecar.edge.errors import StreamBrokenError
+from sidecar.edge.stops import StopLine
 
 SERVICE = "inference.GRPCInferenceService"
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -35,20 +34,6 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
 )
 
-# A stream answers with text only; these are the texts of Triton's server and core for each status.
-_CODES: tuple[tuple[re.Pattern[str], grpc.StatusCode], ...] = (
-    (re.compile(r"unknown model|model .* (not found|has no available versions)", re.I), grpc.StatusCode.NOT_FOUND),
-    (re.compile(r"is not healthy|not ready|shutting down|Exceeds maximum queue size|timeout expired", re.I),
-     grpc.StatusCode.UNAVAILABLE),
-    (re.compile(r"unexpected|expected|invalid|must be|unsupported|exceeds|missing|too long|shape", re.I),
-     grpc.StatusCode.INVALID_ARGUMENT),
-)  # fmt: skip
-
-
-def code_of(message: str) -> grpc.StatusCode:
-    """The status that fits the text of an `error_message`; INTERNAL if the text is unknown."""
-    return next((code for pattern, code in _CODES if pattern.search(message)), grpc.StatusCode.INTERNAL)
-
 
 class EngineClient:
     """An open channel to one endpoint. Close it when no stream is left."""
@@ -61,6 +46,7 @@ class EngineClient:
             request_serializer=service_pb2.ModelInferRequest.SerializeToString,
             response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
         )
+        self._stops: StopLine | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -68,6 +54,8 @@ class EngineClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._stops is not None:
+            await self._stops.close()
         await self._channel.close()
 
     def open(self, metadata: Metadata | None = None) -> grpc.aio.StreamStreamCall[Any, Any]:
@@ -87,7 +75,9 @@ class EngineClient:
 
         Raises EngineError if the engine refuses, StreamBrokenError if it does not answer in time.
         """
-        await responses(self._stream(timeout=timeout_s), stop_request(model, request_id))
+        if self._stops is None or not self._stops.usable:
+            self._stops = StopLine(self._stream())
+        await self._stops.stop(stop_request(model, request_id), timeout_s)
 
     async def generate(self, model: str, ids: Sequence[int], output_tokens: int, timeout_s: float) -> tuple[int, ...]:
         """Prompt and output ids of one short generation, as the engine returns them. Errors as for `stop`."""
@@ -104,24 +94,6 @@ async def send(call: Any, request: Any) -> None:
     await call.done_writing()
 
 
-@contextmanager
-def translated_errors(call: Any) -> Iterator[None]:
-    """What grpc.aio raises becomes EngineError or StreamBrokenError; the stream is over afterwards."""
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise _translated(error) from None
-    except asyncio.InvalidStateError:  # grpc.aio: a write to a stream that has failed already
-        raise StreamBrokenError("the stream broke before the request was sent") from None
-    except asyncio.CancelledError:  # grpc.aio: also what a read says once somebody cancelled the stream
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise StreamBrokenError("the stream was cancelled") from None
-    finally:
-        call.cancel()  # does nothing to a stream that has ended
-
-
 async def responses(call: Any, request: Any) -> list[Any]:
     """Each ModelInferResponse to `request`, the final one last: for short exchanges.
 
@@ -136,25 +108,6 @@ async def responses(call: Any, request: Any) -> list[Any]:
     if not found or not wire.is_final(found[-1]):
         raise StreamBrokenError("the stream ended without a final response")
     return found
-
-
-def raise_if_error(response: Any) -> None:
-    """Raise EngineError if a ModelStreamInferResponse is one."""
-    if response.error_message:
-        raise EngineError(response.error_message, code_of(response.error_message))
-
-
-def _translated(error: grpc.aio.AioRpcError) -> EngineError | StreamBrokenError:
-    """Refused before it ran, or broken while it may run on: only the first is safe to call free."""
-    message = error.details() or error.code().name
-    if error.code() in (
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.UNIMPLEMENTED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-    ):
-        return EngineError(message, error.code())
-    return StreamBrokenError(f"{error.code().name}: {message}")
 
 
 def token_request(model: str, ids: Sequence[int], output_tokens: int, request_id: str = "") -> Any:

@@ -98,6 +98,9 @@ class FakeTriton:
         self.running: dict[str, FakeRequest] = {}
         self.stopped: list[str] = []
         self.confirms_stops = True
+        self.mute_stops: set[str] = set()  # ids whose stops get no answer
+        self.refused_stops: set[str] = set()  # ids whose stops get an error
+        self.streams = 0  # opened so far
         self.metadata_of: dict[str, dict[str, str]] = {}
         self._server = grpc.aio.server()
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -137,6 +140,7 @@ class FakeTriton:
         return self._arrived.empty()
 
     async def _stream(self, requests: AsyncIterator[Any], context: Any) -> None:
+        self.streams += 1
         async for message in requests:
             if wire.scalar(message, "stop", False):
                 await self._stop(message, context)
@@ -161,7 +165,11 @@ class FakeTriton:
             self.stopped.append(message.id)
             if self.confirms_stops:
                 self.running[message.id].end()
-        await context.write(FakeRequest(message, {})._answer(True))
+        answer = FakeRequest(message, {})._answer(True)
+        if message.id in self.refused_stops:
+            answer.error_message = "Request for unknown model: 'x' is not found"
+        if message.id not in self.mute_stops:
+            await context.write(answer)
 
     async def _model_config(self, raw: bytes, context: Any) -> bytes:
         name = service_pb2.ModelConfigRequest.FromString(raw).name
