@@ -23,7 +23,8 @@ EPSILON = 1e-9  # of an iteration: keeps a boundary from being missed by roundin
 class Prices:
     """What an engine charges for being interrupted. Honest by default; free for the physical bound (`ideal`)."""
 
-    stop_s: float = 0.010  # until a stop is seen: cancellation_check_period_ms in our model repository
+    stop_s: float = 0.005  # the call that says so: measured on two cores, eight at once, 5 ms at the median
+    cancel_s: float = 0.010  # until a broken stream is noticed: cancellation_check_period_ms in our model repository
     offline_prefill: bool = True  # False: prompts of the offline lane cost nothing, first or resumed
 
 
@@ -150,7 +151,7 @@ class Machine:
         """Its stream broke: the engine sees it like a stop, holds the slots until then, and says no more of it."""
         running = self._running.pop(work_id)
         running.muted = True
-        self._stop_rows(running, now_s + self.prices.stop_s)
+        self._stop_rows(running, now_s + self.prices.cancel_s)
 
     def drop(self, work_id: str, now_s: float) -> None:
         """The engine failed it: the slots are free, and what it generated is thrown away."""

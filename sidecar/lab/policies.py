@@ -50,7 +50,7 @@ class Policy:
         own = {
             "kv_tokens": shape.profile.kv_tokens_max,
             # The engine's check period and two iterations, as EngineSettings asks.
-            "lost_hold_s": self.prices.stop_s + 2 * shape.profile.iteration_s(shape.slots, CHUNK_TOKENS),
+            "lost_hold_s": self.prices.cancel_s + 2 * shape.profile.iteration_s(shape.slots, CHUNK_TOKENS),
         }
         wanted = {**own, **shape.overrides, **self.changes}
         engine = EngineSettings(name=ENGINE, slots=shape.slots, tokens_max=shape.tokens_max)
@@ -146,7 +146,7 @@ POLICIES = {
     each.name: each
     for each in (
         Policy(name="online-only", offline=False),
-        Policy(name="ideal", prices=Prices(stop_s=0.0, offline_prefill=False)),
+        Policy(name="ideal", prices=Prices(stop_s=0.0, cancel_s=0.0, offline_prefill=False)),
         Policy(name="ours"),
         *(Policy(name=f"ours-no-{name}", changes=changes) for name, changes in WITHOUT.items()),
         Policy(name="ours-one-free", changes={"slots_online_min": 1}),

@@ -15,9 +15,9 @@ from sidecar.lab.machine import Call, Finished, FirstToken, Machine, Prices
 PROFILE = Profile(name="round", overhead_ms=10.0, decode_row_ms=0.0, prefill_token_ms=1.0)
 
 
-def machine(slots: int = 4, stop_s: float = 0.015) -> Machine:
+def machine(slots: int = 4, stop_s: float = 0.015, cancel_s: float = 0.015) -> Machine:
     settings = BatcherSettings(max_batch_size=slots, max_num_tokens=512, max_seq_len=4096)
-    return Machine(settings, PROFILE, Prices(stop_s=stop_s))
+    return Machine(settings, PROFILE, Prices(stop_s=stop_s, cancel_s=cancel_s))
 
 
 def call(work_id: str, output: int, *, prompt: int = 10, lane: Lane = Lane.OFFLINE, slots: int = 1) -> Call:
@@ -64,7 +64,7 @@ def test_a_call_that_answers_an_end_misses_the_iteration_that_has_begun() -> Non
     assert (70.0, FirstToken("c")) in history(engine, 0.1)  # joins at 50, not at 40
 
 
-def test_a_stop_is_seen_after_the_check_period_and_obeyed_at_the_next_boundary() -> None:
+def test_a_stop_is_seen_after_its_call_and_obeyed_at_the_next_boundary() -> None:
     engine = machine(stop_s=0.015)
     engine.submit(call("a", 100), 0.0)
     engine.advance(0.02)
@@ -97,7 +97,7 @@ def test_what_was_stopped_resumes_from_the_cache() -> None:
 
 
 def test_an_abandoned_call_holds_its_slot_until_the_engine_notices_and_says_nothing() -> None:
-    engine = machine(stop_s=0.015)
+    engine = machine(stop_s=0.0, cancel_s=0.015)
     engine.submit(call("a", 100), 0.0)
     engine.advance(0.02)
     engine.abandon("a", 0.021)
