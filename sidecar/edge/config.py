@@ -74,7 +74,7 @@ class ServeSettings:
     offline: OfflineSettings | None = None  # None = no offline lane but for callers who ask for it
     tracing: TracingSettings = field(default_factory=TracingSettings)
     recorder: RecorderSettings | None = None  # None = decisions are not recorded
-    stop_timeout_s: float = 2.0  # the engine confirms a stop within its check period (0.1 s) and two iterations
+    stop_timeout_s: float = 2.0  # the engine confirms a stop within its call and two iterations
     drain_timeout_s: float = 20.0  # after SIGTERM; what runs longer is broken off (Kubernetes kills after 30 s)
     offline_drain_timeout_s: float = 5.0  # of these; an item that runs longer is left to the partition's next owner
 
