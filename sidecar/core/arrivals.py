@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import exp, sqrt
 
 FAST_S, SLOW_S = 15.0, 300.0  # a burst is seen within seconds, a quiet spell is not taken for the end of the day
-CALM_MIN, CALM_MAX = 0.5, 1.5
+CALM_MIN, CALM_MAX = 0.5, 2.0
 QUANTILE = 0.985  # simulated: 0.99 costs 2 % more of the harvest for 2 ms of the median
 WINDOW_WORTH = 0.05  # a window that meets an arrival less often than this costs more than it gives
 

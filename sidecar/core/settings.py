@@ -82,7 +82,7 @@ class EngineSettings:
         if self.prefill_slice_tokens is not None:
             return self.prefill_slice_tokens
         if self.slots > WIDE_SLOTS:
-            return 124
+            return 152
         return 104 if self.slots_online_min else 256  # who keeps slots free wants latency more than harvest
 
     @property
