@@ -378,10 +378,14 @@ class Engine:
         self.in_use[item.work.lane] -= item.work.slots
         self.draining += item.work.slots
 
-    def confirmed(self, item: Item, now_s: float, reused_tokens: int | None, output_tokens: int) -> None:
+    def confirmed(
+        self, item: Item, now_s: float, reused_tokens: int | None, output_tokens: int, *, stopped: bool
+    ) -> None:
         """The engine's last word on a dispatch that went well: what it kept, and what its cache remembers now."""
         if item.stop_asked_s:
             self.stop_s += WEIGHT * (now_s - item.stop_asked_s - self.stop_s)
+        if stopped and not output_tokens:
+            return  # it may not have begun, and then it says nothing of the cache
         if item.cached_on is not self:
             self.prefixes.learn(item.work.prefix_key, reused_tokens)
         elif item.expected_reuse:

@@ -331,7 +331,8 @@ class Scheduler:
     def _over(self, event: Ended | Stopped, reason: EndReason) -> None:
         """The engine confirmed the end of a dispatch: the slots are free; what is not complete waits again."""
         item, engine, pool = self._running(event.work_id)
-        engine.confirmed(item, self._now_s, event.reused_tokens, event.output_tokens)
+        stopped = isinstance(event, Stopped)
+        engine.confirmed(item, self._now_s, event.reused_tokens, event.output_tokens, stopped=stopped)
         if item.work.lane is ONLINE and item.state is State.RUNNING:
             engine.interference.complete(item, event.output_tokens, self._now_s)
         self._finish(item, engine, pool)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from sidecar.core.events import Arrived, Ended, Stopped
 from sidecar.core.item import Item
 from sidecar.core.slices import SAMPLES, Slices
-from tests.core.builders import offline
+from sidecar.core.work import EndReason
+from tests.core.builders import offline, scheduler
 
 
 def _budget(slices: Slices, *, left: int = 10_000, resumable: bool = True) -> int:
@@ -48,3 +50,13 @@ def test_a_slice_never_exceeds_what_is_left_and_never_cuts_what_cannot_resume(
     left: int, resumable: bool, budget: int
 ) -> None:
     assert _budget(Slices(64, 32), left=left, resumable=resumable) == budget
+
+
+@pytest.mark.parametrize(("output_tokens", "ratio"), [(0, 1.0), (3, 0.95)])
+def test_a_resume_that_was_stopped_without_a_token_says_nothing_of_the_cache(output_tokens: int, ratio: float) -> None:
+    """It may have been in the engine's queue: then it reports that nothing was reused."""
+    subject = scheduler(slice_tokens=8)
+    subject.handle(Arrived(work=offline("b")), 0.0)
+    subject.handle(Ended(work_id="b", reason=EndReason.LENGTH, output_tokens=8, reused_tokens=0), 0.1)
+    subject.handle(Stopped(work_id="b", output_tokens=output_tokens, reused_tokens=0), 0.2)
+    assert subject.snapshot().engines["e"].reuse_ratio == pytest.approx(ratio, abs=0.001)
