@@ -82,7 +82,7 @@ class EngineSettings:
         if self.prefill_slice_tokens is not None:
             return self.prefill_slice_tokens
         if self.slots > WIDE_SLOTS:
-            return 152
+            return 156
         return 104 if self.slots_online_min else 256  # who keeps slots free wants latency more than harvest
 
     @property
@@ -91,7 +91,7 @@ class EngineSettings:
         next one; a wide one is between two long iterations when it comes (simulated)."""
         if self.yield_hold_ms is not None:
             return self.yield_hold_ms / 1000
-        return 1.2 if self.slots > WIDE_SLOTS else 0.2
+        return 1.1 if self.slots > WIDE_SLOTS else 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
