@@ -275,7 +275,7 @@ class Batcher:
             stopped=stopped,
             paused=paused,
             copies=copies,
-            prefill_tokens=sum(chunk.tokens for chunk in chunks),
+            prefill_tokens=sum(chunk.tokens for chunk in chunks) if chunks else 0,
         )
 
     def steps_alike(self, step: Step) -> int:
@@ -427,7 +427,7 @@ class Batcher:
     def _start(self, row: Row, match: Match, now_s: float) -> list[tuple[int, int]]:
         """Hold the row's prompt blocks, reused ones first; the copy of a partly reused block, if one is needed."""
         retention, prompt = row.request.retention, len(row.request.prompt_ids)
-        self.pool.retain(match, retention, prompt, now_s)
+        self.pool.retain(match.blocks, retention, prompt, now_s)
         row.blocks, copy = self.pool.take(match, now_s)
         row.stored_blocks = len(match.blocks)
         row.computed_tokens = match.tokens(self.settings.tokens_per_block)

@@ -114,7 +114,7 @@ class BlockPool:
         self._reuse = reuse
         self._root = Block(-1)
         self._fresh = 0  # blocks never used yet have the indices from here on
-        self._blank: list[int] = []  # given back without content
+        self._blank: list[Block] = []  # given back without content
         self._cached = 0
         self._stamps = count(1)
         self._evictable: list[tuple[int, int, Block]] = []  # heap with stale entries; `_valid` tells
@@ -135,20 +135,23 @@ class BlockPool:
         size, node = self.tokens_per_block, self._root
         blocks: list[Block] = []
         usable = len(ids) - 1 if self._reuse else 0
-        for start in range(0, usable, size):
-            key = ids[start : min(start + size, usable)]
-            siblings = node.children.get(key[0]) if len(key) == size else None
+        start = 0
+        while start + size <= usable:
+            key = ids[start : start + size]
+            siblings = node.children.get(key[0])
             found = siblings.get(key) if siblings else None
             if found is None:
-                return Match(blocks, *_longest_common(node, key))
+                break
             blocks.append(found)
             node = found
-        return Match(blocks, None, 0)
+            start += size
+        return Match(blocks, *_longest_common(node, ids[start : min(start + size, usable)]))
 
     def take(self, match: Match, now_s: float) -> tuple[list[Block], tuple[int, int] | None]:
         """Hold the blocks of `match`; also the copy (from index, to index) that the partial block needs, if any."""
         for block in match.blocks:
-            self._hold(block)
+            self._cached -= block.refs == 0
+            block.refs += 1
         self.reused_blocks += len(match.blocks) + (match.partial is not None)
         if match.partial is None:
             return list(match.blocks), None
@@ -166,12 +169,12 @@ class BlockPool:
         """A block of its own for one sequence, evicting a cached one if none is blank. Raises MemoryError if full."""
         self.allocated_blocks += 1
         if self._blank:
-            block = Block(self._blank.pop())
+            block = self._blank.pop()
         elif self._fresh < self.blocks_max:
             block = Block(self._fresh)
             self._fresh += 1
         else:
-            block = Block(self._evict(now_s))
+            block = self._evict(now_s)
         block.refs = 1
         return block
 
@@ -200,41 +203,45 @@ class BlockPool:
                 self._hold(known)
                 self.release(blocks[place])
                 blocks[place] = known
-            self._retain(known, *retention.at(start, prompt), now_s)
             node = known
-        return -(-len(ids) // size)
+        stored = -(-len(ids) // size)
+        self.retain(blocks[:stored], retention, prompt, now_s, begin)
+        return stored
 
     def release_all(self, blocks: list[Block]) -> None:
         """Let one sequence's blocks go, last first, so that leaves are older than what they hang from."""
         while blocks:
-            self.release(blocks.pop())
+            block = blocks.pop()
+            block.refs -= 1
+            if block.refs:
+                continue
+            if block.parent is None:
+                self._blank.append(block)
+                continue
+            self._cached += 1
+            block.stamp = next(self._stamps)
+            if not block.children:  # most hang above others: asked here, since this runs for each block of a sequence
+                self._offer(block)
 
     def release(self, block: Block) -> None:
         """One holder less. Without a holder the block is cached if it is in the tree, else blank."""
-        block.refs -= 1
-        if block.refs:
-            return
-        if block.parent is None:
-            self._blank.append(block.index)
-            return
-        self._cached += 1
-        block.stamp = next(self._stamps)
-        if not block.children:  # most hang above others: asked here, since this runs for each block of each sequence
-            self._offer(block)
+        self.release_all([block])
 
-    def retain(self, match: Match, retention: Retention, prompt_tokens: int, now_s: float) -> None:
-        """Give reused blocks the retention of the request that reuses them (claimBlock does the same)."""
-        for place, block in enumerate(match.blocks):
-            self._retain(block, *retention.at(place * self.tokens_per_block, prompt_tokens), now_s)
+    def retain(self, blocks: list[Block], retention: Retention, prompt: int, now_s: float, begin: int = 0) -> None:
+        """Keep one sequence's blocks from `begin` on as its request wants it; reused ones too (as claimBlock does)."""
+        if retention is RETENTION_DEFAULT:  # nearly always
+            for block in blocks[begin:]:
+                block.priority, block.expires_s = PRIORITY_DEFAULT, inf
+            return
+        for place, block in enumerate(blocks[begin:], begin):
+            block.priority, duration_s = retention.at(place * self.tokens_per_block, prompt)
+            block.expires_s = now_s + duration_s
+            if duration_s < inf:
+                heappush(self._expiring, (block.expires_s, next(self._stamps), block))
 
     def eviction_order(self) -> Iterator[Block]:
         """The blocks that can be evicted now, first victim first (for tests and transcripts)."""
         return (block for _, _, block in sorted(entry for entry in self._evictable if _valid(*entry)))
-
-    def _retain(self, block: Block, priority: int, duration_s: float, now_s: float) -> None:
-        block.priority, block.expires_s = priority, now_s + duration_s
-        if duration_s < inf:
-            heappush(self._expiring, (block.expires_s, next(self._stamps), block))
 
     def _hold(self, block: Block) -> None:
         self._cached -= block.refs == 0
@@ -259,8 +266,8 @@ class BlockPool:
             self._evictable = [entry for entry in self._evictable if _valid(*entry)]
             heapify(self._evictable)
 
-    def _evict(self, now_s: float) -> int:
-        """The index of the block that goes first. Raises MemoryError if every block is held."""
+    def _evict(self, now_s: float) -> Block:
+        """The block that goes first, without its content. Raises MemoryError if every block is held."""
         while self._expiring and self._expiring[0][0] <= now_s:
             expires_s, _, block = heappop(self._expiring)
             if block.expires_s == expires_s and block.parent is not None:
@@ -271,7 +278,7 @@ class BlockPool:
             if _valid(*entry):
                 self._cached -= 1
                 self._detach(entry[2])
-                return entry[2].index
+                return entry[2]
         raise MemoryError(f"all {self.blocks_max} KV blocks are held")
 
 
@@ -282,7 +289,8 @@ def _valid(priority: int, stamp: int, block: Block) -> bool:
 def _longest_common(node: Block, key: Ids) -> tuple[Block | None, int]:
     """The child of `node` that shares the most leading ids with `key`, and how many."""
     best: tuple[Block | None, int] = (None, 0)
-    for ids, block in islice(reversed(node.children.get(key[0], {}).items()), PARTIAL_CANDIDATES_MAX):
+    siblings = node.children.get(key[0], {}) if key else {}
+    for ids, block in islice(reversed(siblings.items()), PARTIAL_CANDIDATES_MAX):
         common = _common(ids, key)
         if common > best[1]:
             best = block, common

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
+from operator import mul
 
 from sidecar.core.work import Lane
 
@@ -59,7 +60,8 @@ class Fit:
 
     def predict(self, x: Sequence[float]) -> float:
         """What the coefficients of now give for `x`."""
-        return sum(coefficient * each for coefficient, each in zip(self.theta, x, strict=True))
+        predicted: float = sum(map(mul, self.theta, x))
+        return predicted
 
     def learn(self, x: Sequence[float], y: float) -> None:
         """One more sample counts, and older ones like it a little less."""

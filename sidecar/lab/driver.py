@@ -146,7 +146,7 @@ class Driver:
     def run(self, until_s: float = inf) -> None:
         """All that happens up to `until_s` has happened. With inf, nothing is left to happen."""
         while True:
-            machine_s = min(machine.next_s() for machine in self.machines.values())
+            machine_s = min(map(Machine.next_s, self.machines.values()))
             heap_s = self._heap[0][0] if self._heap else inf
             when_s = min(machine_s, heap_s, self._tick_at_s, self._deadline_s())
             if when_s > until_s or when_s == inf:
