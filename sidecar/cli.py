@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import hashlib
 import logging
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from sidecar import __version__
 from sidecar.app import serve
 from sidecar.core.errors import SettingsError, SidecarError
-from sidecar.edge.config import load_settings
+from sidecar.edge.config import ServeSettings, load_settings
 
 Environment = Mapping[str, str]
 Register = Callable[[Any], None]
@@ -60,5 +61,13 @@ def register_serve(subparsers: Any) -> None:
 def _serve(options: argparse.Namespace, environment: Environment) -> int:
     settings = load_settings(options.config, environment)
     config_hash = hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
-    asyncio.run(serve(settings, instance=f"{uuid.uuid4().hex[:6]}-", config_hash=config_hash))
+    asyncio.run(_serve_once(settings, config_hash))
     return 0
+
+
+async def _serve_once(settings: ServeSettings, config_hash: str) -> None:
+    """As `serve`. All is done by then: a signal that comes while the process ends does not make it a failure."""
+    await serve(settings, instance=f"{uuid.uuid4().hex[:6]}-", config_hash=config_hash)
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().remove_signal_handler(each)
+        signal.signal(each, signal.SIG_IGN)
