@@ -83,7 +83,7 @@ class EngineSettings:
             return self.prefill_slice_tokens
         if self.slots > WIDE_SLOTS:
             return 156
-        return 104 if self.slots_online_min else 256  # who keeps slots free wants latency more than harvest
+        return 96 if self.slots_online_min else 256  # who keeps slots free wants latency more than harvest
 
     @property
     def hold_s(self) -> float:
