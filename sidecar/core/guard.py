@@ -98,6 +98,8 @@ class Guard:
         base_s = model.iteration_s(online_rows, batch.context[ONLINE])
         row_s = model.iteration_s(1, context) - model.iteration_s(0, 0)
         room_s = base_s * self.slowdown
+        if not room_s:
+            return 0  # whatever a row seems to cost: what hardly varies cannot be told from nothing
         if row_s <= 0:
             return inf
         return min(int(room_s / row_s), max(0, int(REACH * model.rows_seen) - online_rows))

@@ -136,7 +136,7 @@ def test_overruns_are_counted_between_two_readings_of_growing_counters() -> None
 def test_a_simulator_fitted_to_a_run_predicts_another_of_the_same_engine(prompts: Prompts, tmp_path: Path) -> None:
     """Both runs come out of the simulator here, so what remains of error is the fit's."""
     engine = EngineSettings(name="a100", slots=8, tokens_max=4096, kv_tokens=100_000)
-    profile, seconds = PROFILES["70b-tp4-a100"], 60.0
+    profile, seconds = PROFILES["70b-tp4-a100"], 120.0
     items = [job for _, job in prompts.offline("knee", 200)]
     loads = {seed: prompts.online("constant-2", seed, seconds) for seed in (1, 2)}
     runs = {}
