@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from math import inf
 
+import pytest
+
 from sidecar.core.aimd import Aimd, Lateness
 from sidecar.core.guard import Guard, Margin
 from sidecar.core.latency import Batch, LatencyModel
@@ -9,10 +11,10 @@ from sidecar.core.work import Lane
 from tests.core.test_latency import drive
 
 
-def guard(*, e2e_s: float = 0.8, enabled: bool = True, slowdown_max: float = 0.1, row_ms: float = 0.15) -> Guard:
-    """A guard whose model has learnt 22 ms an iteration and `row_ms` a row, and whose online takes 0.5 s alone."""
+def guard(*, e2e_s: float = 0.8, enabled: bool = True, slowdown_max: float = 0.1) -> Guard:
+    """A guard whose model has learnt 22 ms an iteration and 0.15 ms a row, and whose online takes 0.5 s alone."""
     model, batch = LatencyModel(), Batch()
-    drive(model, lambda rows, *_: 22 + row_ms * rows)
+    drive(model, lambda rows, *_: 22 + 0.15 * rows)
     built = Guard(model, batch, enabled=enabled, ttft_s=0.5, e2e_s=e2e_s, slowdown_max=slowdown_max)
     for _ in range(32):
         built.remember(0.5)
@@ -28,8 +30,12 @@ def test_no_row_is_left_where_online_alone_takes_its_whole_objective() -> None:
     assert guard(e2e_s=0.5).rows_max(1) == 0
 
 
-def test_where_nothing_may_be_lengthened_no_row_is_left_although_rows_seem_to_cost_nothing() -> None:
-    assert guard(slowdown_max=0.0, row_ms=-0.05).rows_max(1) == 0
+def test_where_nothing_may_be_lengthened_no_row_is_left_although_rows_seem_to_cost_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built, free = guard(slowdown_max=0.0), guard()
+    monkeypatch.setattr(LatencyModel, "iteration_s", lambda *_: 0.022)
+    assert (built.rows_max(1), free.rows_max(1)) == (0, inf)
 
 
 def test_less_room_means_fewer_rows() -> None:
