@@ -36,9 +36,9 @@ Rules and their sources (TensorRT-LLM; cpp/tensorrt_llm/batch_manager unless sai
 - generation first, then context in order, up to `max_num_tokens`; with chunked context a prompt is cut at a multiple
   of `tokens_per_block`, first come first served (microBatchScheduler.cpp);
 - the iteration that computes the last prompt token also gives the first output token;
-- a stop is seen at the next check, every `cancellation_check_period_s`, then at the next iteration boundary; the row
-  leaves its tokens behind for reuse (model_instance_state.cc, WaitForCancel). A prompt that was stopped half way
-  leaves what was computed (inferred).
+- a stop by id is seen at once, a cancelled stream at the next check, every `cancellation_check_period_s`; either is
+  obeyed at the next iteration boundary. The row leaves its tokens behind for reuse (model_instance_state.cc,
+  handleStopRequest and WaitForCancel). A prompt that was stopped half way leaves what was computed (inferred).
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ class Batcher:
         return row
 
     def next_check_s(self, now_s: float) -> float:
-        """When the engine next looks for stops and cancellations, at `now_s` or later."""
+        """When the engine next looks for cancelled streams, at `now_s` or later."""
         period_s = self.settings.cancellation_check_period_s
         return ceil(now_s / period_s) * period_s if period_s else now_s
 

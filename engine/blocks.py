@@ -149,7 +149,7 @@ class BlockPool:
 
     def take(self, match: Match, now_s: float) -> tuple[list[Block], tuple[int, int] | None]:
         """Hold the blocks of `match`; also the copy (from index, to index) that the partial block needs, if any."""
-        for block in match.blocks:
+        for block in match.blocks:  # as `_hold` does it, without a call for each
             self._cached -= block.refs == 0
             block.refs += 1
         self.reused_blocks += len(match.blocks) + (match.partial is not None)
