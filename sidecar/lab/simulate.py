@@ -6,9 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict, replace
 from math import nan
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,12 @@ def compare(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
 
 def _run_all(jobs: Sequence[Job], processes: int) -> list[Result]:
     if processes > 1:
-        with ProcessPoolExecutor(processes) as pool:
-            return list(_told(pool.map(run, *zip(*jobs, strict=True)), jobs))
+        # Spawned, not forked: a child that forks off beside the threads of a gRPC client may crash in its first call.
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            try:
+                return list(_told(pool.map(run, *zip(*jobs, strict=True)), jobs))
+            except BrokenExecutor as error:
+                raise MeasurementError("a process of the simulation died; was there memory for all --jobs?") from error
     return list(_told((run(plan, policy) for plan, policy in jobs), jobs))
 
 

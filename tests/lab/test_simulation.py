@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from engine.profile import profile_named
 from sidecar.__main__ import COMMANDS
 from sidecar.cli import main
 from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
-from sidecar.lab import policies, workloads
-from sidecar.lab.policies import OFFLINE_ALONE, POLICIES
+from sidecar.lab import policies, simulate, workloads
+from sidecar.lab.policies import OFFLINE_ALONE, POLICIES, Policy
 from sidecar.lab.trial import Plan, Result, run
 
 ORIGIN, PROFILE = workloads.by_name("origin"), profile_named("70b-tp4-a100")
@@ -115,6 +116,26 @@ def test_processes_share_the_runs_and_change_nothing(tmp_path: Path) -> None:
         assert main([*arguments.split(), "--jobs", str(jobs), "--json", str(out)], {}, COMMANDS) == 0
         reports.append(json.loads(out.read_text()))
     assert reports[0] == reports[1]
+
+
+def test_the_process_that_shares_its_runs_does_not_fork() -> None:
+    """Its threads may hold locks, and those of gRPC do: a child that forks off beside them may crash."""
+    forks: list[int] = []
+    os.register_at_fork(before=lambda: forks.append(1))
+    assert main("simulate --policies ours --seeds 1 --hours 0.005 --jobs 2".split(), {}, COMMANDS) == 0
+    assert forks == []
+
+
+def die(_plan: Plan, _policy: Policy) -> Result:
+    os._exit(1)
+
+
+def test_a_process_that_dies_ends_the_simulation_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(simulate, "run", die)
+    assert main("simulate --policies ours --seeds 1 --jobs 2".split(), {}, COMMANDS) == 1
+    assert "was there memory for all --jobs?" in capsys.readouterr().err
 
 
 def test_recorded_arrivals_take_the_place_of_drawn_ones(tmp_path: Path) -> None:
