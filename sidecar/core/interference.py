@@ -36,6 +36,35 @@ class InterferenceFigures:
     online_late: int  # online requests that missed an objective
 
 
+class Presence:
+    """A clock that runs while backfill is in the engine, from grant to confirmation. Turns do not count.
+
+    A request cannot have lost more to backfill than the time both were there; it takes no model to know that.
+    """
+
+    __slots__ = ("_count", "_seconds", "_since_s")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._seconds = self._since_s = 0.0
+
+    def entered(self, now_s: float) -> None:
+        """One more dispatch."""
+        if not self._count:
+            self._since_s = now_s
+        self._count += 1
+
+    def left(self, now_s: float) -> None:
+        """One less."""
+        self._count -= 1
+        if not self._count:
+            self._seconds += now_s - self._since_s
+
+    def seconds(self, now_s: float) -> float:
+        """How long it ran so far."""
+        return self._seconds + (now_s - self._since_s if self._count else 0.0)
+
+
 class Interference:
     """One engine's latency model, its guards and its accounts."""
 
@@ -53,6 +82,7 @@ class Interference:
             slowdown_max=scheduler.slowdown_max,
         )
         self._aimd = Aimd(engine.slots) if scheduler.aimd else None
+        self._backfill = Presence()
         self._gap_s, self._gap_at_s = 0.0, -inf
         self._attributed = self._late = 0
         self._alone_s = self._added_s = 0.0
@@ -67,6 +97,10 @@ class Interference:
     def began(self, item: Item, now_s: float) -> None:
         """`item` was dispatched, and stands in the ledger."""
         item.begun_s = now_s
+        if item.work.lane is OFFLINE and not item.turn:
+            self._backfill.entered(now_s)
+        else:
+            item.backfill_s = self._backfill.seconds(now_s)
         self.batch.prefilling[item.work.id] = now_s
         cached = max(0, item.context_tokens - item.prefill_tokens) if not item.fills_cache else item.expected_reuse
         self.guard.began(item.work.id, item.work.lane, item.prefill_tokens, cached)
@@ -121,6 +155,8 @@ class Interference:
                 self._computed(item, now_s)
             item.torn = not item.fills_cache
             batch.prefilling.pop(item.work.id, None)
+        if lane is OFFLINE and not item.turn:
+            self._backfill.left(now_s)
         item.decoding = False
         batch.changed_s = now_s
         self.guard.left(item.work.id)
@@ -140,7 +176,9 @@ class Interference:
         self._late += late_start or late_end
         # Who would have been late alone is no reason to hold offline back.
         queued_s = item.begun_s - work.arrived_s
-        harmed = alone_s is None or took_s + queued_s > alone_s * (1 + HARMLESS)
+        beside_s = self._backfill.seconds(now_s) - item.backfill_s
+        harm_s = beside_s if alone_s is None else min(beside_s, took_s - alone_s)
+        harmed = queued_s + harm_s > HARMLESS * (took_s - harm_s)
         violated = [self._late_starts.add(late_start and harmed), self._late_ends.add(late_end and harmed)]
         if any(violated):
             self.guard.margin.tighten(now_s)

@@ -87,6 +87,7 @@ class Item:
     kv_tokens: int = 0  # held in the ledger
     prefill_tokens: int = 0  # held in the ledger until the first token
     begun_s: float = 0.0
+    backfill_s: float = 0.0  # of an online one: what the engine's clock of backfill said when it began
     torn: bool = False  # its last dispatch was stopped in mid-prompt: an unknown part of it is in the KV cache
     decoding: bool = False  # its first token has come
 

@@ -6,8 +6,12 @@ import pytest
 
 from sidecar.core.aimd import Aimd, Lateness
 from sidecar.core.guard import Guard, Margin
+from sidecar.core.interference import Interference
+from sidecar.core.item import Item
 from sidecar.core.latency import Batch, LatencyModel
+from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane
+from tests.core.builders import offline, online
 from tests.core.test_latency import drive
 
 
@@ -80,3 +84,27 @@ def test_one_late_request_of_many_is_within_a_99th_percentile_and_two_are_not() 
     assert not any(lateness.add(False) for _ in range(50))
     assert not lateness.add(True)
     assert lateness.add(True)
+
+
+@pytest.mark.parametrize(
+    ("backfill_until_s", "turn", "decreases"),
+    [
+        (1.0, False, 1),  # beside it to the end: it may be why
+        (0.03, False, 0),  # left when it came: that explains 30 ms of 1,000
+        (1.0, True, 0),  # a turn is promised, whatever it costs
+    ],
+)
+def test_without_a_model_a_late_request_is_laid_on_the_backfill_that_was_beside_it(
+    backfill_until_s: float, turn: bool, decreases: int
+) -> None:
+    interference = Interference(EngineSettings(name="e", slots=64), SchedulerSettings())
+    for second in range(0, 8, 2):
+        beside = Item(offline(f"b{second}"), second, 0.0, turn=turn)
+        late = Item(online(f"a{second}", arrived_s=float(second)), second, 0.0)
+        interference.began(beside, second - 1.0)
+        interference.began(late, second)
+        interference.left(beside, second + backfill_until_s)
+        interference.complete(late, 40, second + 1.0)
+        interference.left(late, second + 1.0)
+    figures = interference.figures(1)
+    assert (figures.online_late, min(1, figures.aimd_decreases)) == (4, decreases)
