@@ -6,6 +6,7 @@ from math import exp, sqrt
 
 FAST_S, SLOW_S = 15.0, 300.0  # a burst is seen within seconds, a quiet spell is not taken for the end of the day
 CALM_MIN, CALM_MAX = 0.5, 2.0
+BUSY_PER_S = 2.0  # more are never usual: near its knee an engine is not calm between bursts (simulated)
 QUANTILE = 0.985  # simulated: 0.99 costs 2 % more of the harvest for 2 ms of the median
 WINDOW_WORTH = 0.05  # a window that meets an arrival less often than this costs more than it gives
 
@@ -36,11 +37,12 @@ class ArrivalRate:
         """How calm it is compared with the usual: above 1 in a lull, below 1 in a burst.
 
         What lengthens an iteration by x costs x per arrival, and gains the less the longer the iteration is already;
-        the best length then falls with the square root of the rate.
+        the best length then falls with the square root of the rate. More than BUSY_PER_S are a burst that lasts.
         """
         elapsed_s = now_s - self._at_s
         fast, slow = self._fast * exp(-elapsed_s / FAST_S) / FAST_S, self._slow * exp(-elapsed_s / SLOW_S) / SLOW_S
-        return min(max(sqrt(slow / fast), CALM_MIN), CALM_MAX) if fast > 0 else CALM_MAX
+        usual = min(slow, BUSY_PER_S)
+        return min(max(sqrt(usual / fast), CALM_MIN), CALM_MAX) if fast > 0 else CALM_MAX
 
 
 def poisson_quantile(mean: float, quantile: float = QUANTILE) -> int:

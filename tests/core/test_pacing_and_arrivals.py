@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import exp, factorial
+from math import exp, factorial, sqrt
 
 import pytest
 from hypothesis import given
@@ -43,6 +43,15 @@ def test_a_burst_is_less_calm_than_usual_and_a_lull_calmer() -> None:
         now_s += 0.2
         rate.note(now_s)
     assert rate.calm(now_s) == CALM_MIN
+
+
+def test_where_many_always_come_the_usual_is_not_calm() -> None:
+    rare, often = ArrivalRate(), ArrivalRate()
+    for number in range(4000):
+        rare.note(number * 1.0)
+        often.note(number * 0.25)
+    assert rare.calm(4000.0) == pytest.approx(1.0, abs=0.05)
+    assert often.calm(1000.0) == pytest.approx(sqrt(1 / 2), abs=0.05)
 
 
 def test_a_window_is_worth_its_price_only_where_it_meets_arrivals() -> None:
