@@ -306,7 +306,9 @@ class Machine:
             del self._running[call.work_id]
             first = running.rows[0]
             tokens = 0 if call.fills_cache else first.generated_tokens
-            outcomes.append(Finished(call.work_id, tokens, first.reused_tokens, first.end is End.STOPPED))
+            free = call.lane is Lane.OFFLINE and not self.prices.offline_prefill
+            reused_tokens = call.context_tokens if free else first.reused_tokens
+            outcomes.append(Finished(call.work_id, tokens, reused_tokens, first.end is End.STOPPED))
 
     def _stop_rows(self, running: _Running, seen_s: float) -> None:
         for row in running.rows:

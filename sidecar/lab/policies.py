@@ -141,12 +141,13 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "classes": {"long_prompt_tokens": 0},
     "grouping": {"prefix_group_window": 0},
 }
+FREE = Prices(stop_s=0.0, cancel_s=0.0, offline_prefill=False)
 
 POLICIES = {
     each.name: each
     for each in (
         Policy(name="online-only", offline=False),
-        Policy(name="ideal", prices=Prices(stop_s=0.0, cancel_s=0.0, offline_prefill=False)),
+        Policy(name="ideal", prices=FREE, changes=WITHOUT["pacing"]),
         Policy(name="ours"),
         *(Policy(name=f"ours-no-{name}", changes=changes) for name, changes in WITHOUT.items()),
         Policy(name="ours-one-free", changes={"slots_online_min": 1}),

@@ -64,6 +64,17 @@ def test_a_call_that_answers_an_end_misses_the_iteration_that_has_begun() -> Non
     assert (70.0, FirstToken("c")) in history(engine, 0.1)  # joins at 50, not at 40
 
 
+def test_an_offline_prompt_that_costs_nothing_is_told_as_reused_so_that_nobody_takes_the_cache_for_broken() -> None:
+    settings = BatcherSettings(max_batch_size=4, max_num_tokens=512, max_seq_len=4096)
+    engine = Machine(settings, PROFILE, Prices(offline_prefill=False))
+    engine.submit(call("a", 2, prompt=100), 0.0)
+    engine.submit(call("b", 2, prompt=100, lane=Lane.ONLINE), 0.0)
+    assert {each.work_id: each.reused_tokens for _, each in history(engine) if isinstance(each, Finished)} == {
+        "a": 100,
+        "b": 0,
+    }
+
+
 def test_a_stop_is_seen_after_its_call_and_obeyed_at_the_next_boundary() -> None:
     engine = machine(stop_s=0.015)
     engine.submit(call("a", 100), 0.0)
