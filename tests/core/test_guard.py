@@ -47,9 +47,11 @@ def test_less_room_means_fewer_rows() -> None:
 
 
 def test_an_untrusted_model_leaves_offline_no_rows_beside_online_and_a_guard_switched_off_all() -> None:
-    fresh = Guard(LatencyModel(), Batch(), enabled=True, ttft_s=0.5, e2e_s=0.8, slowdown_max=0.1)
-    assert fresh.rows_max(1) == 0
-    assert fresh.prefill_allows(5000, 5000, beside_online=True)  # the fixed pacing rules alone
+    doubted = guard()
+    assert doubted.rows_max(1) > 0
+    doubted._model.gate.trusted = False
+    assert doubted.rows_max(1) == 0
+    assert doubted.prefill_allows(5000, 5000, beside_online=True)  # the fixed pacing rules alone
     assert guard(enabled=False).rows_max(1) == inf
 
 
