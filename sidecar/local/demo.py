@@ -164,6 +164,7 @@ def offline_report(kafka: Kafka) -> dict[str, Any]:
         "source_offsets": verdict.source_offsets,
         "results": verdict.results,
         "dead": verdict.dead,
+        "early": verdict.early,
         "lost": len(verdict.lost),
         "duplicated": len(verdict.duplicated),
         "ended_by": {reason: verdict.ended_by[reason] for reason in ("end_id", "stop_word", "length")},
@@ -178,6 +179,7 @@ def offline_table(offline: dict[str, Any]) -> Table:
     table.add_row("source offsets below the watermark", str(offline["source_offsets"]))
     for name in ("results", "dead", "lost", "duplicated"):
         table.add_row(f"  {name}", str(offline[name]))
+    table.add_row("done above it already", str(offline["early"]))
     for name, count in offline["ended_by"].items():
         table.add_row(f"results ended by {name.replace('_', ' ')}", str(count))
     return table

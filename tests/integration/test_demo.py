@@ -42,6 +42,8 @@ def test_the_demo_fills_the_slots_keeps_the_reservation_and_loses_nothing(tmp_pa
     assert overload["window_violations"] == 0
     assert (offline["lost"], offline["duplicated"]) == (0, 0)
     assert offline["source_offsets"] == offline["results"] + offline["dead"]
+    done = offline["results"] + offline["dead"] + offline["early"]
+    assert sum(offline["ended_by"].values()) <= done
     assert offline["ended_by"]["end_id"] > 0
     assert offline["ended_by"]["stop_word"] > 0
 
