@@ -97,10 +97,9 @@ class Interference:
     def began(self, item: Item, now_s: float) -> None:
         """`item` was dispatched, and stands in the ledger."""
         item.begun_s = now_s
-        if item.work.lane is OFFLINE and not item.turn:
+        item.backfill_s = self._backfill.seconds(now_s)
+        if item.is_backfill:
             self._backfill.entered(now_s)
-        else:
-            item.backfill_s = self._backfill.seconds(now_s)
         self.batch.prefilling[item.work.id] = now_s
         cached = max(0, item.context_tokens - item.prefill_tokens) if not item.fills_cache else item.expected_reuse
         self.guard.began(item.work.id, item.work.lane, item.prefill_tokens, cached)
@@ -155,7 +154,7 @@ class Interference:
                 self._computed(item, now_s)
             item.torn = not item.fills_cache
             batch.prefilling.pop(item.work.id, None)
-        if lane is OFFLINE and not item.turn:
+        if item.is_backfill:
             self._backfill.left(now_s)
         item.decoding = False
         batch.changed_s = now_s

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from sidecar.core.work import Work
+from sidecar.core.work import OFFLINE, Work
 
 if TYPE_CHECKING:
     from sidecar.core.deadlines import Job
@@ -87,7 +87,7 @@ class Item:
     kv_tokens: int = 0  # held in the ledger
     prefill_tokens: int = 0  # held in the ledger until the first token
     begun_s: float = 0.0
-    backfill_s: float = 0.0  # of an online one: what the engine's clock of backfill said when it began
+    backfill_s: float = 0.0  # what the engine's clock of backfill (`Presence`) said when it began
     torn: bool = False  # its last dispatch was stopped in mid-prompt: an unknown part of it is in the KV cache
     decoding: bool = False  # its first token has come
 
@@ -112,6 +112,11 @@ class Item:
     def engine_runs(self) -> bool:
         """True if it is dispatched and nobody has told it to stop."""
         return self.state is State.RUNNING
+
+    @property
+    def is_backfill(self) -> bool:
+        """True if its dispatch took slots that online left idle: of an offline work, and no turn."""
+        return self.work.lane is OFFLINE and not self.turn
 
     @property
     def fills_cache(self) -> bool:

@@ -116,7 +116,7 @@ class Machine:
         prompt = (key,) * (call.context_tokens - call.prefix_tokens)
         if call.prefix_tokens:
             prompt = (self._key(call.prefix_key),) * call.prefix_tokens + prompt
-        if call.lane is Lane.OFFLINE and not self.prices.offline_prefill:
+        if self._costs_no_prefill(call):
             prompt = prompt[:1]
         running = _Running(call, [], call.slots)
         for _ in range(call.slots):
@@ -132,6 +132,9 @@ class Machine:
         self._running[call.work_id] = running
         self.occupied += call.slots
         self._cut(now_s)
+
+    def _costs_no_prefill(self, call: Call) -> bool:
+        return call.lane is Lane.OFFLINE and not self.prices.offline_prefill
 
     def _key(self, name: str) -> int:
         """What stands for the tokens of this work, or of this prefix, in the KV cache."""
@@ -306,8 +309,7 @@ class Machine:
             del self._running[call.work_id]
             first = running.rows[0]
             tokens = 0 if call.fills_cache else first.generated_tokens
-            free = call.lane is Lane.OFFLINE and not self.prices.offline_prefill
-            reused_tokens = call.context_tokens if free else first.reused_tokens
+            reused_tokens = call.context_tokens if self._costs_no_prefill(call) else first.reused_tokens
             outcomes.append(Finished(call.work_id, tokens, reused_tokens, first.end is End.STOPPED))
 
     def _stop_rows(self, running: _Running, seen_s: float) -> None:
