@@ -6,6 +6,7 @@ streams. `Driver.generate(work, call)` runs the call in as many slices and attem
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sidecar.core.errors import SidecarError
@@ -33,16 +34,23 @@ class TokenCall:
     prompt_ids: tuple[int, ...]
     output_tokens_max: int
     sampling: Sampling = field(default_factory=Sampling)
-    stop_words: tuple[tuple[int, ...], ...] = ()  # each a sequence of token ids
+    stop_words: tuple[tuple[int, ...], ...] = ()  # each a sequence of token ids, matched as ids
+    stop_texts: tuple[str, ...] = ()  # matched in the decoded output, wherever they lie; need `decode`
+    decode: Callable[[Sequence[int]], str] | None = None  # the text of output ids, special tokens left out
     end_id: int | None = None
     traceparent: str | None = None
+    resumable: bool = True  # False: runs whole, because a resume would change the answer (a seed, penalties, …)
+
+    def __post_init__(self) -> None:
+        if self.stop_texts and self.decode is None:
+            raise ValueError("a call with stop_texts needs decode")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
     """What the engine gave for a TokenCall: all slices joined. Times in seconds of the driver's clock."""
 
-    output_ids: tuple[int, ...]  # the end id, if it ended by it, is the last one
+    output_ids: tuple[int, ...]  # all that were generated and kept; the end id, if it ended by it, is the last one
     reason: EndReason
     engine: str  # of the last slice
     grants: int  # slots given to it in all
@@ -51,6 +59,7 @@ class Generated:
     queue_wait_s: float  # summed over its grants
     first_token_s: float
     finished_s: float
+    text: str | None = None  # the decoded output, cut before the first stop text; None without `TokenCall.decode`
 
 
 class WorkRejectedError(SidecarError):

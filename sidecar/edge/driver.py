@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, assert_never
 
@@ -180,6 +180,8 @@ class Driver:
 
         Cancelled: the engine is told to stop, and nothing of the work is left.
         """
+        if not call.resumable:
+            work = replace(work, resumable=False)
         generation = Generation(work, call)
         self.arrive(work, generation)
         try:

@@ -122,8 +122,12 @@ class Generation:
 
     def _generated(self, reason: EndReason, line: Timeline) -> Generated:
         now_s = asyncio.get_running_loop().time()
+        text = None if self._call.decode is None else self._call.decode(self._ids)
+        if text is not None and (at := first_of(text, self._call.stop_texts)) is not None:
+            text, reason = text[:at], EndReason.STOP_WORD
         return Generated(
             output_ids=tuple(self._ids),
+            text=text,
             reason=reason,
             engine=line.engine,
             grants=line.grants,
@@ -133,6 +137,11 @@ class Generation:
             first_token_s=line.first_token_s if line.first_token_s is not None else now_s,
             finished_s=now_s,
         )
+
+
+def first_of(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first of `stops` begins in `text`; None if none is in it."""
+    return min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=None)
 
 
 def ends_with(ids: Sequence[int], words: Sequence[Sequence[int]]) -> bool:

@@ -146,6 +146,25 @@ async def test_a_work_that_must_not_be_resumed_begins_anew(sidecar: Sidecar, tri
     assert (await task).output_ids == (5, END)
 
 
+async def test_a_call_that_a_resume_would_change_begins_anew(sidecar: Sidecar, triton: FakeTriton) -> None:
+    task = begin(sidecar, call(resumable=False))
+    first = await triton.next()
+    first.tokens(4)
+    first.break_stream()
+    second = await triton.next()
+    assert second.input("input_ids") == (11, 12, 13)
+    second.tokens(5, END, final=True)
+    assert (await task).output_ids == (5, END)
+
+
+async def test_the_text_of_an_answer_is_cut_before_the_first_stop_text(sidecar: Sidecar, triton: FakeTriton) -> None:
+    words = {4: "the ", 5: "tea", 6: "cher"}
+    task = begin(sidecar, call(decode=lambda ids: "".join(words[each] for each in ids), stop_texts=("zz", "each")))
+    (await triton.next()).tokens(4, 5, 6, final=True)
+    done = await task
+    assert (done.text, done.output_ids, done.reason) == ("the t", (4, 5, 6), EndReason.STOP_WORD)
+
+
 async def test_work_for_a_model_that_nobody_serves_is_rejected(sidecar: Sidecar) -> None:
     work = Work(id="k", lane=Lane.OFFLINE, model="other", arrived_s=0, prompt_tokens=1, output_tokens_max=1)
     with pytest.raises(WorkRejectedError, match="other") as raised:
