@@ -188,8 +188,14 @@ def _probe(
 ) -> list[asyncio.Task[None]]:
     """One prober per engine is running."""
 
-    def changed(name: str, up: bool) -> None:
-        logger.warning("engine %s is %s", name, "up" if up else "down")
+    endpoints = {each.name: each for each in settings.engines}
+
+    def changed(name: str, up: bool, reason: str) -> None:
+        engine = endpoints[name]
+        if up:
+            logger.info("engine %s is up: model %s at %s", name, engine.model, engine.target)
+        else:
+            logger.warning("engine %s is down: model %s at %s: %s", name, engine.model, engine.target, reason)
         (passthrough.up.add if up else passthrough.up.discard)(name)
         passthrough.engine_changed()
 

@@ -18,9 +18,9 @@ from sidecar.edge import broker_version
 from sidecar.edge.config import EngineEndpoint, ServeSettings, load_settings
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.errors import EngineError, StreamBrokenError
+from sidecar.edge.gauges import measure
 from sidecar.edge.kafka_settings import OfflineSettings, client_options
 from sidecar.edge.passthrough import Passthrough
-from sidecar.edge.probes import measure
 from sidecar.edge.status_text import status_text
 from sidecar.edge.tokens import Tokens
 

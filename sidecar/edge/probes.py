@@ -1,13 +1,12 @@
-"""Whether each engine is up, and its gauges: asked at a bounded rate, told to the driver as events."""
+"""Whether each engine is up and why not, and its gauges: asked at a bounded rate, told to the driver as events."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import re
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import aiohttp
 
@@ -15,56 +14,57 @@ from sidecar.core.events import EngineUp, Measured
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.errors import EngineError, StreamBrokenError
+from sidecar.edge.gauges import EngineAddress, measure
 
 PERIOD_S = 1.0  # also how soon a restarted engine gets work again
 TIMEOUT_S = 3.0
 FAILURES_MAX = 3  # in a row: a slow answer of a busy server is no outage, and an outage breaks its streams off
+SAY_AGAIN_S = 30.0  # an engine that stays down for another reason is told of again, this often at most
 
 logger = logging.getLogger(__name__)
 SLOW = "DEADLINE_EXCEEDED"  # how the reason of a probe begins that was not answered in time
 
+Changed = Callable[[str, bool, str], None]  # an engine's name, whether it is up, and why not ("" if it is up)
 
-class EngineAddress(Protocol):
-    """What a prober has to know of an engine."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def metrics_url(self) -> str | None: ...
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineHealth:
+    """What the last probes said of one engine."""
+
+    up: bool
+    reason: str  # why it is down, as the last probe said it; "" if it is up
+    since_s: float  # in seconds of the driver's clock
 
 
 class Prober:
-    """Keeps one engine's state. `changed` hears each change, after the driver."""
+    """Keeps one engine's health. `changed` hears each change of it, after the driver."""
 
-    def __init__(
-        self, driver: Driver, engine: EngineAddress, client: EngineClient, changed: Callable[[str, bool], None]
-    ) -> None:
-        self.up = False
+    def __init__(self, driver: Driver, engine: EngineAddress, client: EngineClient, changed: Changed) -> None:
+        self.health = EngineHealth(up=False, reason="not probed yet", since_s=driver.now_s)
         self._driver = driver
         self._engine = engine
         self._client = client
         self._changed = changed
         self._look_now = asyncio.Event()
         self._foreign_slots = 0
+        self._failures = 0
+        self._said = ""  # the reason that was told last
+        self._said_s = 0.0
+
+    @property
+    def up(self) -> bool:
+        """True if the engine takes work."""
+        return self.health.up
 
     def look_now(self) -> None:
-        """A stream to this engine broke: probe at once."""
+        """Probe at once: a stream to this engine broke."""
         self._look_now.set()
 
     async def run(self) -> None:
         """Probe until cancelled."""
-        failures = 0
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as http:
             while True:
-                reason = await self._fault()
-                failures = failures + 1 if reason else 0
-                gone = self._look_now.is_set() and not reason.startswith(SLOW)  # a stream broke, and nobody answers
-                if self.up and reason and (gone or failures >= FAILURES_MAX):
-                    self._set(False, reason)
-                elif not self.up and not reason:
-                    self._set(True, "")
+                self._judge(await self._fault())
                 if self._engine.metrics_url is not None:
                     self._measured(await measure(http, self._engine))
                 self._look_now.clear()
@@ -72,8 +72,25 @@ class Prober:
                     async with asyncio.timeout(PERIOD_S):
                         await self._look_now.wait()
 
+    def _judge(self, fault: str) -> None:
+        """Take in one probe; `fault` says why it failed, "" if it did not."""
+        self._failures = self._failures + 1 if fault else 0
+        gone = self._look_now.is_set() and not fault.startswith(SLOW)  # a stream broke, and nobody answers
+        if not fault:
+            if not self.up:
+                self._set(True, "")
+        elif self.up:
+            if gone or self._failures >= FAILURES_MAX:
+                self._set(False, fault)
+        elif not self._said:
+            self._set(False, fault)
+        elif fault != self.health.reason:
+            self.health = EngineHealth(up=False, reason=fault, since_s=self.health.since_s)
+            if self._driver.now_s - self._said_s >= SAY_AGAIN_S:
+                self._tell()
+
     def _measured(self, gauges: Measured) -> None:
-        """The driver knows them. Load that is not ours is said when it comes and when it goes."""
+        """Tell the driver. Say when load that is not ours comes and when it goes."""
         name, before = self._engine.name, self._foreign_slots
         self._driver.handle(gauges)
         self._foreign_slots = foreign = self._driver.scheduler.foreign_slots(name)
@@ -94,43 +111,19 @@ class Prober:
         try:
             await self._client.stop(self._engine.model, "probe", TIMEOUT_S)
         except (EngineError, StreamBrokenError) as error:
-            return str(error)
+            return str(error) or type(error).__name__
+        except Exception as error:  # a fault of one probe stays with it: the next one may succeed
+            return f"the probe failed: {type(error).__name__}"
         return ""
 
     def _set(self, up: bool, reason: str) -> None:
-        self.up = up
-        name = self._engine.name
+        self.health = EngineHealth(up=up, reason=reason, since_s=self._driver.now_s)
         if up:
-            self._driver.handle(EngineUp(engine=name))
+            self._driver.handle(EngineUp(engine=self._engine.name))
         else:
-            self._driver.engine_down(name, reason)
-        self._changed(name, up)
+            self._driver.engine_down(self._engine.name, reason)
+        self._tell()
 
-
-_GAUGE = re.compile(r'^(nv_trt_llm_\w+)\{(?=[^}]*model="([^"]+)")[^}]*?(?:_type)="(\w+)"[^}]*\} ([0-9.e+-]+)', re.M)
-
-
-async def measure(http: aiohttp.ClientSession, engine: EngineAddress) -> Measured:
-    """The engine's gauges; `ok=False` if they cannot be had."""
-    try:
-        async with http.get(str(engine.metrics_url)) as response:
-            response.raise_for_status()
-            return parse_gauges(engine.name, engine.model, await response.text())
-    except (aiohttp.ClientError, TimeoutError):
-        return Measured(engine=engine.name, ok=False)
-
-
-def parse_gauges(engine: str, model: str, text: str) -> Measured:
-    """The `nv_trt_llm_*` families of this model on a Prometheus page (TensorRT-LLM, custom_metrics_reporter.cc)."""
-    found: Mapping[tuple[str, str], int] = {
-        (family, kind): int(float(value)) for family, of_model, kind, value in _GAUGE.findall(text) if of_model == model
-    }
-    blocks = "nv_trt_llm_kv_cache_block_metrics"
-    return Measured(
-        engine=engine,
-        ok=True,
-        active_requests=found.get(("nv_trt_llm_request_metrics", "active")),
-        kv_blocks_max=found.get((blocks, "max")),
-        kv_blocks_free=found.get((blocks, "free")),
-        tokens_per_block=found.get((blocks, "tokens_per")),
-    )
+    def _tell(self) -> None:
+        self._said, self._said_s = self.health.reason, self._driver.now_s
+        self._changed(self._engine.name, self.up, self.health.reason)

@@ -101,6 +101,7 @@ class FakeTriton:
         self.mute_stops: set[str] = set()  # ids whose stops get no answer
         self.refused_stops: set[str] = set()  # ids whose stops get an error
         self.streams = 0  # opened so far
+        self.probes = 0  # stops of ids that nobody has
         self.metadata_of: dict[str, dict[str, str]] = {}
         self._server = grpc.aio.server()
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -165,6 +166,8 @@ class FakeTriton:
             self.stopped.append(message.id)
             if self.confirms_stops:
                 self.running[message.id].end()
+        else:
+            self.probes += 1
         answer = FakeRequest(message, {})._answer(True)
         if message.id in self.refused_stops:
             answer.error_message = "Request for unknown model: 'x' is not found"

@@ -9,49 +9,30 @@ from dataclasses import dataclass
 import pytest
 from aiohttp import web
 
-from sidecar.core.events import Measured
 from sidecar.edge import probes
 from sidecar.edge.config import EngineEndpoint
 from sidecar.edge.engine_client import EngineClient
-from sidecar.edge.probes import Prober, parse_gauges
+from sidecar.edge.probes import EngineHealth, Prober
 from sidecar.local.broker import free_ports
 from tests.edge.conftest import Sidecar, running_sidecar
 from tests.edge.fake_triton import FakeTriton
-
-PAGE = """# HELP nv_trt_llm_request_metrics TensorRT-LLM request metrics
-# TYPE nv_trt_llm_request_metrics gauge
-nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",version="1"} 7
-nv_trt_llm_request_metrics{model="other",request_type="active",version="1"} 99
-nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="max",model="tensorrt_llm",version="1"} 2560
-nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="free",model="tensorrt_llm",version="1"} 2.5e+03
-nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="tokens_per",model="tensorrt_llm",version="1"} 32
-"""
-
-
-def test_the_gauges_of_this_model_are_read_whatever_the_order_of_the_labels() -> None:
-    assert parse_gauges("e0", "tensorrt_llm", PAGE) == Measured(
-        engine="e0", ok=True, active_requests=7, kv_blocks_max=2560, kv_blocks_free=2500, tokens_per_block=32
-    )
-
-
-def test_a_page_without_gauges_measures_nothing_but_did_answer() -> None:
-    assert parse_gauges("e0", "tensorrt_llm", "nv_inference_count 3\n") == Measured(engine="e0", ok=True)
+from tests.edge.test_gauges import PAGE
 
 
 @dataclass(slots=True)
 class Probed:
     sidecar: Sidecar
     prober: Prober
-    changes: list[tuple[str, bool]]
+    changes: list[tuple[str, bool, str]]
 
 
 @pytest.fixture
 async def probed(triton: FakeTriton) -> AsyncIterator[Probed]:
     """A sidecar whose engine is believed down until the prober says otherwise."""
     async with running_sidecar({"e0": triton}, up=False) as sidecar, EngineClient(triton.target) as client:
-        changes: list[tuple[str, bool]] = []
+        changes: list[tuple[str, bool, str]] = []
         engine = EngineEndpoint(name="e0", target=triton.target)
-        prober = Prober(sidecar.driver, engine, client, lambda name, up: changes.append((name, up)))
+        prober = Prober(sidecar.driver, engine, client, lambda *change: changes.append(change))
         task = asyncio.create_task(prober.run())
         yield Probed(sidecar, prober, changes)
         task.cancel()
@@ -59,17 +40,72 @@ async def probed(triton: FakeTriton) -> AsyncIterator[Probed]:
 
 
 async def test_an_engine_that_answers_a_request_is_up(probed: Probed) -> None:
-    await probed.sidecar.until(lambda: probed.changes == [("e0", True)])
+    await probed.sidecar.until(lambda: probed.changes == [("e0", True, "")])
     assert probed.sidecar.driver.scheduler.snapshot().engines["e0"].up
+    assert (probed.prober.health.up, probed.prober.health.reason) == (True, "")
 
 
-async def test_a_broken_stream_makes_the_prober_look_at_once(probed: Probed, triton: FakeTriton) -> None:
+async def test_a_broken_stream_makes_the_prober_look_at_once_and_say_why_it_is_down(
+    probed: Probed, triton: FakeTriton
+) -> None:
     await probed.sidecar.until(lambda: probed.prober.up)
     await triton.__aexit__()
     probed.prober.look_now()
     await probed.sidecar.until(lambda: not probed.prober.up)
-    assert probed.changes == [("e0", True), ("e0", False)]
+    ((name, up, reason),) = probed.changes[1:]
+    assert (name, up) == ("e0", False)
+    assert reason.startswith("UNAVAILABLE")
+    assert probed.prober.health.reason == reason
     assert not probed.sidecar.driver.scheduler.snapshot().engines["e0"].up
+
+
+async def test_an_engine_that_is_down_from_the_start_is_told_of_once_with_its_reason(
+    triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "PERIOD_S", 0.001)
+    triton.refused_stops.add("probe")
+    changes: list[tuple[str, bool, str]] = []
+    async with running_sidecar({"e0": triton}, up=False) as sidecar, EngineClient(triton.target) as client:
+        engine = EngineEndpoint(name="e0", target=triton.target)
+        prober = Prober(sidecar.driver, engine, client, lambda *change: changes.append(change))
+        assert prober.health == EngineHealth(up=False, reason="not probed yet", since_s=prober.health.since_s)
+        task = asyncio.create_task(prober.run())
+        await sidecar.until(lambda: prober.health.reason.startswith("Request for unknown model"))
+        await sidecar.until(lambda: triton.probes > 5)
+        triton.refused_stops.clear()
+        await sidecar.until(lambda: prober.up)
+        task.cancel()
+        await asyncio.wait((task,))
+    assert changes == [("e0", False, "Request for unknown model: 'x' is not found"), ("e0", True, "")]
+
+
+async def test_another_reason_is_told_again_but_not_with_every_probe(
+    triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: list[tuple[str, bool, str]] = []
+    async with running_sidecar({"e0": triton}, up=False) as sidecar, EngineClient(triton.target) as client:
+        engine = EngineEndpoint(name="e0", target=triton.target)
+        prober = Prober(sidecar.driver, engine, client, lambda *change: changes.append(change))
+        for reason in ("refused", "refused", "wrong model"):
+            prober._judge(reason)
+        assert changes == [("e0", False, "refused")]
+        assert prober.health.reason == "wrong model"
+        monkeypatch.setattr(probes, "SAY_AGAIN_S", 0.0)
+        prober._judge("no such model")
+        assert changes == [("e0", False, "refused"), ("e0", False, "no such model")]
+
+
+async def test_a_fault_of_a_probe_is_a_reason_to_be_down_and_no_end(triton: FakeTriton) -> None:
+    class Broken(EngineClient):
+        async def stop(self, model: str, request_id: str, timeout_s: float) -> None:
+            raise KeyError(model, request_id, timeout_s)
+
+    async with running_sidecar({"e0": triton}, up=False) as sidecar, Broken(triton.target) as client:
+        prober = Prober(sidecar.driver, EngineEndpoint(name="e0", target=triton.target), client, lambda *_: None)
+        task = asyncio.create_task(prober.run())
+        await sidecar.until(lambda: prober.health.reason == "the probe failed: KeyError")
+        task.cancel()
+        await asyncio.wait((task,))
 
 
 async def test_load_that_is_not_ours_is_said_and_counted(
