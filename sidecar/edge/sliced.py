@@ -104,7 +104,7 @@ def _response(model_name: str, caller_id: str, generated: Generated, model: Sche
     answer = wire.empty_final(model_name, caller_id)
     ids = generated.output_ids
     if model.takes_text and model.tokens is not None:
-        wire.add_output(answer, "text_output", "BYTES", (model.tokens.decode(ids).encode(),), (1, 1))
+        wire.add_output(answer, "text_output", "BYTES", (model.tokens.decode(ids).encode(),), (1,))
     else:
         wire.add_output(answer, "output_ids", "INT32", ids, (1, 1, len(ids)))
         wire.add_output(answer, "sequence_length", "INT32", (len(ids),), (1, 1))

@@ -64,7 +64,7 @@ class FakeRequest:
     def text(self, text: str, final: bool = False) -> None:
         """Answer with this text, in one response."""
         answer = self._answer(final)
-        answer.infer_response.outputs.add(name="text_output", datatype="BYTES").shape.extend((1, 1))
+        answer.infer_response.outputs.add(name="text_output", datatype="BYTES").shape.extend((1,))
         answer.infer_response.raw_output_contents.append(wire.pack("BYTES", [text.encode()]))
         self.answers.put_nowait(answer)
 

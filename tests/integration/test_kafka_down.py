@@ -25,7 +25,7 @@ async def online_answers(sidecar: Server) -> bool:
         result = await client.infer(
             "ensemble", text_inputs("the train to the coast", 4, stream=False), client_timeout=20
         )
-    return bool(result.as_numpy("text_output")[0][0])
+    return bool(result.as_numpy("text_output")[0])
 
 
 async def offline_when(sidecar: Server, done: int, state: str) -> dict[str, Any]:

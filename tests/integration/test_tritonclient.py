@@ -69,9 +69,31 @@ async def test_the_aio_client_streams_text_token_by_token(sidecar: Server) -> No
         async for result, error in client.stream_infer(requests_of(request)):
             assert error is None
             assert result.get_response().id == "t1"
-            texts.append(result.as_numpy("text_output")[0][0].decode())
+            texts.append(result.as_numpy("text_output")[0].decode())
     assert len(texts) > 3
     assert "".join(texts).split()
+
+
+async def test_nvidias_end_to_end_client_reads_a_text_and_its_figures(sidecar: Server, triton: Triton) -> None:
+    """As end_to_end_grpc_client.py of tensorrtllm_backend does: the text is `output[0]`, each figure `[0][0]`."""
+    inputs = [*text_inputs("the train to the coast", 6, stream=False), tensor("return_perf_metrics", [True], "BOOL")]
+    figures = ("kv_cache_reused_blocks", "last_token_time_ns", "acceptance_rate", "total_draft_tokens")
+    outputs = [sync_client.InferRequestedOutput(name) for name in ("text_output", *figures)]
+    request = {"model_name": "ensemble", "inputs": inputs, "outputs": outputs}
+    for address, headers in ((triton.target, None), (sidecar.listen, None), (sidecar.listen, {"x-lane": "offline"})):
+        async with aio_client.InferenceServerClient(address) as client:
+            async for result, error in client.stream_infer(requests_of(request), headers=headers):
+                assert error is None
+                assert isinstance(result.as_numpy("text_output")[0].decode("utf-8"), str)
+                assert [len(result.as_numpy(name)[0]) for name in figures] == [1, 1, 1, 1]
+
+
+async def test_a_text_has_the_same_shape_in_both_lanes(sidecar: Server) -> None:
+    async with aio_client.InferenceServerClient(sidecar.listen) as client:
+        inputs = text_inputs("the train to the coast", 6, stream=False)
+        online = await client.infer("ensemble", inputs)
+        offline = await client.infer("ensemble", inputs, headers={"x-lane": "offline"})
+    assert online.as_numpy("text_output").shape == offline.as_numpy("text_output").shape == (1,)
 
 
 async def test_the_sync_client_streams_ids_token_by_token(sidecar: Server) -> None:

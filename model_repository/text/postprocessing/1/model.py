@@ -35,5 +35,5 @@ class TritonPythonModel:
             self._tokenizer.decode(ids[:length].tolist(), skip_special_tokens=self._skip_special_tokens).encode()
             for ids, length in zip(tokens.reshape(lengths.size, -1), lengths.ravel(), strict=True)
         ]
-        output = np.array(texts, np.object_).reshape(1, -1)
+        output = np.array(texts, np.object_)  # [n] without a batch dimension: NVIDIA's clients read output[0] as a text
         return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", output)])
