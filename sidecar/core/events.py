@@ -98,6 +98,7 @@ class Measured:
     kv_blocks_max: int | None = None
     kv_blocks_free: int | None = None
     tokens_per_block: int | None = None
+    iterations: int | None = None  # run since the engine started: the other gauges are as of the last one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

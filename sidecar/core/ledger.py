@@ -36,6 +36,7 @@ class Ledger:
     foreign_slots: int = 0
     foreign_kv_tokens: int = 0
     offline_slots_max: float = inf  # frozen while scrapes fail
+    _iterations: int | None = None  # at the last scrape
     _foreign: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=SCRAPES))
     _need_mean: float = 0.0
     _need_variance: float = 0.0
@@ -106,6 +107,10 @@ class Ledger:
             if self.kv_tokens_max == inf:
                 self.kv_tokens_max = event.kv_blocks_max * block_tokens
         slots_used = event.active_requests if event.active_requests is not None else 0
+        if not slots_ours and event.iterations is not None and event.iterations == self._iterations:
+            # An engine with a request iterates. This one is at rest, and its gauges show who ran in the last iteration.
+            slots_used = kv_used = 0
+        self._iterations = event.iterations
         self._foreign.append((max(0, slots_used - slots_ours), max(0, kv_used - self.kv_tokens)))
         if len(self._foreign) == SCRAPES:
             self.foreign_slots = min(slots for slots, _ in self._foreign)

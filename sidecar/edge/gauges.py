@@ -89,6 +89,7 @@ def parse_gauges(engine: str, model: str, text: str) -> Measured:
         kv_blocks_max=found.get((blocks, "max")),
         kv_blocks_free=found.get((blocks, "free")),
         tokens_per_block=found.get((blocks, "tokens_per")),
+        iterations=found.get(("nv_trt_llm_general_metrics", "iteration_counter")),
     )
 
 

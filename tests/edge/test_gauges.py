@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 import pytest
@@ -24,8 +24,17 @@ nv_trt_llm_request_metrics{model="other",request_type="active",version="1"} 99
 nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="max",model="tensorrt_llm",version="1"} 2560
 nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="free",model="tensorrt_llm",version="1"} 2.5e+03
 nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="tokens_per",model="tensorrt_llm",version="1"} 32
+nv_trt_llm_general_metrics{general_type="iteration_counter",model="tensorrt_llm",version="1"} 1234
 """
-FULL = Measured(engine="e0", ok=True, active_requests=7, kv_blocks_max=2560, kv_blocks_free=2500, tokens_per_block=32)
+FULL = Measured(
+    engine="e0",
+    ok=True,
+    active_requests=7,
+    kv_blocks_max=2560,
+    kv_blocks_free=2500,
+    tokens_per_block=32,
+    iterations=1234,
+)
 FAILED = Measured(engine="e0", ok=False)
 
 
@@ -47,7 +56,7 @@ def test_line_ends_and_time_stamps_do_not_matter() -> None:
 def test_a_gauge_without_a_sensible_value_is_unknown_and_its_neighbours_are_not(value: str) -> None:
     page = PAGE.replace("} 2560", f"}} {value}")
     found = parse_gauges("e0", "tensorrt_llm", page)
-    assert found == Measured(engine="e0", ok=True, active_requests=7, kv_blocks_free=2500, tokens_per_block=32)
+    assert found == replace(FULL, kv_blocks_max=None)
 
 
 def test_a_gauge_that_two_lines_tell_differently_is_unknown() -> None:

@@ -117,7 +117,7 @@ async def test_load_that_is_not_ours_is_said_and_counted(
     async def page(_: web.Request) -> web.Response:
         nonlocal scrapes
         scrapes += 1
-        return web.Response(text=pages[0])
+        return web.Response(text=pages[0].replace("} 1234", f"}} {scrapes}"))  # an engine with a request iterates
 
     application = web.Application()
     application.router.add_get("/metrics", page)
