@@ -35,13 +35,22 @@ class Grants:
         online, offline = pool.online, pool.offline
         while (online.waiting or offline.waiting) and self._grant_anywhere(pool):
             pass
-        able = len(online) if online.waiting else 0
+        if not offline.waiting:
+            self._nobody_offline(pool)
+        able = online.eligible() if online.waiting else 0
         for engine in pool.engines:
             self._make_yield(engine, able)
             for each in engine.neighbours:
                 self._make_yield(each, able)
         if able and self._settings.preempt:
             self._reclaim(pool)
+
+    @staticmethod
+    def _nobody_offline(pool: Pool) -> None:
+        """Nothing holds offline back where nothing offline waits, whatever held back the last one."""
+        for engine in pool.engines:
+            if engine.up:
+                engine.limit_binding = Limit.NO_OFFLINE
 
     def _grant_anywhere(self, pool: Pool) -> bool:
         """One grant on the least loaded engine that may have one; False if none may."""
@@ -53,8 +62,8 @@ class Grants:
     def _grant_one(self, pool: Pool, engine: Engine) -> bool:
         """One grant on this engine if the first rule that holds allows one. The rule is kept as `limit_binding`."""
         if not engine.free.slots:  # the usual case on a busy engine, worth being quick
-            waits = Limit.SLOTS if pool.offline else self._nobody(pool.offline)
-            engine.limit_binding = Limit.ONLINE_WAITS if pool.online else waits
+            waits = Limit.SLOTS if pool.offline.eligible() else self._nobody(pool.offline)
+            engine.limit_binding = Limit.ONLINE_WAITS if pool.online.eligible() else waits
             return False
         long = engine.takes_long
         online = pool.online.head(long=long) if pool.online.waiting else None
@@ -90,7 +99,7 @@ class Grants:
     @staticmethod
     def _nobody(queue: LaneQueue) -> Limit:
         """Why nobody of `queue` may have a slot."""
-        if len(queue):
+        if queue.eligible():
             return Limit.PREFILL
         return Limit.TENANT if queue.waiting else Limit.NO_OFFLINE
 
@@ -117,7 +126,7 @@ class Grants:
             return True
         if not engine.prefill_harmless(offline, beside_online=True):
             return True
-        online_slots = online.work.slots + pool.online.ready(long=engine.takes_long) - 1
+        online_slots = online.work.slots + pool.online.eligible(long=engine.takes_long) - 1
         return pool.lendable(self._now_s, engine, online_slots) < offline.work.slots
 
     def _postponed(self, engine: Engine, online: Item) -> bool:
@@ -170,9 +179,9 @@ class Grants:
         head = pool.online.head(long=long)
         if head is None:
             return
-        lacking = head.work.slots + pool.online.ready(long=long) - 1 - sum(engine.coming_slots for engine in engines)
+        lacking = head.work.slots + pool.online.eligible(long=long) - 1 - sum(engine.coming_slots for engine in engines)
         for engine in sorted(engines, key=lambda each: -len(each.residents)):
-            turn = engine.reservation.due and bool(pool.offline)  # the turn takes the first slot that comes free
+            turn = engine.reservation.due and pool.offline.eligible() > 0  # it takes the first slot that comes free
             room = self._settings.preempt_max - engine.stopping
             victims = engine.victims(lacking + turn, engine.lacking_kv(head), self._settings.preempt_sticky_after)
             for item in victims[:room]:

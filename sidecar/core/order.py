@@ -18,20 +18,17 @@ class LaneQueue:
     def __init__(self, settings: SchedulerSettings) -> None:
         self.tenants = Tenants(settings)
         self._tickets = count(1)
-        self.waiting = 0
-
-    def __len__(self) -> int:
-        """How many wait whose tenant may have slots."""
-        ready = self.tenants.ready
-        return ready[0] + ready[1]
+        self.waiting = 0  # all that wait, also those whose tenant has all the slots it may have now
 
     def __iter__(self) -> Iterator[Item]:
         """Each waiting item, in no particular order; O(n), for snapshots and for closing."""
         return (item for account in self.tenants for item in account.waiting)
 
-    def ready(self, *, long: bool) -> int:
-        """How many wait whose tenant may have slots; with long=False without those that stand behind a long prompt."""
-        return len(self) if long else self.tenants.ready[False]
+    def eligible(self, *, long: bool = True) -> int:
+        """Count those that wait and whose tenant may have slots now. With long=False leave out those that stand behind
+        a long prompt."""
+        short, other = self.tenants.eligible
+        return short + other if long else short
 
     def head(self, *, long: bool = True) -> Item | None:
         """The next item, left in place; None if nobody may have slots. With long=False no long prompt."""

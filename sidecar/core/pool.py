@@ -55,9 +55,12 @@ class Pool:
                 engine.offline_waits_since_s = now_s
 
     def offline_shrank(self, now_s: float) -> None:
-        """One fewer waits in the offline lane: with nobody left no turn is owed."""
+        """One fewer waits in the offline lane: with nobody left no turn is owed.
+
+        Whoever waits for a slot of its tenant's limit waits: its turns do not lapse.
+        """
         for engine in self.engines:
-            if not self.offline:
+            if not self.offline.waiting:
                 engine.reservation.offline_emptied()
                 engine.starved_until(now_s)
             elif engine.offline_waits_since_s is None:

@@ -154,9 +154,9 @@ class Scheduler:
             heappop(timers)
         soonest_s = timers[0][0] if timers else inf
         for pool in self._pools.values():
-            for engine in pool.engines if pool.offline else ():
+            for engine in pool.engines if pool.offline.eligible() else ():
                 chance_s = engine.next_chance_s()
-                if self._now_s < chance_s < soonest_s and not pool.online.ready(long=engine.takes_long):
+                if self._now_s < chance_s < soonest_s and not pool.online.eligible(long=engine.takes_long):
                     soonest_s = chance_s
         return None if soonest_s == inf else soonest_s
 
@@ -513,3 +513,4 @@ class Scheduler:
             if item.engine is None and item.work.lane is OFFLINE:
                 pool = self._pools[item.work.model]
                 self._refuse(pool, item, RejectReason.CLOSING, "this sidecar is shutting down")
+        self._fill_all()  # what was kept free for a turn is online's now

@@ -45,7 +45,7 @@ class Account:
     waiting: Waiting = field(default_factory=Waiting)
     ticket: int = 0  # the heap entry that is live; 0 = it is not its turn, now or soon
     long: bool = False  # which heap that is in
-    ready: int = 0  # as many of its works are in the count of that heap
+    eligible: int = 0  # as many of its works are in the count of that heap
 
     @property
     def full(self) -> bool:
@@ -92,8 +92,8 @@ class Tenants:
         "_settings",
         "_tickets",
         "_turns",
+        "eligible",
         "forgotten",
-        "ready",
     )
 
     def __init__(self, settings: SchedulerSettings) -> None:
@@ -104,7 +104,7 @@ class Tenants:
         self._turns: tuple[list[_Turn], list[_Turn]] = ([], [])  # next prompt short, long
         self._last: Account | None = None  # the last one whose turn it could have been, and cannot be now
         self._forget_at = ACCOUNTS_MAX
-        self.ready = [0, 0]  # works that wait, and whose tenant may have slots, per heap
+        self.eligible = [0, 0]  # works that wait, and whose tenant may have slots, per heap
         self.forgotten = [0, 0]  # input and output tokens of accounts that are gone
 
     def __iter__(self) -> Iterator[Account]:
@@ -125,9 +125,9 @@ class Tenants:
         """Something about who waits or runs in `account` has changed: it is filed where it belongs now."""
         head = None if account.full else account.waiting.head()
         long = head is not None and self._is_long(head)
-        self.ready[account.long] -= account.ready
-        account.ready = 0 if head is None else len(account.waiting)
-        self.ready[long] += account.ready
+        self.eligible[account.long] -= account.eligible
+        account.eligible = 0 if head is None else len(account.waiting)
+        self.eligible[long] += account.eligible
         if head is None:
             if account.ticket:
                 account.ticket, self._last = 0, account

@@ -32,7 +32,7 @@ def test_the_head_is_the_least_by_deadline_then_arrival_whoever_left_in_between(
             waiting.append(item)
         first = min(waiting, key=lambda each: (each.work.deadline_s, each.work.arrived_s, each.sequence), default=None)
         assert queue.head() is first
-        assert len(queue) == len(waiting)
+        assert queue.waiting == queue.eligible() == len(waiting)
         assert set(queue) == set(waiting)
 
 
@@ -45,7 +45,7 @@ def test_an_item_that_comes_back_has_its_old_place() -> None:
     first.waiting_since_s = 5.0
     queue.push(first)
     assert queue.head() is first
-    assert len(queue) == 2
+    assert queue.waiting == 2
 
 
 def test_cancelled_items_do_not_pile_up_behind_the_head() -> None:

@@ -149,7 +149,7 @@ async def test_a_wait_says_how_long_the_queue_was_and_what_held_offline_back(
         for each in always.exporter.get_finished_spans()
         if each.name == "wait_for_slot"
     )
-    assert found == [(0, None), (0, None), (1, "online waits")]
+    assert found == [(0, None), (0, None), (1, "no offline")]
 
 
 @pytest.mark.parametrize(
