@@ -40,7 +40,7 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", [path for path in PURE if path.exists()], ids=lambda path: str(path.relative_to(ROOT)))
 def test_pure_files_import_only_pure_things(path: Path) -> None:
-    package = "sidecar.core" if "core" in path.parts else "engine"
+    package = "sidecar.core" if path.is_relative_to(ROOT / "sidecar") else "engine"
     for name in imported(path):
         top = name.split(".")[0]
         if top in {"sidecar", "engine"}:
