@@ -39,7 +39,7 @@ from sidecar.bench._mixed_worker import BASELINES
 from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings
-from sidecar.edge.recorder import segments
+from sidecar.edge.segment_files import segments
 from sidecar.lab.driver import Decides, Driver
 from sidecar.lab.policies import OFFLINE_ALONE
 from sidecar.lab.replay import recorded

@@ -1,39 +1,40 @@
 """The decision recorder: every event and the actions that answered it, in files that `sidecar replay` checks.
 
-The event loop only appends to a bounded queue; a thread encodes, compresses and writes. A file is a segment: its first
-line holds the scheduler as it stood, settings included, so that each segment can be replayed by itself; each further
-line is [time, event, actions]. Old segments are deleted. What the thread cannot keep up with ends a segment instead of
-leaving a gap in it.
+The event loop appends to a bounded queue; a thread encodes, compresses and writes (`segment_files.py`). Whatever goes
+wrong (a full disk, a directory that is gone, a disk slower than the events) ends the segment and is said once. A new
+segment begins as soon as that is possible, from the state of that moment, and says how many records are missing before
+it: no segment has a gap. The driver is never held up, and the end of the process waits a bounded time.
 """
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
 import logging
-import pickle
-import queue
+import secrets
 import threading
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sidecar import __version__
+from sidecar.core.checkpoint import Captured, capture
 from sidecar.core.errors import SettingsError
-from sidecar.core.events import Action, Event
+from sidecar.core.events import Action, Event, Failed, Progressed
 from sidecar.core.record import encode
 from sidecar.core.scheduler import Scheduler
-from sidecar.core.settings import FORBID_UNKNOWN, require
+from sidecar.core.settings import FORBID_UNKNOWN, EngineSettings, SchedulerSettings, require
 from sidecar.core.work import Work
 from sidecar.edge.ports import Outcome, Timeline
+from sidecar.edge.segment_files import SegmentFiles, line
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
 QUEUE_MAX = 20_000  # records; at 500 events per second forty seconds of a disk that stands still
-COMPRESSION = 1  # a quarter of the time of the default for four fifths of its gain, on these lines
+PARTS_MAX = 400_000  # of these records: actions, tokens and gaps, some 100 bytes each
+BATCH = 64  # records between two moments in which the event loop may have the interpreter
+POLL_S = 0.1  # how often the thread looks: waking it for each event would cost the event loop more than the record
+RETRY_S = 10.0  # after a failure
+CLOSE_TIMEOUT_S = 5.0  # a disk that hangs must not hold up the end of the process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,95 +54,194 @@ class RecorderSettings:
         require(self.segments_max >= 1, f"recorder: segments_max must be >= 1, not {self.segments_max}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    """A segment begins here, after `missed` records that the event loop dropped, and why it did."""
+
+    captured: Captured
+    settings: SchedulerSettings
+    engines: tuple[EngineSettings, ...]
+    missed: int
+    why: str
+
+
 class Recorder:
     """A listener of the driver. Costs the event loop one tuple and one append per event."""
 
-    def __init__(self, settings: RecorderSettings, scheduler: Scheduler) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: RecorderSettings,
+        scheduler: Scheduler,
+        *,
+        retry_s: float = RETRY_S,
+        close_timeout_s: float = CLOSE_TIMEOUT_S,
+        in_thread: bool = True,
+    ) -> None:
+        """`in_thread` False leaves it to the caller to `look` now and then."""
+        self._directory = settings.directory
+        self._segment_records_max = settings.segment_records_max
         self._scheduler = scheduler
-        self._queue: queue.Queue[Any] = queue.Queue(QUEUE_MAX)
-        self._recorded = 0  # in the current segment
-        self._open = False
+        self._retry_s, self._close_timeout_s = retry_s, close_timeout_s
+        self._fault = ""
+        self._queue: deque[Any] = deque()  # `handled` keeps it bounded
+        # Each of these is written by one of the two threads alone, so that none needs a lock.
+        self._parts_in = self._missed = self._missed_ever = self._recorded = 0
+        self._parts_out = self._lost = self._lost_ever = 0
+        self._pending = 0  # records that the thread holds in its hands
+        self._open = False  # the queue leads to a segment
+        self._retry_at_s = 0.0
+        self._closing = threading.Event()
         try:
             settings.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SettingsError(f"recorder: cannot write to {settings.directory}: {error.strerror}") from None
+        self._files = SegmentFiles(settings.directory, settings.segments_max, secrets.token_hex(6))
         self._begin()
         self._thread = threading.Thread(target=self._write, name="recorder", daemon=True)
-        self._thread.start()
+        if in_thread:
+            self._thread.start()
+
+    @property
+    def state(self) -> str:
+        """`running`, or `stopped: ` and why."""
+        if self._open and not self._fault:
+            return "running"
+        return f"stopped: {self._fault or 'a new segment has not begun yet'}"
+
+    @property
+    def dropped(self) -> int:
+        """Records that are in no segment, since the start."""
+        return self._missed_ever + self._lost_ever
+
+    def document(self) -> dict[str, Any]:
+        """The recorder's part of the status document."""
+        return {"state": self.state, "directory": str(self._directory), "dropped": self.dropped}
 
     def handled(self, now_s: float, event: Event, actions: Sequence[Action]) -> None:
-        """The record is queued. A full queue ends the segment; the next begins once there is room."""
+        """The record is queued, or counted as dropped while there is no segment for it."""
         if not self._open:
-            if not self._queue.empty():
-                return
-            self._begin()  # as things stand after this event: the next one is its first
+            self._miss()
+            if not self._queue and time.monotonic() >= self._retry_at_s:
+                self._begin()  # as things stand after this event: the next one is its first
             return
-        try:
-            self._queue.put_nowait((now_s, event, tuple(actions)))
-        except queue.Full:
+        parts = 1 + len(actions)
+        if type(event) is Progressed:
+            parts += len(event.tokens) + len(event.gaps_s)
+        elif type(event) is Failed:
+            parts += len(event.reason) >> 6
+        if len(self._queue) >= QUEUE_MAX or self._parts_in - self._parts_out + parts > PARTS_MAX:
             self._open = False
-            logger.warning("the recorder cannot keep up; a new segment begins when it has")
+            self._miss()
+            self._stopped("the disk does not keep up with the events")
             return
+        self._queue.append((now_s, event, tuple(actions), parts))
+        self._parts_in += parts
         self._recorded += 1
-        if self._recorded >= self._settings.segment_records_max:
+        if self._recorded >= self._segment_records_max:
             self._begin()
 
     def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
         """Nothing: how a work ended is in the events."""
 
     def close(self) -> None:
-        """Everything that was queued is on the disk."""
-        self._queue.put(None)
-        self._thread.join()
+        """Everything that was queued is on the disk, or the time for that is over."""
+        self._closing.set()
+        if self._thread.ident is None:
+            self._write()
+            return
+        self._thread.join(self._close_timeout_s)
+        if self._thread.is_alive():
+            logger.warning("the recorder could not write %d records; the disk hangs", len(self._queue))
+
+    # ---- the event loop's half ---------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """A new segment, from the state of the scheduler now."""
         try:
-            self._queue.put_nowait(pickle.dumps(self._scheduler))
-        except queue.Full:
+            begin = _Begin(capture(self._scheduler), *self._scheduler.settings, self._missed, self._fault)
+        except Exception as error:  # a listener must not raise; a state that cannot be recorded is the recorder's alone
             self._open = False
+            self._stopped(f"{type(error).__name__}: {error}")
             return
-        self._open, self._recorded = True, 0
+        self._queue.append(begin)
+        self._open, self._recorded, self._missed = True, 0, 0
 
-    # ---- the thread --------------------------------------------------------------------------------------------------
+    def _miss(self) -> None:
+        self._missed += 1
+        self._missed_ever += 1
+
+    def _stopped(self, why: str) -> None:
+        """Nothing is recorded for now: said once, however often it is tried again. Called by both threads."""
+        self._retry_at_s = time.monotonic() + self._retry_s
+        if not self._fault:
+            logger.warning("the recorder has stopped: %s; it tries again every %g s", why, self._retry_s)
+        self._fault = why
+
+    # ---- the thread's half -------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        number, file = 1 + max((segment_number(each) for each in segments(self._settings.directory)), default=0), None
+        """What is queued goes into segments, until `close`."""
+        while not self._closing.wait(POLL_S):
+            self.look()
+        self.look()
+        self._guarded(lambda: self._files.end(None))
+
+    def look(self) -> None:
+        """What was queued until now is in its segment, or counted as lost."""
+        while not self._guarded(self._drain) and self._queue:
+            pass  # the rest has no segment any more, and is counted
+
+    def _guarded(self, step: Callable[[], None]) -> bool:
+        """True if `step` is done; else the segment is given up, and the event loop begins another one later."""
         try:
-            while (record := self._queue.get()) is not None:
-                if isinstance(record, bytes):
-                    if file is not None:
-                        file.close()
-                    file, number = self._segment(number, record), number + 1
-                elif file is not None:
-                    now_s, event, actions = record
-                    line = [now_s, encode(event), [encode(each) for each in actions]]
-                    file.write(json.dumps(line, separators=(",", ":")) + "\n")
-        except OSError:
-            logger.exception("the recorder has stopped")
+            step()
+            return True
+        except Exception as error:  # a full disk, a defect: either way it stays with the recorder
             self._open = False
-        finally:
-            if file is not None:
-                file.close()
+            self._lose(self._pending + self._files.give_up())
+            self._pending = 0
+            self._stopped((isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}")
+            return False
 
-    def _segment(self, number: int, state: bytes) -> TextIOWrapper:
-        """A new file with its header; the oldest ones beyond the bound are gone."""
-        for old in segments(self._settings.directory)[: -self._settings.segments_max + 1 or None]:
-            old.unlink(missing_ok=True)
-        path = self._settings.directory / f"decisions-{number:06}.jsonl.gz"
-        file = gzip.open(path, "wt", compresslevel=COMPRESSION, encoding="utf-8")  # noqa: SIM115 - closed by the thread
-        assert isinstance(file, TextIOWrapper)
-        header = {"format": FORMAT, "version": __version__, "state": base64.b64encode(state).decode()}
-        file.write(json.dumps(header, separators=(",", ":")) + "\n")
-        return file
+    def _drain(self) -> None:
+        lines: list[bytes] = []
+        while self._queue:
+            taken = self._queue.popleft()
+            if isinstance(taken, _Begin):
+                self._put(lines)
+                lines = []
+                self._begin_file(taken)
+                continue
+            now_s, event, actions, parts = taken
+            self._parts_out += parts
+            if not self._files.is_open:
+                self._lose(1)
+                continue
+            self._pending += 1
+            lines.append(line([now_s, encode(event), [encode(each) for each in actions]]))
+            if len(lines) >= BATCH:
+                self._put(lines)
+                lines = []
+                time.sleep(0)
+        self._put(lines)
+        if not self._open:
+            self._files.end(self._fault)
+        self._files.flush_if_due()
 
+    def _put(self, lines: list[bytes]) -> None:
+        self._files.write(lines)
+        self._pending -= len(lines)
 
-def segments(directory: Path) -> list[Path]:
-    """The segments in `directory`, oldest first."""
-    return sorted(directory.glob("decisions-*.jsonl.gz"))
+    def _lose(self, records: int) -> None:
+        self._lost += records
+        self._lost_ever += records
 
-
-def segment_number(path: Path) -> int:
-    """Which one it is."""
-    return int(path.name.removeprefix("decisions-").removesuffix(".jsonl.gz"))
+    def _begin_file(self, begin: _Begin) -> None:
+        self._lost += begin.missed
+        records = self._lost
+        missing = {"records": records, "why": begin.why} if records else None
+        self._files.begin(begin.captured, begin.settings, begin.engines, missing)
+        self._lost = 0
+        if self._fault and self._open:  # else it has stopped again meanwhile
+            logger.info("the recorder writes again, to %s; %d records are missing", self._files.path, records)
+            self._fault = ""

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from sidecar.core.errors import SidecarError
 from sidecar.core.events import (
     Action,
     Arrived,
@@ -25,13 +24,8 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.lab.gaps import GapFit
+from sidecar.lab.segment import Record, RecordingError
 from sidecar.lab.workloads import Job
-
-Record = tuple[float, Event, Sequence[Action]]
-
-
-class RecordingError(SidecarError):
-    """The recording does not hold what is asked of it; the message says what is missing."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,33 +6,23 @@ With `--what-if`, the recorded arrivals are simulated under other settings inste
 from __future__ import annotations
 
 import argparse
-import base64
-import gzip
-import io
 import json
-import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from engine.profile import profile_named
-from sidecar.core.errors import SettingsError, SidecarError
-from sidecar.core.record import RecordError, decode
-from sidecar.core.scheduler import Scheduler
+from sidecar import __version__
+from sidecar.core.errors import SettingsError
 from sidecar.lab import recording, whatif
 from sidecar.lab.policies import parse_overrides
 from sidecar.lab.recording import Recording
-
-FORMAT = 1
-ALLOWED = {("collections", "Counter"), ("collections", "deque"), ("itertools", "count")}  # and all of sidecar.core
-
-
-class ReplayError(SidecarError):
-    """The file cannot be replayed at all; the message says why."""
+from sidecar.lab.segment import DamagedRecordError, Record, RecordingError, Segment, opened
 
 
 @dataclass(slots=True)
@@ -43,91 +33,82 @@ class Replay:
     actions: int = 0
     mismatches: int = 0
     first_mismatch: str | None = None
-    truncated: bool = False  # the last record is incomplete: the writer was killed
+    truncated: bool = False  # a segment has no last line: the writer was killed, or writes still
+    missing: int = 0  # records that are in no segment, as the segments themselves say; none of them is a mismatch
+    notes: list[str] = field(default_factory=list)  # what a reader of the figures has to know
 
     def mismatch(self, why: str) -> None:
         """One more record that did not come out as it was written."""
         self.mismatches += 1
-        self.first_mismatch = self.first_mismatch or f"record {self.records}: {why}"
+        self.first_mismatch = self.first_mismatch or why
 
 
-def replay(path: Path) -> Replay:
-    """Every record of one segment, replayed. Raises ReplayError if it is none."""
-    result, lines = Replay(), _lines(path)
-    scheduler = _scheduler(path, next(lines, None))
-    for line in lines:
-        if line is None:
-            result.truncated = True
-            break
-        result.records += 1
-        try:
-            now_s, event, recorded = json.loads(line)
-            actions = [decode(each) for each in recorded]
-            result.actions += len(actions)
-            found = scheduler.handle(decode(event), now_s)
-        except (RecordError, ValueError, TypeError, AssertionError, KeyError) as error:
-            result.mismatch(f"{type(error).__name__}: {error}")
-            continue
-        if found != actions:
-            result.mismatch(f"{event} gave {found}, recorded was {actions}")
+def replay(paths: Sequence[Path]) -> Replay:
+    """Every record of the segments, replayed. Raises RecordingError where one of them cannot be read."""
+    result = Replay()
+    for path in paths:
+        _replay(opened(path), result)
     return result
 
 
-def _lines(path: Path) -> Iterator[str | None]:
-    """The lines of a segment; None stands for a last one that was cut off."""
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                yield line if line.endswith("\n") else None
-    except EOFError:
-        yield None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReplayError(f"{path}: {error}") from None
-
-
-def _scheduler(path: Path, line: str | None) -> Scheduler:
-    """The scheduler as it stood when the segment began."""
-    try:
-        header: Mapping[str, Any] = json.loads(line or "")
-        if header["format"] != FORMAT:
-            raise ReplayError(f"{path} has format {header['format']}, this version reads {FORMAT}")
-        found = _Restricted(io.BytesIO(base64.b64decode(header["state"]))).load()
-    except (ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError, EOFError) as error:
-        raise ReplayError(f"{path} does not begin with a header of the recorder: {error}") from None
-    if not isinstance(found, Scheduler):
-        raise ReplayError(f"{path} holds no scheduler but a {type(found).__name__}")
-    return found
-
-
-class _Restricted(pickle.Unpickler):
-    """Makes nothing but what a scheduler is made of, so that a foreign file cannot run anything."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.startswith("sidecar.core.") or (module, name) in ALLOWED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a recording")
+def _replay(segment: Segment, result: Replay) -> None:
+    scheduler, header = segment.scheduler(), segment.header
+    if header.sidecar != __version__:
+        result.notes.append(f"{segment.path}: recorded by sidecar {header.sidecar}, replayed by {__version__}")
+    if header.missing:
+        result.missing += header.missing
+        result.notes.append(f"{segment.path}: {header.missing} records before it are missing: {header.missing_why}")
+    for record in segment.records():
+        result.records += 1
+        if isinstance(record, DamagedRecordError):
+            result.mismatch(str(record))
+            continue
+        now_s, event, actions = record
+        result.actions += len(actions)
+        try:
+            found = scheduler.handle(event, now_s)
+        except Exception as error:  # the file may say anything; what the scheduler makes of it is not ours
+            result.mismatch(f"{segment.path}: record {result.records}: {type(error).__name__}: {error}")
+            continue
+        if found != list(actions):
+            result.mismatch(
+                f"{segment.path}: record {result.records}: {event} gave {found}, recorded was {list(actions)}"
+            )
+    if not segment.complete:
+        result.truncated = True
+        result.notes.append(f"{segment.path}: the end is cut off; the writer was killed, or still writes")
+    elif segment.ended_why:
+        result.notes.append(f"{segment.path}: ended early: {segment.ended_why}")
 
 
 def recorded(paths: Sequence[Path]) -> Recording:
-    """What one segment tells, or several of one run in their order. Raises ReplayError or RecordingError."""
-    lines = _lines(paths[0])
-    return recording.read(_scheduler(paths[0], next(lines, None)), _records(paths, lines))
+    """What one segment tells, or several of one run in their order. Raises RecordingError."""
+    segments = [opened(each) for each in paths]
+    for before, segment in pairwise(segments):
+        if segment.header.run != before.header.run:
+            raise RecordingError(f"{segment.path} is of another run than {before.path}")
+        if segment.header.segment != before.header.segment + 1:
+            raise RecordingError(
+                f"{segment.path} (segment {segment.header.segment}) does not follow {before.path}"
+                f" (segment {before.header.segment}); give the segments in their order"
+            )
+        if segment.header.missing:
+            raise RecordingError(
+                f"{segment.header.missing} records are missing between {before.path} and {segment.path}"
+                f" ({segment.header.missing_why}); give the segments on one side of the gap"
+            )
+    return recording.read(segments[0].scheduler(), _records(segments))
 
 
-def _records(paths: Sequence[Path], first: Iterator[str | None]) -> Iterator[recording.Record]:
-    """The records of all segments; a last one that was cut off is left out. `first` is behind its header already."""
-    for number, path in enumerate(paths):
-        lines = _lines(path) if number else first
+def _records(segments: Sequence[Segment]) -> Iterator[Record]:
+    """The records of all segments; a last one that was cut off is left out."""
+    for number, segment in enumerate(segments):
         if number:
-            _scheduler(path, next(lines, None))  # what is no segment is refused
-        for line in lines:
-            if line is None:
-                break
-            try:
-                now_s, event, actions = json.loads(line)
-                yield now_s, decode(event), [decode(each) for each in actions]
-            except (RecordError, ValueError, TypeError) as error:
-                raise ReplayError(f"{path}: {error}") from None
+            segment.scheduler()  # its place in the file is passed, and a damaged one is refused
+        for record in segment.records():
+            if isinstance(record, DamagedRecordError):
+                raise record
+            yield record
 
 
 def register_replay(subparsers: Any) -> None:
@@ -168,18 +149,14 @@ def _what_if(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    results = [replay(each) for each in options.files]
-    result = Replay(
-        records=sum(each.records for each in results),
-        actions=sum(each.actions for each in results),
-        mismatches=sum(each.mismatches for each in results),
-        first_mismatch=next((each.first_mismatch for each in results if each.first_mismatch), None),
-        truncated=any(each.truncated for each in results),
-    )
-    _write(options.json, asdict(result))
+    result = replay(options.files)
+    document = {name: getattr(result, name) for name in Replay.__slots__}
+    _write(options.json, document)
     if options.json != "-":
-        cut = ", the last one cut off" if result.truncated else ""
-        print(f"{result.records} records{cut}, {result.actions} actions, {result.mismatches} mismatches")
+        missing = f", {result.missing} missing" if result.missing else ""
+        print(f"{result.records} records{missing}, {result.actions} actions, {result.mismatches} mismatches")
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
     if result.first_mismatch:
         print(f"the first: {result.first_mismatch}", file=sys.stderr)
     return 1 if result.mismatches else 0

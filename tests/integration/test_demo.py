@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.edge.recorder import segments
+from sidecar.edge.segment_files import segments
 from sidecar.lab.replay import replay
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,6 +52,6 @@ def _replay_brings_the_same_decisions(output: str) -> None:
     found = re.search(r"recorded decisions are in (\S+)", output)
     assert found is not None
     (segment,) = segments(Path(found[1]) / "decisions")
-    result = replay(segment)
+    result = replay([segment])
     assert (result.mismatches, result.first_mismatch) == (0, None)
     assert result.records > 1000

@@ -18,13 +18,14 @@ from sidecar.core.events import Action, Arrived, Cancelled, Event, Progressed
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
-from sidecar.edge.recorder import Recorder, RecorderSettings, segments
+from sidecar.edge.recorder import Recorder, RecorderSettings
+from sidecar.edge.segment_files import segments
 from sidecar.lab import recording, whatif
 from sidecar.lab.driver import Driver, Observer
 from sidecar.lab.gaps import TooFewGapsError
 from sidecar.lab.policies import parse_overrides
-from sidecar.lab.recording import RecordingError
-from sidecar.lab.replay import ReplayError, recorded
+from sidecar.lab.replay import recorded
+from sidecar.lab.segment import RecordingError
 from sidecar.lab.whatif import machine_of
 from sidecar.lab.workloads import Job, by_name, offline_job
 
@@ -106,7 +107,7 @@ def test_arrivals_cancellations_and_true_lengths_are_read_back(files: list[Path]
 def test_several_segments_in_order_tell_what_one_would(files: list[Path], parts: list[Path]) -> None:
     assert len(parts) > 2
     assert recorded(parts).jobs == recorded(files).jobs
-    with pytest.raises(ReplayError, match="gzip"):
+    with pytest.raises(RecordingError, match="gzip"):
         recorded([*parts[:1], Path(__file__)])
     with pytest.raises(RecordingError, match="in their order"):
         recorded([parts[1], parts[0]])
@@ -212,7 +213,7 @@ def test_a_check_of_several_segments_adds_up_and_prints_the_counts(
 
     with gzip.open(parts[1], "rt") as file:
         lines = file.read().splitlines()
-    index = next(n for n, line in enumerate(lines) if n and json.loads(line)[2])
+    index = next(n for n, line in enumerate(lines) if '[["Dispatch"' in line)
     now_s, event, _ = json.loads(lines[index])
     lines[index] = json.dumps([now_s, event, []])
     with gzip.open(parts[1], "wt") as file:
