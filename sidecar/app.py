@@ -18,15 +18,16 @@ from sidecar.edge.config import EngineEndpoint, ServeSettings
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.http import Status, serve_http, watch_loop_lag
+from sidecar.edge.job_counts import JobCounts
 from sidecar.edge.metrics import Metrics
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offline_metrics import OfflineMetrics
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import Passthrough
-from sidecar.edge.ports import Listener
 from sidecar.edge.probes import Prober
 from sidecar.edge.recorder import Recorder
 from sidecar.edge.server import build_server
+from sidecar.edge.share import Finished
 from sidecar.edge.tokens import Tokens
 from sidecar.edge.tracing import Tracing
 
@@ -55,13 +56,14 @@ async def serve(
             tracing.queue_of, metrics.exemplar = scheduler.queue_of, tracing.exemplar
             metrics.dropped_spans = lambda: tracing.dropped_spans
             stack.push_async_callback(tracing.close)
+        recorder = _recorder(settings, scheduler, metrics, stack)
         driver = Driver(
             scheduler,
             clients,
             instance=instance,
             stop_timeout_s=settings.stop_timeout_s,
             block_tokens={each.name: each.kv_block_tokens for each in settings.engines},
-            listeners=_listeners(settings, scheduler, metrics, tracing, stack),
+            listeners=[each for each in (metrics, tracing, recorder) if each is not None],
             tracer=tracing,
         )
         passthrough = Passthrough(clients, serving(settings.engines))
@@ -69,6 +71,8 @@ async def serve(
         online = Online(driver, scheduled_models(settings, tokens), passthrough, tracing, settings.aliases)
         server, _ = build_server(settings.listen, online, passthrough, metrics, tracing)
         status = Status(driver.scheduler.snapshot, metrics, __version__)
+        if recorder is not None:
+            status.parts["recorder"] = recorder.document
         offline = _offline_lane(settings, driver, tokens, metrics, status, tracing)
         runner = await serve_http(settings.http, status, metrics)
         stack.push_async_callback(runner.cleanup)
@@ -119,18 +123,16 @@ def scheduled_models(settings: ServeSettings, tokens: Tokens | None) -> list[Sch
     ]
 
 
-def _listeners(
-    settings: ServeSettings, scheduler: Scheduler, metrics: Metrics, tracing: Tracing | None, stack: AsyncExitStack
-) -> list[Listener]:
-    """All who watch the driver; those that hold a file are closed with `stack`."""
-    listeners: list[Listener] = [metrics]
-    if tracing is not None:
-        listeners.append(tracing)
-    if settings.recorder is not None:
-        recorder = Recorder(settings.recorder, scheduler)
-        stack.callback(recorder.close)
-        listeners.append(recorder)
-    return listeners
+def _recorder(
+    settings: ServeSettings, scheduler: Scheduler, metrics: Metrics, stack: AsyncExitStack
+) -> Recorder | None:
+    """The decision recorder, closed with `stack`; None without a directory for it."""
+    if settings.recorder is None:
+        return None
+    recorder = Recorder(settings.recorder, scheduler)
+    stack.callback(recorder.close)
+    metrics.recorder = recorder.document
+    return recorder
 
 
 def _tracing(settings: ServeSettings) -> Tracing | None:
@@ -154,12 +156,19 @@ def _offline_lane(
         return None
     figures = OfflineMetrics(metrics.registry, settings.offline.requests_topic)
     tokens_max = {each.model: each.tokens_max for each in settings.engines}
+    counts = JobCounts()
+    status.job_counts = counts.of
+
+    def on_durable(done: Finished) -> None:
+        figures.durable(done)
+        counts.durable(done)
+
     lane = figures.lane = OfflineLane(
         settings.offline,
         driver,
         tokens,
         tokens_max,
-        on_durable=figures.durable,
+        on_durable=on_durable,
         tracing=tracing,
         aliases=settings.aliases,
         jobs=driver.scheduler.jobs,

@@ -28,6 +28,7 @@ class Status:
         self._metrics = metrics
         self._version = version
         self.parts: dict[str, Callable[[], Any]] = {}
+        self.job_counts: Callable[[str, str], dict[str, Any]] = lambda _tenant, _job: {}  # what of a job has ended
         self.looks: list[Callable[[], None]] = []  # what else has to be read in the loop before a scrape
 
     def snapshot(self) -> Snapshot:
@@ -55,7 +56,7 @@ class Status:
             "rejects": dict(snapshot.rejects),
             "engines": {name: self._engine(name, each, snapshot.now_s) for name, each in snapshot.engines.items()},
             "lanes": [dataclasses.asdict(each) for each in snapshot.lanes],
-            "jobs": [dataclasses.asdict(each) for each in snapshot.jobs],
+            "jobs": [{**dataclasses.asdict(each), **self.job_counts(each.tenant, each.job)} for each in snapshot.jobs],
             **parts,
         }
 

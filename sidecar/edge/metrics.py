@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Any, assert_never
 
+from grpc import StatusCode
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -58,6 +59,8 @@ WAIT_OFFLINE_S = (0.5, 1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
 SLOWDOWN = (0.9, 1, 1.02, 1.05, 1.1, 1.15, 1.25, 1.5, 2, 3, 5)
 _GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 _OUTCOMES = ("ok", "error", "cancelled", "expired", "rejected")
+# What an engine says is text of its own, and a label needs a finite set.
+_ERROR_TYPES = frozenset(("", "dead_letter", *RejectReason, *(each.name for each in StatusCode)))
 _UPSTREAM = "inference.GRPCInferenceService/ModelStreamInfer"
 _KINDS = {
     Lane.ONLINE: (GrantKind.ONLINE,),
@@ -137,6 +140,8 @@ class Metrics:
         # The trace and span of a sampled work: `Tracing.exemplar`, asked before the tracing hears that it is over.
         self.exemplar: Callable[[str], dict[str, str] | None] = lambda _work_id: None
         self.dropped_spans: Callable[[], int] = lambda: 0
+        # The state of the decision recorder: `Recorder.document`; None without one.
+        self.recorder: Callable[[], Mapping[str, Any]] | None = None
         # How many works of a model and lane wait, and what holds offline back: `Scheduler.queue_of`.
         self.queue_of: Callable[[str, Lane], tuple[int, str]] = lambda _model, _lane: (0, Limit.NONE)
         self.began_s = time.monotonic()  # the loop's clock
@@ -199,10 +204,7 @@ class Metrics:
                 if work.lane is OFFLINE and not any(isinstance(each, Dispatch | Reject) for each in actions):
                     self.held.labels(work.model, self.queue_of(work.model, OFFLINE)[1]).inc()
             case Ended() | Stopped() | Failed() | Lost():
-                usage, dispatch, begun_s = self._running.pop(event.work_id)
-                usage.change(-dispatch.slots, now_s)
-                upstream = ("grpc", _UPSTREAM, status_of(event), self.address(dispatch.engine))
-                self.rpc_client.labels(*upstream).observe(now_s - begun_s)
+                self._over(now_s, event)
             case _:
                 pass
         for action in actions:
@@ -210,6 +212,14 @@ class Metrics:
                 self._dispatched(action, now_s)
             elif isinstance(action, Preempt):
                 self.preemptions.labels(self._engines[action.engine].model, "online").inc()
+
+    def _over(self, now_s: float, event: Terminal) -> None:
+        if (running := self._running.pop(event.work_id, None)) is None:
+            return
+        usage, dispatch, begun_s = running
+        usage.change(-dispatch.slots, now_s)
+        upstream = ("grpc", _UPSTREAM, status_of(event), self.address(dispatch.engine))
+        self.rpc_client.labels(*upstream).observe(now_s - begun_s)
 
     def _progressed(self, event: Progressed) -> None:
         tokens_by_lane: dict[tuple[str, Lane], int] = {}
@@ -222,7 +232,8 @@ class Metrics:
             self.usage[event.engine, key[1]].output_tokens += tokens
 
     def _dispatched(self, action: Dispatch, now_s: float) -> None:
-        work = self._works[action.work_id]
+        if (work := self._works.get(action.work_id)) is None:
+            return
         usage = self.usage[action.engine, work.lane]
         usage.change(action.slots, now_s)
         self._running[action.work_id] = (usage, action, now_s)
@@ -238,8 +249,9 @@ class Metrics:
         end_s = timeline.finished_s or timeline.arrived_s
         gen_ai = ("text_completion", "triton", work.model)
         exemplar = self.exemplar(work.id)
-        self.duration.labels(*gen_ai, work.lane, outcome.error_type).observe(end_s - timeline.arrived_s, exemplar)
-        self.requests.labels(work.model, work.lane, outcome.outcome, outcome.error_type).inc()
+        error_type = outcome.error_type if outcome.error_type in _ERROR_TYPES else "other"
+        self.duration.labels(*gen_ai, work.lane, error_type).observe(end_s - timeline.arrived_s, exemplar)
+        self.requests.labels(work.model, work.lane, outcome.outcome, error_type).inc()
         self._slos.finished(work, timeline, outcome)
         if timeline.first_token_s is None:
             return
@@ -319,6 +331,7 @@ class _SnapshotCollector:
         dropped = CounterMetricFamily("sidecar_dropped_spans", "Made, and never sent")
         dropped.add_metric((), self._metrics.dropped_spans())
         yield dropped
+        yield from self._recorder()
         lag = GaugeMetricFamily("sidecar_event_loop_lag_seconds", "Longest since the last scrape")
         lag.add_metric((), self._metrics.loop_lag_max_s)
         self._metrics.loop_lag_max_s = 0.0
@@ -343,6 +356,18 @@ class _SnapshotCollector:
             for result in ("due", "taken", "postponed", "lapsed"):
                 turns.add_metric((engine.model, name, result), getattr(engine, f"turns_{result}"))
         return (slots, in_use, reserved, foreign, ready, turns, seconds)
+
+    def _recorder(self) -> Iterable[Metric]:
+        """Whether decisions are recorded; nothing where none are asked for."""
+        if self._metrics.recorder is None:
+            return
+        found = self._metrics.recorder()
+        running = GaugeMetricFamily("sidecar_recorder_running", "Decisions are being recorded")
+        running.add_metric((), found["state"] == "running")
+        dropped = CounterMetricFamily("sidecar_recorder_dropped_records", "Decisions that are in no file")
+        dropped.add_metric((), found["dropped"])
+        yield running
+        yield dropped
 
     def _cost(self) -> Metric:
         cost = CounterMetricFamily("sidecar_cost_usd", "Rent by who had the slots", labels=("model", "engine", "lane"))

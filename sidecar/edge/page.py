@@ -17,8 +17,8 @@ DOCUMENT = Path(__file__).with_name("status.html").read_text()
 
 def page(document: Mapping[str, Any]) -> str:
     """The page for a browser; one without scripts sees the state as text and asks again every five seconds."""
-    state, text = html.escape(str(document["state"])), html.escape(status_text(document))
-    return DOCUMENT.replace("@STATE@", state).replace("@TEXT@", text)
+    shown = {"@STATE@": html.escape(str(document["state"])), "@TEXT@": html.escape(status_text(document))}
+    return re.sub("@STATE@|@TEXT@", lambda mark: shown[mark[0]], DOCUMENT)  # in one go: a name may hold a mark
 
 
 def _source(tag: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sidecar.edge.wording import duration, printable
+
 SLOT_SIGNS = (("slots_online", "O"), ("slots_offline", "o"), ("slots_draining", "d"), ("slots_free", "."))
 STRIP_MAX = 64
 
@@ -19,6 +21,7 @@ def status_text(document: Mapping[str, Any]) -> str:
         lines.append(f"{lane['lane']} lane of {lane['model']}: {lane['waiting']} waiting{oldest}")
     lines += _offline(document.get("offline"))
     lines += [_job(job) for job in document["jobs"] if job["deadline_in_s"] is not None or job["job"]]
+    lines += _recorder(document.get("recorder"))
     lines.append("slots: O online, o offline, d draining, . free")
     return "\n".join(lines)
 
@@ -45,23 +48,60 @@ def _engine(name: str, engine: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _job(job: Mapping[str, Any]) -> str:
-    """One job: a time that is not known is a question mark."""
-    due, p50, p90 = (
-        "?" if job[key] is None else f"{job[key]:.0f} s" for key in ("deadline_in_s", "eta_p50_s", "eta_p90_s")
-    )
-    name = job["job"] or "items without a job"
-    return f"job {name} of {job['tenant']}: {job['items']} here, {job['verdict']}, due in {due}, done in {p50} ({p90})"
+    """One job: how much of it is done, when it is due, and when it will be done. What is not known is said."""
+    name = f"job {printable(job['job'])}" if job["job"] else "items without a job"
+    parts = [f"{job['items']} here"]
+    if job.get("done") is not None:
+        parts.insert(0, f"{job['done']} done and {job['failed']} failed since the start")
+    return f"{name} of {printable(job['tenant'])}: {', '.join(parts)}; {_outlook(job)}"
+
+
+def _outlook(job: Mapping[str, Any]) -> str:
+    p50_s, p90_s, due_s = job["eta_p50_s"], job["eta_p90_s"], job["deadline_in_s"]
+    if p50_s is None:
+        end = "end not known yet"
+    else:
+        latest = f", at most {duration(p90_s)} in nine cases of ten" if p90_s is not None else ""
+        end = f"done in about {duration(p50_s)}{latest}"
+    if due_s is None:
+        return f"no deadline, {end}"
+    due = f"due in {duration(due_s)}" if due_s >= 0 else f"was due {duration(-due_s)} ago"
+    verdict = "" if job["verdict"] == "unknown" else f", {job['verdict']}"
+    return f"{due}, {end}{verdict}"
 
 
 def _offline(offline: Mapping[str, Any] | None) -> Iterator[str]:
     if offline is None:
         return
     yield f"items from {offline.get('topic', 'Kafka')}: {offline['state']}"
+    if "stats" not in offline:  # the lane has not begun
+        return
     ends = [f"{each['count']} {each['outcome']} {each['reason']}".strip() for each in offline["stats"]["items"]]
     yield f"  durable: {', '.join(ends) or 'none yet'}"
     for share in offline["partitions"]:
-        lag = max(share["end"] - share["watermark"], 0)
         yield (
-            f"  partition {share['partition']}: watermark {share['watermark']}, holes {share['holes']}, lag {lag},"
-            f" in flight {share['in_flight']}"
+            f"  partition {share['partition']}: watermark {_known(share['watermark'])},"
+            f" holes {_known(share['holes'])}, lag {_lag(share)}, in flight {share['in_flight']}{_state(share)}"
         )
+
+
+def _lag(share: Mapping[str, Any]) -> str:
+    if share["end"] is None or share["watermark"] is None:
+        return "not known"
+    return str(max(share["end"] - share["watermark"], 0))
+
+
+def _known(value: Any) -> str:
+    return "not known" if value is None else str(value)
+
+
+def _state(share: Mapping[str, Any]) -> str:
+    """Nothing where a partition runs, or where it is not told."""
+    state = str(share.get("state", "running"))
+    return "" if state == "running" else f"; {state}"
+
+
+def _recorder(recorder: Mapping[str, Any] | None) -> Iterator[str]:
+    if recorder is not None:
+        dropped = f", {recorder['dropped']} decisions are in no file" if recorder["dropped"] else ""
+        yield f"recorder: {recorder['state']}{dropped}"

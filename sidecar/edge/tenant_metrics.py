@@ -56,16 +56,21 @@ class TenantMetrics:
         waiting = GaugeMetricFamily("sidecar_tenant_waiting", "Works that wait", labels=labels)
         for lane in snapshot.lanes:
             for row in lane.tenants:
-                waiting.add_metric((lane.model, lane.lane, row.tenant), row.waiting)
+                waiting.add_metric((lane.model, lane.lane, _label(row.tenant)), row.waiting)
             for tenant, served in self._counters(lane).items():
                 for kind, count in zip(("input", "output"), served, strict=True):
-                    tokens.add_metric((lane.model, lane.lane, tenant, kind), count)
+                    tokens.add_metric((lane.model, lane.lane, _label(tenant), kind), count)
         return (tokens, waiting)
 
     def _counters(self, lane: LaneSnapshot) -> dict[str, Tokens]:
         known = self._labels.setdefault((lane.model, lane.lane), _Labels())
         *named, others = lane.tenants
         return known.show(named, (others.input_tokens, others.output_tokens))
+
+
+def _label(tenant: str) -> str:
+    """The name as a label: one that cannot be encoded would cost everybody the page."""
+    return tenant.encode(errors="backslashreplace").decode()
 
 
 def _plus(one: Tokens, other: Tokens) -> Tokens:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.core.events import Arrived, Ended
 from sidecar.core.snapshot import OTHERS, TENANTS_NAMED, TenantSnapshot
 from sidecar.core.work import EndReason, Lane
+from sidecar.edge.config import EngineEndpoint
+from sidecar.edge.metrics import Metrics
 from sidecar.edge.tenant_metrics import TenantMetrics, _Labels
 from tests.core.builders import online, scheduler
 
@@ -42,3 +48,19 @@ def test_no_counter_of_a_label_goes_back_whoever_rises_and_falls(steps: list[tup
         assert all(shown[name] >= before[name] for name in shown.keys() & before.keys())
         assert sum(shown.values()) + labels.left[0] == sum(served.values())
         before = shown
+
+
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
+def test_the_page_survives_every_name_that_a_tenant_may_choose(accept: str) -> None:
+    names = ['"', "\\", "a\nb", "\r", "{}", "=,", "Ü", "\U0001f600", "\x00", "\u2028", "\udcff", "other", ""]
+    subject = scheduler(slots=1)
+    for number, name in enumerate(names):
+        subject.handle(Arrived(work=online(f"a{number}", tenant=name)), float(number))
+        subject.handle(Ended(work_id=f"a{number}", reason=EndReason.END_ID, output_tokens=2), number + 0.5)
+    metrics = Metrics((EngineEndpoint(name="e0"),), version="test", config_hash="test")
+    metrics.snapshot = dataclasses.replace(subject.snapshot(), engines={})
+    text = metrics.render(accept)[0].decode()
+
+    families = {family.name: family for family in text_string_to_metric_families(text.replace("# EOF\n", ""))}
+    shown = {each.labels["tenant"] for each in families["sidecar_tenant_waiting"].samples}
+    assert shown == {*names} - {"\udcff"} | {"\\udcff"}

@@ -1,0 +1,22 @@
+"""Durations and foreign names as people read them, in a terminal, on the page and in the log."""
+
+from __future__ import annotations
+
+NAME_MAX = 64  # characters of a name that somebody else chose
+
+_STEPS = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s"))
+
+
+def duration(seconds: float) -> str:
+    """A length of time in at most two units: `40 s`, `12 min 5 s`, `10 h 43 min`, `3 d 4 h`."""
+    for size, unit, part, smaller in _STEPS:
+        if seconds >= size - part / 2:
+            whole, rest = divmod(int(seconds / part + 0.5), size // part)
+            return f"{whole} {unit} {rest} {smaller}" if rest else f"{whole} {unit}"
+    return f"{int(seconds + 0.5)} s" if seconds >= 0.5 else "under 1 s"
+
+
+def printable(name: str) -> str:
+    """A name that somebody else chose, on one line, without anything that a terminal would obey."""
+    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name[:NAME_MAX])
+    return shown if len(name) <= NAME_MAX and len(shown) <= NAME_MAX else f"{shown[:NAME_MAX]}…"
