@@ -146,7 +146,7 @@ def line(plain: Any) -> bytes:
 
 def segments(directory: Path) -> list[Path]:
     """The segments in `directory`, oldest first; whatever else lies there is left alone."""
-    found = [each for each in directory.iterdir() if _NAME.fullmatch(each.name) and each.is_file()]
+    found = [each for each in directory.glob("decisions-*.jsonl.gz") if _NAME.fullmatch(each.name) and each.is_file()]
     return sorted(found, key=segment_number)
 
 
