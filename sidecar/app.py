@@ -68,6 +68,8 @@ async def serve(
         )
         passthrough = Passthrough(clients, serving(settings.engines))
         tokens = Tokens.load(settings.tokenizer) if settings.tokenizer else None
+        if tokens is not None:
+            stack.callback(tokens.close)
         online = Online(driver, scheduled_models(settings, tokens), passthrough, tracing, settings.aliases)
         server, _ = build_server(settings.listen, online, passthrough, metrics, tracing)
         status = Status(driver.scheduler.snapshot, metrics, __version__)

@@ -12,10 +12,13 @@ from hashlib import blake2b
 from math import inf
 from typing import Any
 
+import grpc
+
 from sidecar.core.work import Lane, Work
 from sidecar.edge import wire
-from sidecar.edge.errors import BadRequestError
-from sidecar.edge.tokens import Tokens
+from sidecar.edge.encoder import EncoderError
+from sidecar.edge.errors import BadRequestError, EngineError
+from sidecar.edge.tokens import TextTooLongError, Tokens
 
 LANE = "x-lane"
 TENANT = "x-tenant"
@@ -70,7 +73,12 @@ class ScheduledModel:
         if self.tokens is None:  # an estimate never refuses a text: the engine counts, and refuses, by itself
             estimate = sum(len(text) for text in texts) // BYTES_PER_TOKEN
             return min(estimate, max(self.tokens_max - output_tokens_max, 0))
-        return max((len(self.tokens.encode_prompt(_text(text))) for text in texts), default=0)
+        try:
+            return max((len(self.tokens.prompt_ids(_text(text), self.tokens_max)) for text in texts), default=0)
+        except TextTooLongError as error:
+            raise BadRequestError(f"input 'text_input': {error}") from None
+        except EncoderError as error:
+            raise EngineError(str(error), grpc.StatusCode.INTERNAL) from None
 
 
 def work_of(

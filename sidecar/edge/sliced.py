@@ -33,7 +33,7 @@ def token_call(request: Any, model: ScheduledModel) -> TokenCall | None:
         return None
     if not model.takes_text:
         return _of_ids(request)
-    return None if model.tokens is None else _of_text(request, model.tokens)
+    return None if model.tokens is None else _of_text(request, model.tokens, model.tokens_max)
 
 
 def _of_ids(request: Any) -> TokenCall | None:
@@ -49,14 +49,14 @@ def _of_ids(request: Any) -> TokenCall | None:
     )
 
 
-def _of_text(request: Any, tokens: Tokens) -> TokenCall:
+def _of_text(request: Any, tokens: Tokens, tokens_max: int) -> TokenCall:
     try:
         text = wire.scalar(request, "text_input", b"").decode()
         words = [word.decode() for word in wire.input_values(request, "stop_words") or () if word]
     except UnicodeDecodeError as error:
         raise BadRequestError(f"input 'text_input' or 'stop_words' is not UTF-8: {error}") from None
     return TokenCall(
-        prompt_ids=tokens.encode_prompt(text),
+        prompt_ids=tokens.prompt_ids(text, tokens_max),
         output_tokens_max=wire.scalar(request, "max_tokens", 0),
         sampling=_sampling(request, ""),
         stop_words=tuple(tokens.encode_words(word) for word in words),

@@ -1,0 +1,114 @@
+"""Texts of any length become ids: in this process without the GIL, in another one, or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from sidecar.core.errors import SettingsError
+from sidecar.edge.encoder import Encoder, EncoderError
+from sidecar.edge.tokens import LONG_BYTES, TextTooLongError, Tokens
+
+FILE = Path(__file__).parents[2] / "model_repository/tokenizer/tokenizer.json"
+LONG = "the sea is far " * (LONG_BYTES // 15 + 1)
+
+
+class Counting:
+    """A tokenizer that counts what it encodes in this process."""
+
+    def __init__(self) -> None:
+        self.real = Tokenizer.from_file(str(FILE))
+        self.encoded: list[int] = []
+
+    def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> Any:
+        self.encoded += map(len, texts)
+        return self.real.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+@pytest.fixture
+def encoder() -> Iterator[Encoder]:
+    encoder = Encoder(FILE)
+    yield encoder
+    encoder.close()
+
+
+def test_the_ids_are_those_of_the_tokenizer() -> None:
+    tokens = Tokens.load(FILE)
+    real = Tokenizer.from_file(str(FILE))
+    for text in ("", "how far is the sea", "é😀 x", "</s>"):
+        assert list(tokens.encode_prompt(text)) == real.encode(text, add_special_tokens=True).ids
+        assert list(tokens.encode_words(text)) == real.encode(text, add_special_tokens=False).ids
+    assert tokens.decode(tokens.encode_words("how far is the sea")) == "how far is the sea"
+    assert tokens.vocabulary == 1 + max(real.get_vocab().values())
+
+
+def test_what_cannot_fit_by_its_bytes_never_reaches_the_tokenizer() -> None:
+    counting: Any = Counting()
+    tokens = Tokens(counting)
+    assert tokens.token_bytes_max is not None
+    assert tokens.token_bytes_max == max(map(len, counting.real.get_vocab()))
+    bound = 10 * tokens.token_bytes_max
+    with pytest.raises(TextTooLongError, match=f"a text of {bound + 1} bytes has more than 10 tokens"):
+        tokens.prompt_ids("a" * (bound + 1), 10)
+    with pytest.raises(TextTooLongError, match="bytes"):
+        tokens.prompt_ids("é" * (bound // 2 + 1), 10)
+    assert counting.encoded == []
+    tokens.prompt_ids("a" * bound, 10)
+    assert counting.encoded == [bound]
+
+
+def test_what_is_long_is_encoded_in_another_process(encoder: Encoder) -> None:
+    counting: Any = Counting()
+    tokens = Tokens(counting, encoder)
+    assert tokens.prompt_ids("short", 10) == tokens.encode_prompt("short")
+    assert encoder.pids == set()
+    counting.encoded.clear()
+    ids = tokens.prompt_ids(LONG, len(LONG))
+    assert counting.encoded == []
+    assert len(encoder.pids) == 1
+    assert os.getpid() not in encoder.pids
+    assert ids == tokens.encode_prompt(LONG)
+    with pytest.raises(TextTooLongError, match=f"a text of {len(ids)} tokens exceeds {len(ids) - 1}"):
+        tokens.prompt_ids(LONG, len(ids) - 1)
+
+
+def test_a_process_that_was_killed_is_replaced(encoder: Encoder) -> None:
+    ids = encoder.encode("how far")
+    [killed] = encoder.pids
+    os.kill(killed, signal.SIGKILL)
+    assert encoder.encode("how far") == ids
+    assert encoder.pids.isdisjoint({killed})
+
+
+def test_a_tokenizer_that_its_process_cannot_load_is_an_error_and_no_hang(tmp_path: Path, capfd: Any) -> None:
+    encoder = Encoder(tmp_path / "nowhere.json")
+    with pytest.raises(EncoderError, match="ended 2 times at a text of 7 characters"):
+        encoder.encode("how far")
+    encoder.close()
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_nothing_is_left_and_nothing_starts_after_closing(encoder: Encoder) -> None:
+    encoder.encode("how far")
+    [pid] = encoder.pids
+    encoder.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    with pytest.raises(EncoderError, match="is closed"):
+        encoder.encode("how far")
+
+
+def test_a_file_that_is_no_tokenizer_is_a_setting_to_change(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text("{}")
+    with pytest.raises(SettingsError, match="is no tokenizer"):
+        Tokens.load(file)
