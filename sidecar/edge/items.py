@@ -1,61 +1,41 @@
 """Offline items: a Kafka record becomes a call of the engine, and what the engine gave becomes a result.
 
 A value is one line of the OpenAI Batch format for /v1/completions or /v1/chat/completions, or the short form
-`{"id", "prompt" | "input_ids", "max_tokens", …}` (kafka/item.schema.json); a result is a line of that format's output
-(kafka/result.schema.json). Whatever cannot be read is a dead letter with a reason, never an exception in the lane.
+`{"id", "prompt" | "input_ids", "max_tokens", …}` (`item_format.py`, kafka/item.schema.json); a result is a line of that
+format's output (kafka/result.schema.json). Whatever cannot be read is a dead letter with a reason, never an exception
+in the lane.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
-from sidecar.core.errors import SidecarError
 from sidecar.core.work import EndReason
-from sidecar.edge.calls import Generated, Sampling, TokenCall
+from sidecar.edge.calls import Generated, TokenCall
+from sidecar.edge.dead_items import MESSAGE_CHARS_MAX
+from sidecar.edge.dead_items import DeadItemError as DeadItemError  # others know them from here
+from sidecar.edge.dead_items import DeadReason as DeadReason
+from sidecar.edge.item_fields import NAME_CHARS_MAX
+from sidecar.edge.item_format import ChatLine, Message, Parameters, ShortItem
+from sidecar.edge.item_reader import parameters, read_line
+from sidecar.edge.item_sampling import sampling_of
 from sidecar.edge.routing import Aliases, routed
-from sidecar.edge.tokens import Tokens
+from sidecar.edge.tokens import TextTooLongError, Tokens
 
+# A null value is a legal header; aiokafka gives None for it and takes None back.
 Headers = tuple[tuple[str, bytes], ...]
 
-COMPLETIONS = "/v1/completions"
-CHAT = "/v1/chat/completions"
 PREFIX_IDS = 64  # prompts that share this many leading ids share at least one block of any engine's KV cache
-INT32_MAX = (1 << 31) - 1  # the engine's tensors of token ids
-INT64_MAX = (1 << 63) - 1
-REGISTRY_MAGIC = 0  # a schema registry's framing: this byte, four bytes of schema id, then the payload
-
-
-class DeadReason(StrEnum):
-    """Why an item will not be tried (again). Finite: these are labels of a metric."""
-
-    TOO_LARGE = "too_large"  # more than item_bytes_max; not parsed
-    FRAMED = "schema_registry_framed"
-    NOT_UTF8 = "not_utf8"
-    NOT_JSON = "not_json"
-    INVALID = "invalid"  # JSON, but a field is missing, has the wrong type or cannot be honoured
-    MISSING_PROMPT = "missing_prompt"
-    UNSUPPORTED_URL = "unsupported_url"
-    UNKNOWN_MODEL = "unknown_model"
-    TOO_LONG = "too_long"  # prompt + max_tokens do not fit the model
-    EXPIRED = "expired"  # its deadline passed before it ran
-    FAILED = "failed"  # the engine refused it for good, or each attempt failed
-    POISON = "poison"  # it ran alone when the process was killed
-    RESULT_TOO_LARGE = "result_too_large"
-
-
-class DeadItemError(SidecarError):
-    """This item belongs on the dead-letter topic."""
-
-    def __init__(self, reason: DeadReason, message: str, attempts: int = 0) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.attempts = attempts
+TENANT_DEFAULT = "default"
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +55,30 @@ class Record:
         for key, value in reversed(self.headers):
             if key == name:
                 try:
-                    return value.decode()
+                    return None if value is None else value.decode()
                 except UnicodeDecodeError:
-                    raise DeadItemError(DeadReason.INVALID, f"header {name} is not UTF-8") from None
+                    raise _invalid(name, f"header {name} is not UTF-8") from None
         return None
+
+    def name(self, header: str) -> str | None:
+        """The name in a header; None if it is absent or empty. Raises DeadItemError if it is none."""
+        text = self.header(header)
+        if text and not is_name(text):
+            raise _invalid(header, f"header {header} must be {NAME_RULE}, not {len(text)} characters of another kind")
+        return text or None
 
     @property
     def source(self) -> str:
         """topic/partition/offset: unique within one cluster."""
         return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+NAME_RULE = f"1 to {NAME_CHARS_MAX} printable characters"
+
+
+def is_name(text: str) -> bool:
+    """True if the text may name a tenant, a job or a model: it becomes a label of metrics and a part of log lines."""
+    return 0 < len(text) <= NAME_CHARS_MAX and text.isprintable()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +91,16 @@ class ItemRules:
     item_bytes_max: int
     max_tokens_default: int
 
+    @property
+    def models(self) -> list[str]:
+        """Every name that an item may ask for."""
+        return sorted((*self.tokens_max, *self.aliases))
+
+    def prompt_tokens_max(self, model: str) -> int:
+        """The most that any engine which may serve `model` takes."""
+        rules = self.aliases.get(model)
+        return max(self.tokens_max[rule.model] for rule in rules) if rules else self.tokens_max[model]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
@@ -103,7 +108,8 @@ class Item:
 
     custom_id: str
     chat: bool
-    model: str
+    model: str  # the engine's
+    model_asked: str  # the name that the producer used: an alias, or the engine's
     call: TokenCall
     tenant: str
     job: str | None
@@ -111,49 +117,104 @@ class Item:
     prefix_key: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatedItem:
+    """An item as its record states it: all that is known without a tokenizer."""
+
+    custom_id: str
+    chat: bool
+    openai: bool  # False for the short form
+    asked: Parameters
+    prompt: str | tuple[int, ...]
+    model_asked: str
+    output_tokens_max: int
+    tenant: str
+    job: str | None
+    deadline: datetime | None
+
+
+def read_stated(record: Record, rules: ItemRules) -> StatedItem:
+    """The item of this record, not tokenised. Raises DeadItemError."""
+    line = read_line(record.value, rules.item_bytes_max)
+    asked = parameters(line)
+    model = record.name("x-model") or asked.model or rules.model_default
+    if model not in rules.tokens_max and model not in rules.aliases:
+        message = f"no engine for model {model!r}; known: {rules.models}"
+        raise DeadItemError(DeadReason.UNKNOWN_MODEL, message, param="model")
+    output_tokens_max = asked.output_tokens_max or rules.max_tokens_default
+    if (asked.min_tokens or 0) > output_tokens_max:
+        raise _invalid("min_tokens", f"min_tokens {asked.min_tokens} exceeds max_tokens {output_tokens_max}")
+    short = isinstance(line, ShortItem)
+    return StatedItem(
+        custom_id=line.id if isinstance(line, ShortItem) else line.custom_id,
+        chat=isinstance(line, ChatLine),
+        openai=not short,
+        asked=asked,
+        prompt=_prompt(asked),
+        model_asked=model,
+        output_tokens_max=output_tokens_max,
+        tenant=record.name("x-tenant") or TENANT_DEFAULT,
+        job=record.name("x-job"),
+        deadline=deadline_of(record.header("x-deadline")),
+    )
+
+
 def read_item(record: Record, rules: ItemRules, tokens: Tokens) -> Item:
     """The item of this record, tokenised. Raises DeadItemError for whatever will never become a result.
 
     CPU-bound (JSON and the tokenizer): call it in a thread.
     """
-    body, custom_id, chat = _body(_json(record, rules))
-    model = record.header("x-model") or _typed(body, "model", str) or rules.model_default
-    if model not in rules.tokens_max and model not in rules.aliases:
-        known = sorted((*rules.tokens_max, *rules.aliases))
-        raise DeadItemError(DeadReason.UNKNOWN_MODEL, f"no engine for model {model!r}; known: {known}")
-    call = _call(body, chat, rules, tokens, record.header("traceparent"))
-    tenant = record.header("x-tenant") or "default"
+    stated = read_stated(record, rules)
+    prompt_ids = _prompt_ids(stated, rules, tokens)
+    model, output_tokens_max = stated.model_asked, stated.output_tokens_max
     if rule := rules.aliases.get(model):
-        model = routed(rule, len(call.prompt_ids), call.output_tokens_max, tenant, record.header)
-    total = len(call.prompt_ids) + call.output_tokens_max
-    if total > rules.tokens_max[model]:
-        raise DeadItemError(
-            DeadReason.TOO_LONG,
-            f"prompt of {len(call.prompt_ids)} tokens + max_tokens {call.output_tokens_max} "
-            f"exceed the {rules.tokens_max[model]} tokens of {model}",
+        model = routed(rule, len(prompt_ids), output_tokens_max, stated.tenant, record.header)
+    if len(prompt_ids) + output_tokens_max > rules.tokens_max[model]:
+        message = (
+            f"prompt of {len(prompt_ids)} tokens + max_tokens {output_tokens_max} "
+            f"exceed the {rules.tokens_max[model]} tokens of {model}"
         )
+        raise DeadItemError(DeadReason.TOO_LONG, message, param=_prompt_name(stated.asked))
+    sampling, resumable = sampling_of(stated.asked, record.source, openai=stated.openai)
+    stop_texts = stated.asked.stop_texts
     return Item(
-        custom_id=custom_id,
-        chat=chat,
+        custom_id=stated.custom_id,
+        chat=stated.chat,
         model=model,
-        call=call,
-        tenant=tenant,
-        job=record.header("x-job"),
-        deadline=_deadline(record.header("x-deadline")),
-        prefix_key=_prefix_key(call.prompt_ids),
+        model_asked=stated.model_asked,
+        call=TokenCall(
+            prompt_ids=prompt_ids,
+            output_tokens_max=output_tokens_max,
+            sampling=sampling,
+            stop_texts=stop_texts,
+            decode=tokens.decode if stop_texts else None,
+            end_id=tokens.end_id,
+            traceparent=_traceparent(record),
+            resumable=resumable,
+        ),
+        tenant=stated.tenant,
+        job=stated.job,
+        deadline=stated.deadline,
+        prefix_key=_prefix_key(prompt_ids),
     )
 
 
-def result_value(record: Record, item: Item, generated: Generated, tokens: Tokens) -> bytes:
-    """The result as one line of the OpenAI Batch output format, a `sidecar` object beside it. UTF-8, no newline."""
-    text = tokens.decode(_without_stop_word(generated, item.call.stop_words))
+def result_value(
+    record: Record, item: Item, generated: Generated, tokens: Tokens, created_s: float | None = None
+) -> bytes:
+    """The result as one line of the OpenAI Batch output format, a `sidecar` object beside it. UTF-8, no newline.
+
+    `created_s` is when it was made, in seconds since 1970; None is now.
+    """
+    text = tokens.decode(generated.output_ids) if generated.text is None else generated.text
     finish = "length" if generated.reason is EndReason.LENGTH else "stop"
-    content = {"message": {"role": "assistant", "content": text}} if item.chat else {"text": text}
+    content = {"message": {"role": "assistant", "content": text, "refusal": None}} if item.chat else {"text": text}
     prompt, completion = len(item.call.prompt_ids), len(generated.output_ids)
     body = {
         "id": record.source,
         "object": "chat.completion" if item.chat else "text_completion",
-        "model": item.model,
+        "created": int(time.time() if created_s is None else created_s),
+        "model": item.model_asked,
         "choices": [{"index": 0, **content, "finish_reason": finish, "logprobs": None}],
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
     }
@@ -182,7 +243,8 @@ def dead_headers(record: Record, error: DeadItemError, stage: str, first_seen_ms
     """The item's own headers untouched, then why and from where. Key and value stay byte for byte the item's."""
     texts = {
         "dlq.error.class": error.reason.value,
-        "dlq.error.message": str(error)[:1000],
+        "dlq.error.message": str(error)[:MESSAGE_CHARS_MAX],
+        "dlq.error.openai": error.openai(),
         "dlq.error.stage": stage,
         "dlq.original.topic": record.topic,
         "dlq.original.partition": str(record.partition),
@@ -194,130 +256,60 @@ def dead_headers(record: Record, error: DeadItemError, stage: str, first_seen_ms
     return (*record.headers, *((name, text.encode(errors="backslashreplace")) for name, text in texts.items()))
 
 
-def _json(record: Record, rules: ItemRules) -> dict[str, Any]:
-    value = record.value
-    if not value:
-        raise DeadItemError(DeadReason.MISSING_PROMPT, "the value is empty")
-    if len(value) > rules.item_bytes_max:
-        raise DeadItemError(DeadReason.TOO_LARGE, f"{len(value)} bytes exceed item_bytes_max {rules.item_bytes_max}")
-    if value[0] == REGISTRY_MAGIC and len(value) >= 5:
-        schema = int.from_bytes(value[1:5], "big")
-        raise DeadItemError(DeadReason.FRAMED, f"framed for a schema registry (schema id {schema}); send plain JSON")
+def _prompt_name(asked: Parameters) -> str:
+    """The field that holds the prompt."""
+    return next(name for name in ("messages", "prompt", "input_ids") if getattr(asked, name) is not None)
+
+
+def _prompt(asked: Parameters) -> str | tuple[int, ...]:
+    found = getattr(asked, _prompt_name(asked))
+    return _chat_text(found) if isinstance(found, list) else found
+
+
+def _prompt_ids(stated: StatedItem, rules: ItemRules, tokens: Tokens) -> tuple[int, ...]:
+    prompt, name = stated.prompt, _prompt_name(stated.asked)
+    if isinstance(prompt, tuple):
+        if tokens.vocabulary is not None and max(prompt) >= tokens.vocabulary:
+            message = f"{name} holds the id {max(prompt)}; the vocabulary has 0..{tokens.vocabulary - 1}"
+            raise _invalid(name, message)
+        return prompt
     try:
-        parsed = json.loads(value.decode(), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise DeadItemError(DeadReason.NOT_UTF8, f"byte {error.start} is not UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise DeadItemError(DeadReason.NOT_JSON, str(error) or "nested too deeply") from None
-    if not isinstance(parsed, dict):
-        raise _invalid(f"the value must be a JSON object, not {type(parsed).__name__}")
-    return parsed
+        return tokens.prompt_ids(prompt, rules.prompt_tokens_max(stated.model_asked))
+    except TextTooLongError as error:
+        raise DeadItemError(DeadReason.TOO_LONG, f"{name}: {error}", param=name) from None
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")  # Python would take NaN and Infinity
-
-
-def _body(line: dict[str, Any]) -> tuple[dict[str, Any], str, bool]:
-    """(the parameters, the item's id, chat?) of a Batch line or of the short form."""
-    if "body" not in line and "url" not in line:
-        return line, _required(line, "id", str), False
-    url = _required(line, "url", str)
-    if url not in (COMPLETIONS, CHAT):
-        raise DeadItemError(DeadReason.UNSUPPORTED_URL, f"{url} is not served; {COMPLETIONS} and {CHAT} are")
-    if line.get("method", "POST") != "POST":
-        raise _invalid(f"method must be POST, not {line['method']!r}")
-    return _required(line, "body", dict), _required(line, "custom_id", str), url == CHAT
-
-
-def _call(body: dict[str, Any], chat: bool, rules: ItemRules, tokens: Tokens, traceparent: str | None) -> TokenCall:
-    if body.get("n", 1) != 1 or body.get("best_of", 1) != 1:
-        raise _invalid("n and best_of must be 1: one item is one sequence")
-    given = (_int(body, "max_completion_tokens"), _int(body, "max_tokens"), rules.max_tokens_default)
-    output_tokens_max = next(each for each in given if each is not None)
-    if output_tokens_max < 1:
-        raise _invalid(f"max_tokens must be >= 1, not {output_tokens_max}")
-    return TokenCall(
-        prompt_ids=_prompt_ids(body, chat, tokens),
-        output_tokens_max=output_tokens_max,
-        sampling=_sampling(body),
-        stop_words=tuple(tokens.encode_words(word) for word in _stop(body)),
-        end_id=tokens.end_id,
-        traceparent=traceparent,
-    )
-
-
-def _prompt_ids(body: dict[str, Any], chat: bool, tokens: Tokens) -> tuple[int, ...]:
-    ids = body.get("input_ids")
-    prompt = _chat_text(body) if chat else body.get("prompt")
-    if ids is None and isinstance(prompt, list):
-        ids = prompt
-    if ids is not None:
-        if not isinstance(ids, list) or not all(type(each) is int and 0 <= each <= INT32_MAX for each in ids):
-            raise _invalid("input_ids (or a prompt that is a list) must be a list of token ids")
-        found = tuple(ids)
-    else:
-        if prompt is None:
-            raise DeadItemError(DeadReason.MISSING_PROMPT, "neither prompt nor input_ids nor messages")
-        if not isinstance(prompt, str):
-            raise _invalid(f"prompt must be text or token ids, not {type(prompt).__name__}")
-        found = tokens.encode_prompt(prompt) if prompt else ()
-    if not found:
-        raise DeadItemError(DeadReason.MISSING_PROMPT, "the prompt is empty")
-    return found
-
-
-def _chat_text(body: dict[str, Any]) -> str | None:
+def _chat_text(messages: Iterable[Message]) -> str:
     """The messages as `role: content` lines: plain, the same for each model; bring your own template as a prompt."""
-    messages = body.get("messages")
-    if not messages:
-        return None
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise _invalid("messages must be a list of objects")
-    lines = [f"{_required(message, 'role', str)}: {_content(message)}" for message in messages]
+    lines = [f"{message.role}: {_content(message)}" for message in messages]
     return "\n".join([*lines, "assistant:"])
 
 
-def _content(message: dict[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        return "".join(_required(part, "text", str) for part in content)
-    raise _invalid("message content must be text or parts of type text")
+def _content(message: Message) -> str:
+    content = message.content
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-def _sampling(body: dict[str, Any]) -> Sampling:
-    return Sampling(
-        temperature=_float(body, "temperature"),
-        top_k=_int(body, "top_k"),
-        top_p=_float(body, "top_p"),
-        seed=_int(body, "seed"),
-        repetition_penalty=_float(body, "repetition_penalty"),
-        presence_penalty=_float(body, "presence_penalty"),
-        frequency_penalty=_float(body, "frequency_penalty"),
-        min_tokens=_int(body, "min_tokens"),
-    )
-
-
-def _stop(body: dict[str, Any]) -> Sequence[str]:
-    stop = body.get("stop") or []
-    words = [stop] if isinstance(stop, str) else stop
-    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
-        raise _invalid("stop must be a non-empty text or a list of them")
-    return words
-
-
-def _deadline(text: str | None) -> datetime | None:
+def deadline_of(text: str | None) -> datetime | None:
+    """The time that an `x-deadline` states. Raises DeadItemError unless it is RFC 3339 with an offset from UTC."""
     if text is None:
         return None
     try:
-        deadline = datetime.fromisoformat(text)
+        if _RFC_3339.fullmatch(text):
+            return datetime.fromisoformat(text.upper())
     except ValueError:
-        raise _invalid(f"x-deadline is not RFC 3339: {text!r}") from None
-    if deadline.tzinfo is None:
-        raise _invalid(f"x-deadline has no offset from UTC: {text!r}")
-    return deadline
+        pass  # in form, but no time: a 31st of June
+    message = f"x-deadline must be a time by RFC 3339, as 2026-12-01T06:00:00Z, not {text!r:.40}"
+    raise _invalid("x-deadline", message)
+
+
+def _traceparent(record: Record) -> str | None:
+    """The trace parent of W3C Trace Context; one that is malformed is as none, as that standard has it."""
+    try:
+        text = record.header("traceparent")
+    except DeadItemError:
+        return None
+    return text if text and _TRACEPARENT.fullmatch(text) else None
 
 
 def _provenance(item: Item, generated: Generated) -> dict[str, Any]:
@@ -325,56 +317,21 @@ def _provenance(item: Item, generated: Generated) -> dict[str, Any]:
     return {
         "tenant": item.tenant,
         "job": item.job,
+        "model": item.model,
         "engine": generated.engine,
         "ended_by": generated.reason.value,
         "attempts": generated.attempts,
         "resumed": generated.resumed,
         "grants": generated.grants,
+        "seed": item.call.sampling.seed,
         "timing": {"queue_wait_s": round(generated.queue_wait_s, 4), "first_token_to_end_s": round(running_s, 4)},
         "cost": {"tokens": len(item.call.prompt_ids) + len(generated.output_ids), "grants": generated.grants},
     }
-
-
-def _without_stop_word(generated: Generated, stop_words: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    ids = generated.output_ids
-    if generated.reason is EndReason.STOP_WORD:
-        for word in stop_words:
-            if word and ids[-len(word) :] == word:
-                return ids[: -len(word)]
-    return ids
 
 
 def _prefix_key(ids: Sequence[int]) -> str:
     return hashlib.blake2b(repr(ids[:PREFIX_IDS]).encode(), digest_size=8).hexdigest()
 
 
-def _required(fields: Mapping[str, Any], name: str, kind: type) -> Any:
-    value = _typed(fields, name, kind)
-    if value is None:
-        raise _invalid(f"{name} is missing")
-    return value
-
-
-def _typed(fields: Mapping[str, Any], name: str, kind: type) -> Any:
-    value = fields.get(name)
-    if value is not None and not isinstance(value, kind):
-        raise _invalid(f"{name} must be {kind.__name__}, not {type(value).__name__}")
-    return value
-
-
-def _int(fields: Mapping[str, Any], name: str) -> int | None:
-    value = fields.get(name)
-    if value is not None and (type(value) is not int or abs(value) > INT64_MAX):  # bool is an int to isinstance
-        raise _invalid(f"{name} must be an integer of 64 bits, not {value!r:.40}")
-    return value
-
-
-def _float(fields: Mapping[str, Any], name: str) -> float | None:
-    value = fields.get(name)
-    if value is not None and type(value) not in (int, float):
-        raise _invalid(f"{name} must be a number, not {value!r:.40}")
-    return None if value is None else float(value)
-
-
-def _invalid(message: str) -> DeadItemError:
-    return DeadItemError(DeadReason.INVALID, message)
+def _invalid(param: str, message: str) -> DeadItemError:
+    return DeadItemError(DeadReason.INVALID, message, param=param)

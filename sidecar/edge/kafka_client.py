@@ -108,7 +108,7 @@ class Outgoing:
     @property
     def size(self) -> int:
         """Bytes of the record, a little more than what is sent: the broker's and the client's limits are on this."""
-        headers = sum(len(name) + len(value) + 10 for name, value in self.headers)
+        headers = sum(len(name) + len(value or b"") + 10 for name, value in self.headers)
         return len(self.key or b"") + len(self.value or b"") + headers + 100
 
 

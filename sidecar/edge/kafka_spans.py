@@ -35,7 +35,7 @@ class KafkaSpans:
         """An item begins."""
         if self._tracing is None:
             return None
-        return self._tracing.item(dict(record.headers).get(TRACEPARENT, b"").decode(errors="replace"))
+        return self._tracing.item((dict(record.headers).get(TRACEPARENT) or b"").decode(errors="replace"))
 
     def adopt(self, work_id: str, trace: ItemTrace | None) -> None:
         """The spans of this work hang from the item's."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from sidecar.core.deadlines import Verdict
 from sidecar.core.snapshot import JobSnapshot
-from sidecar.edge.items import Record
+from sidecar.edge.dead_items import DeadItemError
+from sidecar.edge.items import TENANT_DEFAULT, Record
 
 JobKey = tuple[str, str]  # tenant, job
 _NOT_IN_TIME = (Verdict.AT_RISK, Verdict.INFEASIBLE)
@@ -39,11 +40,12 @@ class Outlook:
 
 
 def job_of(record: Record) -> JobKey | None:
-    """Whose item this is; None if its producer named no job."""
-    headers = dict(record.headers)
-    if not (job := headers.get("x-job")):
+    """Whose item this is; None if its producer named no job, or if a name is none: then it is a dead letter."""
+    try:
+        job, tenant = record.name("x-job"), record.name("x-tenant")
+    except DeadItemError:
         return None
-    return (headers.get("x-tenant") or b"default").decode(errors="replace"), job.decode(errors="replace")
+    return (tenant or TENANT_DEFAULT, job) if job else None
 
 
 def outlook(jobs: Iterable[JobSnapshot], key: JobKey, unread: int) -> Outlook:
