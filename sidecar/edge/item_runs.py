@@ -7,16 +7,18 @@ Partitions, commits and who owns what are `offline.py`'s.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+import traceback
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Protocol
 
 from sidecar.core.work import Lane, Work
 from sidecar.edge.calls import Generated, TokenCall, WorkDeadError, WorkRejectedError
+from sidecar.edge.dead_items import DeadItemError, DeadLetterLog, DeadReason
 from sidecar.edge.items import (
-    DeadItemError,
-    DeadReason,
     Item,
     ItemRules,
     Record,
@@ -36,7 +38,10 @@ log = logging.getLogger(__name__)
 
 HEADERS_BYTES = 64 << 10  # that a dead letter may be longer than its item; the producer and the topic allow for them
 KEY_BYTES = 1024  # of the key of a dead letter that had to be cut
+LARGE_ITEM_BYTES = 32 << 10  # from here on items are read one at a time: 15 to 70 ms of one core each, and more
 RETRY_REJECTED_S = 0.5
+FRAMES_SHOWN = 4  # of an unexpected exception
+EMPTY_OUTPUT = "empty_output"  # how the driver's reason names a good end without a token
 
 
 class Driver(Protocol):
@@ -65,8 +70,18 @@ class ItemRuns:
         self._spans = spans
         self._stats = stats
         self._clock = clock
+        self._dead_letters = DeadLetterLog(clock)
+        self._large_item = asyncio.Lock()  # each keeps a thread busy; what callers send needs threads, too
         self._minted = 0
         self._gates: dict[str, asyncio.Event] = {}
+
+    def look(self) -> None:
+        """Dead letters that were only counted are told when it is time. To be called now and then."""
+        self._dead_letters.look()
+
+    def close(self) -> None:
+        """Dead letters that were only counted are told."""
+        self._dead_letters.close()
 
     def pause(self, model: str) -> None:
         """Items of this model wait before the scheduler: its offline queue is at its high mark."""
@@ -86,7 +101,8 @@ class ItemRuns:
         """Its result or its dead letter; nothing is left of it when cancelled."""
         taken_s, stage, trace = self._clock(), "read", self._spans.item(record)
         try:
-            item = await asyncio.to_thread(read_item, record, self._rules, self._tokens)
+            async with self._turn(record):
+                item = await asyncio.to_thread(read_item, record, self._rules, self._tokens)
             stage = "run"
             generated = await self._generated(record, item, taken_s, trace)
             stage = "write"
@@ -94,8 +110,19 @@ class ItemRuns:
         except DeadItemError as error:
             return self.dead(record, error, stage, taken_s, trace)
         except Exception as error:  # ours: an item must not stop a partition for ever, nor vanish
-            log.exception("item %s", record.source)
-            return self.dead(record, DeadItemError(DeadReason.FAILED, repr(error)), stage, taken_s, trace)
+            # By its type and place only: the text of an exception may hold the prompt or the output.
+            kind = type(error).__name__
+            log.error("item %s: %s at %s", record.source, kind, _place(error))
+            return self.dead(record, DeadItemError(DeadReason.FAILED, kind), stage, taken_s, trace)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, record: Record) -> AsyncIterator[None]:
+        """Within it the item may be read: large ones one at a time."""
+        if len(record.value or b"") <= LARGE_ITEM_BYTES:
+            yield
+            return
+        async with self._large_item:
+            yield
 
     async def _generated(self, record: Record, item: Item, taken_s: float, trace: ItemTrace | None) -> Generated:
         while True:
@@ -106,7 +133,8 @@ class ItemRuns:
                 self._spans.adopt(work.id, trace)
                 return await self._driver.generate(work, item.call)
             except WorkDeadError as error:
-                raise DeadItemError(DeadReason.FAILED, error.reason, error.attempts) from None
+                reason = DeadReason.EMPTY_OUTPUT if EMPTY_OUTPUT in error.reason else DeadReason.FAILED
+                raise DeadItemError(reason, error.reason, error.attempts) from None
             except WorkRejectedError as error:
                 self._stats.executions -= 1
                 _raise_if_final(error)
@@ -126,6 +154,7 @@ class ItemRuns:
             output_tokens_max=item.call.output_tokens_max,
             tenant=item.tenant,
             deadline_s=deadline_s,
+            resumable=item.call.resumable,
             job=item.job or "",
             prefix_key=item.prefix_key,
         )
@@ -172,7 +201,7 @@ class ItemRuns:
             cut = ("dlq.truncated", str(len(record.value or b"")).encode())
             value = (record.value or b"")[: limit // 2]
             outgoing = Outgoing(topic=topic, key=(record.key or b"")[:KEY_BYTES], value=value, headers=(*own, cut))
-        log.warning("dead letter: %s: %s: %s", record.source, error.reason, error)
+        self._dead_letters.tell(record.source, error)
         return Finished(
             record=record,
             outgoing=outgoing,
@@ -196,3 +225,9 @@ def _raise_if_final(error: WorkRejectedError) -> None:
             raise DeadItemError(DeadReason.EXPIRED, str(error)) from error
         case "closing":
             raise asyncio.CancelledError(str(error))  # whoever owns the partition next runs it
+
+
+def _place(error: Exception) -> str:
+    """Where an exception comes from, innermost first, without any text of it."""
+    frames = [*traceback.walk_tb(error.__traceback__)][-FRAMES_SHOWN:]
+    return " < ".join(f"{Path(frame.f_code.co_filename).name}:{line}" for frame, line in reversed(frames))

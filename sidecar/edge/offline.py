@@ -137,6 +137,7 @@ class OfflineLane:
         except BaseExceptionGroup as group:
             raise _leaves(group)[0] from None
         finally:
+            self._runs.close()
             self.state = "stopped"
             self._closed.set()
 
@@ -447,6 +448,7 @@ class OfflineLane:
         """Looks at the log's ends, for lag, and ends the session if the consumer is stuck, with an error or without."""
         while not self._closing.is_set():
             self._log.check()
+            self._runs.look()
             if self._unassigned_s is not None and self._clock() - self._unassigned_s > self._settings.stuck_after_s:
                 raise StuckError(f"no assignment for {self._settings.stuck_after_s:.0f} s")
             try:
