@@ -47,7 +47,10 @@ async def serve(
     """
     closing = asyncio.Event()
     async with AsyncExitStack() as stack:
-        clients = {each.name: await stack.enter_async_context(EngineClient(each.target)) for each in settings.engines}
+        clients = {
+            each.name: await stack.enter_async_context(EngineClient(each.target, each.own_metadata()))
+            for each in settings.engines
+        }
         metrics = Metrics(settings.engines, version=__version__, config_hash=config_hash, scheduler=settings.scheduler)
         scheduler = make_scheduler(settings.scheduler, [each.for_scheduler() for each in settings.engines])
         metrics.queue_of = scheduler.queue_of

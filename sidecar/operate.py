@@ -102,7 +102,7 @@ async def findings(settings: ServeSettings) -> AsyncIterator[tuple[str, str]]:
 
 async def _engine_findings(engine: EngineEndpoint) -> AsyncIterator[tuple[str, str]]:
     where = f"engine {engine.name} at {engine.target}"
-    async with EngineClient(engine.target) as client:
+    async with EngineClient(engine.target, engine.own_metadata()) as client:
         try:
             await client.stop(engine.model, "doctor", PROBE_TIMEOUT_S)  # takes no slot, yet goes through the model
             yield "ok", f"{where}: model {engine.model} answers"

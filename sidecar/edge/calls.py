@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from sidecar.core.errors import SidecarError
 from sidecar.core.work import EndReason
+from sidecar.edge.engine_client import Metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class TokenCall:
     decode: Callable[[Sequence[int]], str] | None = None  # the text of output ids, special tokens left out
     end_id: int | None = None
     traceparent: str | None = None
+    metadata: Metadata | None = None  # the caller's, for the engine; None = the sidecar's own work, with its own keys
     resumable: bool = True  # False: runs whole, because a resume would change the answer (a seed, penalties, …)
 
     def __post_init__(self) -> None:

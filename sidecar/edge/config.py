@@ -6,6 +6,7 @@ value is read as YAML.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,6 +21,8 @@ from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.recorder import RecorderSettings
 from sidecar.edge.routing import Rule, check_aliases
 
+_METADATA_NAME = re.compile(r"[0-9a-z_.-]+")  # gRPC's own rules, which it tells only when the call is made
+_METADATA_VALUE = re.compile(r"[\x20-\x7e]+")
 OVERRIDE_PREFIX = "SIDECAR__"
 
 
@@ -31,12 +34,37 @@ class EngineEndpoint(EngineSettings):
     metrics_url: str | None = None  # Triton's metrics page; None = no gauges, the ledger alone
     text_model: str | None = "ensemble"  # text in, text out over this engine; None = only token ids
     usd_per_hour: float = 0.0  # rent of all its GPUs; 0 = unknown, and no cost is shown
+    # What the sidecar sends with its own calls, e.g. the key of a restricted protocol: probes, stops, ModelConfig and
+    # items. A caller's calls carry the caller's metadata instead. Out of the repr, so that no log shows a key.
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    metadata_files: Mapping[str, Path] = field(default_factory=dict)  # the same, each value read from a file at start
 
     def __post_init__(self) -> None:
         EngineSettings.__post_init__(self)  # the slotted class is made anew, so a bare super() would miss it
         host, _, port = self.target.rpartition(":")
         require(bool(host) and port.isdigit(), f"engine {self.name}: target must be host:port, not '{self.target}'")
         require(self.usd_per_hour >= 0, f"engine {self.name}: usd_per_hour must be >= 0, not {self.usd_per_hour}")
+        twice = sorted(self.metadata.keys() & self.metadata_files.keys())
+        require(not twice, f"engine {self.name}: in metadata and in metadata_files: {', '.join(twice)}")
+        for name, value in self.own_metadata():
+            where = f"engine {self.name}: metadata"
+            named = _METADATA_NAME.fullmatch(name) is not None and not name.startswith("grpc-")
+            require(
+                named and not name.endswith("-bin"), f"{where}: '{name}' cannot be a name: use a-z, 0-9, _, - and ."
+            )
+            fits = _METADATA_VALUE.fullmatch(value) is not None
+            require(fits, f"{where}: the value of {name} must be one line of printable ASCII")
+
+    def own_metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with the sidecar's own calls. Raises SettingsError for a file that cannot be read."""
+        found = dict(self.metadata)
+        for name, path in self.metadata_files.items():
+            try:
+                found[name] = path.read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "not UTF-8"
+                raise SettingsError(f"engine {self.name}: metadata_files: cannot read {path}: {reason}") from None
+        return tuple(found.items())
 
     def for_scheduler(self) -> EngineSettings:
         """What the scheduler has to know, without where the engine is."""
@@ -102,6 +130,9 @@ def load_settings(path: Path, environment: Mapping[str, str]) -> ServeSettings:
         document = yaml.safe_load(path.read_text())
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:  # without the line itself: a key may stand in it
+        where = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
+        raise SettingsError(f"{path} is not YAML: {error.problem}{where}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
@@ -129,6 +160,8 @@ def _override(document: dict[str, Any], name: str, value: str) -> None:
 
 def _line(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
+    if "metadata" in error["loc"]:  # the value may be a key
+        return f"{where}: {error['msg']}"
     match error["type"]:
         case "unexpected_keyword_argument":
             return f"{where}: unknown setting"

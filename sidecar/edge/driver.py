@@ -281,7 +281,7 @@ class Driver:
         line.queue_wait_s += action.queue_wait_s
         line.engine, line.kind = action.engine, action.kind
         request_id = f"{self._instance}{action.work_id}.{line.grants}"
-        stream = self._engines[action.engine].open(self._metadata(alive))
+        stream = self._engines[action.engine].open(self._metadata(alive), own=alive.call.own)
         alive.running = _Dispatched(action, request_id, stream, self._ticks[action.engine])
         self._spawn(self._relay(alive, alive.running), f"dispatch {request_id}")
 
@@ -310,6 +310,8 @@ class Driver:
                     elif call.stop_wanted:
                         self._stop(alive)
         except EngineError as error:
+            if call.own and error.code is grpc.StatusCode.UNAVAILABLE:  # e.g. our key opens the engine no longer
+                self.trouble(running.dispatch.engine)
             outcome = outcome or Failed(work_id=work_id, reason=error.reason, retryable=error.retryable)
         except StreamBrokenError:
             if outcome is None and not running.stopping:  # not by us

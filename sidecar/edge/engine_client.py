@@ -36,10 +36,15 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 class EngineClient:
-    """An open channel to one endpoint. Close it when no stream is left."""
+    """An open channel to one endpoint. Close it when no stream is left.
 
-    def __init__(self, target: str) -> None:
+    `own_metadata` goes with what the sidecar asks for itself, e.g. the keys of Triton's restricted protocols. A
+    caller's calls carry the caller's metadata instead: nobody gains a right by going through the sidecar.
+    """
+
+    def __init__(self, target: str, own_metadata: Metadata = ()) -> None:
         self.target = target
+        self.own_metadata = tuple(own_metadata)
         self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._stream = self._channel.stream_stream(
             f"/{SERVICE}/ModelStreamInfer",
@@ -58,9 +63,12 @@ class EngineClient:
             await self._stops.close()
         await self._channel.close()
 
-    def open(self, metadata: Metadata | None = None) -> grpc.aio.StreamStreamCall[Any, Any]:
-        """A new stream. Cancel it to abandon the request; the engine notices at its next check period."""
-        return self._stream(metadata=metadata)
+    def open(self, metadata: Metadata = (), *, own: bool = False) -> grpc.aio.StreamStreamCall[Any, Any]:
+        """A new stream; with `own_metadata` too if no caller stands behind it.
+
+        Cancel it to abandon the request; the engine notices at its next check period.
+        """
+        return self._stream(metadata=(*self.own_metadata, *metadata) if own else metadata)
 
     def raw_unary(self, method: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
         """A method of Triton's by its full name, bytes in and bytes out: for what is passed through."""
@@ -76,14 +84,14 @@ class EngineClient:
         Raises EngineError if the engine refuses, StreamBrokenError if it does not answer in time.
         """
         if self._stops is None or not self._stops.usable:
-            self._stops = StopLine(self._stream())
+            self._stops = StopLine(self._stream(metadata=self.own_metadata))
         await self._stops.stop(stop_request(model, request_id), timeout_s)
 
     async def generate(self, model: str, ids: Sequence[int], output_tokens: int, timeout_s: float) -> tuple[int, ...]:
         """Prompt and output ids of one short generation, as the engine returns them. Errors as for `stop`."""
         request = token_request(model, ids, output_tokens, "check")
         wire.add_tensor(request, "exclude_input_in_output", "BOOL", (False,), (1, 1))
-        found = await responses(self._stream(timeout=timeout_s), request)
+        found = await responses(self._stream(timeout=timeout_s, metadata=self.own_metadata), request)
         return tuple(token for each in found for token in wire.output_values(each, "output_ids") or ())
 
 

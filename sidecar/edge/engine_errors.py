@@ -21,6 +21,7 @@ _CODES: tuple[tuple[re.Pattern[str], grpc.StatusCode], ...] = (
     (re.compile(r"unexpected|expected|invalid|must be|unsupported|exceeds|missing|too long|shape", re.I),
      grpc.StatusCode.INVALID_ARGUMENT),
 )  # fmt: skip
+_RESTRICTED = "This protocol is restricted"  # how Triton refuses whoever lacks a key, with UNAVAILABLE
 
 
 def code_of(message: str) -> grpc.StatusCode:
@@ -55,7 +56,7 @@ def raise_if_error(response: Any) -> None:
 def _translated(error: grpc.aio.AioRpcError) -> EngineError | StreamBrokenError:
     """Refused before it ran, or broken while it may run on: only the first is safe to call free."""
     message = error.details() or error.code().name
-    if error.code() in (
+    if message.startswith(_RESTRICTED) or error.code() in (
         grpc.StatusCode.INVALID_ARGUMENT,
         grpc.StatusCode.NOT_FOUND,
         grpc.StatusCode.UNIMPLEMENTED,

@@ -46,8 +46,14 @@ class Generation:
 
     @property
     def metadata(self) -> Metadata:
-        """The trace parent, if the item has a sampled one."""
-        return (("traceparent", self._call.traceparent),) if self._call.traceparent else ()
+        """The caller's, if there is one, and the trace parent of a sampled item."""
+        trace = (("traceparent", self._call.traceparent),) if self._call.traceparent else ()
+        return (*(self._call.metadata or ()), *trace)
+
+    @property
+    def own(self) -> bool:
+        """True if no caller stands behind it."""
+        return self._call.metadata is None
 
     def request(self, dispatch: Dispatch, request_id: str) -> Any:
         """Prompt and generated ids, and the rest of the budget."""

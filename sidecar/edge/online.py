@@ -117,6 +117,7 @@ class Online:
         except (BadRequestError, EngineError) as error:
             raise CallerError(error.code, str(error)) from None
         if tokens is not None:
+            tokens = replace(tokens, metadata=forwardable(metadata))
             booked, call = sliced_call(request, work, tokens, model, deliver, over)
             self._arrive(peer, booked, work, call)
             return booked

@@ -60,6 +60,10 @@ class Call(Protocol):
     def metadata(self) -> Metadata:
         """What to send along on the upstream stream, e.g. `traceparent`."""
 
+    @property
+    def own(self) -> bool:
+        """True if no caller stands behind it: the sidecar's own keys go to the engine with it."""
+
     def request(self, dispatch: Dispatch, request_id: str) -> Any:
         """The ModelInferRequest of this dispatch, with the minted id."""
 

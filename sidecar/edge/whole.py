@@ -32,6 +32,7 @@ class WholeCall:
     def __init__(self, request: Any, work: Work, metadata: Metadata, deliver: Deliver, over: Over) -> None:
         self.booked = Booked(work_id=work.id, caller_id=request.id)
         self.metadata = metadata
+        self.own = False
         self.stop_wanted = False  # the engine sees all of it
         self.reused_blocks = None  # nothing of ours is resumed
         self._request = request

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sidecar.core.errors import SidecarError
-from sidecar.edge.engine_client import EngineClient
+from sidecar.edge.engine_client import EngineClient, Metadata
 from sidecar.edge.errors import EngineError, StreamBrokenError
 from sidecar.edge.tokens import Tokens
 from sidecar.local.broker import free_ports as free_ports
@@ -47,6 +47,7 @@ class TritonSettings:
     server_environment: Path = ROOT / ".venv-server"
     repository: Path = ROOT / "model_repository"
     trace_url: str | None = None  # OTLP over HTTP, as JSON
+    restricted: tuple[str, ...] = ()  # PROTOCOL,…:KEY=VALUE each: Triton serves these to who sends the key
 
 
 class Triton:
@@ -71,6 +72,12 @@ class Triton:
         if self._process is None:
             raise TritonError("tritonserver is not running")
         return self._process.pid
+
+    @property
+    def keys(self) -> Metadata:
+        """The metadata that opens the restricted protocols."""
+        pairs = [each.rpartition(":")[2].partition("=") for each in self.settings.restricted]
+        return tuple((f"triton-grpc-protocol-{name}", value) for name, _, value in pairs)
 
     @property
     def tokenizer(self) -> Path:
@@ -125,7 +132,7 @@ class Triton:
     async def _fails(self) -> None:
         """Return once the process has ended or several probes in a row have failed."""
         failures = 0
-        async with EngineClient(self.target) as client:
+        async with EngineClient(self.target, self.keys) as client:
             while failures < PROBE_FAILURES_MAX and self._process is not None:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PROBE_PERIOD_S):
@@ -143,7 +150,7 @@ class Triton:
         With numpy 2 in the stub every array arrives as zeros, silently: hence the comparison.
         """
         prompt = (*self._tokens.encode_words("one two three")[:4], self._tokens.end_of_prompt_id)
-        async with EngineClient(self.target) as client:
+        async with EngineClient(self.target, self.keys) as client:
             while True:
                 if self._process is None or self._process.returncode is not None:
                     raise TritonError(f"it ended with code {self._process and self._process.returncode}")
@@ -170,6 +177,7 @@ class Triton:
             "backend-config": f"python,shm-region-prefix-name={self._shared_memory_prefix}",
         }
         command = [str(server / "bin" / "tritonserver"), *(f"--{name}={value}" for name, value in flags.items())]
+        command += [f"--grpc-restricted-protocol={each}" for each in self.settings.restricted]
         if self.settings.trace_url is not None:
             command += [
                 f"--trace-config={each}"
