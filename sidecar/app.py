@@ -19,6 +19,7 @@ from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.http import Status, serve_http, watch_loop_lag
 from sidecar.edge.job_counts import JobCounts
+from sidecar.edge.limits import HeldBytes
 from sidecar.edge.metrics import Metrics
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offline_metrics import OfflineMetrics
@@ -73,8 +74,9 @@ async def serve(
         tokens = Tokens.load(settings.tokenizer) if settings.tokenizer else None
         if tokens is not None:
             stack.callback(tokens.close)
-        online = Online(driver, scheduled_models(settings, tokens), passthrough, tracing, settings.aliases)
-        server, _ = build_server(settings.listen, online, passthrough, metrics, tracing)
+        held = HeldBytes(settings.limits)
+        online = Online(driver, scheduled_models(settings, tokens), passthrough, tracing, settings.aliases, held)
+        server, _ = build_server(settings.listen, online, passthrough, metrics, tracing, settings.limits)
         status = Status(driver.scheduler.snapshot, metrics, __version__)
         if recorder is not None:
             status.parts["recorder"] = recorder.document
@@ -95,10 +97,12 @@ async def serve(
             logger.info("serving on %s; metrics, health and status on http://%s", settings.listen, settings.http)
             await closing.wait()
             until_s = driver.now_s + settings.drain_timeout_s
+            passthrough.readiness.drain()
             driver.close()
             if offline is not None and reading is not None and not reading.done():
                 await offline.drain(settings.offline_drain_timeout_s)
             await _drain(driver, obeying, max(until_s - driver.now_s, 0.0))
+            passthrough.readiness.end()
             await server.stop(LAST_ANSWERS_S)
             for task in watching:
                 task.cancel()
@@ -210,8 +214,7 @@ def _probe(
             logger.info("engine %s is up: model %s at %s", name, engine.model, engine.target)
         else:
             logger.warning("engine %s is down: model %s at %s: %s", name, engine.model, engine.target, reason)
-        (passthrough.up.add if up else passthrough.up.discard)(name)
-        passthrough.engine_changed()
+        passthrough.engine_is(name, up)
 
     probers = {each.name: Prober(driver, each, clients[each.name], changed) for each in settings.engines}
     driver.trouble = lambda name: probers[name].look_now()

@@ -29,7 +29,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from sidecar.edge import wire
 from sidecar.edge.engine_client import CHANNEL_OPTIONS, SERVICE, token_request
-from sidecar.edge.server import SERVER_OPTIONS
+from sidecar.edge.limits import LimitSettings
 from sidecar.local.broker import free_ports
 from sidecar.local.interrupt import run_until_told
 from sidecar.local.server import serving
@@ -157,7 +157,7 @@ async def child(role: str, port: int, target: str = "") -> AsyncIterator[asyncio
 
 async def play(role: str, port: int, target: str) -> None:
     """Serve as the source or as the bare relay until killed."""
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(options=LimitSettings().server_options())
     async with contextlib.AsyncExitStack() as stack:
         if role == "source":
             handlers: dict[str, Any] = source_handlers()

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from sidecar.core.errors import SettingsError
 from sidecar.core.settings import FORBID_UNKNOWN, EngineSettings, SchedulerSettings, require
 from sidecar.edge.kafka_settings import OfflineSettings
+from sidecar.edge.limits import LimitSettings
 from sidecar.edge.recorder import RecorderSettings
 from sidecar.edge.routing import Rule, check_aliases
 
@@ -101,6 +102,7 @@ class ServeSettings:
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     offline: OfflineSettings | None = None  # None = no offline lane but for callers who ask for it
     tracing: TracingSettings = field(default_factory=TracingSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
     recorder: RecorderSettings | None = None  # None = decisions are not recorded
     stop_timeout_s: float = 2.0  # the engine confirms a stop within its call and two iterations
     drain_timeout_s: float = 20.0  # after SIGTERM; what runs longer is broken off (Kubernetes kills after 30 s)

@@ -28,16 +28,17 @@ from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import Metadata
 from sidecar.edge.errors import BadRequestError, EngineError
 from sidecar.edge.joined import joined
+from sidecar.edge.limits import HeldBytes
 from sidecar.edge.outbox import OUTBOX_MAX, Outbox
-from sidecar.edge.passthrough import Passthrough, StreamPassthrough, forwardable
+from sidecar.edge.passthrough import REAL_STATUS, UNREADABLE, Passthrough, StreamPassthrough, forwardable
 from sidecar.edge.ports import Call
 from sidecar.edge.routing import Aliases, Models
+from sidecar.edge.rpc import refuse
 from sidecar.edge.sliced import sliced_call, token_call
 from sidecar.edge.tracing import CURRENT, Tracing
 from sidecar.edge.whole import Booked, Deliver, Over, WholeCall
 
 LARGE_REQUEST_BYTES = 4096  # tokenised in a thread: it would hold up the loop for 1 to 3 ms (measured)
-REAL_STATUS = "triton_grpc_error"  # the first error ends the stream with its status
 
 
 class Online:
@@ -50,11 +51,13 @@ class Online:
         passthrough: Passthrough,
         tracing: Tracing | None = None,
         aliases: Aliases | None = None,
+        held: HeldBytes | None = None,
     ) -> None:
         self._driver = driver
         self._tracing = tracing
         self.models = Models(models, aliases or {})
         self._passthrough = passthrough
+        self.held = held or HeldBytes()
         # Where a `stop` request finds what it stops: by the connection and the caller's id.
         self._running: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
 
@@ -63,7 +66,7 @@ class Online:
         try:
             request = wire.InferRequest.FromString(raw)
         except DecodeError:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no ModelInferRequest")
+            await refuse(context, *UNREADABLE)
         if request.model_name not in self.models:
             return await self._passthrough.unary("ModelInfer", raw, context)
         peer = context.peer()  # once: asked after the RPC is over, grpc.aio crashes the process (measured, 1.85.1)
@@ -87,7 +90,7 @@ class Online:
             if booked is not None:
                 self._driver.cancel(booked.work_id)
         if error is not None:
-            await context.abort(error.code, str(error), error.trailing)
+            await refuse(context, error.code, str(error), error.trailing)
         return joined([each.infer_response for each in found])
 
     async def model_stream_infer(self, requests: AsyncIterator[Any], context: Any) -> None:
@@ -98,17 +101,19 @@ class Online:
                 reader = tasks.create_task(stream.read(requests, tasks), name=f"read {stream.peer}")
                 await stream.outbox.finished()
                 reader.cancel()
+                stream.stop_passing_on()
         finally:  # the caller is gone, or all is answered; either way nothing of this stream goes on
             self.abandon(stream.open)
         if stream.status is not None:
-            await context.abort(stream.status.code, str(stream.status), stream.status.trailing)
+            await refuse(context, stream.status.code, str(stream.status), stream.status.trailing)
 
     async def begin(self, request: Any, peer: str, context: Any, deliver: Deliver, over: Over) -> Booked:
         """The request is with the scheduler, and `over` may already have been called. Raises CallerError."""
         model = self.models.probable(request)
         metadata = context.invocation_metadata() or ()
+        schemas, over = self._passthrough.schemas, self._doubting(model.name, over)
         try:
-            (await self._passthrough.schema(model.name)).check(request)
+            await schemas.check(request, model.name)
             arguments = (request, model, metadata, context.time_remaining())
             if request.ByteSize() > LARGE_REQUEST_BYTES:
                 work, tokens, model = await asyncio.to_thread(self._work, *arguments)
@@ -124,6 +129,16 @@ class Online:
         whole = WholeCall(request, work, forwardable(metadata), deliver, over)
         self._arrive(peer, whole.booked, work, whole)
         return whole.booked
+
+    def _doubting(self, model: str, over: Over) -> Over:
+        """`over`, and if the engine refuses what fitted the model's description, that is fetched anew."""
+
+        def doubting(booked: Booked, error: CallerError | None) -> None:
+            if error is not None and error.ran and error.code is grpc.StatusCode.INVALID_ARGUMENT:
+                self._passthrough.schemas.doubt(model)
+            over(booked, error)
+
+        return doubting
 
     def _arrive(self, peer: str, booked: Booked, work: Work, call: Call) -> None:
         self._running[peer, booked.caller_id].add(work.id)
@@ -188,30 +203,43 @@ class _CallerStream:
         self.peer = context.peer()  # once: asked after the RPC is over, grpc.aio crashes the process
         self._context = context
         self._others: StreamPassthrough | None = None
+        self._passing_on: asyncio.Task[None] | None = None
         self._half_closed = False
+        self._unreadable = False
         metadata = dict(context.invocation_metadata() or ())
         self._real_status = metadata.get(REAL_STATUS) == "true"
 
     async def read(self, requests: AsyncIterator[Any], tasks: asyncio.TaskGroup) -> None:
-        """Every request of the caller has been begun, or answered by its error."""
-        async for request in requests:
+        """Every request of the caller has been begun, or answered by its error.
+
+        After a message that cannot be parsed none is read any more, and what came before it is served: as in Triton,
+        which then ends the stream with OK. Here it ends with the status that Triton has for a unary call.
+        """
+        async for raw in requests:
+            try:
+                request = wire.InferRequest.FromString(raw)
+            except DecodeError:
+                self._unreadable = True
+                break
             if request.model_name in self._online.models:
-                await self._begin(request)
+                await self._begin(request, len(raw))
             else:
-                await self._pass_on(request, tasks)
+                await self._pass_on(raw, tasks)
             await self.outbox.room()
         self._half_closed = True
         if self._others is not None:
             await self._others.half_close()
         self._close_if_done()
 
-    async def _begin(self, request: Any) -> None:
+    async def _begin(self, request: Any, size: int) -> None:
         caller_id, model_name = request.id, request.model_name  # the request itself is about to get another id
         ended = False
+        held = self._online.held
 
         def over(booked: Booked, error: CallerError | None) -> None:
             nonlocal ended
             ended = True
+            held.give_back(size)
             self._online.forget(self.peer, booked)
             self.open.discard(booked)
             if error is not None:
@@ -222,7 +250,13 @@ class _CallerStream:
             if self._online.stops(request, self.peer):
                 self._answer_stop(request)
                 return
-            booked = await self._online.begin(request, self.peer, self._context, self._deliver, over)
+            held.take(size)
+            try:
+                booked = await self._online.begin(request, self.peer, self._context, self._deliver, over)
+            except BaseException:  # also when cancelled: nothing of it is with the scheduler
+                if not ended:
+                    held.give_back(size)
+                raise
         except CallerError as error:
             self._answer_error(caller_id, error, model_name)
             return
@@ -250,12 +284,22 @@ class _CallerStream:
         if request.parameters[wire.EMPTY_FINAL].bool_param:
             self.outbox.put(wire.empty_final(request.model_name, request.id).SerializeToString())
 
-    async def _pass_on(self, request: Any, tasks: asyncio.TaskGroup) -> None:
+    async def _pass_on(self, raw: bytes, tasks: asyncio.TaskGroup) -> None:
         """Requests of models that are not scheduled share one upstream stream, which keeps Triton's order rules."""
-        if self._others is None:
-            self._others = self._passthrough.stream(self._context, self.outbox)
-            tasks.create_task(self._pump(self._others), name=f"pass on {self.peer}")
-        await self._others.write(request)
+        others = self._others
+        if others is None:
+            try:
+                others = self._others = await self._passthrough.stream(self._context, self.outbox)
+            except EngineError as error:
+                self._end(CallerError(error.code, str(error)))
+                return
+            self._passing_on = tasks.create_task(self._pump(others), name=f"pass on {self.peer}")
+        await others.write(raw)
+
+    def stop_passing_on(self) -> None:
+        """Nobody waits for the answers of models that are not scheduled: Triton is told to stop them."""
+        if self._passing_on is not None:
+            self._passing_on.cancel()
 
     async def _pump(self, others: StreamPassthrough) -> None:
         error = await others.pump()
@@ -271,4 +315,6 @@ class _CallerStream:
 
     def _close_if_done(self) -> None:
         if self._half_closed and not self.open and self._others is None:
+            if self._unreadable:
+                self._end(CallerError(*UNREADABLE))
             self.outbox.close()

@@ -1,21 +1,31 @@
 """Every RPC that is not scheduled reaches an engine's Triton as it came, and its answer comes back as it was.
 
-Metadata passes both ways (restricted protocols and trace parents depend on it), and so do status and trailers.
+Metadata passes both ways (restricted protocols and trace parents depend on it), and so do status, trailers, deadlines
+and cancellation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from sidecar.edge.engine_client import SERVICE, EngineClient, Metadata
 from sidecar.edge.errors import EngineError
 from sidecar.edge.outbox import Outbox
+from sidecar.edge.readiness import Readiness
+from sidecar.edge.rpc import refuse
 from sidecar.edge.schema import ModelSchema
+from sidecar.edge.schemas import Schemas
 
 PASSED_THROUGH = (
     *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics"),
@@ -24,9 +34,14 @@ PASSED_THROUGH = (
     *("CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"),
     *("TraceSetting", "LogSettings"),
 )
+REAL_STATUS = "triton_grpc_error"  # Triton then ends the stream with the status of the first error of a response
+UNREADABLE = (grpc.StatusCode.INTERNAL, "Unable to parse request")  # what Triton, a C++ gRPC server, answers
+_CHANGES_MODELS = ("RepositoryModelLoad", "RepositoryModelUnload")
 _HOP_BY_HOP = ("grpc-", ":")
-_OURS = {"user-agent", "te", "content-type", "triton_grpc_error"}  # the last acts on the caller's stream, not on ours
-SCHEMA_TIMEOUT_S = 5.0
+_OURS = {"user-agent", "te", "content-type", REAL_STATUS}  # the last acts on a whole stream: see `stream`
+_WRITE_FAILED = "Internal error from Core"  # grpc.aio's own status, INTERNAL, for a write to a stream that broke
+FETCH_TIMEOUT_S = 1.0  # ModelConfig and ServerLive take a millisecond or two; an engine that takes longer hangs
+LOOK_AGAIN_S = 1.0  # an engine that did not answer is asked again no sooner
 
 
 def forwardable(metadata: Any) -> Metadata:
@@ -40,36 +55,57 @@ class Passthrough:
     Of a model that is scheduled, by `serving`, only the engines that serve it are asked.
     """
 
-    def __init__(self, engines: Mapping[str, EngineClient], serving: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(
+        self,
+        engines: Mapping[str, EngineClient],
+        serving: Mapping[str, Sequence[str]] | None = None,
+        readiness: Readiness | None = None,
+    ) -> None:
         self._engines = engines
         self._serving = serving or {}
-        self._schemas: dict[str, ModelSchema] = {}
-        self.up: set[str] = set()  # kept by whoever probes the engines
+        self.readiness = readiness or Readiness()  # kept by whoever probes the engines
+        self.schemas = Schemas(self.schema, self.serves)
+        self._looks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._hung_until_s: dict[str, float] = {}
 
-    def engine(self, model: str = "") -> EngineClient:
-        """Where a call that is not scheduled goes, or one about `model`."""
-        names = self._serving.get(model) or tuple(self._engines)
-        return self._engines[next((name for name in names if name in self.up), names[0])]
+    @property
+    def up(self) -> set[str]:
+        """The engines that are up."""
+        return self.readiness.up
 
-    def engine_changed(self) -> None:
-        """An engine came or went: its models may differ now."""
-        self._schemas.clear()
+    def scheduled(self, model: str) -> bool:
+        """True if the scheduler grants requests of this model."""
+        return model in self._serving
+
+    def serves(self, model: str) -> bool:
+        """True if an engine is up that serves this model."""
+        return any(name in self.up for name in self._names(model))
+
+    def engine_is(self, name: str, up: bool) -> None:
+        """This engine is up, or down, from now on. Its models may differ from what they were."""
+        self.readiness.engine_is(name, up)
+        self.schemas.doubt()
 
     async def schema(self, model: str) -> ModelSchema:
-        """The inputs and outputs of a model. Raises EngineError if no engine tells."""
-        if (known := self._schemas.get(model)) is not None:
-            return known
+        """The inputs and outputs of a model, as an engine tells them now. Raises EngineError if none does."""
+        engine = self._engines[self._name(model)]
         request = service_pb2.ModelConfigRequest(name=model).SerializeToString()
+        ask = engine.raw_unary(f"/{SERVICE}/ModelConfig")
         try:
-            raw = await self.engine(model).raw_unary(f"/{SERVICE}/ModelConfig")(request, timeout=SCHEMA_TIMEOUT_S)
+            raw = await ask(request, timeout=FETCH_TIMEOUT_S, metadata=engine.own_metadata)
+            return ModelSchema.of(service_pb2.ModelConfigResponse.FromString(raw).config)
         except grpc.aio.AioRpcError as error:
             raise EngineError(error.details() or error.code().name, error.code()) from None
-        schema = self._schemas[model] = ModelSchema.of(service_pb2.ModelConfigResponse.FromString(raw).config)
-        return schema
+        except (DecodeError, ValueError) as error:  # e.g. a datatype that we do not know
+            raise EngineError(f"the ModelConfig cannot be read: {error}", grpc.StatusCode.INTERNAL) from None
 
     async def unary(self, method: str, raw: bytes, context: Any, model: str = "") -> bytes:
         """The answer of Triton, or its status; of an engine that serves `model`, if it is about one."""
-        call = self.engine(model).raw_unary(f"/{SERVICE}/{method}")(
+        try:
+            engine = await self._living(model)
+        except EngineError as error:
+            await refuse(context, error.code, str(error))
+        call = engine.raw_unary(f"/{SERVICE}/{method}")(
             raw, metadata=forwardable(context.invocation_metadata()), timeout=context.time_remaining()
         )
         try:
@@ -77,15 +113,64 @@ class Passthrough:
             answer: bytes = await call
             context.set_trailing_metadata(forwardable(await call.trailing_metadata()))
         except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), error.details() or "", forwardable(error.trailing_metadata()))
-            raise  # abort has raised already
+            await refuse(context, error.code(), error.details() or "", forwardable(error.trailing_metadata()))
+        finally:
+            call.cancel()  # the caller may be gone: Triton need not go on. Does nothing to a call that has ended
+        if method in _CHANGES_MODELS:
+            self.schemas.doubt()
         return answer
 
-    def stream(self, context: Any, outbox: Outbox) -> StreamPassthrough:
-        """One upstream stream for the requests of one caller that are not scheduled."""
-        method = self.engine().raw_stream(f"/{SERVICE}/ModelStreamInfer")
-        call = method(metadata=forwardable(context.invocation_metadata()), timeout=context.time_remaining())
+    async def stream(self, context: Any, outbox: Outbox) -> StreamPassthrough:
+        """One upstream stream for the requests of one caller that are not scheduled. Raises EngineError.
+
+        It has the caller's `triton_grpc_error`: Triton decides then which error ends it.
+        """
+        engine, given = await self._living(), context.invocation_metadata() or ()
+        metadata = (*forwardable(given), *((key, value) for key, value in given if key == REAL_STATUS))
+        call = engine.raw_stream(f"/{SERVICE}/ModelStreamInfer")(metadata=metadata, timeout=context.time_remaining())
         return StreamPassthrough(call, outbox)
+
+    def _names(self, model: str) -> Sequence[str]:
+        return self._serving.get(model) or tuple(self._engines)
+
+    def _name(self, model: str) -> str:
+        names = self._names(model)
+        return next((name for name in names if name in self.up), names[0])
+
+    async def _living(self, model: str = "") -> EngineClient:
+        """Where a call that is not scheduled goes. Raises EngineError if that engine hangs.
+
+        An engine may be down for us, because its model does not answer, while its Triton serves all others: so whoever
+        is down is asked whether it lives, once for all who wait. A dead one needs no such look: gRPC says so at once.
+        """
+        name = self._name(model)
+        engine = self._engines[name]
+        if name in self.up:
+            return engine
+        async with self._looks[name]:
+            if time.monotonic() >= self._hung_until_s.get(name, -inf):
+                try:
+                    ask = engine.raw_unary(f"/{SERVICE}/ServerLive")
+                    await ask(b"", timeout=FETCH_TIMEOUT_S, metadata=engine.own_metadata)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                        self._hung_until_s[name] = time.monotonic() + LOOK_AGAIN_S
+            if time.monotonic() < self._hung_until_s.get(name, -inf):
+                raise EngineError(f"engine {name} does not answer", grpc.StatusCode.UNAVAILABLE)
+        return engine
+
+
+@contextlib.contextmanager
+def _unless_over() -> Iterator[None]:
+    """What grpc.aio raises for a write to a stream that has ended is no error of the writer."""
+    try:
+        yield
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        pass
+    except asyncio.CancelledError:  # grpc.aio: also when the stream was cancelled
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
 
 
 class StreamPassthrough:
@@ -95,14 +180,15 @@ class StreamPassthrough:
         self._call = call
         self._outbox = outbox
 
-    async def write(self, request: Any) -> None:
+    async def write(self, request: bytes) -> None:
         """Send one request; an error of the stream shows in `pump`."""
-        if not self._call.done():
-            await self._call.write(request.SerializeToString())
+        with _unless_over():
+            await self._call.write(request)
 
     async def half_close(self) -> None:
         """No more requests follow."""
-        await self._call.done_writing()
+        with _unless_over():
+            await self._call.done_writing()
 
     async def pump(self) -> EngineError | None:
         """Deliver until the stream ends; the error it ended with, if any."""
@@ -111,6 +197,8 @@ class StreamPassthrough:
                 self._outbox.put(raw)
                 await self._outbox.room()  # a slow reader slows Triton's stream, as it would without us
         except grpc.aio.AioRpcError as error:
+            if error.details() == _WRITE_FAILED:
+                return EngineError("the stream to the engine broke", grpc.StatusCode.UNAVAILABLE)
             return EngineError(error.details() or "", error.code())
         finally:
             self._call.cancel()

@@ -20,6 +20,7 @@ from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.config import EngineEndpoint
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import SERVICE, EngineClient
+from sidecar.edge.limits import HeldBytes, LimitSettings
 from sidecar.edge.metrics import Metrics
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import Passthrough
@@ -38,6 +39,8 @@ class Sidecar:
     metrics: Metrics
     channel: grpc.aio.Channel
     address: str
+    passthrough: Passthrough
+    held: HeldBytes
 
     def stream(self, **options: Any) -> Any:
         """A ModelStreamInfer call."""
@@ -72,6 +75,8 @@ async def running_sidecar(
     watcher: Listener | None = None,
     up: bool = True,
     aliases: Aliases | None = None,
+    own_metadata: dict[str, str] | None = None,
+    limits: LimitSettings | None = None,
     **options: Any,
 ) -> AsyncIterator[Sidecar]:
     """A sidecar whose engines are up, unless told otherwise."""
@@ -85,11 +90,15 @@ async def running_sidecar(
             tokens_max=64,
             lost_hold_s=0.0,
             yield_rows="never",
+            metadata=own_metadata or {},
         )
         for name, each in tritons.items()
     ]
     async with AsyncExitStack() as stack:
-        clients = {each.name: await stack.enter_async_context(EngineClient(each.target)) for each in engines}
+        clients = {
+            each.name: await stack.enter_async_context(EngineClient(each.target, each.own_metadata()))
+            for each in engines
+        }
         metrics = Metrics(engines, version="test", config_hash="test")
         core = Scheduler(scheduler or SchedulerSettings(window_ms=0), engines)
         if tracing is not None:
@@ -102,18 +111,25 @@ async def running_sidecar(
             for each in tritons.values()
             for name in (each.text_model, each.engine_model)
         ]
-        online = Online(driver, models, passthrough, tracing, aliases)
-        server, port = build_server("127.0.0.1:0", online, passthrough, metrics, tracing)
+        online = Online(driver, models, passthrough, tracing, aliases, HeldBytes(limits))
+        server, port = build_server("127.0.0.1:0", online, passthrough, metrics, tracing, limits)
         await server.start()
         stack.push_async_callback(server.stop, None)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(driver.run(), name="driver")
             for name in tritons if up else ():
                 driver.handle(EngineUp(engine=name))
-                passthrough.up.add(name)
+                passthrough.engine_is(name, True)
             address = f"127.0.0.1:{port}"
             async with grpc.aio.insecure_channel(address) as channel:
-                yield Sidecar(driver=driver, metrics=metrics, channel=channel, address=address)
+                yield Sidecar(
+                    driver=driver,
+                    metrics=metrics,
+                    channel=channel,
+                    address=address,
+                    passthrough=passthrough,
+                    held=online.held,
+                )
             driver.close()
 
 

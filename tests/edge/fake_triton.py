@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from sidecar.edge import wire
@@ -103,12 +104,24 @@ class FakeTriton:
         self.streams = 0  # opened so far
         self.probes = 0  # stops of ids that nobody has
         self.metadata_of: dict[str, dict[str, str]] = {}
+        self.key: tuple[str, str] | None = None  # ModelConfig and streams are restricted to whoever sends it
+        self.configs = 0  # ModelConfig calls so far
+        self.config_hangs = False
+        self.extra_inputs: list[str] = []  # optional ones of both models, as after a reload
+        self.living = True  # else ServerLive gets no answer
+        self.slow_begun = asyncio.Event()  # a ModelInfer of model "slow" has come
+        self.slow_cancelled = asyncio.Event()  # and was cancelled; nothing else ends it
+        self.slow_deadline_s: float | None = None
         self._server = grpc.aio.server()
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         unary = {
             "ModelConfig": self._model_config,
             "ServerMetadata": self._server_metadata,
             "ModelInfer": self._model_infer,
+            "ServerLive": self._server_live,
+            "ServerReady": self._ready,
+            "ModelReady": self._ready,
+            "RepositoryModelLoad": self._model_load,
         }
         handlers: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(each) for name, each in unary.items()}
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
@@ -123,6 +136,10 @@ class FakeTriton:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._server.stop(None)
+
+    async def kill(self) -> None:
+        """Gone at once, with all its streams."""
         await self._server.stop(None)
 
     async def next(self) -> FakeRequest:
@@ -142,10 +159,20 @@ class FakeTriton:
 
     async def _stream(self, requests: AsyncIterator[Any], context: Any) -> None:
         self.streams += 1
+        metadata = dict(context.invocation_metadata() or ())
+        self.metadata_of["ModelStreamInfer"] = metadata
+        await self._check_key(context)
         async for message in requests:
             if wire.scalar(message, "stop", False):
                 await self._stop(message, context)
                 continue
+            if message.model_name == "faulty" and metadata.get("triton_grpc_error") == "true":
+                await context.abort(grpc.StatusCode.NOT_FOUND, "faulty failed")
+            if message.model_name == "faulty":
+                await context.write(wire.StreamResponse(error_message="faulty failed"))
+                continue
+            if message.model_name == "slow":
+                continue  # it never answers
             if message.model_name not in (self.engine_model, self.text_model):
                 await context.write(FakeRequest(message, {})._answer(True))
                 continue
@@ -174,8 +201,20 @@ class FakeTriton:
         if message.id not in self.mute_stops:
             await context.write(answer)
 
+    async def _check_key(self, context: Any) -> None:
+        if self.key is not None and self.key not in tuple(context.invocation_metadata() or ()):
+            text = f"This protocol is restricted, expecting header '{self.key[0]}'"
+            await context.abort(grpc.StatusCode.UNAVAILABLE, text)
+
     async def _model_config(self, raw: bytes, context: Any) -> bytes:
-        name = service_pb2.ModelConfigRequest.FromString(raw).name
+        self.configs += 1
+        await self._check_key(context)
+        while self.config_hangs:  # noqa: ASYNC110 - ends when the caller's deadline cancels it
+            await asyncio.sleep(0.01)
+        try:
+            name = service_pb2.ModelConfigRequest.FromString(raw).name
+        except DecodeError:
+            await context.abort(grpc.StatusCode.INTERNAL, "Unable to parse request")
         if name not in (self.engine_model, self.text_model):
             await context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
         kind = "ensemble" if name == self.text_model else "tensorrt_llm"
@@ -186,6 +225,8 @@ class FakeTriton:
             answer.config.input.add(
                 name=input_name, data_type=model_config_pb2.DataType.Value(datatype), dims=dims, optional=optional
             )
+        for input_name in self.extra_inputs:
+            answer.config.input.add(name=input_name, data_type=model_config_pb2.TYPE_INT32, dims=[1], optional=True)
         for output_name in _OUTPUTS[kind]:
             answer.config.output.add(name=output_name, data_type=model_config_pb2.TYPE_INT32, dims=[-1])
         return bytes(answer.SerializeToString())
@@ -196,8 +237,27 @@ class FakeTriton:
         context.set_trailing_metadata((("from-triton-too", "trailing"),))
         return bytes(service_pb2.ServerMetadataResponse(name="fake", version="0").SerializeToString())
 
+    async def _server_live(self, _raw: bytes, _context: Any) -> bytes:
+        while not self.living:  # noqa: ASYNC110 - ends when the caller's deadline cancels it
+            await asyncio.sleep(0.01)
+        return bytes(service_pb2.ServerLiveResponse(live=True).SerializeToString())
+
+    async def _ready(self, _raw: bytes, _context: Any) -> bytes:
+        """ServerReady and ModelReady alike."""
+        return bytes(service_pb2.ServerReadyResponse(ready=True).SerializeToString())
+
+    async def _model_load(self, _raw: bytes, _context: Any) -> bytes:
+        return b""
+
     async def _model_infer(self, raw: bytes, context: Any) -> bytes:
         request = wire.InferRequest.FromString(raw)
+        if request.model_name == "slow":
+            self.slow_deadline_s = context.time_remaining()
+            self.slow_begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.slow_cancelled.set()
         if request.model_name == "unknown":
             await context.abort(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'unknown' is not found")
         return bytes(wire.InferResponse(model_name=request.model_name, id=request.id).SerializeToString())

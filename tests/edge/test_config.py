@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,65 @@ def test_the_program_ends_with_2_and_one_line_per_mistake(tmp_path: Path) -> Non
     assert run.returncode == 2
     assert run.stdout == ""
     assert run.stderr.splitlines() == ["sidecar: engines.0.slot: unknown setting"]
+
+
+KEY = "triton-grpc-protocol-admin-key"
+
+
+def test_the_sidecars_own_metadata_is_written_or_read_from_files_and_no_text_shows_it(tmp_path: Path) -> None:
+    secret = tmp_path / "key"
+    secret.write_text("s3cret\n")
+    for engine in ({"metadata": {KEY: "s3cret"}}, {"metadata_files": {KEY: str(secret)}}):
+        settings = load_settings(written(tmp_path, engines=[{**ENGINE, **engine}]), {})
+        assert settings.engines[0].own_metadata() == ((KEY, "s3cret"),)
+        assert "s3cret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({KEY: "s3cret\nx"}, f"the value of {KEY} must be one line of printable ASCII"),
+        ({KEY: ""}, f"the value of {KEY} must be"),
+        ({KEY: "s3crét"}, f"the value of {KEY} must be"),
+        ({"Key": "s3cret"}, "'Key' cannot be a name"),
+        ({"grpc-x": "s3cret"}, "'grpc-x' cannot be a name"),
+        ({"x-bin": "s3cret"}, "'x-bin' cannot be a name"),
+        ({KEY: ["s3cret"]}, f"engines.0.metadata.{KEY}: "),
+        ("s3cret", "engines.0.metadata: "),
+    ],
+)
+def test_metadata_that_grpc_would_not_take_is_refused_without_its_value(
+    tmp_path: Path, metadata: Any, expected: str
+) -> None:
+    message = mistake(tmp_path, engines=[{**ENGINE, "metadata": metadata}])
+    assert expected in message
+    assert "s3cr" not in message
+
+
+def test_a_metadata_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    message = mistake(tmp_path, engines=[{**ENGINE, "metadata_files": {KEY: "/nowhere"}}])
+    assert "cannot read /nowhere: No such file or directory" in message
+    assert "in metadata and in metadata_files" in mistake(
+        tmp_path, engines=[{**ENGINE, "metadata": {KEY: "a"}, "metadata_files": {KEY: "/nowhere"}}]
+    )
+
+
+def test_a_file_that_is_not_yaml_is_refused_without_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "sidecar.yaml"
+    file.write_text(f"engines:\n  - metadata: {{{KEY}: s3cret: x]\n")
+    with pytest.raises(SettingsError, match=r"is not YAML: .* in line 2") as raised:
+        load_settings(file, {})
+    assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"message_bytes_max": 0}, "limits: message_bytes_max must be > 0, not 0"),
+        ({"message_bytes_max": 2**31, "held_bytes_max": 2**32}, "limits: message_bytes_max must be < 2\\^31"),
+        ({"held_bytes_max": 1}, "limits: message_bytes_max must be <= held_bytes_max"),
+        ({"connection_idle": 3}, "limits.connection_idle: unknown setting"),
+    ],
+)
+def test_a_limit_that_cannot_hold_is_refused(tmp_path: Path, limits: dict[str, int], expected: str) -> None:
+    assert re.search(expected, mistake(tmp_path, engines=[ENGINE], limits=limits))

@@ -1,0 +1,166 @@
+"""What every inbound call goes through: it is counted, timed and traced, and its unforeseen faults end here.
+
+A fault that nobody foresaw ends its own call, with INTERNAL and no word of what the caller sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from math import inf
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import grpc
+import grpc.aio
+
+from sidecar.edge.answers import CallerError
+from sidecar.edge.engine_client import Metadata
+from sidecar.edge.limits import RETRY_AFTER_S, HeldBytes, LimitSettings
+from sidecar.edge.tracing import CURRENT, Tracing
+
+Handler = Callable[[Any, Any], Awaitable[Any]]
+
+logger = logging.getLogger(__name__)
+DETAILS_BYTES_MAX = 2_048  # gRPC encodes one byte as up to three, and a client takes 8 KiB of metadata in all
+CUT = "..."
+LOG_AGAIN_S = 60.0  # a fault at the same place is logged again no sooner: a caller can repeat it as fast as it likes
+UNFORESEEN = "internal error of the sidecar; its log names the place"
+
+
+class RpcObserver(Protocol):
+    """Who counts inbound calls."""
+
+    def served(self, method: str, code: str, seconds: float) -> None:
+        """A call of this method has ended with this status."""
+
+
+class Calls:
+    """All inbound calls: how many are open, and how each is served."""
+
+    def __init__(
+        self, observer: RpcObserver, tracing: Tracing | None, held: HeldBytes, limits: LimitSettings | None = None
+    ) -> None:
+        self._observer = observer
+        self._tracing = tracing
+        self._held = held
+        self._calls_max = (limits or LimitSettings()).calls_max
+        self._open = 0
+        self._faults = _Faults()
+
+    def infer(self, handler: Handler, method: str) -> Handler:
+        """`handler`, traced, and bounded in calls; a unary request's bytes count as held until it is answered."""
+
+        async def bounded(request: Any, context: Any) -> Any:
+            size = len(request) if isinstance(request, bytes) else 0
+            if self._open >= self._calls_max:
+                text = f"{self._open} calls are open, as many as may be (limits.calls_max)"
+                error = CallerError(grpc.StatusCode.RESOURCE_EXHAUSTED, text, RETRY_AFTER_S)
+                await refuse(context, error.code, str(error), error.trailing)
+            try:
+                self._held.take(size)
+            except CallerError as full:
+                await refuse(context, full.code, str(full), full.trailing)
+            self._open += 1
+            try:
+                return await handler(request, context)
+            finally:
+                self._open -= 1
+                self._held.give_back(size)
+
+        return self.observed(bounded, method, self._tracing)
+
+    def observed(self, handler: Handler, method: str, tracing: Tracing | None = None) -> Handler:
+        """`handler`, with each call counted by its status and duration, and traced."""
+
+        async def observed(request: Any, context: Any) -> Any:
+            begun_s = time.monotonic()
+            trace = None if tracing is None else tracing.rpc(dict(context.invocation_metadata() or ()))
+            CURRENT.set(trace)
+            code = "CANCELLED"  # what is true if the caller goes away meanwhile
+            try:
+                answer = await handler(request, context)
+                code = "OK"
+                return answer
+            except grpc.aio.AbortError:
+                code = grpc.StatusCode(_status(context.code())).name
+                raise
+            except Exception as error:
+                if _caller_is_gone(error):
+                    raise asyncio.CancelledError from None  # grpc.aio then sends nothing and logs nothing
+                code = grpc.StatusCode.INTERNAL.name
+                self._faults.log(method, error)
+                await refuse(context, grpc.StatusCode.INTERNAL, UNFORESEEN)
+            finally:
+                self._observer.served(method, code, time.monotonic() - begun_s)
+                if tracing is not None and trace is not None:
+                    tracing.end_rpc(trace, method, code)
+
+        return observed
+
+
+async def refuse(context: Any, code: grpc.StatusCode, text: str, trailing: Metadata = ()) -> NoReturn:
+    """End the call with this status. Raises AbortError.
+
+    The text is cut to what a client takes. One that gRPC cannot encode would leave the client without an answer: once
+    `abort` has begun, grpc.aio believes that the status is sent.
+    """
+    await context.abort(code, details(text), tuple(trailing))
+    raise AssertionError("abort has raised already")
+
+
+def details(text: str) -> str:
+    """`text` as the details of a gRPC status: whole characters, and not too many."""
+    raw = text.encode(errors="replace")
+    if len(raw) <= DETAILS_BYTES_MAX:
+        return raw.decode()
+    return raw[: DETAILS_BYTES_MAX - len(CUT)].decode(errors="ignore") + CUT
+
+
+class _Faults:
+    """Logs what nobody foresaw: where, and of which kind. Not the exception's text: it may hold a prompt."""
+
+    def __init__(self) -> None:
+        self._logged_s: dict[str, float] = {}
+        self._since: Counter[str] = Counter()  # as many again at the same place, not logged
+
+    def log(self, method: str, error: BaseException) -> None:
+        """One line and the frames, or nothing if the same place was logged a short while ago."""
+        for leaf in _leaves(error):
+            frames = traceback.extract_tb(leaf.__traceback__)
+            where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
+            place = f"{type(leaf).__name__} at {where}"
+            now_s = time.monotonic()
+            if now_s < self._logged_s.get(place, -inf) + LOG_AGAIN_S:
+                self._since[place] += 1
+                continue
+            more = f" ({self._since.pop(place)} more since it was last logged)" if place in self._since else ""
+            self._logged_s[place] = now_s
+            logger.error("%s failed: %s%s\n%s", method, place, more, "".join(traceback.format_list(frames)))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions of a group, or the one that is none."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
+
+
+def _caller_is_gone(error: BaseException) -> bool:
+    """True if this is only gRPC saying that nothing can be read or written any more."""
+    return all(
+        isinstance(each, grpc.aio.BaseError) and not isinstance(each, grpc.aio.UsageError) for each in _leaves(error)
+    )
+
+
+def _status(code: Any) -> Any:
+    """grpc.aio keeps the status of an aborted call as its number."""
+    if isinstance(code, int):
+        return next((each.value for each in grpc.StatusCode if each.value[0] == code), grpc.StatusCode.UNKNOWN.value)
+    return code.value if code is not None else grpc.StatusCode.UNKNOWN.value
