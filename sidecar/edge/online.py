@@ -29,7 +29,7 @@ from sidecar.edge.engine_client import Metadata
 from sidecar.edge.errors import BadRequestError, EngineError
 from sidecar.edge.joined import joined
 from sidecar.edge.limits import HeldBytes
-from sidecar.edge.outbox import OUTBOX_MAX, Outbox
+from sidecar.edge.outbox import Outbox, Unread
 from sidecar.edge.passthrough import REAL_STATUS, UNREADABLE, Passthrough, StreamPassthrough, forwardable
 from sidecar.edge.ports import Call
 from sidecar.edge.routing import Aliases, Models
@@ -58,6 +58,7 @@ class Online:
         self.models = Models(models, aliases or {})
         self._passthrough = passthrough
         self.held = held or HeldBytes()
+        self.unread = Unread()
         # Where a `stop` request finds what it stops: by the connection and the caller's id.
         self._running: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
 
@@ -104,6 +105,7 @@ class Online:
                 stream.stop_passing_on()
         finally:  # the caller is gone, or all is answered; either way nothing of this stream goes on
             self.abandon(stream.open)
+            stream.outbox.drop()
         if stream.status is not None:
             await refuse(context, stream.status.code, str(stream.status), stream.status.trailing)
 
@@ -195,7 +197,7 @@ class _CallerStream:
     """One caller's ModelStreamInfer: its open requests and its outbox."""
 
     def __init__(self, online: Online, passthrough: Passthrough, context: Any) -> None:
-        self.outbox = Outbox(context)
+        self.outbox = Outbox(context, online.unread)
         self.open: set[Booked] = set()
         self.status: CallerError | None = None
         self._online = online
@@ -265,8 +267,9 @@ class _CallerStream:
 
     def _deliver(self, response: Any) -> None:
         self.outbox.put(response.SerializeToString())
-        if self.outbox.full and self.status is None:
-            self._end(CallerError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{OUTBOX_MAX} responses wait to be read"))
+        if self.status is None and (overflow := self.outbox.overflow()):
+            self._end(CallerError(grpc.StatusCode.RESOURCE_EXHAUSTED, overflow))
+            self.outbox.drop()
             self._online.abandon(self.open)
 
     def _answer_error(self, caller_id: str, error: CallerError, model_name: str) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from sidecar.edge import outbox
-from sidecar.edge.outbox import Outbox
+from sidecar.edge.outbox import Outbox, Unread
 
 
 class Reader:
@@ -80,15 +80,58 @@ async def test_a_slow_reader_fills_it_and_has_room_again_once_it_reads(monkeypat
     box = Outbox(reader)
     reader.stop_reading()
     for number in range(5):
-        assert not box.full
+        assert not box.overflow()
         box.put(b"%d" % number)
-    assert box.full
+    assert box.overflow() == "4 responses of 4 bytes wait to be read, and no more may"
     room = asyncio.ensure_future(box.room())
     await turn()
     assert not room.done()
     reader.read_on()
     await room
-    assert not box.full
+    assert not box.overflow()
+
+
+async def test_a_few_large_messages_fill_it_as_many_small_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "OUTBOX_BYTES_HIGH", 20)
+    monkeypatch.setattr(outbox, "OUTBOX_BYTES_MAX", 40)
+    reader = Reader()
+    box = Outbox(reader)
+    reader.stop_reading()
+    for _ in range(4):
+        box.put(b"x" * 11)
+    room = asyncio.ensure_future(box.room())
+    await turn()
+    assert not room.done()
+    assert not box.overflow()
+    box.put(b"x" * 11)
+    assert box.overflow() == "4 responses of 44 bytes wait to be read, and no more may"
+    reader.read_on()
+    await room
+    assert not box.overflow()
+    assert len(reader.taken) == 5
+
+
+async def test_when_all_callers_together_read_too_slowly_the_slow_ones_are_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outbox, "OUTBOX_BYTES_HIGH", 20)
+    monkeypatch.setattr(outbox, "ALL_BYTES_MAX", 60)
+    unread = Unread()
+    readers = [Reader() for _ in range(3)]
+    slow, slower, modest = boxes = [Outbox(reader, unread) for reader in readers]
+    for reader in readers:
+        reader.stop_reading()
+    for box, size in ((slow, 25), (slower, 30), (modest, 10)):
+        box.put(b"begun")
+        box.put(b"x" * size)
+    assert [bool(box.overflow()) for box in boxes] == [True, True, False]
+    slower.drop()
+    assert [bool(box.overflow()) for box in boxes] == [False] * 3
+    for reader in readers:
+        reader.read_on()
+    await turn()
+    assert unread.bytes == 0
+    assert [len(reader.taken) for reader in readers] == [2, 1, 2]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the RPC is over"), asyncio.CancelledError()])
