@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from heapq import heappop, heappush
 from math import exp, inf, sqrt
 
 from sidecar.core.work import Work
@@ -221,17 +222,54 @@ class Rate:
         return (sum(days) / len(days), len(days)) if days else (self.mean, 0)
 
 
+class Earliest:
+    """The earliest of some deadlines, each of which may be there several times: a heap whose entries may be gone."""
+
+    __slots__ = ("_counts", "_heap")
+
+    def __init__(self) -> None:
+        self._counts: dict[float, int] = {}
+        self._heap: list[float] = []
+
+    def add(self, deadline_s: float) -> None:
+        """Add one more; inf is none."""
+        if deadline_s < inf:
+            if deadline_s not in self._counts:
+                heappush(self._heap, deadline_s)
+            self._counts[deadline_s] = self._counts.get(deadline_s, 0) + 1
+
+    def remove(self, deadline_s: float) -> None:
+        """Take one away that was added."""
+        if deadline_s == inf:
+            return
+        self._counts[deadline_s] -= 1
+        if not self._counts[deadline_s]:
+            del self._counts[deadline_s]
+        while self._heap and self._heap[0] not in self._counts:
+            heappop(self._heap)
+
+    @property
+    def deadline_s(self) -> float:
+        """The earliest that is left; inf if none is."""
+        return self._heap[0] if self._heap else inf
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """What waits or runs under one name."""
 
     tenant: str
     name: str
-    deadline_s: float = inf  # the earliest that an item of it named
+    deadlines: Earliest = field(default_factory=Earliest)  # of the items that are alive
     items: int = 0  # alive
     lengths: Moments = field(default_factory=Moments)  # tokens that its items wrote
     verdict: Verdict = Verdict.UNKNOWN
     eta: Eta = field(default_factory=lambda: Eta(p50_s=inf, p90_s=inf))
+
+    @property
+    def deadline_s(self) -> float:
+        """The earliest that an item of it, which is not over, has named; inf if none has."""
+        return self.deadlines.deadline_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,12 +310,14 @@ class Jobs:
             job = self._jobs.setdefault(key, Job(*key))
         assert job is not None
         job.items += 1
-        job.deadline_s = min(job.deadline_s, work.deadline_s)
+        job.deadlines.add(work.deadline_s)
         return job, new
 
-    def left(self, job: Job, output_tokens: int, stay_s: float) -> None:
-        """An item of `job` is gone; it wrote so many tokens, in so many seconds; 0 if it did not get that far."""
+    def left(self, job: Job, deadline_s: float, output_tokens: int, stay_s: float) -> None:
+        """An item of `job`, with that deadline, is gone; it wrote so many tokens, in so many seconds; 0 if it did not
+        get to its end: how long it would have become is not known then."""
         job.items -= 1
+        job.deadlines.remove(deadline_s)
         if output_tokens:
             job.lengths.note(output_tokens)
             self._lengths.note(output_tokens)

@@ -75,7 +75,7 @@ class Invariants:
     closing: bool = False
     cancelled: str = ""  # the last one that was cancelled while it waited
     now_s: float = 0.0
-    seen: int = 0
+    arrived: dict[tuple[object, ...], int] = field(default_factory=dict)  # accepted works, by what they queue in
     fifo: dict[tuple[object, ...], list[tuple[float, int, str]]] = field(default_factory=dict)
 
     def observe(self, event: Event, actions: Sequence[Action], now_s: float) -> None:
@@ -88,13 +88,16 @@ class Invariants:
         self._take_in(event)
         for action in actions:
             self._carry_out(action)
+        if isinstance(event, Arrived) and event.work.id not in self.works:
+            self.arrived[_queue(event.work)] -= 1  # refused at once: it has never stood in the queue
 
     def _take_in(self, event: Event) -> None:
         match event:
             case Arrived(work=work):
                 ensure(work.id not in self.works, f"{work.id} arrived twice")
-                self.seen += 1
-                self.works[work.id] = _Record(work, self.seen)
+                queue = _queue(work)
+                self.arrived[queue] = self.arrived.get(queue, 0) + 1
+                self.works[work.id] = _Record(work, self.arrived[queue])
                 self._wait(self.works[work.id])
             case Ended(work_id=work_id, reason=reason, output_tokens=tokens):
                 self._over(work_id, tokens, reason)
@@ -205,16 +208,21 @@ class Invariants:
         heappush(self.fifo.setdefault(_group(work), []), (work.arrived_s, record.order, work.id))
 
     def _check_fifo(self, record: _Record) -> None:
-        """First in, first out within lane, tenant, deadline and objective. But equal prefixes may go ahead of what came
-        less than a window before them, and who backs off has lost its place for that time."""
+        """First in, first out within lane, tenant, deadline and objective. But offline equal prefixes may go ahead of
+        what came less than a window before them, and who backs off has lost its place for that time."""
         heap = self.fifo[_group(record.work)]
         while heap and not self._waits(heap[0][2]):
             heappop(heap)
         first = heap[0] if heap else None
         mine = (record.work.arrived_s, record.order, record.work.id)
-        window = self.settings.prefix_group_window if record.work.prefix_key else 0
-        near = first is not None and record.order - first[1] < window
+        grouped = record.work.prefix_key != "" and record.work.lane is Lane.OFFLINE
+        near = grouped and first is not None and self._is_near(record, *first[:2])
         ensure(first is None or first >= mine or near, f"{record.work.id} overtook {first and first[2]}")
+
+    def _is_near(self, record: _Record, arrived_s: float, order: int) -> bool:
+        """True if `record` came so soon after what arrived then that it may go ahead with its prefix."""
+        soon = record.work.arrived_s - arrived_s <= self.settings.prefix_group_s
+        return soon and record.order - order < self.settings.prefix_group_window
 
     def _waits(self, work_id: str) -> bool:
         record = self.works.get(work_id)
@@ -291,5 +299,9 @@ class Invariants:
         ensure(not self.works, f"after Closing these are left: {sorted(self.works)[:5]}")
 
 
+def _queue(work: Work) -> tuple[object, ...]:
+    return work.model, work.lane, work.tenant
+
+
 def _group(work: Work) -> tuple[object, ...]:
-    return work.model, work.lane, work.tenant, work.deadline_s, work.ttft_objective_ms
+    return *_queue(work), work.deadline_s, work.ttft_objective_ms

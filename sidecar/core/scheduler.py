@@ -17,7 +17,8 @@ The duties of a driver:
 6. After Failed: online work is over. Offline work waits for its next Dispatch, or its DeadLetter is among the actions.
 7. After Preempt and Abort stop the dispatch; its terminal event is still owed. After Abort the work is gone whatever
    that says, also when a Preempt came before.
-8. After Reject and DeadLetter the work is gone. Reject may come at any time while a work waits.
+8. After Reject and DeadLetter the work is gone. Reject may come at any time while a work waits, and with the terminal
+   event of an offline dispatch whose work would wait again.
 9. Engines are down until EngineUp. After EngineDown report each dispatch on it (4.) as it ends.
 10. A Dispatch with `prompt_tokens` fills the KV cache with the head of a prompt: send so many ids, ask for one token,
     drop it, and report Ended by LENGTH with 0 tokens whatever that token was.
@@ -29,7 +30,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from heapq import heappop, heappush
 from itertools import count
 from math import inf
 from typing import assert_never
@@ -63,11 +63,12 @@ from sidecar.core.item import Item, State
 from sidecar.core.pool import Pool
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.snapshot import JobSnapshot, Snapshot, engine_snapshot, job_snapshots, lane_snapshots
+from sidecar.core.timers import Hold, Timers
 from sidecar.core.work import OFFLINE, ONLINE, EndReason, Lane, Work
 
 RETRY_BACKOFF_MAX_S = 30.0
 
-Hold = tuple[Engine, int, int]  # slots and KV tokens that an engine may still use after a stream to it broke
+SHUTTING_DOWN = "this sidecar is shutting down"
 
 
 class Scheduler:
@@ -93,8 +94,8 @@ class Scheduler:
             raise SettingsError(f"engines need one name each, and there must be one: {[each.name for each in engines]}")
         self._grants = Grants(settings)
         self._items: dict[str, Item] = {}
-        self._timers: list[tuple[float, int, Item | Hold]] = []  # retries, and holds after Lost
-        self._sequence = count(1)
+        self._timers = Timers(settings)
+        self._sequence = count(1)  # of arrivals
         self._closing = False
         self._now_s = 0.0
         self._look_at_s = -inf  # when rate and deadlines are looked at next
@@ -109,8 +110,7 @@ class Scheduler:
         self._now_s = now_s
         self._actions = []
         # What was due before counts, but is granted only after the event: it may say that the engine is down.
-        if self._timers and self._timers[0][0] <= now_s:
-            self._run_timers()
+        self._run_timers()
         match event:
             case Progressed():
                 self._progressed(event)
@@ -149,10 +149,7 @@ class Scheduler:
 
     def next_deadline_s(self) -> float | None:
         """When to handle Woke() if nothing happens before; None if only an event can change anything."""
-        timers = self._timers
-        while timers and self._is_stale(timers[0]):
-            heappop(timers)
-        soonest_s = timers[0][0] if timers else inf
+        soonest_s = self._timers.next_s()
         for pool in self._pools.values():
             for engine in pool.engines if pool.offline.eligible() else ():
                 chance_s = engine.next_chance_s()
@@ -253,8 +250,6 @@ class Scheduler:
         self._items[work.id] = item
         if work.lane is ONLINE:
             pool.arrivals.note(self._now_s)
-            if work.deadline_s < inf:
-                self._set_timer(work.deadline_s, item)
         new_job = False
         if work.lane is OFFLINE:
             item.job, new_job = pool.jobs.arrived(work)
@@ -268,7 +263,7 @@ class Scheduler:
         if pool is None:
             return RejectReason.UNKNOWN_MODEL, f"no engine serves model {work.model}; known: {sorted(self._pools)}"
         if self._closing:
-            return RejectReason.CLOSING, "this sidecar is shutting down"
+            return RejectReason.CLOSING, SHUTTING_DOWN
         if why := pool.holds(work):
             return RejectReason.TOO_LARGE, why
         if work.lane is OFFLINE:
@@ -277,8 +272,8 @@ class Scheduler:
             bound, waiting = self._settings.online_queue_max, pool.online.waiting
             if not pool.up:
                 return RejectReason.ENGINE_DOWN, f"no engine of model {work.model} is up"
-            if work.deadline_s <= self._now_s:
-                return RejectReason.EXPIRED, "the deadline had passed when it arrived"
+        if self._timers.expired(work, self._now_s):
+            return RejectReason.EXPIRED, "the deadline had passed when it arrived"
         if waiting >= bound:
             return RejectReason.QUEUE_FULL, f"{waiting} {work.lane} works wait for model {work.model} already"
         if why := pool.queue(work.lane).tenants.named(work.tenant).refuses():
@@ -287,6 +282,7 @@ class Scheduler:
 
     def _enqueue(self, pool: Pool, item: Item) -> None:
         item.waiting_since_s = self._now_s
+        self._timers.waits(item)
         pool.queue(item.work.lane).push(item)
         if item.work.lane is OFFLINE:
             pool.offline_grew(self._now_s)
@@ -337,8 +333,9 @@ class Scheduler:
             engine.interference.complete(item, event.output_tokens, self._now_s)
         self._finish(item, engine, pool)
         item.keep(event.output_tokens)
-        if item.state is State.ABORTING or item.work.is_complete(item.generated_tokens, reason):
-            self._gone(item)
+        complete = item.work.is_complete(item.generated_tokens, reason)
+        if item.state is State.ABORTING or complete:
+            self._gone(item, complete=complete)
         else:
             item.attempts = item.losses = 0
             self._again(pool, engine, item)
@@ -363,8 +360,9 @@ class Scheduler:
         item.keep(event.output_tokens)
         item.cached_on = None
         item.losses = 0 if event.output_tokens and item.work.resumable else item.losses + 1
-        if item.state is State.ABORTING or item.work.is_complete(item.generated_tokens, EndReason.LENGTH):
-            self._gone(item)
+        complete = item.work.is_complete(item.generated_tokens, EndReason.LENGTH)
+        if item.state is State.ABORTING or complete:
+            self._gone(item, complete=complete)
         elif item.losses >= self._settings.losses_max and item.work.lane is OFFLINE:
             self._bury(item, f"the stream to the engine broke {item.losses} times without a token")
         else:
@@ -385,9 +383,9 @@ class Scheduler:
         elif item.state is State.PREEMPTING:
             engine.stopping -= 1
         pool.queue(item.work.lane).finish(item)
-        hold = (engine, item.work.slots, engine.leave(item, self._now_s))
+        hold = Hold(engine, item.work.slots, engine.leave(item, self._now_s))
         if held_s > 0:
-            self._set_timer(self._now_s + held_s, hold)
+            self._timers.hold(hold, self._now_s + held_s)
         else:
             self._release(hold)
         if item.work.lane is ONLINE and not engine.online_slots:
@@ -396,8 +394,7 @@ class Scheduler:
             self._stirred += [self._pools[each.settings.model] for each in engine.neighbours]
 
     def _release(self, hold: Hold) -> None:
-        engine, slots, kv_tokens = hold
-        engine.release(slots, kv_tokens, self._now_s)
+        hold.engine.release(hold.slots, hold.kv_tokens, self._now_s)
 
     def _again(self, pool: Pool, engine: Engine, item: Item) -> None:
         """The rest of the work waits anew, unless there is nobody to wait for it."""
@@ -406,23 +403,32 @@ class Scheduler:
             item.generated_tokens = 0
         if item.work.lane is ONLINE:
             self._gone(item)
-            return
-        item.move(State.WAITING)
-        self._enqueue(pool, item)
+        elif not self._given_up(item):
+            item.move(State.WAITING)
+            self._enqueue(pool, item)
+
+    def _given_up(self, item: Item) -> bool:
+        """True if an offline work whose dispatch is over waits no more: it is rejected, and gone."""
         if self._closing:
-            self._refuse(pool, item, RejectReason.CLOSING, "this sidecar is shutting down")
+            reason, message = RejectReason.CLOSING, SHUTTING_DOWN
+        elif self._timers.expired(item.work, self._now_s):
+            reason, message = RejectReason.EXPIRED, "the deadline passed before it was complete"
+        else:
+            return False
+        self._gone(item)
+        self._reject(item.work.id, reason, message)
+        return True
 
     def _back_off(self, pool: Pool, item: Item) -> None:
-        if self._closing:
-            self._gone(item)
-            self._reject(item.work.id, RejectReason.CLOSING, "this sidecar is shutting down")
+        if self._given_up(item):
             return
         item.move(State.BACKING_OFF)
         self._retries += 1
         pool.backing_off += 1
         self._actions += pool.intake()
         delay_s = min(self._settings.retry_backoff_s * 2 ** (item.attempts - 1), RETRY_BACKOFF_MAX_S)
-        self._set_timer(self._now_s + delay_s, item)
+        self._timers.retry(item, self._now_s + delay_s)
+        self._timers.waits(item)
 
     def _bury(self, item: Item, reason: str) -> None:
         self._gone(item)
@@ -448,13 +454,14 @@ class Scheduler:
         item.move(State.ABORTING)
         self._actions.append(Abort(work_id=item.work.id, engine=engine.settings.name))
 
-    def _gone(self, item: Item) -> None:
+    def _gone(self, item: Item, *, complete: bool = False) -> None:
         item.move(State.GONE)
         if item.account:  # it has waited
             item.account.works -= 1
         if item.job:
+            tokens = item.generated_tokens if complete else 0
             stay_s = self._now_s - (item.first_token_s or self._now_s)
-            self._pools[item.work.model].jobs.left(item.job, item.generated_tokens, stay_s)
+            self._pools[item.work.model].jobs.left(item.job, item.work.deadline_s, tokens, stay_s)
         del self._items[item.work.id]
 
     # ---- engines, timers, the end ------------------------------------------------------------------------------------
@@ -478,33 +485,21 @@ class Scheduler:
         engine.ledger.measured(event, slots_ours, engine.in_use[OFFLINE])
         self._fill(self._pools[engine.settings.model])
 
-    def _set_timer(self, when_s: float, what: Item | Hold) -> None:
-        heappush(self._timers, (when_s, next(self._sequence), what))
-
-    def _is_stale(self, timer: tuple[float, int, Item | Hold]) -> bool:
-        """True if a timer has nothing to do any more: its work is granted, or gone."""
-        what = timer[2]
-        if isinstance(what, tuple):
-            return False
-        return what.state is not (State.BACKING_OFF if what.work.lane is OFFLINE else State.WAITING)
-
     def _run_timers(self) -> None:
         """End the holds, back-offs and waits whose time has come."""
-        while self._timers and self._timers[0][0] <= self._now_s:
-            what = heappop(self._timers)[2]
-            if isinstance(what, tuple):
+        for what in self._timers.due(self._now_s):
+            if isinstance(what, Hold):
                 self._release(what)
-                self._stirred.append(self._pools[what[0].settings.model])
-            elif what.state is State.BACKING_OFF:
-                pool = self._pools[what.work.model]
+                self._stirred.append(self._pools[what.engine.settings.model])
+                continue
+            pool = self._pools[what.work.model]
+            if self._timers.expired(what.work, self._now_s):
+                self._refuse(pool, what, RejectReason.EXPIRED, "the deadline passed while it waited")
+            else:
                 pool.backing_off -= 1
                 what.move(State.WAITING)
                 self._enqueue(pool, what)
-                self._stirred.append(pool)
-            elif not self._is_stale((self._now_s, 0, what)):
-                pool = self._pools[what.work.model]
-                self._refuse(pool, what, RejectReason.EXPIRED, "the deadline passed while it waited")
-                self._stirred.append(pool)
+            self._stirred.append(pool)
 
     def _close(self) -> None:
         """From here on arrivals are rejected, online drains, and offline that waits is handed back."""
@@ -512,5 +507,5 @@ class Scheduler:
         for item in list(self._items.values()):
             if item.engine is None and item.work.lane is OFFLINE:
                 pool = self._pools[item.work.model]
-                self._refuse(pool, item, RejectReason.CLOSING, "this sidecar is shutting down")
+                self._refuse(pool, item, RejectReason.CLOSING, SHUTTING_DOWN)
         self._fill_all()  # what was kept free for a turn is online's now

@@ -29,6 +29,13 @@ class ReservationMode(StrEnum):
     YIELDING = "yielding"  # online at risk, by at most postpone_max_s: N contended grants + postpone_max_s
 
 
+class OnDeadline(StrEnum):
+    """What becomes of an offline item whose deadline has passed before it is complete."""
+
+    EXPIRE = "expire"  # refused, as soon as it waits: what its slice has still to give nobody is waiting for
+    RUN = "run"  # run all the same, and before those whose deadline is later
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """What the scheduler has to know about one engine: one model on one Triton endpoint."""
@@ -146,7 +153,10 @@ class SchedulerSettings:
     # beside resident online: on an A100 such a prefill alone takes as long as the TTFT objective; 0 = all may
     kv_guard_share_min: float = 0.05  # of the KV cache is left to online's growth
     kv_guard_share_max: float = 0.30
-    prefix_group_window: int = 1024  # items with equal prefixes run together if they came so close; 0 = as they came
+    # Items of the backlog with equal prefixes run together if they came so close, in arrivals of their tenant and in
+    # seconds; 0 = as they came. Of 128 all but one find the prefix cached; the watermark waits for no more than those.
+    prefix_group_window: int = 128
+    prefix_group_s: float = 60.0
     tenant_fairness: bool = True  # False: tenants are not told apart, and none has limits or figures of its own
     tenant_input_price: float = 1.0  # weighted tokens per prompt token
     tenant_output_price: float = 2.0  # per output token, which costs a row of an iteration (Sheng et al. use 1 and 2)
@@ -155,6 +165,8 @@ class SchedulerSettings:
     online_queue_max: int = 1024  # beyond it RESOURCE_EXHAUSTED: a queue that long is already minutes of waiting
     offline_queue_max: int = 2048  # items per model: enough to order by deadline, little memory
     offline_queue_low: int = 1024  # intake resumes here
+    # Offline work past its deadline would take the slots of work that can still be in time, and is of no use any more.
+    on_deadline: OnDeadline = OnDeadline.EXPIRE
     attempts_max: int = 5  # retryable failures of an offline item before it is a dead letter
     retry_backoff_s: float = 0.5  # doubled per attempt, at most 30 s
     losses_max: int = 20  # broken streams without a token in between before an item is taken for what breaks them
@@ -190,7 +202,7 @@ class SchedulerSettings:
         require(0 <= self.headroom_share_max <= 1, f"headroom_share_max must be in 0..1, not {self.headroom_share_max}")
         for name in (
             *("slice_tokens", "slice_tokens_busy", "turn_tokens", "preempt_quantum_tokens", "preempt_sticky_after"),
-            *("preempt_max", "offline_prefill_tokens", "long_prompt_tokens", "prefix_group_window"),
+            *("preempt_max", "offline_prefill_tokens", "long_prompt_tokens", "prefix_group_window", "prefix_group_s"),
             *(
                 "postpone_max_s",
                 "urgency_horizon_s",

@@ -12,7 +12,7 @@ Counters only grow. So the heaps below may hold old ones: an entry is put right 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count
 
@@ -36,13 +36,13 @@ class Account:
     limits: TenantSettings
     input_price: float  # weighted tokens per token
     output_price: float
+    waiting: Waiting
     counter: float = 0.0
     input_tokens: int = 0  # charged so far
     output_tokens: int = 0
     works: int = 0  # alive: waiting, backing off or in flight
     in_flight: int = 0
     slots: int = 0  # of those in flight
-    waiting: Waiting = field(default_factory=Waiting)
     ticket: int = 0  # the heap entry that is live; 0 = it is not its turn, now or soon
     long: bool = False  # which heap that is in
     eligible: int = 0  # as many of its works are in the count of that heap
@@ -184,7 +184,7 @@ class Tenants:
             limits=limits,
             input_price=settings.tenant_input_price / limits.weight,
             output_price=settings.tenant_output_price / limits.weight,
-            waiting=Waiting(settings.prefix_group_window, settings.ttft_objective_ms / 1000),
+            waiting=Waiting(settings),
         )
 
     def _forget(self) -> None:

@@ -2,9 +2,10 @@
 
 It is due by the objective that a request states for itself, or else the model's: then the order is that of arrival.
 
-Equal prefixes may run together, so that the KV cache still holds what they share: an item then stands right behind the
-oldest that waits with its prefix (as BatchLLM and BlendServe order whole batches), if that came at most `window`
-arrivals before it. So an item is overtaken by fewer than `window` others, however popular their prefix is.
+Equal prefixes of the backlog may run together, so that the KV cache still holds what they share: an item then stands
+right behind the oldest that waits with its prefix (as BatchLLM and BlendServe order whole batches), if that came fewer
+than `prefix_group_window` arrivals and at most `prefix_group_s` before it. So an item is overtaken by fewer others than
+that, and by none that came more seconds than that after it: the oldest offset of a partition always moves.
 
 A heap with lazy deletion: push and leave are O(log n), looking at the head is O(1) on average.
 """
@@ -13,23 +14,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
+from typing import NamedTuple
 
 from sidecar.core.item import Item
+from sidecar.core.settings import SchedulerSettings
+from sidecar.core.work import OFFLINE
 
 _Entry = tuple[float, float, int, int, int, Item]
+
+
+class _Leader(NamedTuple):
+    """The oldest item of a prefix: how many had arrived with it, when, and its place."""
+
+    number: int
+    arrived_s: float
+    place: tuple[float, int]
 
 
 class Waiting:
     """A heap of items. An entry is live while the item still has the ticket that it was pushed with."""
 
-    __slots__ = ("_heap", "_leaders", "_length", "_ttft_objective_s", "_window")
+    __slots__ = ("_arrived", "_group_s", "_heap", "_leaders", "_length", "_ttft_objective_s", "_window")
 
-    def __init__(self, window: int = 0, ttft_objective_s: float = 0.0) -> None:
+    def __init__(self, settings: SchedulerSettings) -> None:
         self._heap: list[_Entry] = []
         self._length = 0
-        self._window = window  # 0 = prefixes do not matter
-        self._ttft_objective_s = ttft_objective_s
-        self._leaders: dict[str, tuple[float, int]] = {}  # by prefix: the place of the oldest
+        self._arrived = 0  # items so far; one that comes back has arrived before
+        self._window = settings.prefix_group_window  # 0 = prefixes do not matter
+        self._group_s = settings.prefix_group_s
+        self._ttft_objective_s = settings.ttft_objective_ms / 1000
+        self._leaders: dict[str, _Leader] = {}  # by prefix: the oldest
 
     def __len__(self) -> int:
         return self._length
@@ -50,16 +64,21 @@ class Waiting:
         """When the first token is due of the item that it stands behind, and its sequence; or its own."""
         work, prefix = item.work, item.work.prefix_key
         own = (work.arrived_s + (work.ttft_objective_ms / 1000 or self._ttft_objective_s), item.sequence)
-        if not self._window or not prefix:
+        self._arrived += 1
+        if not self._window or not prefix or work.lane is not OFFLINE:
             return own
         leader = self._leaders.get(prefix)
-        if leader is not None and leader <= own and item.sequence - leader[1] < self._window:
-            return leader
-        if len(self._leaders) >= self._window:
-            oldest = item.sequence - self._window
-            self._leaders = {key: each for key, each in self._leaders.items() if each[1] > oldest}
-        self._leaders[prefix] = own
+        if leader is not None and leader.place <= own and self._follows(leader, work.arrived_s):
+            return leader.place
+        if len(self._leaders) >= 2 * self._window:  # at most half of them can still be followed
+            last = self._arrived - self._window
+            self._leaders = {key: each for key, each in self._leaders.items() if each.number > last}
+        self._leaders[prefix] = _Leader(self._arrived, work.arrived_s, own)
         return own
+
+    def _follows(self, leader: _Leader, arrived_s: float) -> bool:
+        """True if what arrives now came soon enough after `leader` to overtake those in between."""
+        return self._arrived - leader.number < self._window and arrived_s - leader.arrived_s <= self._group_s
 
     def head(self) -> Item | None:
         """The next item, left in place; None if nobody waits."""

@@ -12,6 +12,7 @@ import logging
 import traceback
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import Protocol
 
@@ -42,6 +43,7 @@ LARGE_ITEM_BYTES = 32 << 10  # from here on items are read one at a time: 15 to 
 RETRY_REJECTED_S = 0.5
 FRAMES_SHOWN = 4  # of an unexpected exception
 EMPTY_OUTPUT = "empty_output"  # how the driver's reason names a good end without a token
+WALL_STEP_S = 0.5  # a larger change of the wall clock is no error of measurement
 
 
 class Driver(Protocol):
@@ -73,6 +75,7 @@ class ItemRuns:
         self._dead_letters = DeadLetterLog(clock)
         self._large_item = asyncio.Lock()  # each keeps a thread busy; what callers send needs threads, too
         self._minted = 0
+        self._ahead_s = -inf
         self._gates: dict[str, asyncio.Event] = {}
 
     def look(self) -> None:
@@ -144,7 +147,7 @@ class ItemRuns:
         self._minted += 1
         deadline_s = float("inf")
         if item.deadline is not None:
-            deadline_s = self._clock() + (item.deadline - datetime.now(UTC)).total_seconds()
+            deadline_s = item.deadline.timestamp() - self._wall_ahead_s()
         return Work(
             id=f"{record.source}#{self._minted}",
             lane=Lane.OFFLINE,
@@ -158,6 +161,17 @@ class ItemRuns:
             job=item.job or "",
             prefix_key=item.prefix_key,
         )
+
+    def _wall_ahead_s(self) -> float:
+        """Return by how much the wall clock is ahead of the driver's: one number until somebody sets the wall clock.
+
+        The items of a job name one deadline. Measured anew for each it would differ by microseconds, and their order
+        would be drawn by lot instead of being that of their offsets.
+        """
+        ahead_s = datetime.now(UTC).timestamp() - self._clock()
+        if abs(ahead_s - self._ahead_s) > WALL_STEP_S:
+            self._ahead_s = ahead_s
+        return self._ahead_s
 
     async def _result(
         self, record: Record, item: Item, generated: Generated, taken_s: float, trace: ItemTrace | None

@@ -8,8 +8,9 @@ from random import Random
 import pytest
 
 from sidecar.core.deadlines import WINDOW_S, Eta, Jobs, Rate, Verdict
-from sidecar.core.events import Arrived, Dispatch, Ended, Forecast
+from sidecar.core.events import Arrived, Dispatch, Ended, Forecast, Reject, RejectReason
 from sidecar.core.reservation import Reservation
+from sidecar.core.settings import OnDeadline
 from sidecar.core.work import EndReason, GrantKind
 from tests.core.builders import offline, online, scheduler
 
@@ -36,7 +37,7 @@ def _jobs(rate: float, *, items: int, length: int, deadline_s: float, horizon_s:
     for number in range(items + 5):
         job, _ = jobs.arrived(offline(f"b{number}", job="weekly", deadline_s=deadline_s))
         if number < 5:
-            jobs.left(job, length, 0.0) if number else jobs._lengths.note(length)
+            jobs.left(job, deadline_s, length, 0.0) if number else jobs._lengths.note(length)
     job.items = items
     return jobs
 
@@ -76,7 +77,7 @@ def test_the_worse_case_is_that_the_others_bring_more() -> None:
     mine = next(each for each in jobs if each is not job)
     assert mine.eta.p50_s == pytest.approx((100 + 1) * 100 / 50)  # the other has all it asked for soon
     assert mine.eta.p90_s == pytest.approx(2 * 100 * 100 / 50)  # or goes on until the end
-    jobs.left(job, 0, 0.0)
+    jobs.left(job, inf, 0, 0.0)
     jobs.judge(1230.0, lambda _: 1.0)
     share = 1200 / 86_400  # of the last day, in which it had work
     assert mine.eta.p90_s == pytest.approx((1 + share) * 100 * 100 / 50, rel=1e-3)
@@ -87,7 +88,7 @@ def test_a_job_ends_with_the_last_of_its_items_not_with_its_tokens() -> None:
     (job,) = jobs
     for stay_s in (5.0, 15.0):
         job.items += 1
-        jobs.left(job, 100, stay_s)
+        jobs.left(job, inf, 100, stay_s)
     jobs.judge(1200.0, lambda _: 1.0)
     assert 200.0 + 5.0 < job.eta.p50_s < job.eta.p90_s < 200.0 + 30.0
 
@@ -171,6 +172,38 @@ def test_a_job_that_fits_only_in_the_mean_is_at_risk() -> None:
     jobs = _jobs(50.0, items=100, length=100, deadline_s=1200 + 205.0)
     jobs.rate = _rate([20.0, 80.0, 20.0, 20.0, 80.0, 80.0, 80.0, 20.0] * 5)
     assert _verdict(jobs) is Verdict.AT_RISK
+
+
+def test_a_deadline_counts_for_its_job_as_long_as_an_item_has_it() -> None:
+    jobs = Jobs(3600.0)
+    for number, deadline_s in enumerate((50.0, 70.0, inf, 50.0, 60.0)):
+        job, _ = jobs.arrived(offline(f"b{number}", job="weekly", deadline_s=deadline_s))
+    seen = [job.deadline_s]
+    for deadline_s in (50.0, 60.0, 50.0, 70.0, inf):
+        jobs.left(job, deadline_s, 0, 0.0)
+        seen.append(job.deadline_s)
+    assert seen == [50.0, 50.0, 50.0, 70.0, inf, inf]
+    assert list(jobs) == []
+
+
+def test_an_item_that_expired_is_no_measure_of_how_long_items_are() -> None:
+    subject = scheduler(slots=1, slice_tokens=10)
+    subject.handle(Arrived(work=offline("b1", job="weekly", deadline_s=5.0)), 0.0)
+    subject.handle(Arrived(work=offline("b2", job="weekly", deadline_s=900.0)), 0.0)
+    actions = subject.handle(Ended(work_id="b1", reason=EndReason.LENGTH, output_tokens=10), 6.0)
+    message = "the deadline passed before it was complete"
+    assert actions[0] == Reject(work_id="b1", reason=RejectReason.EXPIRED, message=message)
+    [pool] = subject._pools.values()
+    assert (pool.jobs._lengths.count, [job.deadline_s for job in pool.jobs]) == (0, [900.0])
+
+
+def test_past_its_deadline_an_item_is_run_where_that_is_set() -> None:
+    subject = scheduler(slots=1, on_deadline=OnDeadline.RUN)
+    actions = subject.handle(Arrived(work=offline("b1", deadline_s=5.0)), 9.0)
+    actions += subject.handle(Arrived(work=offline("b2", deadline_s=10.0)), 9.0)
+    assert subject.next_deadline_s() is None
+    actions += subject.handle(Ended(work_id="b1", reason=EndReason.END_ID, output_tokens=10), 11.0)
+    assert [each.work_id for each in actions if isinstance(each, Dispatch | Reject)] == ["b1", "b2"]
 
 
 def test_of_a_new_kind_of_work_nothing_is_claimed() -> None:

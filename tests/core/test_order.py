@@ -87,6 +87,23 @@ def test_an_item_is_overtaken_by_fewer_than_the_window_however_popular_a_prefix_
     assert grouped(3, "x.xxxxxx") == ["b0", "b2", "b1", "b3", "b4", "b5", "b6", "b7"]
 
 
+def test_the_second_of_1200_items_is_overtaken_by_less_than_a_window_of_a_popular_prefix() -> None:
+    for arrivals_per_s, overtaken in ((1000, 127), (1, 60)):
+        queue = LaneQueue(SchedulerSettings())
+        for number in range(1200):
+            key = "common" if number != 1 else "rare"
+            work = offline(f"b{number}", arrived_s=number / arrivals_per_s, prefix_key=key)
+            queue.push(Item(work, number, 0.0))
+        assert order_of(queue).index("b1") == overtaken
+
+
+def test_callers_who_wait_are_served_as_they_came_whatever_their_prefix() -> None:
+    queue = LaneQueue(SchedulerSettings())
+    for number, key in enumerate("xyxyx"):
+        queue.push(Item(online(f"a{number}", arrived_s=float(number), prefix_key=key), number, 0.0))
+    assert order_of(queue) == ["a0", "a1", "a2", "a3", "a4"]
+
+
 def test_what_comes_back_keeps_its_place_in_its_group() -> None:
     queue = LaneQueue(SchedulerSettings(prefix_group_window=10))
     items = [

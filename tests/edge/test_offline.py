@@ -201,6 +201,16 @@ async def test_an_item_carries_its_tenant_deadline_and_lengths_to_the_scheduler(
     assert 1e9 < work.deadline_s < 1e10
 
 
+async def test_items_that_name_one_deadline_have_one_deadline() -> None:
+    cluster = FakeCluster()
+    for number in range(20):
+        cluster.produce(b'{"id": "%d", "prompt": "a b"}' % number, headers=[("x-deadline", b"2099-01-01T00:00:00Z")])
+    driver = FakeDriver()
+    async with running(lane(cluster, driver)):
+        await until(cluster, cluster.everything_once)
+    assert len({work.deadline_s for work in driver.works}) == 1
+
+
 @pytest.mark.parametrize(
     ("error", "outcome", "reason", "attempts"),
     [

@@ -1,0 +1,114 @@
+"""What the scheduler does when its time comes: the end of a hold, a retry, and the deadline of a work that waits.
+
+A heap whose entries go stale as works are granted or leave. A stale one is dropped when it surfaces, or in bulk, so the
+heap holds at most some twice as many entries as there are works and holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+from itertools import count
+from math import inf
+from typing import NamedTuple
+
+from sidecar.core.engine import Engine
+from sidecar.core.item import Item, State
+from sidecar.core.settings import OnDeadline, SchedulerSettings
+from sidecar.core.work import ONLINE, Work
+
+
+class Hold(NamedTuple):
+    """Slots and KV tokens that an engine may still use after a stream to it broke."""
+
+    engine: Engine
+    slots: int
+    kv_tokens: int
+
+
+_Entry = tuple[float, int, Item | Hold]
+
+
+class Timers:
+    """The times at which something is to be done though no event comes."""
+
+    __slots__ = ("_entries", "_numbers", "_offline_expires", "_prune_at")
+
+    def __init__(self, settings: SchedulerSettings) -> None:
+        self._offline_expires = settings.on_deadline is OnDeadline.EXPIRE
+        self._entries: list[_Entry] = []
+        self._numbers = count(1)  # of equal times the first that was set is first
+        self._prune_at = 64
+
+    def expired(self, work: Work, now_s: float) -> bool:
+        """True if the deadline of `work` has passed, and it is not to be run after it."""
+        return work.deadline_s <= now_s and self._expires(work)
+
+    def _expires(self, work: Work) -> bool:
+        return work.deadline_s < inf and (self._offline_expires or work.lane is ONLINE)
+
+    def hold(self, hold: Hold, until_s: float) -> None:
+        """`hold` ends at `until_s`."""
+        self._push(until_s, hold)
+
+    def retry(self, item: Item, when_s: float) -> None:
+        """`item`, which backs off, waits again at `when_s`."""
+        item.retry_s = when_s
+        self._push(when_s, item)
+
+    def waits(self, item: Item) -> None:
+        """`item` waits: should its deadline pass meanwhile, it is due."""
+        if not item.deadline_set and self._expires(item.work):
+            item.deadline_set = True
+            self._push(item.work.deadline_s, item)
+
+    def next_s(self) -> float:
+        """When something is due next; inf if nothing is set."""
+        while self._entries and not _is_live(self._entries[0]):
+            _drop(heappop(self._entries))
+        return self._entries[0][0] if self._entries else inf
+
+    def due(self, now_s: float) -> Iterator[Item | Hold]:
+        """What is due by now, in order; each is given once."""
+        while self._entries and self._entries[0][0] <= now_s:
+            entry = heappop(self._entries)
+            live = _is_live(entry)
+            _drop(entry)
+            if live:
+                yield entry[2]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _push(self, when_s: float, what: Item | Hold) -> None:
+        heappush(self._entries, (when_s, next(self._numbers), what))
+        if len(self._entries) > self._prune_at:
+            self._prune()
+
+    def _prune(self) -> None:
+        kept = []
+        for entry in self._entries:
+            if _is_live(entry):
+                kept.append(entry)
+            else:
+                _drop(entry)
+        heapify(kept)
+        self._entries, self._prune_at = kept, 2 * len(kept) + 64
+
+
+def _is_live(entry: _Entry) -> bool:
+    """True if there will be something to do at that time, as things stand."""
+    when_s, _, what = entry
+    if isinstance(what, Hold):
+        return True
+    backs_off = what.state is State.BACKING_OFF
+    if when_s == what.work.deadline_s:
+        return backs_off or what.state is State.WAITING
+    return backs_off and when_s == what.retry_s
+
+
+def _drop(entry: _Entry) -> None:
+    """The entry is no longer in the heap. The deadline of a work is set anew when it waits again."""
+    when_s, _, what = entry
+    if isinstance(what, Item) and when_s == what.work.deadline_s:
+        what.deadline_set = False
