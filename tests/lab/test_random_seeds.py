@@ -17,7 +17,7 @@ from engine.profile import profile_named
 from sidecar.core.events import Action, Event
 from sidecar.core.invariants import Invariants
 from sidecar.core.scheduler import Scheduler
-from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
+from sidecar.core.settings import EngineSettings, OnDeadline, ReservationMode, SchedulerSettings, TenantSettings
 from sidecar.core.work import Lane, Work
 from sidecar.lab.driver import Driver, Observer
 from sidecar.lab.faults import FaultRates, Faults
@@ -64,6 +64,10 @@ def world(seed: int) -> tuple[Driver, Watch]:
         offline_prefill_tokens=int(rng.choice([0, 128, 512])),
         reservation_mode=ReservationMode(rng.choice(list(ReservationMode))),
         postpone_max_s=float(rng.choice([0, 5])),
+        on_deadline=OnDeadline(rng.choice(list(OnDeadline))),
+        prefix_group_window=int(rng.choice([0, 3, 128])),
+        prefix_group_s=float(rng.choice([0.1, 60])),
+        tenants={"capped": TenantSettings(slots_max=int(rng.integers(1, 3)), waiting_max=int(rng.choice([0, 5])))},
     )
     engines = [engine(rng, number) for number in range(int(rng.integers(1, 4)))]
     scheduler = Scheduler(settings, engines)
@@ -120,7 +124,10 @@ def job(rng: Generator, name: str, lane: Lane, at_s: float, *, wide: bool) -> Jo
         arrived_s=at_s,
         prompt_tokens=int(rng.integers(1, 2000)),
         output_tokens_max=output_max,
-        deadline_s=at_s + float(rng.choice([inf, inf, 1.0, 30.0])),
+        deadline_s=at_s + float(rng.choice([inf, inf, 0.0, 1.0, 30.0])),
+        tenant=str(rng.choice(["capped", "default", f"t{rng.integers(0, 50)}"])),
+        job=str(rng.choice(["", "weekly", f"j{rng.integers(0, 500)}"])),
+        prefix_key=str(rng.choice(["", "p", "q"])),
         slots=int(rng.integers(1, 4)) if wide and rng.random() < 0.2 else 1,
         resumable=bool(rng.random() < 0.8),
     )
