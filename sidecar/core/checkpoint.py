@@ -51,6 +51,7 @@ from sidecar.core import (
     settings,
     slices,
     tenants,
+    timers,
     waiting,
     window,
     work,
@@ -61,8 +62,8 @@ from sidecar.core.scheduler import Scheduler
 
 MODULES: tuple[types.ModuleType, ...] = (
     *(aimd, arrivals, deadlines, engine, events, grants, guard, interference, item, latency, ledger, order, pacing),
-    *(placement, pool, preemption, prefixes, reservation, scheduler, settings, slices, tenants, waiting, window),
-    *(work, yielding),
+    *(placement, pool, preemption, prefixes, reservation, scheduler, settings, slices, tenants, timers, waiting),
+    *(window, work, yielding),
 )
 NODE, TUPLE = 0, 1  # how values begin that are neither scalars nor named
 SCALARS = frozenset((int, float, str, bool, type(None)))

@@ -7,10 +7,10 @@ heap holds at most some twice as many entries as there are works and holds.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
-from typing import NamedTuple
 
 from sidecar.core.engine import Engine
 from sidecar.core.item import Item, State
@@ -18,7 +18,8 @@ from sidecar.core.settings import OnDeadline, SchedulerSettings
 from sidecar.core.work import ONLINE, Work
 
 
-class Hold(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Hold:
     """Slots and KV tokens that an engine may still use after a stream to it broke."""
 
     engine: Engine

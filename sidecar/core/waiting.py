@@ -13,8 +13,8 @@ A heap with lazy deletion: push and leave are O(log n), looking at the head is O
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple
 
 from sidecar.core.item import Item
 from sidecar.core.settings import SchedulerSettings
@@ -23,7 +23,8 @@ from sidecar.core.work import OFFLINE
 _Entry = tuple[float, float, int, int, int, Item]
 
 
-class _Leader(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Leader:
     """The oldest item of a prefix: how many had arrived with it, when, and its place."""
 
     number: int
