@@ -29,6 +29,7 @@ from operator import attrgetter
 from typing import Any
 
 from sidecar.core import (
+    admission,
     aimd,
     arrivals,
     deadlines,
@@ -41,6 +42,7 @@ from sidecar.core import (
     latency,
     ledger,
     order,
+    pace,
     pacing,
     placement,
     pool,
@@ -61,8 +63,36 @@ from sidecar.core.record import Plain, RecordError, codec_of, shown
 from sidecar.core.scheduler import Scheduler
 
 MODULES: tuple[types.ModuleType, ...] = (
-    *(aimd, arrivals, deadlines, engine, events, grants, guard, interference, item, latency, ledger, order, pacing),
-    *(placement, pool, preemption, prefixes, reservation, scheduler, settings, slices, tenants, timers, waiting),
+    *(
+        admission,
+        aimd,
+        arrivals,
+        deadlines,
+        engine,
+        events,
+        grants,
+        guard,
+        interference,
+        item,
+        latency,
+        ledger,
+        order,
+        pace,
+    ),
+    *(
+        pacing,
+        placement,
+        pool,
+        preemption,
+        prefixes,
+        reservation,
+        scheduler,
+        settings,
+        slices,
+        tenants,
+        timers,
+        waiting,
+    ),
     *(window, work, yielding),
 )
 NODE, TUPLE = 0, 1  # how values begin that are neither scalars nor named

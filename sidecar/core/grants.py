@@ -141,6 +141,7 @@ class Grants:
     def _grant(self, pool: Pool, engine: Engine, item: Item, kind: GrantKind, *, contended: bool = False) -> None:
         item.move(State.RUNNING)
         pool.queue(item.work.lane).grant(item)
+        pool.somebody_left(item.work.lane)
         engine.begin(item, kind, self._now_s)
         self._actions.append(
             Dispatch(

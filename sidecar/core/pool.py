@@ -9,6 +9,7 @@ from sidecar.core.deadlines import Jobs
 from sidecar.core.engine import Engine
 from sidecar.core.events import Action, PauseIntake, ResumeIntake
 from sidecar.core.order import LaneQueue
+from sidecar.core.pace import Pace
 from sidecar.core.placement import Placement
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import OFFLINE, ONLINE, Lane, Work
@@ -25,6 +26,7 @@ class Pool:
     engines: list[Engine] = field(default_factory=list)
     placement: Placement = field(init=False)
     arrivals: ArrivalRate = field(default_factory=ArrivalRate)
+    pace: dict[Lane, Pace] = field(default_factory=lambda: {lane: Pace() for lane in Lane})
     backing_off: int = 0  # offline items that wait for their retry
     intake_marks: tuple[int, int] = (1, 0)  # offline load at which the intake pauses, and at which it goes on
     intake_paused: bool = False
@@ -47,6 +49,11 @@ class Pool:
     def offline_load(self) -> int:
         """Offline items that wait, or will: what backs off counts, for it comes back."""
         return self.offline.waiting + self.backing_off
+
+    def somebody_left(self, lane: Lane) -> None:
+        """One fewer waits in `lane`."""
+        if not self.queue(lane).waiting:
+            self.pace[lane].nobody_waits()
 
     def offline_grew(self, now_s: float) -> None:
         """One more waits in the offline lane: where nobody did, its wait for an engine begins."""

@@ -34,6 +34,7 @@ from itertools import count
 from math import inf
 from typing import assert_never
 
+from sidecar.core.admission import Admission, Refusal
 from sidecar.core.deadlines import WINDOW_S
 from sidecar.core.engine import Engine, Limit
 from sidecar.core.errors import SettingsError
@@ -67,8 +68,9 @@ from sidecar.core.timers import Hold, Timers
 from sidecar.core.work import OFFLINE, ONLINE, EndReason, Lane, Work
 
 RETRY_BACKOFF_MAX_S = 30.0
-
-SHUTTING_DOWN = "this sidecar is shutting down"
+CLOSING = Refusal(reason=RejectReason.CLOSING, message="this sidecar is shutting down")
+EXPIRED = Refusal(reason=RejectReason.EXPIRED, message="the deadline passed while it waited")
+CUT_OFF = Refusal(reason=RejectReason.EXPIRED, message="the deadline passed before it was complete")
 
 
 class Scheduler:
@@ -95,6 +97,7 @@ class Scheduler:
         self._grants = Grants(settings)
         self._items: dict[str, Item] = {}
         self._timers = Timers(settings)
+        self._admission = Admission(settings, self._timers)
         self._sequence = count(1)  # of arrivals
         self._closing = False
         self._now_s = 0.0
@@ -243,7 +246,7 @@ class Scheduler:
             raise ValueError(f"work {work.id} arrived twice")
         pool = self._pools.get(work.model)
         if refusal := self._refusal(work, pool):
-            self._reject(work.id, *refusal)
+            self._reject(work.id, refusal)
             return
         assert pool is not None
         item = Item(work, next(self._sequence), self._now_s)
@@ -258,50 +261,51 @@ class Scheduler:
         if new_job:
             self._judge(pool)
 
-    def _refusal(self, work: Work, pool: Pool | None) -> tuple[RejectReason, str] | None:
-        """Why `work` cannot wait here, or None if it can."""
+    def _refusal(self, work: Work, pool: Pool | None) -> Refusal | None:
+        """Why `work` cannot wait, or None if it can; another one may have left to make room for it."""
         if pool is None:
-            return RejectReason.UNKNOWN_MODEL, f"no engine serves model {work.model}; known: {sorted(self._pools)}"
+            return self._admission.unknown_model(work, self._pools)
         if self._closing:
-            return RejectReason.CLOSING, SHUTTING_DOWN
-        if why := pool.holds(work):
-            return RejectReason.TOO_LARGE, why
-        if work.lane is OFFLINE:
-            bound, waiting = self._settings.offline_queue_max, pool.offline_load
-        else:
-            bound, waiting = self._settings.online_queue_max, pool.online.waiting
-            if not pool.up:
-                return RejectReason.ENGINE_DOWN, f"no engine of model {work.model} is up"
-        if self._timers.expired(work, self._now_s):
-            return RejectReason.EXPIRED, "the deadline had passed when it arrived"
-        if waiting >= bound:
-            return RejectReason.QUEUE_FULL, f"{waiting} {work.lane} works wait for model {work.model} already"
-        if why := pool.queue(work.lane).tenants.named(work.tenant).refuses():
-            return RejectReason.QUEUE_FULL, why
+            return CLOSING
+        if refusal := self._admission.refusal(work, pool, self._now_s):
+            return refusal
+        if self._admission.is_full(work, pool):
+            full = self._admission.queue_full(work, pool, self._now_s)
+            if (leaving := self._admission.crowded_out(work, pool)) is None:
+                return full
+            self._refuse(pool, leaving, full)
         return None
 
     def _enqueue(self, pool: Pool, item: Item) -> None:
         item.waiting_since_s = self._now_s
         self._timers.waits(item)
+        pool.pace[item.work.lane].waits(self._now_s)
         pool.queue(item.work.lane).push(item)
         if item.work.lane is OFFLINE:
             pool.offline_grew(self._now_s)
             self._actions += pool.intake()
 
-    def _refuse(self, pool: Pool, item: Item, reason: RejectReason, message: str) -> None:
+    def _refuse(self, pool: Pool, item: Item, refusal: Refusal) -> None:
         """Reject a work that waits."""
         self._leave(pool, item)
-        self._reject(item.work.id, reason, message)
+        self._reject(item.work.id, refusal)
 
-    def _reject(self, work_id: str, reason: RejectReason, message: str) -> None:
-        retry_after_s = 1.0 if reason is RejectReason.QUEUE_FULL else None
-        self._rejects[reason] += 1
-        self._actions.append(Reject(work_id=work_id, reason=reason, message=message, retry_after_s=retry_after_s))
+    def _reject(self, work_id: str, refusal: Refusal) -> None:
+        self._rejects[refusal.reason] += 1
+        self._actions.append(
+            Reject(
+                work_id=work_id,
+                reason=refusal.reason,
+                message=refusal.message,
+                retry_after_s=refusal.retry_after_s,
+            )
+        )
 
     def _leave(self, pool: Pool, item: Item) -> None:
         """A work that waits or backs off is gone."""
         if item.state is State.WAITING:
             pool.queue(item.work.lane).discard(item)
+            pool.somebody_left(item.work.lane)
             if item.work.lane is OFFLINE:
                 pool.offline_shrank(self._now_s)
         else:
@@ -410,13 +414,13 @@ class Scheduler:
     def _given_up(self, item: Item) -> bool:
         """True if an offline work whose dispatch is over waits no more: it is rejected, and gone."""
         if self._closing:
-            reason, message = RejectReason.CLOSING, SHUTTING_DOWN
+            refusal = CLOSING
         elif self._timers.expired(item.work, self._now_s):
-            reason, message = RejectReason.EXPIRED, "the deadline passed before it was complete"
+            refusal = CUT_OFF
         else:
             return False
         self._gone(item)
-        self._reject(item.work.id, reason, message)
+        self._reject(item.work.id, refusal)
         return True
 
     def _back_off(self, pool: Pool, item: Item) -> None:
@@ -455,6 +459,8 @@ class Scheduler:
         self._actions.append(Abort(work_id=item.work.id, engine=engine.settings.name))
 
     def _gone(self, item: Item, *, complete: bool = False) -> None:
+        if item.state not in (State.WAITING, State.BACKING_OFF):
+            self._pools[item.work.model].pace[item.work.lane].over(self._now_s)
         item.move(State.GONE)
         if item.account:  # it has waited
             item.account.works -= 1
@@ -477,7 +483,7 @@ class Scheduler:
         engine.up, engine.limit_binding = False, Limit.DOWN
         pool = self._pools[engine.settings.model]
         for item in [] if pool.up else sorted(pool.online, key=lambda each: each.sequence):
-            self._refuse(pool, item, RejectReason.ENGINE_DOWN, f"no engine of model {pool.model} is up")
+            self._refuse(pool, item, self._admission.engine_down(pool.model))
 
     def _measured(self, event: Measured) -> None:
         engine = self._engines[event.engine]
@@ -494,7 +500,7 @@ class Scheduler:
                 continue
             pool = self._pools[what.work.model]
             if self._timers.expired(what.work, self._now_s):
-                self._refuse(pool, what, RejectReason.EXPIRED, "the deadline passed while it waited")
+                self._refuse(pool, what, EXPIRED)
             else:
                 pool.backing_off -= 1
                 what.move(State.WAITING)
@@ -507,5 +513,5 @@ class Scheduler:
         for item in list(self._items.values()):
             if item.engine is None and item.work.lane is OFFLINE:
                 pool = self._pools[item.work.model]
-                self._refuse(pool, item, RejectReason.CLOSING, SHUTTING_DOWN)
+                self._refuse(pool, item, CLOSING)
         self._fill_all()  # what was kept free for a turn is online's now

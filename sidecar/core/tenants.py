@@ -45,7 +45,13 @@ class Account:
     slots: int = 0  # of those in flight
     ticket: int = 0  # the heap entry that is live; 0 = it is not its turn, now or soon
     long: bool = False  # which heap that is in
+    filed_crowding: float = 0.0  # the entry that is live in the heap of `Crowd`; never less than the truth
     eligible: int = 0  # as many of its works are in the count of that heap
+
+    @property
+    def crowding(self) -> float:
+        """How many of its works wait, per weight."""
+        return len(self.waiting) / self.limits.weight
 
     @property
     def full(self) -> bool:
@@ -78,6 +84,42 @@ class Account:
             self.counter += more * self.output_price
 
 
+class Crowd:
+    """Who has most works waiting, per weight: a heap whose entries may be too large, and are put right on top."""
+
+    __slots__ = ("_heap", "_prune_at")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Account]] = []
+        self._prune_at = 64
+
+    def note(self, account: Account) -> None:
+        """The works of `account` that wait may be more or fewer now."""
+        if account.crowding > account.filed_crowding:
+            account.filed_crowding = account.crowding
+            heappush(self._heap, (-account.crowding, account.number, account))
+            if len(self._heap) > self._prune_at:
+                self._heap = [entry for entry in self._heap if -entry[0] == entry[2].filed_crowding]
+                heapify(self._heap)
+                self._prune_at = 2 * len(self._heap) + 64
+
+    def largest(self) -> Account | None:
+        """The account with the most; of equals the older one. None if nobody waits."""
+        while self._heap:
+            filed, number, account = self._heap[0]
+            if -filed != account.filed_crowding:
+                heappop(self._heap)
+            elif account.crowding == account.filed_crowding:
+                return account
+            else:
+                account.filed_crowding = account.crowding
+                if account.crowding:
+                    heapreplace(self._heap, (-account.crowding, number, account))
+                else:
+                    heappop(self._heap)
+        return None
+
+
 class Tenants:
     """The accounts of one lane of one model, and which of those that wait is next.
 
@@ -86,6 +128,7 @@ class Tenants:
 
     __slots__ = (
         "_accounts",
+        "_crowd",
         "_forget_at",
         "_last",
         "_numbers",
@@ -103,6 +146,7 @@ class Tenants:
         self._tickets = count(1)
         self._turns: tuple[list[_Turn], list[_Turn]] = ([], [])  # next prompt short, long
         self._last: Account | None = None  # the last one whose turn it could have been, and cannot be now
+        self._crowd = Crowd()
         self._forget_at = ACCOUNTS_MAX
         self.eligible = [0, 0]  # works that wait, and whose tenant may have slots, per heap
         self.forgotten = [0, 0]  # input and output tokens of accounts that are gone
@@ -121,8 +165,23 @@ class Tenants:
             account = self._accounts[name] = self._opened(name)
         return account
 
+    def known(self, name: str) -> Account | None:
+        """The account of tenant `name`, if there is one already."""
+        return self._accounts.get(name if self._settings.tenant_fairness else EVERYBODY)
+
+    def largest(self) -> Account | None:
+        """Who has most works waiting, per weight; None if nobody waits."""
+        return self._crowd.largest()
+
+    def crowding_with(self, name: str) -> float:
+        """How many works tenant `name` would have waiting, per weight, if one more did."""
+        if account := self.known(name):
+            return (len(account.waiting) + 1) / account.limits.weight
+        return 1 / self._limits(name).weight
+
     def stirred(self, account: Account) -> None:
         """Something about who waits or runs in `account` has changed: it is filed where it belongs now."""
+        self._crowd.note(account)
         head = None if account.full else account.waiting.head()
         long = head is not None and self._is_long(head)
         self.eligible[account.long] -= account.eligible
@@ -175,9 +234,12 @@ class Tenants:
             return False  # it is sent in pieces
         return 0 < self._settings.long_prompt_tokens < item.context_tokens - item.cached_tokens
 
-    def _opened(self, name: str) -> Account:
+    def _limits(self, name: str) -> TenantSettings:
         settings = self._settings
-        limits = settings.tenants.get(name, settings.tenant_default) if settings.tenant_fairness else TenantSettings()
+        return settings.tenants.get(name, settings.tenant_default) if settings.tenant_fairness else TenantSettings()
+
+    def _opened(self, name: str) -> Account:
+        settings, limits = self._settings, self._limits(name)
         return Account(
             name=name,
             number=next(self._numbers),

@@ -35,7 +35,7 @@ class _Leader:
 class Waiting:
     """A heap of items. An entry is live while the item still has the ticket that it was pushed with."""
 
-    __slots__ = ("_arrived", "_group_s", "_heap", "_leaders", "_length", "_ttft_objective_s", "_window")
+    __slots__ = ("_arrived", "_fresh", "_group_s", "_heap", "_leaders", "_length", "_ttft_objective_s", "_window")
 
     def __init__(self, settings: SchedulerSettings) -> None:
         self._heap: list[_Entry] = []
@@ -45,6 +45,7 @@ class Waiting:
         self._group_s = settings.prefix_group_s
         self._ttft_objective_s = settings.ttft_objective_ms / 1000
         self._leaders: dict[str, _Leader] = {}  # by prefix: the oldest
+        self._fresh: list[tuple[int, Item]] = []  # tickets and items that never ran, in the order of arrival
 
     def __len__(self) -> int:
         return self._length
@@ -58,6 +59,7 @@ class Waiting:
         work = item.work
         if item.place is None:
             item.place = self._place(item)
+            self._fresh.append((item.ticket, item))
         heappush(self._heap, (work.deadline_s, *item.place, item.sequence, item.ticket, item))
         self._length += 1
 
@@ -91,9 +93,20 @@ class Waiting:
             heappop(heap)
         return None
 
+    def newest(self) -> Item | None:
+        """The one that arrived last of those that never ran, left in place; None if all have."""
+        while self._fresh:
+            ticket, item = self._fresh[-1]
+            if ticket == item.ticket:
+                return item
+            self._fresh.pop()
+        return None
+
     def left(self) -> None:
         """One item has lost its ticket. Its entry is dropped when it surfaces, or in bulk."""
         self._length -= 1
         if len(self._heap) > 2 * self._length + 64:
             self._heap = [entry for entry in self._heap if entry[4] == entry[5].ticket]
             heapify(self._heap)
+        if len(self._fresh) > 2 * self._length + 64:
+            self._fresh = [(ticket, item) for ticket, item in self._fresh if ticket == item.ticket]
