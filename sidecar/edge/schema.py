@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2
 
 from sidecar.edge.errors import BadRequestError
+from sidecar.edge.well_formed import DATATYPES, asked_by, dims
 
-_BYTES_PER_ELEMENT = {
-    **dict.fromkeys(("BOOL", "UINT8", "INT8"), 1),
-    **dict.fromkeys(("UINT16", "INT16", "FP16", "BF16"), 2),
-    **dict.fromkeys(("UINT32", "INT32", "FP32"), 4),
-    **dict.fromkeys(("UINT64", "INT64", "FP64"), 8),
-}
+_BATCH_NOTE = (
+    "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each "
+    "input shape. If you want to specify the full shape including the batch dim in your input dims config, try setting "
+    "max_batch_size to zero. See the model configuration docs for more info on max_batch_size."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,7 @@ class ModelSchema:
     model: str
     inputs: Mapping[str, InputRule]
     outputs: frozenset[str]
+    batch_max: int = 0  # 0 = its tensors have no batch dimension
 
     @classmethod
     def of(cls, config: Any) -> ModelSchema:
@@ -49,42 +50,74 @@ class ModelSchema:
                 for each in config.input
             },
             outputs=frozenset(each.name for each in config.output),
+            batch_max=config.max_batch_size,
         )
 
     def check(self, request: Any) -> None:
-        """Raise BadRequestError, naming the tensor, unless the inputs and outputs of `request` fit this model."""
-        raw = iter(request.raw_input_contents)
+        """Raise BadRequestError, naming the tensor, unless the inputs and outputs of `request` fit this model.
+
+        Texts and order are Triton's (core: src/infer_request.cc); what needs no ModelConfig is in `well_formed.py`.
+        """
+        by, model = asked_by(request.id), self.model
         for tensor in request.inputs:
-            rule = self.inputs.get(tensor.name)
-            if rule is None:
-                raise BadRequestError(f"unexpected inference input '{tensor.name}' for model '{self.model}'")
-            in_shared_memory = "shared_memory_region" in tensor.parameters
-            self._check_input(tensor, rule, None if in_shared_memory else next(raw, None))
-        given = {tensor.name for tensor in request.inputs}
-        for name, rule in self.inputs.items():
-            if not rule.optional and name not in given:
-                raise BadRequestError(f"input '{name}' is missing; model '{self.model}' requires it")
+            if tensor.name not in self.inputs:
+                raise BadRequestError(f"unexpected inference input '{tensor.name}' for model '{model}'")
         for output in request.outputs:
             if output.name not in self.outputs:
-                raise BadRequestError(f"unexpected inference output '{output.name}' for model '{self.model}'")
+                raise BadRequestError(f"unexpected inference output '{output.name}' for model '{model}'")
+        if self.batch_max:
+            self._check_batch(by, request.inputs)
+        for tensor in request.inputs:
+            self._check_input(by, tensor, self.inputs[tensor.name])
+        self._check_missing(by, [tensor.name for tensor in request.inputs])
 
-    def _check_input(self, tensor: Any, rule: InputRule, raw: bytes | None) -> None:
+    def _check_missing(self, by: str, given: Sequence[str]) -> None:
+        required = [name for name, rule in self.inputs.items() if not rule.optional]
+        missing = [name for name in required if name not in given]
+        if not missing:
+            return
+        bounds = f"number of inputs between {len(required)} and {len(self.inputs)}"
+        expected = f"{len(required)} inputs" if len(required) == len(self.inputs) else bounds
+        raise BadRequestError(
+            f"{by}expected {expected} but got {len(given)} inputs for model '{self.model}'. Got input(s) "
+            f"{_names(given)}, but missing required input(s) {_names(missing)}. Please provide all required input(s)."
+        )
+
+    def _check_batch(self, by: str, inputs: Any) -> None:
+        for tensor in inputs:
+            if not tensor.shape:
+                raise BadRequestError(
+                    f"{by}input '{tensor.name}' has no shape but model requires batch dimension for '{self.model}'"
+                )
+        counts = Counter(tensor.shape[0] for tensor in inputs)
+        if len(counts) > 1:
+            ((usual, _),) = counts.most_common(1)
+            odd = next(tensor.name for tensor in inputs if tensor.shape[0] != usual)
+            raise BadRequestError(f"{by}input '{odd}' batch size does not match other inputs for '{self.model}'")
+        if any(not 1 <= batch <= self.batch_max for batch in counts):
+            bound = f"<= {self.batch_max}" if max(counts) > 0 else f">= 1, not {max(counts)},"
+            raise BadRequestError(f"{by}inference request batch-size must be {bound} for '{self.model}'")
+
+    def _check_input(self, by: str, tensor: Any, rule: InputRule) -> None:
         if tensor.datatype != rule.datatype:
+            given = tensor.datatype if tensor.datatype in DATATYPES else "<invalid>"
             raise BadRequestError(
-                f"input '{tensor.name}' has datatype {tensor.datatype}; model '{self.model}' expects {rule.datatype}"
+                f"{by}inference input '{tensor.name}' data-type is '{given}', but model '{self.model}' expects "
+                f"'{rule.datatype}'"
             )
         shape = tuple(tensor.shape)
         if len(shape) != len(rule.dims) or any(
-            got < 0 or want not in (-1, got) for got, want in zip(shape, rule.dims, strict=True)
+            got != want for got, want in zip(shape, rule.dims, strict=True) if want != -1 and got >= 0
         ):
             raise BadRequestError(
-                f"input '{tensor.name}' has shape {list(shape)}; model '{self.model}' expects {list(rule.dims)}"
+                f"{by}unexpected shape for input '{tensor.name}' for model '{self.model}'. Expected {dims(rule.dims)}, "
+                f"got {dims(shape)}. {_BATCH_NOTE if self.batch_max else ''}"
             )
-        size = _BYTES_PER_ELEMENT.get(tensor.datatype)
-        if raw is not None and size is not None and len(raw) != size * prod(shape):
-            raise BadRequestError(
-                f"input '{tensor.name}' has {len(raw)} bytes; shape {list(shape)} needs {size * prod(shape)}"
-            )
+
+
+def _names(names: Sequence[str]) -> str:
+    quoted = ",".join(f"'{name}'" for name in names)
+    return f"[{quoted}]"
 
 
 def _datatype(value: int) -> str:

@@ -97,8 +97,9 @@ def raw_input(request: Any, name: str) -> bytes:
     """The raw bytes of input `name`; empty if they stand elsewhere."""
     raw_at = -1
     for tensor in request.inputs:
-        raw_at += _SHARED_MEMORY not in tensor.parameters
-        if tensor.name == name and raw_at < len(request.raw_input_contents):
+        in_shared_memory = _SHARED_MEMORY in tensor.parameters
+        raw_at += not in_shared_memory
+        if tensor.name == name and not in_shared_memory and raw_at < len(request.raw_input_contents):
             return bytes(request.raw_input_contents[raw_at])
     return b""
 
