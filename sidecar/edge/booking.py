@@ -2,11 +2,13 @@
 
 A caller asks for the offline lane, names its tenant or states its own objective by `x-lane: offline`, `x-tenant: NAME`
 and `ttft_objective_ms: NUMBER`: as a request parameter, or as metadata of the call. The parameter wins.
+
+A tensor in shared memory cannot be read here: what it would say is then estimated from shape and bytes, upwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import inf
@@ -19,10 +21,14 @@ from sidecar.edge import wire
 from sidecar.edge.encoder import EncoderError
 from sidecar.edge.errors import BadRequestError, EngineError
 from sidecar.edge.tokens import TextTooLongError, Tokens
+from sidecar.edge.well_formed import SHARED_MEMORY, asked_by
 
 LANE = "x-lane"
 TENANT = "x-tenant"
 TTFT_OBJECTIVE = "ttft_objective_ms"
+OURS = frozenset({LANE, TENANT, TTFT_OBJECTIVE})
+TENANT_CHARACTERS_MAX = 256
+SHOWN_CHARACTERS_MAX = 64  # of a value that is refused
 PREFIX_BYTES = 512  # of a prompt: some four blocks of a KV cache
 BYTES_PER_TOKEN = 4  # of English text in the common vocabularies; only where no tokenizer is configured
 
@@ -52,33 +58,56 @@ class ScheduledModel:
 
     def lengths(self, request: Any) -> Lengths:
         """How long and how wide a request is. Raises BadRequestError, naming the tensor."""
-        output_name = "max_tokens" if self.takes_text else "request_output_len"
-        output_tokens_max = wire.scalar(request, output_name, 0)
-        if output_tokens_max < 1:
-            raise BadRequestError(f"input '{output_name}' must be >= 1, not {output_tokens_max}")
-        width = max(wire.scalar(request, "beam_width", 1), wire.scalar(request, "num_return_sequences", 1), 1)
+        tensors = {each.name: each for each in request.inputs}
+        output_tokens_max = _least_one(request, tensors, "max_tokens" if self.takes_text else "request_output_len")
+        prompt_tokens = (
+            self._tokens_of_text(request, tensors, output_tokens_max)
+            if self.takes_text
+            else self._tokens_of_ids(request, tensors)
+        )
+        if output_tokens_max is None:  # it lies in shared memory, or is missing: then the engine refuses it
+            output_tokens_max = max(self.tokens_max - prompt_tokens, 1)
+        width = max(_least_one(request, tensors, name) or 1 for name in ("beam_width", "num_return_sequences"))
         return Lengths(
-            prompt_tokens=self._prompt_tokens(request, output_tokens_max),
-            output_tokens_max=output_tokens_max,
-            sequences=width * _batch(request),
+            prompt_tokens=prompt_tokens, output_tokens_max=output_tokens_max, sequences=width * _batch(request)
         )
 
-    def _prompt_tokens(self, request: Any, output_tokens_max: int) -> int:
-        if not self.takes_text:
-            widths = [int(each.shape[-1]) for each in request.inputs if each.name == "input_ids"]
-            if not widths or not widths[0]:
-                raise BadRequestError(f"input 'input_ids' is missing or empty; model '{self.name}' requires it")
-            return widths[0]
-        texts = wire.input_values(request, "text_input") or ()
-        if self.tokens is None:  # an estimate never refuses a text: the engine counts, and refuses, by itself
-            estimate = sum(len(text) for text in texts) // BYTES_PER_TOKEN
-            return min(estimate, max(self.tokens_max - output_tokens_max, 0))
+    def _tokens_of_ids(self, request: Any, tensors: Mapping[str, Any]) -> int:
+        """The longest prompt of the batch: as `input_lengths` says, which is what the engine reads of `input_ids`."""
+        given = tensors.get("input_ids")
+        ids = int(given.shape[-1]) if given is not None and given.shape else 0
+        if not ids:
+            raise refusal(request, f"input 'input_ids' is missing or empty; model '{self.name}' requires a prompt")
+        lengths = _read(request, tensors, "input_lengths") or (ids,)
+        for length in lengths:
+            if not 1 <= length <= ids:
+                raise refusal(request, f"input 'input_lengths' is {length}, but input 'input_ids' holds {ids}")
+        return max(lengths)
+
+    def _tokens_of_text(self, request: Any, tensors: Mapping[str, Any], output_tokens_max: int | None) -> int:
+        given = tensors.get("text_input")
+        if given is not None and SHARED_MEMORY in given.parameters:
+            return self._estimate(_bytes_in_shared_memory(given), output_tokens_max)
+        texts = _read(request, tensors, "text_input") or ()
+        if not texts or not all(texts):
+            raise refusal(request, f"input 'text_input' is missing or empty; model '{self.name}' requires a prompt")
+        if self.tokens is None:
+            return self._estimate(max(map(len, texts)), output_tokens_max)
         try:
-            return max((len(self.tokens.prompt_ids(_text(text), self.tokens_max)) for text in texts), default=0)
+            return max(len(self.tokens.prompt_ids(_text(request, text), self.tokens_max)) for text in texts)
         except TextTooLongError as error:
-            raise BadRequestError(f"input 'text_input': {error}") from None
+            raise refusal(request, f"input 'text_input': {error}") from None
         except EncoderError as error:
             raise EngineError(str(error), grpc.StatusCode.INTERNAL) from None
+
+    def _estimate(self, text_bytes: int, output_tokens_max: int | None) -> int:
+        """An estimate never refuses a text: the engine counts, and refuses, by itself."""
+        return max(min(text_bytes // BYTES_PER_TOKEN, self.tokens_max - (output_tokens_max or 1)), 0)
+
+
+def refusal(request: Any, text: str) -> BadRequestError:
+    """An error that begins as Triton's own do."""
+    return BadRequestError(asked_by(request.id) + text)
 
 
 def work_of(
@@ -92,7 +121,8 @@ def work_of(
     deadline_s: float,
 ) -> Work:
     """The request as the scheduler sees it. Raises BadRequestError."""
-    lane = _lane(request, metadata)
+    lane, objective_ms = _lane(request, metadata), _ttft_objective_ms(request, metadata)
+    _check_priority(request)
     return Work(
         id=work_id,
         lane=lane,
@@ -101,17 +131,29 @@ def work_of(
         prompt_tokens=lengths.prompt_tokens,
         output_tokens_max=lengths.output_tokens_max,
         tenant=tenant_of(request, metadata),
-        deadline_s=deadline_s,
+        deadline_s=min(deadline_s, arrived_s + _timeout_s(request)),
         slots=lengths.sequences,
         resumable=False,  # its tensors go to the engine as they are, so it runs whole
         prefix_key=_prefix_key(request, model),
-        ttft_objective_ms=_ttft_objective_ms(request, metadata) if lane is Lane.ONLINE else 0.0,
+        ttft_objective_ms=objective_ms if lane is Lane.ONLINE else 0.0,  # nobody waits for an offline token
     )
 
 
 def tenant_of(request: Any, metadata: Mapping[str, str]) -> str:
-    """Whose request it is."""
-    return asked(request, metadata, TENANT) or "default"
+    """Whose request it is. Raises BadRequestError if the name is too long to be kept."""
+    tenant = asked(request, metadata, TENANT) or "default"
+    if len(tenant) > TENANT_CHARACTERS_MAX:
+        raise refusal(request, f"{TENANT} has {len(tenant)} characters; at most {TENANT_CHARACTERS_MAX} are taken")
+    return tenant
+
+
+def asked(request: Any, metadata: Mapping[str, str], name: str) -> str | None:
+    """What the caller set, as text, whichever of its types a parameter has."""
+    if name not in request.parameters:
+        return metadata.get(name)
+    parameter = request.parameters[name]
+    kind = parameter.WhichOneof("parameter_choice")
+    return "" if kind is None else str(getattr(parameter, kind))
 
 
 def _prefix_key(request: Any, model: ScheduledModel) -> str:
@@ -122,9 +164,11 @@ def _prefix_key(request: Any, model: ScheduledModel) -> str:
 
 
 def _lane(request: Any, metadata: Mapping[str, str]) -> Lane:
-    lane = asked(request, metadata, LANE) or Lane.ONLINE
+    lane = asked(request, metadata, LANE)
+    if lane is None:
+        return Lane.ONLINE
     if lane not in tuple(Lane):
-        raise BadRequestError(f"{LANE} must be one of {', '.join(Lane)}, not '{lane}'")
+        raise refusal(request, f"{LANE} must be one of {', '.join(Lane)}, not '{_shown(lane)}'")
     return Lane(lane)
 
 
@@ -137,25 +181,60 @@ def _ttft_objective_ms(request: Any, metadata: Mapping[str, str]) -> float:
     except ValueError:
         objective_ms = -1.0
     if not 0 < objective_ms < inf:
-        raise BadRequestError(f"{TTFT_OBJECTIVE} must be a number of milliseconds > 0, not '{text}'")
+        raise refusal(request, f"{TTFT_OBJECTIVE} must be a number of milliseconds > 0, not '{_shown(text)}'")
     return objective_ms
 
 
-def asked(request: Any, metadata: Mapping[str, str], name: str) -> str | None:
-    """What the caller set, as text, whichever of its types a parameter has."""
-    if name not in request.parameters:
-        return metadata.get(name)
-    parameter = request.parameters[name]
-    kind = parameter.WhichOneof("parameter_choice")
-    return "" if kind is None else str(getattr(parameter, kind))
+def _check_priority(request: Any) -> None:
+    """Triton's 0 is its default. Levels mean nothing to an engine without any, and here the lanes decide."""
+    if "priority" not in request.parameters:
+        return
+    priority = int(asked(request, {}, "priority") or 0)
+    if priority < 0:
+        raise BadRequestError("invalid value for 'priority', expected value >= 0.")
+    if priority > 0:
+        known = f"there are no priority levels here, but the lanes of {LANE}"
+        raise refusal(request, f"parameter 'priority' is {priority}: {known}; leave it out, or send 0")
+
+
+def _timeout_s(request: Any) -> float:
+    """How long the request may wait for a slot: Triton's parameter `timeout`, in microseconds. Below 1 = no bound."""
+    if "timeout" not in request.parameters:
+        return inf
+    timeout_us = request.parameters["timeout"].int64_param
+    return timeout_us / 1e6 if timeout_us > 0 else inf
+
+
+def _read(request: Any, tensors: Mapping[str, Any], name: str) -> Sequence[Any] | None:
+    """The values of an input; None if it is not there or lies in shared memory."""
+    return wire.input_values(request, name) if name in tensors else None
+
+
+def _least_one(request: Any, tensors: Mapping[str, Any], name: str) -> int | None:
+    """The largest value of an input whose values are counts; None as for `_read`."""
+    values = _read(request, tensors, name)
+    if not values:
+        return None
+    if min(values) < 1:
+        raise refusal(request, f"input '{name}' must be >= 1, not {min(values)}")
+    return int(max(values))
+
+
+def _bytes_in_shared_memory(tensor: Any) -> int:
+    name = "shared_memory_byte_size"
+    return max(tensor.parameters[name].int64_param, 0) if name in tensor.parameters else 0
 
 
 def _batch(request: Any) -> int:
     return max((int(each.shape[0]) for each in request.inputs if len(each.shape) > 0), default=1) or 1
 
 
-def _text(raw: bytes) -> str:
+def _text(request: Any, raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise BadRequestError(f"input 'text_input' is not UTF-8: {error}") from None
+        raise refusal(request, f"input 'text_input' is not UTF-8: {error}") from None
+
+
+def _shown(value: str) -> str:
+    return value if len(value) <= SHOWN_CHARACTERS_MAX else value[:SHOWN_CHARACTERS_MAX] + "…"
