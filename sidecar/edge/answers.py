@@ -1,6 +1,12 @@
-"""What a caller gets instead of a response: the scheduler's and the engine's refusals as gRPC statuses."""
+"""What a caller gets instead of a response: the scheduler's and the engine's refusals as gRPC statuses.
+
+Texts begin as Triton's do, with the caller's own request id; the ids that the sidecar mints for the engine stay inside.
+"""
 
 from __future__ import annotations
+
+import re
+from dataclasses import dataclass
 
 import grpc
 
@@ -9,6 +15,7 @@ from sidecar.edge.calls import WorkDeadError, WorkRejectedError
 from sidecar.edge.engine_client import Metadata
 from sidecar.edge.errors import EngineError
 from sidecar.edge.ports import Terminal
+from sidecar.edge.well_formed import asked_by
 
 RETRY_HINT = "retry-after-ms"  # in the trailing metadata
 _CODES = {
@@ -19,6 +26,21 @@ _CODES = {
     RejectReason.EXPIRED: grpc.StatusCode.DEADLINE_EXCEEDED,
     RejectReason.CLOSING: grpc.StatusCode.UNAVAILABLE,
 }
+_EXPIRED = "Request timeout expired"  # Triton's words, which programs look for
+# How Triton begins the text for a request that it did not give to the model. Most such requests are refused before.
+_NOT_RUN = re.compile(
+    r"\[request id: |Request for unknown model|(failed to get|invalid) model version|Unable to find shared memory"
+    r"|Invalid (offset|byte)|'shared_memory_|invalid value type|unexpected inference (in|out)put|output can't set"
+    r"|GRPC server is shutting down"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Booked:
+    """A request that is with the scheduler, as its caller's stream knows it."""
+
+    work_id: str
+    caller_id: str
 
 
 class CallerError(Exception):
@@ -29,8 +51,13 @@ class CallerError(Exception):
     ) -> None:
         super().__init__(message)
         self.code = code
-        self.ran = ran  # the engine had accepted it
+        self.ran = ran  # a model of the engine had it: Triton's answer then says whose it was, and that no more follows
         self.retry_after_s = retry_after_s
+
+    @property
+    def ends_stream(self) -> bool:
+        """True if it ends a stream with `triton_grpc_error`. Triton answers what it cannot take by a message."""
+        return self.ran or self.code not in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
 
     @property
     def trailing(self) -> Metadata:
@@ -40,42 +67,57 @@ class CallerError(Exception):
         return ((RETRY_HINT, str(round(self.retry_after_s * 1000))),)
 
 
-def rejected(reason: str, message: str, retry_after_s: float | None) -> CallerError:
+def rejected(reason: str, message: str, retry_after_s: float | None, booked: Booked) -> CallerError:
     """For work that the scheduler refused."""
     if retry_after_s is not None:
         message += f"; try again in {retry_after_s:g} s"
-    return CallerError(_CODES[RejectReason(reason)], message, retry_after_s)
+    expired = reason == RejectReason.EXPIRED
+    text = f"{_EXPIRED}: {message}" if expired else message
+    return CallerError(_CODES[RejectReason(reason)], asked_by(booked.caller_id) + text, retry_after_s, ran=expired)
 
 
-def given_up(reason: str, attempts: int) -> CallerError:
+def given_up(reason: str, attempts: int, booked: Booked) -> CallerError:
     """For work that will not be tried again."""
     code, message = EngineError.parse(reason)
-    return CallerError(code, f"given up after {attempts} attempts: {message}", ran=True)
+    return CallerError(code, f"given up after {attempts} attempts: {_in_callers_words(message, booked)}", ran=True)
 
 
-def refused(action: Reject | DeadLetter) -> CallerError:
+def refused(action: Reject | DeadLetter, booked: Booked) -> CallerError:
     """For either of these actions."""
     if isinstance(action, DeadLetter):
-        return given_up(action.reason, action.attempts)
-    return rejected(action.reason, action.message, action.retry_after_s)
+        return given_up(action.reason, action.attempts, booked)
+    return rejected(action.reason, action.message, action.retry_after_s, booked)
 
 
-def failed(event: Terminal) -> CallerError | None:
+def failed(event: Terminal, booked: Booked) -> CallerError | None:
     """For a dispatch that ended without all of its answer; None if it has all."""
     if isinstance(event, Failed):
-        return CallerError(*EngineError.parse(event.reason), ran=True)
+        code, message = EngineError.parse(event.reason)
+        message = _in_callers_words(message, booked)
+        return CallerError(code, message, ran=_NOT_RUN.match(message) is None)
     if isinstance(event, Lost):
         message = "the connection to the engine broke before the final response"
-        return CallerError(grpc.StatusCode.UNAVAILABLE, message, ran=True)
+        return CallerError(grpc.StatusCode.UNAVAILABLE, asked_by(booked.caller_id) + message, ran=True)
     return None
 
 
-def of_generation(error: BaseException) -> CallerError:
+def of_generation(error: BaseException, booked: Booked) -> CallerError:
     """For what `Driver.generate` raises."""
     match error:
         case WorkRejectedError():
-            return rejected(error.reason, str(error), error.retry_after_s)
+            return rejected(error.reason, str(error), error.retry_after_s, booked)
         case WorkDeadError():
-            return given_up(error.reason, error.attempts)
+            return given_up(error.reason, error.attempts, booked)
         case _:
-            return CallerError(grpc.StatusCode.INTERNAL, repr(error))
+            return internal(error, booked.caller_id)
+
+
+def internal(error: BaseException, caller_id: str) -> CallerError:
+    """For a defect of ours that concerns one request. Its text may hold the prompt, so only its kind is told."""
+    return CallerError(grpc.StatusCode.INTERNAL, f"{asked_by(caller_id)}the sidecar failed: {type(error).__name__}")
+
+
+def _in_callers_words(message: str, booked: Booked) -> str:
+    """`message` of the engine, which knows the request by an id of ours."""
+    minted = rf"\[request id: [^\]]*{re.escape(booked.work_id)}\.\d+\] "
+    return re.sub(minted, lambda _: asked_by(booked.caller_id), message)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import grpc
+
 from sidecar.edge import wire
+from sidecar.edge.answers import CallerError
+from sidecar.edge.well_formed import asked_by
 
 
 def joined(responses: Sequence[Any]) -> Any:
@@ -25,6 +29,17 @@ def joined(responses: Sequence[Any]) -> Any:
             tensor.shape.extend(shape)
             answer.raw_output_contents[index] = raw
     return answer
+
+
+def check_joinable(request: Any) -> None:
+    """Raise CallerError for a request whose responses are not parts of one: each sequence gets its own."""
+    for name, count in (
+        ("num_return_sequences", wire.scalar(request, "num_return_sequences", 1)),
+        ("the batch size", max((each.shape[0] for each in request.inputs if each.shape), default=1)),
+    ):
+        if count > 1:
+            text = f"ModelInfer gives one response, but {name} is {count}: ask by ModelStreamInfer"
+            raise CallerError(grpc.StatusCode.UNIMPLEMENTED, asked_by(request.id) + text)
 
 
 Part = tuple[tuple[int, ...], tuple[Any, ...]]  # shape and values

@@ -8,9 +8,8 @@ that a slot is free when the engine says so and not when the caller has read.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from typing import Any
@@ -20,25 +19,28 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from sidecar.core.work import Lane, Work
-from sidecar.edge import wire
-from sidecar.edge.answers import CallerError
-from sidecar.edge.booking import ScheduledModel, asked, tenant_of, work_of
+from sidecar.edge import answers, wire
+from sidecar.edge.answers import Booked, CallerError
+from sidecar.edge.booking import OURS, ScheduledModel, asked, tenant_of, work_of
 from sidecar.edge.calls import TokenCall
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import Metadata
 from sidecar.edge.errors import BadRequestError, EngineError
-from sidecar.edge.joined import joined
+from sidecar.edge.joined import check_joinable, joined
 from sidecar.edge.limits import HeldBytes
 from sidecar.edge.outbox import Outbox, Unread
 from sidecar.edge.passthrough import REAL_STATUS, UNREADABLE, Passthrough, StreamPassthrough, forwardable
 from sidecar.edge.ports import Call
 from sidecar.edge.routing import Aliases, Models
-from sidecar.edge.rpc import refuse
+from sidecar.edge.rpc import Faults, refuse
 from sidecar.edge.sliced import sliced_call, token_call
+from sidecar.edge.stop_requests import Stop, Stoppable, answers_to, is_stop
 from sidecar.edge.tracing import CURRENT, Tracing
-from sidecar.edge.whole import Booked, Deliver, Over, WholeCall
+from sidecar.edge.well_formed import asked_by, check_well_formed
+from sidecar.edge.whole import Deliver, Over, WholeCall
 
 LARGE_REQUEST_BYTES = 4096  # tokenised in a thread: it would hold up the loop for 1 to 3 ms (measured)
+STOPS_MAX = 16  # of one stream, at the same time
 
 
 class Online:
@@ -59,8 +61,8 @@ class Online:
         self._passthrough = passthrough
         self.held = held or HeldBytes()
         self.unread = Unread()
-        # Where a `stop` request finds what it stops: by the connection and the caller's id.
-        self._running: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        self._stoppable = Stoppable()
+        self._faults = Faults()
 
     async def model_infer(self, raw: bytes, context: Any) -> Any:
         """ModelInfer: a message, or bytes as they came. A decoupled model's responses are joined into one."""
@@ -75,16 +77,19 @@ class Online:
         done: asyncio.Future[CallerError | None] = asyncio.get_running_loop().create_future()
 
         def over(booked: Booked, error: CallerError | None) -> None:
-            self.forget(peer, booked)
+            self.forget(booked)
             if not done.done():
                 done.set_result(error)
 
         booked = None
         try:
-            if self.stops(request, peer):
-                return wire.InferResponse(model_name=request.model_name, id=request.id)
-            booked = await self.begin(request, peer, context, found.append, over)
-            error = await done
+            begun = await self.begin(request, peer, context, found.append, over, True)
+            if isinstance(begun, Stop):
+                found += await self.answers_to(begun, context)
+                error = None
+            else:
+                booked = begun
+                error = await done
         except CallerError as refusal:
             error = refusal
         finally:  # also when the caller is gone
@@ -102,27 +107,49 @@ class Online:
                 reader = tasks.create_task(stream.read(requests, tasks), name=f"read {stream.peer}")
                 await stream.outbox.finished()
                 reader.cancel()
-                stream.stop_passing_on()
+                stream.break_off()
         finally:  # the caller is gone, or all is answered; either way nothing of this stream goes on
             self.abandon(stream.open)
             stream.outbox.drop()
         if stream.status is not None:
             await refuse(context, stream.status.code, str(stream.status), stream.status.trailing)
 
-    async def begin(self, request: Any, peer: str, context: Any, deliver: Deliver, over: Over) -> Booked:
-        """The request is with the scheduler, and `over` may already have been called. Raises CallerError."""
+    async def begin(
+        self, request: Any, peer: str, context: Any, deliver: Deliver, over: Over, unary: bool = False
+    ) -> Booked | Stop:
+        """The request is with the scheduler, and `over` may already have been called; or a stop has been obeyed.
+
+        Raises CallerError, also for a defect of ours: it concerns this request alone.
+        """
+        caller_id = request.id
+        try:
+            return await self._begin(request, peer, context, deliver, over, unary)
+        except CallerError:
+            raise
+        except BadRequestError as error:
+            raise CallerError(error.code, str(error)) from None
+        except EngineError as error:
+            raise CallerError(error.code, asked_by(caller_id) + str(error)) from None
+        except Exception as error:
+            self._faults.log("a caller's request", error)
+            raise answers.internal(error, caller_id) from None
+
+    async def _begin(
+        self, request: Any, peer: str, context: Any, deliver: Deliver, over: Over, unary: bool
+    ) -> Booked | Stop:
         model = self.models.probable(request)
         metadata = context.invocation_metadata() or ()
-        schemas, over = self._passthrough.schemas, self._doubting(model.name, over)
-        try:
-            await schemas.check(request, model.name)
-            arguments = (request, model, metadata, context.time_remaining())
-            if request.ByteSize() > LARGE_REQUEST_BYTES:
-                work, tokens, model = await asyncio.to_thread(self._work, *arguments)
-            else:
-                work, tokens, model = self._work(*arguments)
-        except (BadRequestError, EngineError) as error:
-            raise CallerError(error.code, str(error)) from None
+        over = self._doubting(model.name, over)
+        await self._passthrough.schemas.check(request, model.name)
+        if is_stop(request):
+            return self._stop(request, model, peer, metadata)
+        arguments = (request, model, metadata, context.time_remaining())
+        if request.ByteSize() > LARGE_REQUEST_BYTES:
+            work, tokens, model = await asyncio.to_thread(self._work, *arguments)
+        else:
+            work, tokens, model = self._work(*arguments)
+        if unary:
+            check_joinable(request)
         if tokens is not None:
             tokens = replace(tokens, metadata=forwardable(metadata))
             booked, call = sliced_call(request, work, tokens, model, deliver, over)
@@ -143,7 +170,7 @@ class Online:
         return doubting
 
     def _arrive(self, peer: str, booked: Booked, work: Work, call: Call) -> None:
-        self._running[peer, booked.caller_id].add(work.id)
+        self._stoppable.add(booked, peer, work)
         if self._tracing is not None and (trace := CURRENT.get()) is not None:
             self._tracing.adopt(work.id, trace)
         self._driver.arrive(work, call)
@@ -152,7 +179,8 @@ class Online:
         self, request: Any, model: ScheduledModel, metadata: Metadata, remaining_s: float | None
     ) -> tuple[Work, TokenCall | None, ScheduledModel]:
         """The request as work, by token ids if it can run in slices, and the model that an alias led it to."""
-        given: Mapping[str, str] = {key: value for key, value in metadata if isinstance(value, str)}
+        check_well_formed(request, OURS)
+        given = _texts(metadata)
         lengths, now_s = model.lengths(request), self._driver.now_s
         model = self.models.final(request, model, lengths, tenant_of(request, given), partial(asked, request, given))
         work = work_of(
@@ -164,33 +192,42 @@ class Online:
             arrived_s=now_s,
             deadline_s=inf if remaining_s is None else now_s + remaining_s,
         )
-        tokens = token_call(request, model) if work.lane is Lane.OFFLINE else None
+        tokens = token_call(request, model, excludes_input=True) if work.lane is Lane.OFFLINE else None
         return work if tokens is None else replace(work, resumable=True), tokens, model
 
-    def stops(self, request: Any, peer: str) -> bool:
-        """True if `request` is a stop; the caller's requests of that id are then being stopped."""
-        try:
-            if not wire.scalar(request, "stop", False):
-                return False
-        except BadRequestError as error:
-            raise CallerError(error.code, str(error)) from None
-        if not request.id:
-            raise CallerError(grpc.StatusCode.INVALID_ARGUMENT, "a stop request needs the id of what it stops")
-        for work_id in tuple(self._running.get((peer, request.id), ())):
+    def _stop(self, request: Any, model: ScheduledModel, peer: str, metadata: Metadata) -> Stop:
+        caller_id, engine_models = request.id, self.models.engine_models(request.model_name)
+        for work_id in self._stoppable.named(caller_id, peer, tenant_of(request, _texts(metadata)), engine_models):
             self._driver.cancel(work_id)
-        return True
+        request.model_name = model.name
+        request.id = caller_id and self._driver.mint("s")
+        return Stop(request=request, caller_id=caller_id, model=model.name)
+
+    async def answers_to(self, stop: Stop, context: Any) -> list[Any]:
+        """The engine's answers to a stop that has been obeyed here. Raises CallerError."""
+        return await answers_to(stop, self._passthrough, forwardable(context.invocation_metadata() or ()))
 
     def abandon(self, open_requests: Iterable[Booked]) -> None:
         """Nobody waits for these any more."""
         for booked in tuple(open_requests):
             self._driver.cancel(booked.work_id)
 
-    def forget(self, peer: str, booked: Booked) -> None:
+    def forget(self, booked: Booked) -> None:
         """This request can no longer be stopped."""
-        works = self._running[peer, booked.caller_id]
-        works.discard(booked.work_id)
-        if not works:
-            del self._running[peer, booked.caller_id]
+        self._stoppable.discard(booked)
+
+
+def _texts(metadata: Metadata) -> Mapping[str, str]:
+    return {key: value for key, value in metadata if isinstance(value, str)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Name:
+    """How a caller named a request, before the sidecar gives it other names."""
+
+    id: str
+    model: str
+    version: str
 
 
 class _CallerStream:
@@ -199,6 +236,8 @@ class _CallerStream:
     def __init__(self, online: Online, passthrough: Passthrough, context: Any) -> None:
         self.outbox = Outbox(context, online.unread)
         self.open: set[Booked] = set()
+        self._stops: set[asyncio.Task[None]] = set()  # whose answers are awaited
+        self._stops_max = asyncio.Semaphore(STOPS_MAX)
         self.status: CallerError | None = None
         self._online = online
         self._passthrough = passthrough
@@ -224,7 +263,7 @@ class _CallerStream:
                 self._unreadable = True
                 break
             if request.model_name in self._online.models:
-                await self._begin(request, len(raw))
+                await self._begin(request, len(raw), tasks)
             else:
                 await self._pass_on(raw, tasks)
             await self.outbox.room()
@@ -233,8 +272,8 @@ class _CallerStream:
             await self._others.half_close()
         self._close_if_done()
 
-    async def _begin(self, request: Any, size: int) -> None:
-        caller_id, model_name = request.id, request.model_name  # the request itself is about to get another id
+    async def _begin(self, request: Any, size: int, tasks: asyncio.TaskGroup) -> None:
+        name = _Name(id=request.id, model=request.model_name, version=request.model_version)
         ended = False
         held = self._online.held
 
@@ -242,28 +281,31 @@ class _CallerStream:
             nonlocal ended
             ended = True
             held.give_back(size)
-            self._online.forget(self.peer, booked)
+            self._online.forget(booked)
             self.open.discard(booked)
             if error is not None:
-                self._answer_error(caller_id, error, model_name)
+                self._answer_error(name, error)
             self._close_if_done()
 
         try:
-            if self._online.stops(request, self.peer):
-                self._answer_stop(request)
-                return
             held.take(size)
             try:
-                booked = await self._online.begin(request, self.peer, self._context, self._deliver, over)
+                begun = await self._online.begin(request, self.peer, self._context, self._deliver, over)
             except BaseException:  # also when cancelled: nothing of it is with the scheduler
                 if not ended:
                     held.give_back(size)
                 raise
         except CallerError as error:
-            self._answer_error(caller_id, error, model_name)
+            self._answer_error(name, error)
             return
-        if not ended:
-            self.open.add(booked)
+        if isinstance(begun, Stop):
+            held.give_back(size)
+            await self._stops_max.acquire()
+            task = tasks.create_task(self._answer_stop(begun, name), name=f"stop for {self.peer}")
+            self._stops.add(task)
+            task.add_done_callback(self._stops.discard)
+        elif not ended:
+            self.open.add(begun)
 
     def _deliver(self, response: Any) -> None:
         self.outbox.put(response.SerializeToString())
@@ -272,20 +314,34 @@ class _CallerStream:
             self.outbox.drop()
             self._online.abandon(self.open)
 
-    def _answer_error(self, caller_id: str, error: CallerError, model_name: str) -> None:
-        if self._real_status:
+    def _answer_error(self, name: _Name, error: CallerError) -> None:
+        if self._real_status and error.ends_stream:
             self._end(error)
             return
         answer = wire.StreamResponse(error_message=str(error))
-        answer.infer_response.id = caller_id
+        answer.infer_response.id = name.id
         if error.ran:  # then Triton says also whose it was, and that no more follows
-            answer.infer_response.model_name = model_name
+            answer.infer_response.model_name = name.model
+            answer.infer_response.model_version = name.version
             answer.infer_response.parameters[wire.FINAL].bool_param = True
         self.outbox.put(answer.SerializeToString())
 
-    def _answer_stop(self, request: Any) -> None:
-        if request.parameters[wire.EMPTY_FINAL].bool_param:
-            self.outbox.put(wire.empty_final(request.model_name, request.id).SerializeToString())
+    async def _answer_stop(self, stop: Stop, name: _Name) -> None:
+        """A task of its own: while the engine answers, further requests are read."""
+        try:
+            for answer in await self._online.answers_to(stop, self._context):
+                self.outbox.put(answer.SerializeToString())
+        except CallerError as error:
+            self._answer_error(name, error)
+        finally:
+            self._stops_max.release()
+            self._stops.discard(asyncio.current_task())
+            self._close_if_done()
+
+    def break_off(self) -> None:
+        """Nobody waits for answers any more. Triton is told to stop those of models that are not scheduled."""
+        for task in (*self._stops, *filter(None, (self._passing_on,))):
+            task.cancel()
 
     async def _pass_on(self, raw: bytes, tasks: asyncio.TaskGroup) -> None:
         """Requests of models that are not scheduled share one upstream stream, which keeps Triton's order rules."""
@@ -298,11 +354,6 @@ class _CallerStream:
                 return
             self._passing_on = tasks.create_task(self._pump(others), name=f"pass on {self.peer}")
         await others.write(raw)
-
-    def stop_passing_on(self) -> None:
-        """Nobody waits for the answers of models that are not scheduled: Triton is told to stop them."""
-        if self._passing_on is not None:
-            self._passing_on.cancel()
 
     async def _pump(self, others: StreamPassthrough) -> None:
         error = await others.pump()
@@ -317,7 +368,7 @@ class _CallerStream:
         self.outbox.close()
 
     def _close_if_done(self) -> None:
-        if self._half_closed and not self.open and self._others is None:
+        if self._half_closed and not self.open and not self._stops and self._others is None:
             if self._unreadable:
                 self._end(CallerError(*UNREADABLE))
             self.outbox.close()

@@ -102,7 +102,7 @@ class Passthrough:
     async def unary(self, method: str, raw: bytes, context: Any, model: str = "") -> bytes:
         """The answer of Triton, or its status; of an engine that serves `model`, if it is about one."""
         try:
-            engine = await self._living(model)
+            engine = await self.living(model)
         except EngineError as error:
             await refuse(context, error.code, str(error))
         call = engine.raw_unary(f"/{SERVICE}/{method}")(
@@ -125,7 +125,7 @@ class Passthrough:
 
         It has the caller's `triton_grpc_error`: Triton decides then which error ends it.
         """
-        engine, given = await self._living(), context.invocation_metadata() or ()
+        engine, given = await self.living(), context.invocation_metadata() or ()
         metadata = (*forwardable(given), *((key, value) for key, value in given if key == REAL_STATUS))
         call = engine.raw_stream(f"/{SERVICE}/ModelStreamInfer")(metadata=metadata, timeout=context.time_remaining())
         return StreamPassthrough(call, outbox)
@@ -137,7 +137,7 @@ class Passthrough:
         names = self._names(model)
         return next((name for name in names if name in self.up), names[0])
 
-    async def _living(self, model: str = "") -> EngineClient:
+    async def living(self, model: str = "") -> EngineClient:
         """Where a call that is not scheduled goes. Raises EngineError if that engine hangs.
 
         An engine may be down for us, because its model does not answer, while its Triton serves all others: so whoever

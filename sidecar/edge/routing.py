@@ -103,6 +103,12 @@ class Models:
         request.model_name = model.name
         return model
 
+    def engine_models(self, name: str) -> list[str]:
+        """The engines' models that may run requests of that name."""
+        if name in self._aliases:
+            return [rule.model for rule in self._aliases[name]]
+        return [self._models[name].engine_model]
+
     def named(self, name: str) -> str:
         """Whose metadata, configuration and state are told under `name`: an alias' last model's, text before ids."""
         if name not in self._aliases:

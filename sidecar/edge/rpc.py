@@ -50,7 +50,7 @@ class Calls:
         self._held = held
         self._calls_max = (limits or LimitSettings()).calls_max
         self._open = 0
-        self._faults = _Faults()
+        self._faults = Faults()
 
     def infer(self, handler: Handler, method: str) -> Handler:
         """`handler`, traced, and bounded in calls; a unary request's bytes count as held until it is answered."""
@@ -121,7 +121,7 @@ def details(text: str) -> str:
     return raw[: DETAILS_BYTES_MAX - len(CUT)].decode(errors="ignore") + CUT
 
 
-class _Faults:
+class Faults:
     """Logs what nobody foresaw: where, and of which kind. Not the exception's text: it may hold a prompt."""
 
     def __init__(self) -> None:

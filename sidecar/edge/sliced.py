@@ -1,7 +1,8 @@
 """A caller's request for the offline lane as a generation by token ids, so that it runs in slices like any item.
 
-What slices would change runs whole instead: several sequences, probabilities, guided output, and penalties, which the
-engine counts over the output of one call only.
+What slices would change, or would leave out, runs whole instead: several sequences, probabilities, guided output,
+random draws (their numbering begins anew with each slice), penalties, and whatever the caller says to Triton or to the
+model in a parameter.
 """
 
 from __future__ import annotations
@@ -11,40 +12,67 @@ from typing import Any
 
 from sidecar.core.work import Work
 from sidecar.edge import answers, wire
-from sidecar.edge.booking import ScheduledModel
+from sidecar.edge.answers import Booked
+from sidecar.edge.booking import OURS, ScheduledModel, refusal
 from sidecar.edge.calls import Generated, Sampling, TokenCall
-from sidecar.edge.errors import BadRequestError
+from sidecar.edge.final_answer import OF_IDS, OF_TEXT, final_answer, wants_only
 from sidecar.edge.generation import Generation
 from sidecar.edge.tokens import Tokens
-from sidecar.edge.whole import Booked, Deliver, Over
+from sidecar.edge.well_formed import SHARED_MEMORY
+from sidecar.edge.whole import Deliver, Over
 
 _COMMON = {"end_id", "pad_id", "temperature", "seed", "min_tokens", "exclude_input_in_output"}
 _OF_IDS = {"input_ids", "input_lengths", "request_output_len", "streaming", "stop_words_list"}
 _OF_TEXT = {"text_input", "max_tokens", "stream", "stop_words"}
+_PARAMETERS = OURS | {wire.EMPTY_FINAL, "timeout", "priority"}  # served here, or refused before
 
 
-def token_call(request: Any, model: ScheduledModel) -> TokenCall | None:
-    """The request as a TokenCall; None if it must run whole. Raises BadRequestError, naming the tensor."""
-    top = {"top_k", "top_p"} if model.takes_text else {"runtime_top_k", "runtime_top_p"}
-    known = _COMMON | top | (_OF_TEXT if model.takes_text else _OF_IDS)
-    if any(tensor.name not in known or tensor.shape[:1] != [1] for tensor in request.inputs):
-        return None
-    if not wire.scalar(request, "exclude_input_in_output", True) or request.outputs:
+def token_call(request: Any, model: ScheduledModel, *, excludes_input: bool) -> TokenCall | None:
+    """The request as a TokenCall; None if it must run whole. Raises BadRequestError, naming the tensor.
+
+    `excludes_input` says what the engine does where the caller does not say whether the output begins with the prompt.
+    """
+    if not _may_be_sliced(request, model) or not _excludes_input(request, model, excludes_input):
         return None
     if not model.takes_text:
         return _of_ids(request)
     return None if model.tokens is None else _of_text(request, model.tokens, model.tokens_max)
 
 
+def _may_be_sliced(request: Any, model: ScheduledModel) -> bool:
+    top = {"top_k", "top_p"} if model.takes_text else {"runtime_top_k", "runtime_top_p"}
+    known = _COMMON | top | (_OF_TEXT if model.takes_text else _OF_IDS)
+    return (
+        all(each.name in known and each.shape[:1] == [1] and SHARED_MEMORY not in each.parameters
+            for each in request.inputs)
+        and wants_only(request, OF_TEXT if model.takes_text else OF_IDS)
+        and request.parameters.keys() <= _PARAMETERS
+        and not request.model_version  # what Triton then answers about versions, it shall answer
+        and _greedy(_sampling(request, "" if model.takes_text else "runtime_"))
+    )  # fmt: skip
+
+
+def _excludes_input(request: Any, model: ScheduledModel, by_default: bool) -> bool:
+    """True if the output does not begin with the prompt. Streamed responses never do."""
+    streams = wire.scalar(request, "stream" if model.takes_text else "streaming", False)
+    return streams or bool(wire.scalar(request, "exclude_input_in_output", by_default))
+
+
+def _greedy(sampling: Sampling) -> bool:
+    """True if nothing is drawn, by TensorRT-LLM's defaults: neither top_k nor top_p is top_k 1."""
+    return sampling.top_k == 1 or not (sampling.top_k or sampling.top_p)
+
+
 def _of_ids(request: Any) -> TokenCall | None:
-    ids = wire.input_values(request, "input_ids")
-    if ids is None:  # in shared memory
+    words = _words(request)
+    if words is None:
         return None
+    ids = wire.input_values(request, "input_ids") or ()
     return TokenCall(
-        prompt_ids=ids,
+        prompt_ids=ids[: wire.scalar(request, "input_lengths", len(ids))],
         output_tokens_max=wire.scalar(request, "request_output_len", 0),
         sampling=_sampling(request, "runtime_"),
-        stop_words=_words(wire.input_values(request, "stop_words_list") or ()),
+        stop_words=words,
         end_id=wire.scalar(request, "end_id", None),
     )
 
@@ -54,7 +82,7 @@ def _of_text(request: Any, tokens: Tokens, tokens_max: int) -> TokenCall:
         text = wire.scalar(request, "text_input", b"").decode()
         words = [word.decode() for word in wire.input_values(request, "stop_words") or () if word]
     except UnicodeDecodeError as error:
-        raise BadRequestError(f"input 'text_input' or 'stop_words' is not UTF-8: {error}") from None
+        raise refusal(request, f"input 'text_input' or 'stop_words' is not UTF-8: {error}") from None
     return TokenCall(
         prompt_ids=tokens.prompt_ids(text, tokens_max),
         output_tokens_max=wire.scalar(request, "max_tokens", 0),
@@ -74,9 +102,16 @@ def _sampling(request: Any, prefix: str) -> Sampling:
     )
 
 
-def _words(flat: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """The words of a tensor [1, 2, n]: ids in the first half, end offsets in the second, padded with -1."""
-    ids, ends = flat[: len(flat) // 2], [end for end in flat[len(flat) // 2 :] if end > 0]
+def _words(request: Any) -> tuple[tuple[int, ...], ...] | None:
+    """The words of `stop_words_list` [1, 2, n]: ids in the first row, end offsets in the second, padded with -1.
+
+    None if the offsets make no words: then the engine is to refuse them.
+    """
+    flat = wire.input_values(request, "stop_words_list") or ()
+    half = len(flat) // 2
+    ids, ends = flat[:half], [end for end in flat[half:] if end >= 0]
+    if ends != sorted(set(ends)) or (ends and not 1 <= ends[0] <= ends[-1] <= half):
+        return None
     return tuple(tuple(ids[begin:end]) for begin, end in zip([0, *ends], ends, strict=False))
 
 
@@ -90,22 +125,18 @@ def sliced_call(
     def tell(result: asyncio.Future[Generated]) -> None:
         if result.cancelled():
             return
-        if (error := result.exception()) is not None:
-            over(booked, answers.of_generation(error))
-            return
-        deliver(_response(request.model_name, booked.caller_id, result.result(), model))
-        over(booked, None)
+        try:
+            deliver(_response(request, booked, result.result(), model))
+        except Exception as error:  # of this request alone, be it ours or the scheduler's
+            over(booked, answers.of_generation(error, booked))
+        else:
+            over(booked, None)
 
     generation.result.add_done_callback(tell)
     return booked, generation
 
 
-def _response(model_name: str, caller_id: str, generated: Generated, model: ScheduledModel) -> Any:
-    answer = wire.empty_final(model_name, caller_id)
+def _response(request: Any, booked: Booked, generated: Generated, model: ScheduledModel) -> Any:
     ids = generated.output_ids
-    if model.takes_text and model.tokens is not None:
-        wire.add_output(answer, "text_output", "BYTES", (model.tokens.decode(ids).encode(),), (1,))
-    else:
-        wire.add_output(answer, "output_ids", "INT32", ids, (1, 1, len(ids)))
-        wire.add_output(answer, "sequence_length", "INT32", (len(ids),), (1, 1))
-    return answer
+    output = model.tokens.decode(ids) if model.takes_text and model.tokens is not None else ids
+    return final_answer(request, booked.caller_id, "", output)

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from sidecar.core.events import DeadLetter, Dispatch, Reject
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.edge import answers, wire
-from sidecar.edge.answers import CallerError
+from sidecar.edge.answers import Booked, CallerError
+from sidecar.edge.booking import OURS
 from sidecar.edge.engine_client import Metadata
+from sidecar.edge.final_answer import final_answer
 from sidecar.edge.ports import Terminal, Timeline
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Booked:
-    """A request that is with the scheduler, as its caller's stream knows it."""
-
-    work_id: str
-    caller_id: str
-
 
 Deliver = Callable[[Any], None]  # a ModelStreamInferResponse
 Over = Callable[[Booked, CallerError | None], None]  # called once, after all that is delivered
@@ -43,21 +35,21 @@ class WholeCall:
         self._held: list[Any] | None = [] if work.lane is Lane.OFFLINE else None
         self._end_id = wire.scalar(request, "end_id", None)
         self._last: Any = None  # response with data
-        self._dispatched = False
+        self._final_came = False
 
     def request(self, dispatch: Dispatch, request_id: str) -> Any:
         """The caller's request as it came, under our id."""
         del dispatch  # the whole output is asked for at once
-        self._dispatched = True
         self._request.id = request_id
-        if self._held:
-            self._held.clear()
+        for name in OURS & self._request.parameters.keys():
+            del self._request.parameters[name]  # served here; Triton would not take them in every type
         return self._request
 
     def receive(self, response: Any) -> int:
         """Pass it on under the caller's id; a final response without data only if the caller asked for such."""
         answer = response.infer_response
         answer.id = self.booked.caller_id
+        self._final_came = wire.is_final(answer)
         tokens = wire.output_tokens(answer)
         if tokens:
             self._last = answer
@@ -77,15 +69,25 @@ class WholeCall:
     def settled(self, event: Terminal, timeline: Timeline, *, over: bool) -> None:
         """Tell the caller, once there is nothing more to come."""
         del timeline
+        failure = answers.failed(event, self.booked)
+        if not over or failure is not None:
+            if self._held:
+                self._held.clear()  # of an attempt that failed: the next one begins anew
+            self._final_came = False
         if not over:
             return
-        failure = answers.failed(event)
-        for response in self._held or () if failure is None else ():
-            self._deliver(response)
-        if not self._dispatched and self._wants_empty_final:  # stopped while it waited
-            self._deliver(wire.empty_final(self._request.model_name, self.booked.caller_id))
+        if failure is None:
+            for response in self._held or ():
+                self._deliver(response)
+            if not self._final_came:  # stopped while it waited for a slot: Triton too answers with no tokens
+                self._deliver(self._final_without_tokens())
         self._over(self.booked, failure)
 
     def refused(self, action: Reject | DeadLetter) -> None:
         """Tell the caller why."""
-        self._over(self.booked, answers.refused(action))
+        self._over(self.booked, answers.refused(action, self.booked))
+
+    def _final_without_tokens(self) -> Any:
+        request = self._request
+        takes_text = any(tensor.name == "text_input" for tensor in request.inputs)
+        return final_answer(request, self.booked.caller_id, request.model_version, "" if takes_text else ())

@@ -28,6 +28,7 @@ _INPUTS = {
         ("repetition_penalty", "TYPE_FP32", [1], True),
         ("return_perf_metrics", "TYPE_BOOL", [1], True),
         ("stop", "TYPE_BOOL", [1], True),
+        ("num_return_sequences", "TYPE_INT32", [1], True),
     ),
     "ensemble": (
         ("text_input", "TYPE_STRING", [1], False),
@@ -99,6 +100,7 @@ class FakeTriton:
         self.running: dict[str, FakeRequest] = {}
         self.stopped: list[str] = []
         self.confirms_stops = True
+        self.answers_stops = True
         self.mute_stops: set[str] = set()  # ids whose stops get no answer
         self.refused_stops: set[str] = set()  # ids whose stops get an error
         self.streams = 0  # opened so far
@@ -198,7 +200,9 @@ class FakeTriton:
         answer = FakeRequest(message, {})._answer(True)
         if message.id in self.refused_stops:
             answer.error_message = "Request for unknown model: 'x' is not found"
-        if message.id not in self.mute_stops:
+        if not message.id:
+            answer.error_message = "invalid stop: it needs the id of the request to stop"
+        if self.answers_stops and message.id not in self.mute_stops:
             await context.write(answer)
 
     async def _check_key(self, context: Any) -> None:

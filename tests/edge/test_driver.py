@@ -153,7 +153,7 @@ async def test_closing_lets_what_runs_end_and_refuses_what_comes(triton: FakeTri
         request = await triton.next()
         sidecar.driver.close()
         code, message, _ = await status_of(sidecar.unary("ModelInfer", ids_request("v"), wire.InferResponse))
-        assert (code.name, message) == ("UNAVAILABLE", "this sidecar is shutting down")
+        assert (code.name, message) == ("UNAVAILABLE", "[request id: v] this sidecar is shutting down")
         request.tokens(3, final=True)
         assert wire.output_values(await running, "output_ids") == (3,)
 

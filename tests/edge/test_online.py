@@ -15,7 +15,8 @@ from sidecar.core.events import Action, Arrived, Event
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import Lane, Work
 from sidecar.edge import outbox, wire
-from sidecar.edge.engine_client import stop_request, token_request
+from sidecar.edge.booking import ScheduledModel
+from sidecar.edge.engine_client import token_request
 from sidecar.edge.ports import Outcome, Timeline
 from tests.edge.conftest import Sidecar, running_sidecar
 from tests.edge.fake_triton import FakeTriton
@@ -160,30 +161,6 @@ async def test_a_stop_that_the_engine_never_confirms_ends_by_cancelling_the_stre
         await sidecar.until(lambda: sidecar.driver.in_flight == 0)
 
 
-async def test_a_stop_request_ends_the_callers_own_request_with_its_final(sidecar: Sidecar, triton: FakeTriton) -> None:
-    call = sidecar.stream()
-    request = ids_request("mine")
-    request.parameters[wire.EMPTY_FINAL].bool_param = True
-    await call.write(request)
-    running = await triton.next()
-    await call.write(stop_request("tensorrt_llm", "mine"))
-    final = await call.read()
-    assert final.infer_response.id == "mine"
-    assert wire.is_final(final.infer_response)
-    assert triton.stopped == [running.id]
-
-
-async def test_a_stop_request_does_not_reach_another_connections_request(sidecar: Sidecar, triton: FakeTriton) -> None:
-    call = sidecar.stream()
-    await call.write(ids_request("mine"))
-    running = await triton.next()
-    async with grpc.aio.insecure_channel(sidecar.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        raw: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        await raw(stop_request("tensorrt_llm", "mine").SerializeToString())
-    assert triton.stopped == []
-    running.end()
-
-
 async def test_unary_infer_joins_the_streamed_ids(sidecar: Sidecar, triton: FakeTriton) -> None:
     answer = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse)
     request = await triton.next()
@@ -232,7 +209,10 @@ async def test_a_wrong_datatype_is_refused_by_the_tensors_name(sidecar: Sidecar)
     wire.add_tensor(request, "input_ids", "FP32", (1.0,), (1, 1))
     code, message, _ = await status_of(sidecar.unary("ModelInfer", request, wire.InferResponse))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert message == "input 'input_ids' has datatype FP32; model 'tensorrt_llm' expects INT32"
+    assert message == (
+        "[request id: <id_unknown>] inference input 'input_ids' data-type is 'FP32', but model 'tensorrt_llm' "
+        "expects 'INT32'"
+    )
 
 
 async def test_a_missing_input_is_refused_by_its_name(sidecar: Sidecar) -> None:
@@ -240,7 +220,11 @@ async def test_a_missing_input_is_refused_by_its_name(sidecar: Sidecar) -> None:
     wire.add_tensor(request, "text_input", "BYTES", (b"hi",), (1, 1))
     code, message, _ = await status_of(sidecar.unary("ModelInfer", request, wire.InferResponse))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert "'max_tokens' is missing" in message
+    assert message == (
+        "[request id: <id_unknown>] expected number of inputs between 2 and 3 but got 1 inputs for model 'ensemble'. "
+        "Got input(s) ['text_input'], but missing required input(s) ['max_tokens']. Please provide all required "
+        "input(s)."
+    )
 
 
 async def test_bytes_that_do_not_fill_the_shape_are_refused(sidecar: Sidecar) -> None:
@@ -248,7 +232,9 @@ async def test_bytes_that_do_not_fill_the_shape_are_refused(sidecar: Sidecar) ->
     request.raw_input_contents[0] = b"\0\0"
     code, message, _ = await status_of(sidecar.unary("ModelInfer", request, wire.InferResponse))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert "'input_ids' has 2 bytes; shape [1, 3] needs 12" in message
+    assert message == (
+        "[request id: u] input byte size mismatch for input 'input_ids' for model 'tensorrt_llm'. Expected 12, got 2"
+    )
 
 
 async def test_prompt_and_output_beyond_the_model_are_refused_with_both_numbers(sidecar: Sidecar) -> None:
@@ -346,23 +332,6 @@ async def test_an_offline_call_that_the_engine_refuses_is_told_why(sidecar: Side
     )
 
 
-async def test_a_stop_ends_a_request_that_still_waits_with_an_empty_final(triton: FakeTriton) -> None:
-    async with running_sidecar({"e0": triton}, slots=1) as sidecar:
-        call = sidecar.stream()
-        await call.write(ids_request("runs"))
-        running = await triton.next()
-        waiting = ids_request("waits")
-        waiting.parameters[wire.EMPTY_FINAL].bool_param = True
-        await call.write(waiting)
-        await call.write(stop_request("tensorrt_llm", "waits"))
-        final = await call.read()
-        assert (final.infer_response.id, wire.is_final(final.infer_response)) == ("waits", True)
-        await call.done_writing()
-        running.tokens(1, final=True)
-        assert (await call.read()).infer_response.id == "runs"
-        assert await call.read() is grpc.aio.EOF
-
-
 async def test_an_offline_call_that_failed_midway_delivers_only_the_attempt_that_succeeded(triton: FakeTriton) -> None:
     settings = SchedulerSettings(retry_backoff_s=0.001, window_ms=0)
     async with running_sidecar({"e0": triton}, scheduler=settings) as sidecar:
@@ -386,7 +355,8 @@ async def test_an_offline_call_that_failed_midway_delivers_only_the_attempt_that
 async def test_a_lane_that_does_not_exist_is_refused(sidecar: Sidecar) -> None:
     answer = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse, metadata=(("x-lane", "fast"),))
     code, message, _ = await status_of(answer)
-    assert (code, message) == (grpc.StatusCode.INVALID_ARGUMENT, "x-lane must be one of online, offline, not 'fast'")
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert message == "[request id: u] x-lane must be one of online, offline, not 'fast'"
 
 
 @pytest.mark.parametrize(
@@ -425,7 +395,7 @@ async def test_an_objective_that_is_no_positive_number_is_refused(sidecar: Sidec
         sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse, metadata=metadata)
     )
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert message == f"ttft_objective_ms must be a number of milliseconds > 0, not '{asked}'"
+    assert message == f"[request id: u] ttft_objective_ms must be a number of milliseconds > 0, not '{asked}'"
 
 
 async def test_other_methods_pass_through_with_metadata_both_ways(sidecar: Sidecar, triton: FakeTriton) -> None:
@@ -480,3 +450,175 @@ async def test_bytes_that_are_no_request_are_refused_as_triton_refuses_them(side
     raw: Any = sidecar.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
     code, message, _ = await status_of(raw(b"\xff\xff\xff"))
     assert (code, message) == (grpc.StatusCode.INTERNAL, "Unable to parse request")
+
+
+async def test_an_engines_error_holds_the_callers_id_on_a_stream_and_in_a_status(
+    sidecar: Sidecar, triton: FakeTriton
+) -> None:
+    for caller_id, shown in (("mine", "mine"), ("", "<id_unknown>")):
+        call = sidecar.stream()
+        await call.write(ids_request(caller_id))
+        request = await triton.next()
+        request.error(f"[request id: {request.id}] expected less")
+        answer = await call.read()
+        assert (answer.infer_response.id, answer.error_message) == (caller_id, f"[request id: {shown}] expected less")
+        assert not wire.is_final(answer.infer_response)  # as Triton, where no model had it
+        unary = sidecar.unary("ModelInfer", ids_request(caller_id), wire.InferResponse)
+        request = await triton.next()
+        request.error(f"[request id: {request.id}] expected less")
+        assert (await status_of(unary))[1] == f"[request id: {shown}] expected less"
+
+
+async def test_an_engines_error_for_an_offline_call_holds_the_callers_id(sidecar: Sidecar, triton: FakeTriton) -> None:
+    metadata = (("x-lane", "offline"),)
+    answer = sidecar.unary("ModelInfer", ids_request("mine"), wire.InferResponse, metadata=metadata)
+    request = await triton.next()
+    request.error(f"[request id: {request.id}] expected less")
+    assert (await status_of(answer))[1] == "given up after 1 attempts: [request id: mine] expected less"
+
+
+@pytest.mark.parametrize("lane", ["online", "offline"])
+async def test_a_refusal_of_the_schedulers_begins_with_the_callers_id(sidecar: Sidecar, lane: str) -> None:
+    call = sidecar.stream(metadata=(("x-lane", lane),))
+    await call.write(ids_request("long", ids=(1,) * 40, output=30))
+    answer = await call.read()
+    assert answer.error_message.startswith("[request id: long] ")
+    assert (answer.infer_response.id, answer.infer_response.model_name) == ("long", "")
+    assert not wire.is_final(answer.infer_response)
+
+
+async def test_a_request_waits_no_longer_for_a_slot_than_its_timeout(triton: FakeTriton) -> None:
+    async with running_sidecar({"e0": triton}, slots=1) as sidecar:
+        call = sidecar.stream()
+        await call.write(ids_request("runs"))
+        running = await triton.next()
+        waits = ids_request("waits")
+        waits.parameters["timeout"].int64_param = 1000
+        await call.write(waits)
+        answer = await call.read()
+        assert answer.error_message.startswith("[request id: waits] Request timeout expired")
+        assert answer.infer_response.model_name == "tensorrt_llm"
+        assert wire.is_final(answer.infer_response)
+        running.tokens(1, final=True)
+        assert ids_of(await call.read()) == (1,)
+
+
+async def test_a_defect_in_reading_one_request_concerns_it_alone_and_no_prompt_is_logged(
+    sidecar: Sidecar, triton: FakeTriton, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lengths = ScheduledModel.lengths
+
+    def failing(model: ScheduledModel, request: Any) -> Any:
+        if request.id.startswith("bad"):
+            raise KeyError(str(request))
+        return lengths(model, request)
+
+    monkeypatch.setattr(ScheduledModel, "lengths", failing)
+    call = sidecar.stream()
+    await call.write(text_request("good", text="a secret"))
+    running = await triton.next()
+    await call.write(text_request("bad", text="a secret"))
+    assert (await call.read()).error_message == "[request id: bad] the sidecar failed: KeyError"
+    large = sidecar.unary("ModelInfer", text_request("bad too", text="a secret" * 10_000), wire.InferResponse)
+    assert (await status_of(large))[0] is grpc.StatusCode.INTERNAL
+    running.text("fine", final=True)
+    assert (await call.read()).infer_response.id == "good"
+    assert "KeyError" in caplog.text
+    assert "secret" not in caplog.text
+    assert sidecar.driver.in_flight == 0
+
+
+async def test_every_one_of_many_requests_on_a_stream_gets_one_answer(triton: FakeTriton) -> None:
+    settings = SchedulerSettings(online_queue_max=10, window_ms=0)
+    async with running_sidecar({"e0": triton}, slots=2, scheduler=settings) as sidecar:
+        call = sidecar.stream()
+        await call.write(ids_request("r0"))
+        await call.write(ids_request("r1"))
+        running = [await triton.next(), await triton.next()]
+        for number in range(2, 1000):
+            await call.write(ids_request(f"r{number}"))
+        await call.done_writing()
+        refused = [await call.read() for _ in range(988)]
+        assert all("10 online works wait" in each.error_message for each in refused)
+        for request in running:
+            request.tokens(1, final=True)
+        for _ in range(10):
+            (await triton.next()).tokens(1, final=True)
+        served = [await call.read() for _ in range(12)]
+        assert [ids_of(each) for each in served] == [(1,)] * 12
+        assert len({each.infer_response.id for each in refused + served}) == 1000
+        assert await call.read() is grpc.aio.EOF
+
+
+async def test_a_stream_without_requests_and_one_whose_requests_all_fail_end_with_ok(sidecar: Sidecar) -> None:
+    empty = sidecar.stream()
+    await empty.done_writing()
+    assert await read_all(empty) == []
+    failing = sidecar.stream()
+    for number in range(5):
+        await failing.write(ids_request(f"r{number}", output=0))
+    await failing.done_writing()
+    answers = await read_all(failing)
+    assert [each.infer_response.id for each in answers] == [f"r{number}" for number in range(5)]
+    assert await failing.code() is grpc.StatusCode.OK
+
+
+async def test_inputs_in_shared_memory_are_passed_on_as_they_are(triton: FakeTriton) -> None:
+    arrivals = Arrivals()
+    async with running_sidecar({"e0": triton}, watcher=arrivals) as sidecar:
+        request = ids_request("shared")
+        for at, size in ((2, 4), (0, 12)):  # request_output_len and input_ids
+            request.inputs[at].parameters["shared_memory_region"].string_param = "here"
+            request.inputs[at].parameters["shared_memory_byte_size"].int64_param = size
+            del request.raw_input_contents[at]
+        call = sidecar.stream()
+        await call.write(request)
+        reached = await triton.next()
+        assert [tensor.parameters["shared_memory_region"].string_param for tensor in reached.message.inputs] == [
+            *("here", "", "here", "")
+        ]
+        assert list(reached.message.raw_input_contents) == list(request.raw_input_contents)
+        reached.tokens(1, final=True)
+        assert ids_of(await call.read()) == (1,)
+    assert [(work.prompt_tokens, work.output_tokens_max) for work in arrivals.works] == [(3, 61)]
+
+
+async def test_with_triton_grpc_error_what_triton_could_not_take_is_answered_by_a_message(
+    sidecar: Sidecar, triton: FakeTriton
+) -> None:
+    call = sidecar.stream(metadata=(("triton_grpc_error", "true"),))
+    await call.write(ids_request("bad", output=0))
+    await call.write(ids_request("good"))
+    assert (await call.read()).infer_response.id == "bad"
+    (await triton.next()).tokens(1, final=True)
+    assert ids_of(await call.read()) == (1,)
+
+
+async def test_a_unary_call_for_several_sequences_is_refused_since_it_has_one_response(sidecar: Sidecar) -> None:
+    request = ids_request("u")
+    wire.add_tensor(request, "num_return_sequences", "INT32", (2,), (1, 1))
+    code, message, _ = await status_of(sidecar.unary("ModelInfer", request, wire.InferResponse))
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+    assert "ModelStreamInfer" in message
+
+
+async def test_an_id_of_a_mebibyte_is_given_back_whole_and_told_in_short(sidecar: Sidecar, triton: FakeTriton) -> None:
+    long = "x" * (1 << 20)
+    call = sidecar.stream()
+    await call.write(ids_request(long))
+    (await triton.next()).tokens(1, final=True)
+    assert (await call.read()).infer_response.id == long
+    code, message, _ = await status_of(sidecar.unary("ModelInfer", ids_request(long, output=0), wire.InferResponse))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert len(message) < 1000
+
+
+async def test_parameters_of_the_sidecar_are_not_for_triton(sidecar: Sidecar, triton: FakeTriton) -> None:
+    request = ids_request("u")
+    request.parameters["ttft_objective_ms"].uint64_param = 250
+    request.parameters["mine"].string_param = "for the model"
+    answer = sidecar.unary("ModelInfer", request, wire.InferResponse)
+    reached = await triton.next()
+    assert set(reached.message.parameters) == {"mine", wire.EMPTY_FINAL}
+    reached.tokens(3, final=True)
+    await answer

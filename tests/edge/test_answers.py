@@ -1,0 +1,93 @@
+"""What callers read when they get no response: their own ids, Triton's forms."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from sidecar.core.events import DeadLetter, Ended, Failed, Lost, Reject, RejectReason
+from sidecar.core.work import EndReason
+from sidecar.edge.answers import Booked, CallerError, failed, internal, of_generation, refused
+from sidecar.edge.calls import WorkDeadError, WorkRejectedError
+
+MINE = Booked(work_id="o2", caller_id="mine")
+NAMELESS = Booked(work_id="o2", caller_id="")
+
+
+@pytest.mark.parametrize(
+    ("text", "booked", "shown"),
+    [
+        ("[request id: pod-o2.1] no", MINE, "[request id: mine] no"),
+        ("[request id: pod-o2.17] no", NAMELESS, "[request id: <id_unknown>] no"),
+        ("in ensemble 'e', [request id: pod-o2.1] no", MINE, "in ensemble 'e', [request id: mine] no"),
+        ("[request id: pod-o22.1] no", MINE, "[request id: pod-o22.1] no"),
+        (r"[request id: o2.1] \1", Booked(work_id="o2", caller_id=r"\g<0>"), r"[request id: \g<0>] \1"),
+    ],
+)
+def test_an_engines_error_names_the_callers_id(text: str, booked: Booked, shown: str) -> None:
+    error = failed(Failed(work_id="o2", reason=f"INVALID_ARGUMENT: {text}", retryable=False), booked)
+    assert error is not None
+    assert (error.code, str(error)) == (grpc.StatusCode.INVALID_ARGUMENT, shown)
+    dead = refused(DeadLetter(work_id="o2", reason=f"INTERNAL: {text}", attempts=3), booked)
+    assert str(dead) == f"given up after 3 attempts: {shown}"
+
+
+@pytest.mark.parametrize(
+    ("text", "ran"),
+    [
+        ("[request id: o2.1] input byte size mismatch", False),
+        ("Request for unknown model: 'm' version 7 is not found", False),
+        ("Unable to find shared memory region: 'here'", False),
+        ("tensor 'beam_width': this engine has one beam", True),
+        ("in ensemble 'e', [request id: o2.1] no", True),
+        ("unexpected CUDA error", True),
+    ],
+)
+def test_only_what_a_model_answered_counts_as_its_answer(text: str, ran: bool) -> None:
+    error = failed(Failed(work_id="o2", reason=f"INTERNAL: {text}", retryable=False), MINE)
+    assert error is not None
+    assert error.ran is ran
+
+
+def test_a_broken_connection_names_the_callers_id() -> None:
+    error = failed(Lost(work_id="o2"), MINE)
+    assert error is not None
+    assert (error.code, error.ran) == (grpc.StatusCode.UNAVAILABLE, True)
+    assert str(error).startswith("[request id: mine] ")
+    assert failed(Ended(work_id="o2", reason=EndReason.LENGTH, output_tokens=1), MINE) is None
+
+
+@pytest.mark.parametrize("reason", RejectReason)
+def test_what_the_scheduler_refuses_begins_as_tritons_errors_do(reason: RejectReason) -> None:
+    error = refused(Reject(work_id="o2", reason=reason, message="no", retry_after_s=None), MINE)
+    expired = reason is RejectReason.EXPIRED
+    assert str(error) == f"[request id: mine] {'Request timeout expired: ' if expired else ''}no"
+    assert error.ran is expired
+    again = of_generation(WorkRejectedError(reason, "no", 2.0), MINE)
+    assert str(again) == f"{error}; try again in 2 s"
+    assert dict(again.trailing) == {"retry-after-ms": "2000"}
+
+
+def test_what_a_generation_raises_is_told_in_the_callers_words() -> None:
+    assert str(of_generation(WorkDeadError("INTERNAL: [request id: o2.1] no", 2), MINE)) == (
+        "given up after 2 attempts: [request id: mine] no"
+    )
+    defect = of_generation(KeyError("a prompt"), MINE)
+    assert (defect.code, str(defect)) == (grpc.StatusCode.INTERNAL, "[request id: mine] the sidecar failed: KeyError")
+    assert str(internal(ValueError("a prompt"), "")) == "[request id: <id_unknown>] the sidecar failed: ValueError"
+
+
+@pytest.mark.parametrize(
+    ("code", "ran", "ends"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, False, False),
+        (grpc.StatusCode.NOT_FOUND, False, False),
+        (grpc.StatusCode.INVALID_ARGUMENT, True, True),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, False, True),
+        (grpc.StatusCode.UNAVAILABLE, False, True),
+    ],
+)
+def test_with_triton_grpc_error_what_triton_could_not_take_does_not_end_the_stream(
+    code: grpc.StatusCode, ran: bool, ends: bool
+) -> None:
+    assert CallerError(code, "no", ran=ran).ends_stream is ends
