@@ -5,24 +5,52 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from aiokafka.errors import KafkaError
 
 from sidecar.core.errors import SettingsError
-from sidecar.edge.config import load_settings
+from sidecar.edge.config import ServeSettings, load_settings
+from sidecar.edge.dead_items import DeadItemError
+from sidecar.edge.item_fields import INT32_MAX
+from sidecar.edge.item_file import Checked, ItemFileError, check, names_of, opened
+from sidecar.edge.items import NAME_RULE, ItemRules, deadline_of, is_name
 from sidecar.edge.kafka_client import LogError
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offsets import Committed
 from sidecar.edge.offsets_command import PartitionOffsets, reset, show
-from sidecar.edge.submit import read_lines, submit
+from sidecar.edge.submit import INTERRUPTED, Sent, SubmitError, send_file, told
+from sidecar.edge.tokens import Tokens
 
 Environment = Mapping[str, str]
 Answer = TypeVar("Answer")
 HEADERS = ("tenant", "job", "deadline", "model")
+JOB_OF_DIGEST = "file-{}"
+INTERRUPTED_CODE = 130  # as the shell has it: 128 + SIGINT
+
+
+HELP = """
+Every line is read as the lane will read it (kafka/item.schema.json, docs/kafka.md), before the first one is sent.
+If one is at fault, it is said where and what to do, and nothing is sent. FILE may be gzip, bzip2 or xz; - is standard
+input.
+
+examples:
+  sidecar submit batch.jsonl --config sidecar.yaml --job nightly --deadline 2030-12-01T06:00:00Z
+  sidecar submit batch.jsonl --config sidecar.yaml --model tensorrt_llm   # whatever model the lines name
+  sidecar submit batch.jsonl --config sidecar.yaml --check                # send nothing
+  zstd -dc batch.jsonl.zst | sidecar submit - --bootstrap-servers kafka:9092
+
+exit codes:
+  0    every item is acknowledged (with --check: every line is an item)
+  1    Kafka failed; what was acknowledged is said, and how to go on
+  2    the file or an argument is at fault; nothing was sent
+  130  interrupted; what was acknowledged is said, and how to go on
+"""
 
 
 def register_submit(subparsers: Any) -> None:
@@ -30,15 +58,23 @@ def register_submit(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "submit",
         help="send the lines of a JSONL file as offline items",
-        description="Each line is an item (kafka/item.schema.json). Nothing is sent if one is not a JSON object.",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="one item per line")
     _add_where(parser)
     parser.add_argument("--topic", help="instead of the settings' requests_topic")
     parser.add_argument("--tenant", help="whose items these are; fair shares are per tenant")
-    parser.add_argument("--job", help="a name to find their results by")
-    parser.add_argument("--deadline", metavar="TIME", help="RFC 3339, e.g. 2026-12-01T06:00:00Z")
-    parser.add_argument("--model", help="the engine's model, if not the default one")
+    parser.add_argument(
+        "--job", help="a name to find their results by; by default one made from the items, so that a file is one job"
+    )
+    parser.add_argument("--deadline", metavar="TIME", help="RFC 3339, e.g. 2030-12-01T06:00:00Z")
+    parser.add_argument("--model", help="the model or alias for all of them, whatever model the lines name")
+    parser.add_argument("--check", action="store_true", help="only read the file; needs no Kafka")
+    parser.add_argument(
+        "--from", dest="first_line", type=int, default=1, metavar="LINE", help="send from this line on (all is checked)"
+    )
+    parser.add_argument("--allow-duplicates", action="store_true", help="take an id that is there twice")
     parser.set_defaults(run=_submit)
 
 
@@ -68,26 +104,113 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bootstrap-servers", metavar="HOST:PORT,…", help="instead of the settings'")
 
 
-def _where(options: argparse.Namespace, environment: Environment) -> OfflineSettings:
-    settings = OfflineSettings()
+def _settings(options: argparse.Namespace, environment: Environment) -> tuple[OfflineSettings, ServeSettings | None]:
+    """The offline part, and the whole file if there is one."""
+    settings, whole = OfflineSettings(), None
     if options.config is not None:
-        found = load_settings(options.config, environment).offline
-        if found is None:
+        whole = load_settings(options.config, environment)
+        if whole.offline is None:
             raise SettingsError(f"{options.config} has no offline part, so there is no Kafka to speak to")
-        settings = found
+        settings = whole.offline
     if options.bootstrap_servers:
         settings = replace(settings, bootstrap_servers=options.bootstrap_servers)
-    return settings
+    return settings, whole
+
+
+def _where(options: argparse.Namespace, environment: Environment) -> OfflineSettings:
+    return _settings(options, environment)[0]
 
 
 def _submit(options: argparse.Namespace, environment: Environment) -> int:
-    settings = _where(options, environment)
+    sent = Sent()
+    try:
+        return _submitted(options, environment, sent)
+    except KeyboardInterrupt:
+        print(f"sidecar: interrupted; {told(sent, options.first_line)}", file=sys.stderr)
+        return INTERRUPTED_CODE
+
+
+def _submitted(options: argparse.Namespace, environment: Environment, sent: Sent) -> int:
+    settings, whole = _settings(options, environment)
     if options.topic:
         settings = replace(settings, requests_topic=options.topic)
-    headers = {f"x-{name}": value for name in HEADERS if (value := getattr(options, name))}
-    count = _run(submit(settings, read_lines(options.file), headers))
-    print(f"{count} items sent to {settings.requests_topic}")
+    stated = _stated_headers(options)
+    rules, tokens = _rules(settings, whole, options.model)
+    with opened(options.file, settings.item_bytes_max) as file:
+        headers = names_of({"x-job": JOB_OF_DIGEST.format("0" * 16)} | stated)  # as long as the real one
+        checked = check(
+            file,
+            rules,
+            tokens,
+            headers,
+            record_bytes_max=settings.message_bytes_max,
+            allow_duplicates=options.allow_duplicates,
+        )
+        _refuse_faults(file.name, checked, options, rules)
+        if tokens is None:
+            print("sidecar: lengths are not checked without --config and its tokenizer", file=sys.stderr)
+        if options.check:
+            print(f"{checked.items} items are valid; nothing was sent")
+            return 0
+        job = {"x-job": JOB_OF_DIGEST.format(checked.digest)} | stated
+        sending = send_file(settings, file, checked.digest, names_of(job), first_line=options.first_line, sent=sent)
+        try:
+            _run(sending)
+        except LogError as error:
+            raise SubmitError(f"{error}; {told(sent, options.first_line)}") from None
+    if sent.error:
+        print(f"sidecar: {sent.error}; {told(sent, options.first_line)}", file=sys.stderr)
+        return INTERRUPTED_CODE if sent.error == INTERRUPTED else 1
+    print(f"{sent.acknowledged} items sent to {settings.requests_topic} as job {job['x-job']}")
     return 0
+
+
+def _stated_headers(options: argparse.Namespace) -> dict[str, str]:
+    """The headers that the arguments state. Raises SettingsError for what the lane would refuse."""
+    for name in ("tenant", "job", "model"):
+        text = getattr(options, name)
+        # ASCII, because callers state the same names as gRPC metadata, which take nothing else.
+        if text is not None and not (is_name(text) and text.isascii()):
+            raise SettingsError(f"--{name} must be {NAME_RULE} of ASCII")
+    if options.deadline is not None:
+        try:
+            deadline = deadline_of(options.deadline)
+        except DeadItemError as error:
+            raise SettingsError(str(error).replace("x-deadline", "--deadline", 1)) from None
+        if deadline is not None and deadline <= datetime.now(UTC):
+            raise SettingsError(f"--deadline {options.deadline} has passed: every item would be a dead letter")
+    return {f"x-{name}": value for name in HEADERS if (value := getattr(options, name)) is not None}
+
+
+def _rules(
+    settings: OfflineSettings, whole: ServeSettings | None, model: str | None
+) -> tuple[ItemRules, Tokens | None]:
+    """What the lane will hold the items against. Without the settings file only the names of models are held."""
+    if whole is None:
+        return ItemRules.of(settings, dict.fromkeys(filter(None, (settings.model_default, model)), INT32_MAX)), None
+    rules = ItemRules.of(settings, {each.model: each.tokens_max for each in whole.engines}, whole.aliases)
+    if model is not None and model not in rules.models:
+        raise SettingsError(f"--model {model}: no engine serves it; known: {', '.join(rules.models)}")
+    return rules, Tokens.load(whole.tokenizer) if whole.tokenizer else None
+
+
+def _refuse_faults(name: str, checked: Checked, options: argparse.Namespace, rules: ItemRules) -> None:
+    """Raises SettingsError, one line per fault, unless the whole file may be sent."""
+    told_faults = list(checked.faults)
+    if checked.faulty > len(told_faults):
+        told_faults.append(f"and {checked.faulty - len(told_faults)} more")
+    if checked.faulty:
+        told_faults.append(f"{checked.faulty} of {checked.items} lines are at fault; nothing was sent")
+    elif not checked.items:
+        told_faults.append(f"{name} holds no item; nothing was sent")
+    elif not 1 <= options.first_line <= checked.last_line:
+        told_faults.append(f"--from must be in 1..{checked.last_line}, not {options.first_line}; nothing was sent")
+    if checked.unknown_models:
+        known = " or ".join(rules.models)
+        hint = "" if options.config else ", or --config FILE, whose engines and aliases are then known"
+        told_faults.append(f"a model is unknown: give --model NAME ({known}) to override what the lines name{hint}")
+    if told_faults:
+        raise ItemFileError("\n".join(told_faults))
 
 
 def _show(options: argparse.Namespace, environment: Environment) -> int:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sidecar import cli
+from sidecar import cli, kafka_commands
+from sidecar.edge import submit
 from sidecar.edge.offsets import Committed
-from sidecar.edge.submit import SubmitError, prefix_key, read_lines
 from sidecar.kafka_commands import register_offsets, register_submit
+from tests.edge.test_submit import FakeProducer
+
+TOKENIZER = Path(__file__).parents[1] / "model_repository/tokenizer/tokenizer.json"
 
 
 def call(*arguments: str) -> int:
@@ -46,18 +52,169 @@ def test_a_broker_that_does_not_answer_is_said_in_one_line(tmp_path: Path, capsy
     assert "sidecar: Kafka: " in capsys.readouterr().err
 
 
-def test_nothing_is_sent_of_a_file_with_a_bad_line(tmp_path: Path) -> None:
-    file = tmp_path / "items.jsonl"
-    file.write_text('{"id": "1", "prompt": "p"}\n\n[1]\n')
-    with pytest.raises(SubmitError, match=r"items\.jsonl:3: not a JSON object"):
-        read_lines(file)
-    with pytest.raises(SubmitError, match=r"cannot read .*nowhere"):
-        read_lines(tmp_path / "nowhere")
+GOOD = '{"custom_id": "%d", "url": "/v1/completions", "body": {"prompt": "p", "max_tokens": 5}}'
+OPENAI = '{"custom_id": "%d", "url": "/v1/completions", "body": {"model": "gpt-4o-mini", "prompt": "p"}}'
+CASES = [
+    ('{"custom_id": "x\\ud83d", "url": "/v1/completions", "body": {"prompt": "a"}}', "custom_id holds half"),
+    ('{"custom_id": "bad", "url": "/v1/completions", "body": null}', "body must be an object, not null"),
+    ('{"custom_id": "bad", "url": "/v1/completions", "body": {"prompt": "a", "seed": -1}}', "seed must be"),
+    (
+        '{"custom_id": "bad", "url": "/v1/completions", "body": {"prompt": "a", "logprobs": 5}}',
+        "logprobs is not served",
+    ),
+    (
+        '{"custom_id": "bad", "url": "/v1/completions", "body": {"prompt": "%s"}}' % ("a" * 3_000_000),
+        "more than item_bytes",
+    ),
+    ("[" * 100_000, "nested too deeply"),
+    ("[1]", "the value must be a JSON object, not a list"),
+    ("null", "the value must be a JSON object, not null"),
+    ('{"custom_id": "1", "url": "/v1/completions", "body": {"prompt": "p"}}', "the id of line 1 again"),
+]
 
 
-def test_prompts_that_begin_alike_have_one_key() -> None:
-    def key(prompt: str) -> bytes:
-        return prefix_key(json.dumps({"id": "1", "prompt": prompt}).encode())
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What reached Kafka."""
+    fake = FakeProducer()
+    monkeypatch.setattr(submit, "AIOKafkaProducer", lambda **_: fake)
+    return fake.sent  # type: ignore[return-value]
 
-    shared = "You are a careful reader. " * 20
-    assert key(shared + "one") == key(shared + "two") != key("one")
+
+def written(directory: Path, *lines: str) -> str:
+    path = directory / "items.jsonl"
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def settings_file(directory: Path) -> str:
+    path = directory / "sidecar.yaml"
+    document = {
+        "tokenizer": str(TOKENIZER),
+        "engines": [{"name": "e", "tokens_max": 64}],
+        "aliases": {"gpt-4o-mini": [{"model": "tensorrt_llm"}]},
+        "offline": {},
+    }
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+@pytest.mark.parametrize(("line", "message"), CASES, ids=range(len(CASES)))
+def test_nothing_is_sent_of_a_file_with_a_bad_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sent: list[bytes], line: str, message: str
+) -> None:
+    assert call("submit", written(tmp_path, GOOD % 1, "", line, GOOD % 2)) == 2
+    told = capsys.readouterr()
+    assert "items.jsonl:3: " in told.err
+    assert message in told.err
+    assert "1 of 3 lines are at fault; nothing was sent" in told.err
+    assert (told.out, sent) == ("", [])
+
+
+def test_a_file_that_names_a_model_of_the_api_is_refused_and_says_what_helps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sent: list[Any]
+) -> None:
+    file = written(tmp_path, *(OPENAI % number for number in range(50)))
+    assert (call("submit", file), sent) == (2, [])
+    told = capsys.readouterr().err
+    assert "50 of 50 lines are at fault; nothing was sent" in told
+    assert "give --model NAME (tensorrt_llm) to override what the lines name" in told
+    assert call("submit", file, "--model", "tensorrt_llm") == 0
+    assert [dict(headers)["x-model"] for _, _, headers in sent] == [b"tensorrt_llm"] * 50
+
+
+def test_an_alias_of_the_settings_maps_the_name(tmp_path: Path, sent: list[Any]) -> None:
+    assert call("submit", written(tmp_path, OPENAI % 1, GOOD % 2), "--config", settings_file(tmp_path)) == 2
+    short = OPENAI.replace('"p"', '"p", "max_tokens": 5')
+    assert call("submit", written(tmp_path, short % 1, GOOD % 2), "--config", settings_file(tmp_path)) == 0
+    assert len(sent) == 2
+
+
+def test_lengths_are_checked_with_the_settings_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = json.dumps({"id": "1", "prompt": "how far is the sea " * 20, "max_tokens": 5})
+    assert call("submit", written(tmp_path, long), "--config", settings_file(tmp_path), "--check") == 2
+    assert "items.jsonl:1: too_long: prompt of" in capsys.readouterr().err
+    assert call("submit", written(tmp_path, long), "--check") == 0
+    assert "lengths are not checked without --config" in capsys.readouterr().err
+
+
+def test_check_sends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], sent: list[bytes]) -> None:
+    assert call("submit", written(tmp_path, GOOD % 1, GOOD % 2), "--check") == 0
+    assert capsys.readouterr().out == "2 items are valid; nothing was sent\n"
+    assert sent == []
+
+
+def test_the_same_items_are_one_job_whatever_the_file_is_called(tmp_path: Path, sent: list[Any]) -> None:
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"
+    first.write_text("\n".join([GOOD % 1, GOOD % 2]))
+    second.write_bytes(gzip.compress(("\r\n".join([GOOD % 1, "", GOOD % 2]) + "\r\n").encode()))
+    assert [call("submit", str(each)) for each in (first, second)] == [0, 0]
+    jobs = {dict(headers)["x-job"] for _, _, headers in sent}
+    assert len(jobs) == 1
+    assert jobs.pop().startswith(b"file-")
+    call("submit", str(first), "--job", "nightly", "--tenant", "acme")
+    assert sent[-1][2] == [("x-job", b"nightly"), ("x-tenant", b"acme")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tenant", "é"), "--tenant must be 1 to 256 printable characters of ASCII"),
+        (("--tenant", "a\udcff"), "--tenant must be 1 to 256 printable characters of ASCII"),
+        (("--tenant", ""), "--tenant must be 1 to 256 printable characters of ASCII"),
+        (("--job", "j" * 257), "--job must be 1 to 256 printable characters of ASCII"),
+        (("--model", "a\nb"), "--model must be 1 to 256 printable characters of ASCII"),
+        (("--deadline", "tomorrow"), "--deadline must be a time by RFC 3339"),
+        (("--deadline", "2020-01-01T00:00:00Z"), "--deadline 2020-01-01T00:00:00Z has passed"),
+        (("--from", "4"), "--from must be in 1..3, not 4"),
+        (("--from", "0"), "--from must be in 1..3, not 0"),
+    ],
+)
+def test_an_argument_that_the_lane_would_refuse_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sent: list[bytes], arguments: tuple[str, str], message: str
+) -> None:
+    assert call("submit", written(tmp_path, *(GOOD % number for number in range(3))), *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert sent == []
+
+
+def test_a_model_that_no_engine_serves_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--config", settings_file(tmp_path), "--model", "llama")
+    assert call("submit", written(tmp_path, GOOD % 1), *arguments) == 2
+    assert "--model llama: no engine serves it; known: gpt-4o-mini, tensorrt_llm" in capsys.readouterr().err
+
+
+def test_an_empty_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("submit", written(tmp_path, "", "  ")) == 2
+    assert "holds no item" in capsys.readouterr().err
+
+
+def test_standard_input_is_a_file(monkeypatch: pytest.MonkeyPatch, sent: list[bytes]) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((GOOD % 1).encode())))
+    assert (call("submit", "-"), len(sent)) == (0, 1)
+
+
+def test_an_interruption_says_where_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeProducer()
+    fake.interrupts_at = 1
+    monkeypatch.setattr(submit, "AIOKafkaProducer", lambda **_: fake)
+    file = written(tmp_path, *(GOOD % number for number in range(submit.IN_FLIGHT_MAX + 1)))
+    assert call("submit", file) == 130
+    assert "interrupted; 2000 items are acknowledged; go on with --from 2001" in capsys.readouterr().err
+    monkeypatch.setattr(kafka_commands, "check", interrupt)
+    assert call("submit", file) == 130
+    assert "interrupted; no item is acknowledged" in capsys.readouterr().err
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_help_has_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call("submit", "--help")
+    told = capsys.readouterr().out
+    assert "exit codes:" in told
+    assert "--model tensorrt_llm" in told

@@ -26,6 +26,7 @@ from sidecar.edge.item_fields import NAME_CHARS_MAX
 from sidecar.edge.item_format import ChatLine, Message, Parameters, ShortItem
 from sidecar.edge.item_reader import parameters, read_line
 from sidecar.edge.item_sampling import sampling_of
+from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.routing import Aliases, routed
 from sidecar.edge.tokens import TextTooLongError, Tokens
 
@@ -33,6 +34,7 @@ from sidecar.edge.tokens import TextTooLongError, Tokens
 Headers = tuple[tuple[str, bytes], ...]
 
 PREFIX_IDS = 64  # prompts that share this many leading ids share at least one block of any engine's KV cache
+SPECIAL_TOKENS_MAX = 8  # that a tokenizer's own template adds to a prompt
 TENANT_DEFAULT = "default"
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", re.ASCII)
@@ -90,6 +92,17 @@ class ItemRules:
     model_default: str
     item_bytes_max: int
     max_tokens_default: int
+
+    @classmethod
+    def of(cls, settings: OfflineSettings, tokens_max: Mapping[str, int], aliases: Aliases | None = None) -> ItemRules:
+        """The rules of a lane with these settings."""
+        return cls(
+            tokens_max=tokens_max,
+            aliases=aliases or {},
+            model_default=settings.model_default,
+            item_bytes_max=settings.item_bytes_max,
+            max_tokens_default=settings.max_tokens_default,
+        )
 
     @property
     def models(self) -> list[str]:
@@ -197,6 +210,24 @@ def read_item(record: Record, rules: ItemRules, tokens: Tokens) -> Item:
         deadline=stated.deadline,
         prefix_key=_prefix_key(prompt_ids),
     )
+
+
+def check_item(record: Record, rules: ItemRules, tokens: Tokens | None) -> str:
+    """The id of this item, which the lane will read. Raises DeadItemError. Without `tokens` no length is checked."""
+    stated = read_stated(record, rules)
+    if tokens is not None and not _fits_by_bytes(stated, rules):
+        read_item(record, rules, tokens)
+    return stated.custom_id
+
+
+def _fits_by_bytes(stated: StatedItem, rules: ItemRules) -> bool:
+    """True if the prompt fits every model that may serve it even if each of its bytes were a token: mostly so."""
+    if not isinstance(stated.prompt, str):
+        return False
+    aliased = rules.aliases.get(stated.model_asked)
+    models = [rule.model for rule in aliased] if aliased else [stated.model_asked]
+    tokens_max = min(rules.tokens_max[model] for model in models)
+    return len(stated.prompt.encode()) + SPECIAL_TOKENS_MAX + stated.output_tokens_max <= tokens_max
 
 
 def result_value(

@@ -104,13 +104,7 @@ class OfflineLane:
         self._make_log = make_log
         self._jobs = jobs
         self._spans = KafkaSpans(settings, tracing, clock)
-        rules = ItemRules(
-            tokens_max=tokens_max,
-            model_default=settings.model_default,
-            item_bytes_max=settings.item_bytes_max,
-            max_tokens_default=settings.max_tokens_default,
-            aliases=aliases or {},
-        )
+        rules = ItemRules.of(settings, tokens_max, aliases)
         self._runs = ItemRuns(settings, rules, driver, tokens, self._spans, self.stats, clock)
         self._shares: dict[int, Share] = {}
         self._servers: asyncio.TaskGroup | None = None  # of the session, if there is one

@@ -115,13 +115,15 @@ async def test_every_item_has_one_result_and_every_bad_one_a_dead_letter(kafka: 
     settings = await topics(kafka, tmp_path, "main", instance_id="one")
     assert await submit(settings, items(400), {"x-job": "nightly", "color": "red"}) == 400
     bad = [b"not json", b"\xff\xfe", b"\x00\x00\x00\x00\x07{}", b'"' + b"x" * (1 << 20) + b'"', b'{"id": "1"}', None]
+    bad += [b'{"id": "1", "prompt": "a", "seed": -1}', b'{"id": "1", "prompt": "a", "tools": [{}]}']
+    bad += [rb'{"custom_id": "x\ud83d", "url": "/v1/completions", "body": {"prompt": "a"}}']
     header = ("h", b"\x01")
     async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, max_request_size=2 << 20) as producer:
         for value in bad:
             await producer.send_and_wait(settings.requests_topic, value, key=b"k", partition=0, headers=[header])
     async with running(settings) as lane:
         verdict = await finished(settings)
-    assert (verdict.source_offsets, verdict.results, verdict.dead) == (406, 400, 6)
+    assert (verdict.source_offsets, verdict.results, verdict.dead) == (409, 400, 9)
     assert verdict.clean
     assert verdict.dead_reasons == {
         "not_json": 1,
@@ -129,11 +131,13 @@ async def test_every_item_has_one_result_and_every_bad_one_a_dead_letter(kafka: 
         "schema_registry_framed": 1,
         "too_large": 1,
         "missing_prompt": 2,
+        "invalid": 3,
     }
     assert (lane.stats.reopens, lane.stats.executions) == (0, 400)
-    dead = await records(settings, settings.dead_letter_topic, 6)
-    assert [(each.key, each.value, each.headers[0]) for each in dead] == [
-        (b"k", value, ("h", b"\x01")) for value in bad
+    dead = await records(settings, settings.dead_letter_topic, 9)
+    assert [(each.key, each.value, each.headers[0]) for each in dead] == [(b"k", value, header) for value in bad]
+    assert [json.loads(dict(each.headers)["dlq.error.openai"])["param"] for each in dead[6:]] == [
+        *("seed", "tools", "custom_id")
     ]
     [result, *_] = await records(settings, settings.results_topic, 1)
     headers = dict(result.headers)
