@@ -53,11 +53,14 @@ class Sent:
 
 
 def prefix_key(value: bytes, line: int = 0) -> bytes:
-    """A key that is equal for prompts that begin alike and stand near each other. Raises ValueError for no item."""
-    fields: Any = json.loads(value)
-    body = fields.get("body", fields)
-    prompt = body.get("prompt") or body.get("input_ids") or body.get("messages") or ""
-    start = prompt if isinstance(prompt, str) else json.dumps(prompt)
+    """A key that is equal for prompts that begin alike and stand near each other. What is no item has one, too."""
+    try:
+        fields: Any = json.loads(value)
+        body = fields.get("body", fields)
+        prompt = body.get("prompt") or body.get("input_ids") or body.get("messages") or ""
+        start = prompt if isinstance(prompt, str) else json.dumps(prompt)
+    except (ValueError, AttributeError, RecursionError):
+        start = repr(value[:PREFIX_CHARS])
     text = f"{line // PREFIX_LINES}/{start[:PREFIX_CHARS]}"
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest().encode()
 
@@ -93,8 +96,6 @@ async def send_file(
         await send(settings, lines(), headers, sent, stop)
     except ItemFileError as error:
         raise SubmitError(f"{error}; {told(sent, first_line)}") from None
-    except (ValueError, AttributeError):  # a line that is no item
-        raise SubmitError(f"{file.name} changed after it was checked; {told(sent, first_line)}") from None
     finally:
         loop.remove_signal_handler(signal.SIGINT)
     if not sent.error and read.text != digest:

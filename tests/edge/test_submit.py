@@ -146,7 +146,7 @@ async def test_a_file_that_changes_meanwhile_is_told(producer: FakeProducer, pat
         await sending(path, digest="another")
     append(path, b"\nnull\n")
     with pytest.raises(SubmitError, match="changed after it was checked"):
-        await sending(path)
+        await sending(path, digest="of the old one")
     assert len(producer.sent) > LINES
 
 
@@ -167,6 +167,11 @@ def test_prompts_that_begin_alike_share_a_key_for_so_many_lines() -> None:
     keys = Counter(key(shared + str(line), line) for line in range(2000))
     assert max(keys.values()) == PREFIX_LINES
     assert len(keys) == 2000 // PREFIX_LINES + 1
+
+
+def test_what_is_no_item_has_a_key_too() -> None:
+    values = [b"not json", b"null", b"[1]", b'{"body": null}', b"\xff", b"[" * 100_000, b'{"prompt": "\\ud83d"}']
+    assert len({prefix_key(value) for value in values}) == len(values)
 
 
 @pytest.mark.parametrize("body", [{}, {"prompt": None}, {"messages": [{"role": "user"}]}, {"input_ids": [1, 2]}])
