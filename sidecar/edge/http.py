@@ -51,6 +51,7 @@ class Status:
             "now_s": snapshot.now_s,
             "state": state,
             "in_flight": snapshot.in_flight,
+            "tasks": len(asyncio.all_tasks()),  # of this process; an idle one goes back to the same number
             "dead_letters": snapshot.dead_letters,
             "retries": snapshot.retries,
             "rejects": dict(snapshot.rejects),

@@ -66,11 +66,11 @@ def check(
     dead_reasons: Counter[str] = Counter()
     results_of: list[Source] = []
     dead_of: list[Source] = []
-    items = {_own(message) for message in _read(bootstrap_servers, requests)}
-    for message in _read(bootstrap_servers, results):
+    items = {_own(message) for message in records(bootstrap_servers, requests)}
+    for message in records(bootstrap_servers, results):
         results_of.append(_source(message, "x-source-partition", "x-source-offset"))
         ended_by[_ended_by(message)] += 1
-    for message in _read(bootstrap_servers, dead_letters):
+    for message in records(bootstrap_servers, dead_letters):
         dead_of.append(_source(message, "dlq.original.partition", "dlq.original.offset"))
         dead_reasons[_header(message, "dlq.error.class")] += 1
     outcomes = Counter(results_of + dead_of)
@@ -117,7 +117,7 @@ def _patiently(ask: Callable[[], list[TopicPartition]]) -> list[TopicPartition]:
             time.sleep(0.1)
 
 
-def _read(bootstrap_servers: str, topic: str) -> Iterator[Message]:
+def records(bootstrap_servers: str, topic: str) -> Iterator[Message]:
     """Every committed record of the topic, up to the last stable offsets."""
     with _consumer(bootstrap_servers) as consumer:
         left = set(_partitions(consumer, topic))

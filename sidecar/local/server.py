@@ -69,13 +69,17 @@ class Server:
 
     async def _until_ready(self) -> None:
         while True:
-            if self._process.returncode is not None:
-                raise ServerError(f"the sidecar ended with {self._process.returncode}: {_last_line(self.log)}")
+            self.check_alive()
             with contextlib.suppress(aiohttp.ClientError):
                 async with self._session.get(f"http://{self.http}/readyz") as answer:
                     if answer.status == 200:
                         return
             await asyncio.sleep(POLL_S)
+
+    def check_alive(self) -> None:
+        """Raise ServerError, with the last line of its log, if the process has ended."""
+        if self._process.returncode is not None:
+            raise ServerError(f"the sidecar ended with {self._process.returncode}: {_last_line(self.log)}")
 
     async def status(self) -> dict[str, Any]:
         """The status document, as the status page shows it."""
