@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -276,7 +277,8 @@ class Callers:
             code = error.code()
         self.report.outcomes[f"stream_{code.name}"] += 1
         if code is not grpc.StatusCode.OK:
-            self.report.blame(f"a stream of {len(sent)} messages ended with {code.name}: {call.details()}")
+            details = await call.details()
+            self.report.blame(f"a stream of {len(sent)} messages ended with {code.name}: {details}")
         for name, prompt in prompts.items():
             self._judge(name, texts.get(name, ""), prompt)
 
@@ -330,11 +332,14 @@ def _is_idle(status: dict[str, Any]) -> bool:
     return not held and status["in_flight"] == 0 and all(lane["waiting"] == 0 for lane in status["lanes"])
 
 
-async def run(*, items: int, messages: int, seed: int) -> dict[str, Any]:
+async def run(*, items: int, messages: int, seed: int, keep_logs: Path | None = None) -> dict[str, Any]:
     """The figures of one run: both feeds in two halves, with the footprint after each half."""
     begun_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
-        async with deployed(Path(directory)) as deployment:
+        async with contextlib.AsyncExitStack() as stack:
+            if keep_logs is not None:
+                stack.callback(_copy_logs, Path(directory), keep_logs)
+            deployment = await stack.enter_async_context(deployed(Path(directory)))
             feeds: dict[str, list[Report]] = {"items": [], "messages": []}
             left: list[Footprint] = []
             for half in (0, 1):
@@ -353,6 +358,12 @@ async def run(*, items: int, messages: int, seed: int) -> dict[str, Any]:
     }
 
 
+def _copy_logs(directory: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for log in directory.glob("*.log"):
+        shutil.copy(log, target)
+
+
 def main() -> int:
     """The command line; 0 if nothing is wrong."""
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__)
@@ -360,8 +371,9 @@ def main() -> int:
     parser.add_argument("--messages", type=int, default=20_000, help="gRPC messages, likewise (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", metavar="FILE", help="the figures; - is standard output")
+    parser.add_argument("--keep-logs", type=Path, metavar="DIR", help="copy the logs of sidecar and Triton there")
     options = parser.parse_args()
-    figures = run_until_told(run(items=options.items, messages=options.messages, seed=options.seed))
+    figures = run_until_told(run(**{name: value for name, value in vars(options).items() if name != "json"}))
     text = json.dumps(figures, indent=2)
     if options.json and options.json != "-":
         Path(options.json).write_text(text + "\n")
