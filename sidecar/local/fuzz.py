@@ -159,8 +159,8 @@ async def feed_items(deployment: Deployment, *, count: int, seed: int) -> Report
     while not await asyncio.to_thread(is_finished, kafka.bootstrap_servers, GROUP):
         deployment.server.check_alive()
     verdict = await asyncio.to_thread(check, kafka.bootstrap_servers, GROUP)
-    await asyncio.to_thread(_compare_items, deployment, verdict, good, report)
     report.sent, report.good = count, len(good)
+    await asyncio.to_thread(_compare_items, deployment, verdict, good, report)
     return report
 
 
