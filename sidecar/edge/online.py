@@ -71,6 +71,10 @@ class Online:
         except DecodeError:
             await refuse(context, *UNREADABLE)
         if request.model_name not in self.models:
+            try:
+                await self._passthrough.schemas.check_classes(request, request.model_name)
+            except (BadRequestError, EngineError) as unserved:
+                await refuse(context, unserved.code, asked_by(request.id) + str(unserved))
             return await self._passthrough.unary("ModelInfer", raw, context)
         peer = context.peer()  # once: asked after the RPC is over, grpc.aio crashes the process (measured, 1.85.1)
         found: list[Any] = []
@@ -141,6 +145,7 @@ class Online:
         metadata = context.invocation_metadata() or ()
         over = self._doubting(model.name, over)
         await self._passthrough.schemas.check(request, model.name)
+        await self._passthrough.schemas.check_classes(request, model.name)
         if is_stop(request):
             return self._stop(request, model, peer, metadata)
         arguments = (request, model, metadata, context.time_remaining())
@@ -265,7 +270,7 @@ class _CallerStream:
             if request.model_name in self._online.models:
                 await self._begin(request, len(raw), tasks)
             else:
-                await self._pass_on(raw, tasks)
+                await self._pass_on(request, raw, tasks)
             await self.outbox.room()
         self._half_closed = True
         if self._others is not None:
@@ -343,8 +348,14 @@ class _CallerStream:
         for task in (*self._stops, *filter(None, (self._passing_on,))):
             task.cancel()
 
-    async def _pass_on(self, raw: bytes, tasks: asyncio.TaskGroup) -> None:
+    async def _pass_on(self, request: Any, raw: bytes, tasks: asyncio.TaskGroup) -> None:
         """Requests of models that are not scheduled share one upstream stream, which keeps Triton's order rules."""
+        try:
+            await self._passthrough.schemas.check_classes(request, request.model_name)
+        except (BadRequestError, EngineError) as error:
+            name = _Name(id=request.id, model=request.model_name, version=request.model_version)
+            self._answer_error(name, CallerError(error.code, asked_by(request.id) + str(error)))
+            return
         others = self._others
         if others is None:
             try:

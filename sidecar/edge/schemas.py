@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+import grpc
+
 from sidecar.edge.errors import BadRequestError, EngineError
-from sidecar.edge.schema import ModelSchema
+from sidecar.edge.schema import ModelSchema, classified
 
 logger = logging.getLogger(__name__)
 AGE_MAX_S = 60.0  # a model may be loaded anew without our knowing; one small call a minute costs nothing
@@ -63,6 +65,20 @@ class Schemas:
             if known.schema is None or known.schema is schema:
                 raise
             known.schema.check(request)
+
+    async def check_classes(self, request: Any, model: str) -> None:
+        """Raise BadRequestError if `request` wants classes of an output that holds texts.
+
+        Raises EngineError if no engine tells what it holds. An unknown model is for Triton to refuse.
+        """
+        outputs = classified(request)
+        if not outputs:
+            return
+        try:
+            (await self._fetch(model)).check_classes(outputs)
+        except EngineError as error:
+            if error.code is not grpc.StatusCode.NOT_FOUND:
+                raise
 
     def doubt(self, model: str = "") -> None:
         """The model, or any if none is named, may have changed: its description is fetched anew when next needed."""

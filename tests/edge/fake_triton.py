@@ -232,7 +232,8 @@ class FakeTriton:
         for input_name in self.extra_inputs:
             answer.config.input.add(name=input_name, data_type=model_config_pb2.TYPE_INT32, dims=[1], optional=True)
         for output_name in _OUTPUTS[kind]:
-            answer.config.output.add(name=output_name, data_type=model_config_pb2.TYPE_INT32, dims=[-1])
+            kind_of = model_config_pb2.TYPE_STRING if output_name == "text_output" else model_config_pb2.TYPE_INT32
+            answer.config.output.add(name=output_name, data_type=kind_of, dims=[-1])
         return bytes(answer.SerializeToString())
 
     async def _server_metadata(self, _raw: bytes, context: Any) -> bytes:

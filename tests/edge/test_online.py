@@ -622,3 +622,19 @@ async def test_parameters_of_the_sidecar_are_not_for_triton(sidecar: Sidecar, tr
     assert set(reached.message.parameters) == {"mine", wire.EMPTY_FINAL}
     reached.tokens(3, final=True)
     await answer
+
+
+async def test_a_request_that_would_end_triton_reaches_it_by_no_way(sidecar: Sidecar, triton: FakeTriton) -> None:
+    """Classes of an output that holds texts: tritonserver 2.51 ends with a segmentation fault."""
+    asking = text_request("t")
+    asking.outputs.add(name="text_output").parameters["classification"].int64_param = 2
+    code, details, _ = await status_of(sidecar.unary("ModelInfer", asking, wire.InferResponse))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "output 'text_output' of model 'ensemble' holds texts" in details
+    call = sidecar.stream()
+    await call.write(asking)
+    await call.write(ids_request("good"))
+    await call.done_writing()
+    (await triton.next()).tokens(1, 2, 3, 4, final=True)
+    answers = [each async for each in call]
+    assert [(each.infer_response.id, bool(each.error_message)) for each in answers] == [("t", True), ("good", False)]

@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2
 
 from sidecar.edge import wire
 from sidecar.edge.errors import BadRequestError
-from sidecar.edge.schema import ModelSchema
+from sidecar.edge.schema import ModelSchema, classified
 
 
 def schema(batch_max: int = 8, *, optional: bool = True) -> ModelSchema:
@@ -101,3 +101,16 @@ def test_a_batch_that_the_model_does_not_take_is_refused(batch: int, bound: str)
 def test_a_model_without_a_batch_dimension_takes_its_shapes_as_they_are() -> None:
     schema(0).check(request_of(ids=("INT32", (7,)), n=("INT32", (1,))))
     assert "got [1,7]" in refusal(request_of(ids=("INT32", (1, 7)), n=("INT32", (1,))), schema(0))
+
+
+def test_no_classes_are_made_of_an_output_that_holds_texts() -> None:
+    config = model_config_pb2.ModelConfig(name="m")
+    config.output.add(name="ids", data_type=model_config_pb2.TYPE_INT32, dims=[-1])
+    config.output.add(name="text", data_type=model_config_pb2.TYPE_STRING, dims=[-1])
+    request = wire.InferRequest(model_name="m")
+    for name in ("ids", "text"):
+        request.outputs.add(name=name).parameters["classification"].int64_param = 2
+    asking = ModelSchema.of(config)
+    asking.check_classes(["ids"])
+    with pytest.raises(BadRequestError, match="output 'text' of model 'm' holds texts"):
+        asking.check_classes(classified(request))

@@ -22,7 +22,7 @@ OPEN = grpc.StatusCode.UNAVAILABLE
 
 def schema(*inputs: str) -> ModelSchema:
     rules = {name: InputRule(datatype="INT32", dims=(-1, 1), optional=True) for name in inputs}
-    return ModelSchema(model="m", inputs=rules, outputs=frozenset())
+    return ModelSchema(model="m", inputs=rules, outputs={})
 
 
 def request(*inputs: str) -> wire.InferRequest:
