@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -17,6 +18,8 @@ from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.config import EngineEndpoint, ServeSettings
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient
+from sidecar.edge.faults import NoFileLeft
+from sidecar.edge.grpc_server import Server
 from sidecar.edge.http import Status, serve_http, watch_loop_lag
 from sidecar.edge.job_counts import JobCounts
 from sidecar.edge.limits import HeldBytes
@@ -35,6 +38,8 @@ from sidecar.edge.tracing import Tracing
 MakeScheduler = Callable[[SchedulerSettings, Sequence[EngineSettings]], Scheduler]
 
 logger = logging.getLogger(__name__)
+_NO_FILE_LEFT = NoFileLeft()
+FILES_WANTED = 65_536  # a connection is a file
 LAST_ANSWERS_S = 2.0  # for answers that are written already, once nothing runs any more
 
 
@@ -47,6 +52,7 @@ async def serve(
     these engines. Raises SettingsError before anything is served.
     """
     closing = asyncio.Event()
+    prepare_for_many_connections()
     async with AsyncExitStack() as stack:
         clients = {
             each.name: await stack.enter_async_context(EngineClient(each.target, each.own_metadata()))
@@ -81,7 +87,7 @@ async def serve(
         if recorder is not None:
             status.parts["recorder"] = recorder.document
         offline = _offline_lane(settings, driver, tokens, metrics, status, tracing)
-        runner = await serve_http(settings.http, status, metrics)
+        runner = await serve_http(settings.http, status, metrics, settings.limits)
         stack.push_async_callback(runner.cleanup)
         async with asyncio.TaskGroup() as tasks:
             obeying = tasks.create_task(driver.run(), name="driver")
@@ -94,6 +100,7 @@ async def serve(
             gc.collect()
             gc.freeze()  # what is loaded stays; full collections walked it again and held up the loop for tens of ms
             await server.start()
+            watching.append(tasks.create_task(_until_it_ends(server, closing), name="gRPC server"))
             logger.info("serving on %s; metrics, health and status on http://%s", settings.listen, settings.http)
             await closing.wait()
             until_s = driver.now_s + settings.drain_timeout_s
@@ -107,6 +114,17 @@ async def serve(
             for task in watching:
                 task.cancel()
         logger.info("drained")
+
+
+def prepare_for_many_connections() -> None:
+    """The process may have many files open, and says only once a minute that it has none left.
+
+    The soft limit is often 1,024, for the sake of programs that use `select`; each process may raise it for itself.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < FILES_WANTED:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_WANTED if hard < 0 else min(hard, FILES_WANTED), hard))
+    logging.getLogger("asyncio").addFilter(_NO_FILE_LEFT)
 
 
 def serving(engines: Sequence[EngineEndpoint]) -> dict[str, list[str]]:
@@ -219,6 +237,13 @@ def _probe(
     probers = {each.name: Prober(driver, each, clients[each.name], changed) for each in settings.engines}
     driver.trouble = lambda name: probers[name].look_now()
     return [tasks.create_task(prober.run(), name=f"probe {name}") for name, prober in probers.items()]
+
+
+async def _until_it_ends(server: Server, closing: asyncio.Event) -> None:
+    """Raise SidecarError if the callers' server ends by itself: a sidecar that nobody can call must not live on."""
+    await asyncio.shield(server.wait_for_termination())  # cancelled, it would cancel the server's own future
+    if not closing.is_set():
+        raise SidecarError("the gRPC server for callers has ended")
 
 
 async def _drain(driver: Driver, obeying: asyncio.Task[None], timeout_s: float) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from aiohttp import web
 
-from sidecar.core.errors import SettingsError
 from sidecar.core.snapshot import Snapshot
 from sidecar.core.work import Lane
+from sidecar.edge.connections import HttpServer
+from sidecar.edge.limits import LimitSettings
 from sidecar.edge.metrics import Metrics
 from sidecar.edge.page import HEADERS, page
 
@@ -81,7 +82,7 @@ def state_of(snapshot: Snapshot) -> str:
     return f"degraded: {', '.join(down)} down" if down else "serving"
 
 
-async def serve_http(address: str, status: Status, metrics: Metrics) -> web.AppRunner:
+async def serve_http(address: str, status: Status, metrics: Metrics, limits: LimitSettings | None = None) -> HttpServer:
     """A running server. Raises SettingsError if the port is taken. Clean it up with `cleanup()`."""
     app = web.Application()
     app.add_routes(
@@ -93,15 +94,9 @@ async def serve_http(address: str, status: Status, metrics: Metrics) -> web.AppR
             web.get("/status.json", _status_handler(status)),
         )
     )
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    host, _, port = address.rpartition(":")
-    try:
-        await web.TCPSite(runner, host, int(port)).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise SettingsError(f"http: cannot bind {address}: {error.strerror}") from None
-    return runner
+    server = HttpServer(app, limits or LimitSettings())
+    await server.start(address)
+    return server
 
 
 def _metrics_handler(status: Status, metrics: Metrics) -> Callable[[web.Request], Any]:

@@ -32,8 +32,8 @@ class LimitSettings:
     ping_interval_s: float = 60.0  # a caller whose machine is gone keeps its slot no longer than this and the timeout
     ping_timeout_s: float = 20.0  # gRPC's own default
     handshake_timeout_s: float = 10.0  # gRPC's own is 120 s; a client that is there says hello within a round trip
-    http_connections_max: int = 64  # Prometheus, a probe, some viewers; beyond it the longest idle one is closed
-    http_idle_s: float = 15.0  # to send a request, or to read an answer; Prometheus scrapes that often and reconnects
+    http_connections_max: int = 64  # Prometheus, a probe, some viewers; beyond it the oldest is closed
+    http_idle_s: float = 10.0  # to send a request, or to read on in its answer: Prometheus' own scrape timeout
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:

@@ -8,6 +8,7 @@ that a slot is free when the engine says so and not when the caller has read.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,19 +27,21 @@ from sidecar.edge.calls import TokenCall
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import Metadata
 from sidecar.edge.errors import BadRequestError, EngineError
+from sidecar.edge.faults import Faults
 from sidecar.edge.joined import check_joinable, joined
 from sidecar.edge.limits import HeldBytes
 from sidecar.edge.outbox import Outbox, Unread
 from sidecar.edge.passthrough import REAL_STATUS, UNREADABLE, Passthrough, StreamPassthrough, forwardable
 from sidecar.edge.ports import Call
 from sidecar.edge.routing import Aliases, Models
-from sidecar.edge.rpc import Faults, refuse
+from sidecar.edge.rpc import refuse
 from sidecar.edge.sliced import sliced_call, token_call
 from sidecar.edge.stop_requests import Stop, Stoppable, answers_to, is_stop
 from sidecar.edge.tracing import CURRENT, Tracing
 from sidecar.edge.well_formed import asked_by, check_well_formed
 from sidecar.edge.whole import Deliver, Over, WholeCall
 
+logger = logging.getLogger(__name__)
 LARGE_REQUEST_BYTES = 4096  # tokenised in a thread: it would hold up the loop for 1 to 3 ms (measured)
 STOPS_MAX = 16  # of one stream, at the same time
 
@@ -62,7 +65,7 @@ class Online:
         self.held = held or HeldBytes()
         self.unread = Unread()
         self._stoppable = Stoppable()
-        self._faults = Faults()
+        self._faults = Faults(logger)
 
     async def model_infer(self, raw: bytes, context: Any) -> Any:
         """ModelInfer: a message, or bytes as they came. A decoupled model's responses are joined into one."""

@@ -8,11 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from math import inf
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, Protocol
 
 import grpc
@@ -20,6 +16,7 @@ import grpc.aio
 
 from sidecar.edge.answers import CallerError
 from sidecar.edge.engine_client import Metadata
+from sidecar.edge.faults import Faults, leaves
 from sidecar.edge.limits import RETRY_AFTER_S, HeldBytes, LimitSettings
 from sidecar.edge.tracing import CURRENT, Tracing
 
@@ -28,7 +25,6 @@ Handler = Callable[[Any, Any], Awaitable[Any]]
 logger = logging.getLogger(__name__)
 DETAILS_BYTES_MAX = 2_048  # gRPC encodes one byte as up to three, and a client takes 8 KiB of metadata in all
 CUT = "..."
-LOG_AGAIN_S = 60.0  # a fault at the same place is logged again no sooner: a caller can repeat it as fast as it likes
 UNFORESEEN = "internal error of the sidecar; its log names the place"
 
 
@@ -50,7 +46,7 @@ class Calls:
         self._held = held
         self._calls_max = (limits or LimitSettings()).calls_max
         self._open = 0
-        self._faults = Faults()
+        self._faults = Faults(logger)
 
     def infer(self, handler: Handler, method: str) -> Handler:
         """`handler`, traced, and bounded in calls; a unary request's bytes count as held until it is answered."""
@@ -61,6 +57,8 @@ class Calls:
                 text = f"{self._open} calls are open, as many as may be (limits.calls_max)"
                 error = CallerError(grpc.StatusCode.RESOURCE_EXHAUSTED, text, RETRY_AFTER_S)
                 await refuse(context, error.code, str(error), error.trailing)
+            if (name := unreadable_metadata(context.invocation_metadata())) is not None:
+                await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"metadata '{name}' is no printable ASCII")
             try:
                 self._held.take(size)
             except CallerError as full:
@@ -121,41 +119,18 @@ def details(text: str) -> str:
     return raw[: DETAILS_BYTES_MAX - len(CUT)].decode(errors="ignore") + CUT
 
 
-class Faults:
-    """Logs what nobody foresaw: where, and of which kind. Not the exception's text: it may hold a prompt."""
-
-    def __init__(self) -> None:
-        self._logged_s: dict[str, float] = {}
-        self._since: Counter[str] = Counter()  # as many again at the same place, not logged
-
-    def log(self, method: str, error: BaseException) -> None:
-        """One line and the frames, or nothing if the same place was logged a short while ago."""
-        for leaf in _leaves(error):
-            frames = traceback.extract_tb(leaf.__traceback__)
-            where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
-            place = f"{type(leaf).__name__} at {where}"
-            now_s = time.monotonic()
-            if now_s < self._logged_s.get(place, -inf) + LOG_AGAIN_S:
-                self._since[place] += 1
-                continue
-            more = f" ({self._since.pop(place)} more since it was last logged)" if place in self._since else ""
-            self._logged_s[place] = now_s
-            logger.error("%s failed: %s%s\n%s", method, place, more, "".join(traceback.format_list(frames)))
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions of a group, or the one that is none."""
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _leaves(each)
-    else:
-        yield error
+def unreadable_metadata(metadata: Any) -> str | None:
+    """The name of an entry whose value gRPC does not let through: it takes them, but would not send them on."""
+    for name, value in metadata or ():
+        if not name.endswith("-bin") and not (isinstance(value, str) and value.isascii() and value.isprintable()):
+            return str(name)
+    return None
 
 
 def _caller_is_gone(error: BaseException) -> bool:
     """True if this is only gRPC saying that nothing can be read or written any more."""
     return all(
-        isinstance(each, grpc.aio.BaseError) and not isinstance(each, grpc.aio.UsageError) for each in _leaves(error)
+        isinstance(each, grpc.aio.BaseError) and not isinstance(each, grpc.aio.UsageError) for each in leaves(error)
     )
 
 

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from sidecar.core.errors import SettingsError
 from sidecar.edge.engine_client import SERVICE
+from sidecar.edge.grpc_server import Server
 from sidecar.edge.health import HEALTH, Health
 from sidecar.edge.limits import LimitSettings
 from sidecar.edge.online import Online
@@ -35,10 +35,10 @@ def build_server(
     observer: RpcObserver,
     tracing: Tracing | None = None,
     limits: LimitSettings | None = None,
-) -> tuple[grpc.aio.Server, int]:
+) -> tuple[Server, int]:
     """A server bound to `address` (host:port), not started, and its port. Raises SettingsError if it is taken."""
     limits = limits or LimitSettings()
-    server = grpc.aio.server(options=limits.server_options())
+    server = Server(limits.server_options())
     calls = Calls(observer, tracing, online.held, limits)
     health = Health(passthrough, online.models)
     methods = {name: _passed_through(passthrough, name) for name in PASSED_THROUGH}
@@ -61,12 +61,8 @@ def build_server(
         ),
         "Watch": grpc.unary_stream_rpc_method_handler(calls.observed(health.watch, f"{HEALTH}/Watch")),
     }
-    server.add_generic_rpc_handlers(
-        (
-            grpc.method_handlers_generic_handler(SERVICE, handlers),
-            grpc.method_handlers_generic_handler(HEALTH, health_handlers),
-        )
-    )
+    server.serve(SERVICE, handlers)
+    server.serve(HEALTH, health_handlers)
     try:
         return server, server.add_insecure_port(address)
     except RuntimeError as error:
