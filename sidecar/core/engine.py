@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import inf
+from math import ceil, inf
 
 from sidecar.core.arrivals import ArrivalRate, poisson_quantile, worth_waiting
 from sidecar.core.interference import Interference
@@ -252,7 +252,7 @@ class Engine:
         self.headroom = max(self.settings.slots_online_min, min(most, expected))
         self.piece_tokens = self.settings.piece_tokens
         if self.scheduler.prefill_adaptive:
-            self.piece_tokens = int(self.piece_tokens * self.arrivals.calm(now_s))
+            self.piece_tokens = ceil(self.piece_tokens * self.arrivals.calm(now_s))
 
     def window_s(self, now_s: float) -> float:
         """How long a slot that comes free now waits for online."""
@@ -292,10 +292,9 @@ class Engine:
     def splits(self, item: Item) -> bool:
         """True if the prompt of `item` may be computed piece by piece: its pieces are found again in the cache.
 
-        Who comes from another engine is computed at once: between two engines pieces might never add up to a prompt.
+        It may go from engine to engine meanwhile: each is known to hold what it has computed, so each gets on.
         """
-        at_home = item.cached_on is None or item.cached_on is self
-        return bool(self.piece_tokens) and item.work.resumable and self.slices.factor > 0 and at_home
+        return bool(self.piece_tokens) and item.work.splits_prompt and self.slices.factor > 0
 
     def remembers(self, item: Item) -> bool:
         """True if the KV cache should still hold the context of `item`, but for a block: it can go on at once."""
@@ -303,10 +302,10 @@ class Engine:
 
     def _expected_reuse(self, item: Item) -> int:
         """Tokens of its context that the KV cache should hold: its own, or those of others with its prefix."""
-        if item.cached_on is self:
-            return item.cached_tokens
+        if own_tokens := item.cached_tokens_on(self):
+            return own_tokens
         prefix_key = item.work.prefix_key
-        return min(self.prefixes.tokens(prefix_key), item.context_tokens - 1) if prefix_key else 0
+        return min(self.prefixes.tokens(prefix_key), max(0, item.context_tokens - 1)) if prefix_key else 0
 
     # ---- what may be taken back --------------------------------------------------------------------------------------
 
@@ -337,6 +336,7 @@ class Engine:
     def begin(self, item: Item, kind: GrantKind, now_s: float) -> None:
         """`item` has its slots, its budget and its place in the ledger."""
         slots, lane = item.work.slots, item.work.lane
+        self._refresh(now_s)
         if kind in (GrantKind.ONLINE, GrantKind.RESERVED):
             self.free.take(slots)
         else:
@@ -364,14 +364,16 @@ class Engine:
         self.interference.began(item, now_s)
 
     def _size(self, item: Item, kind: GrantKind) -> None:
-        """A turn is worth a whole slice; otherwise the prompt may come first, in pieces."""
+        """The prompt comes first, in pieces; also in a turn, or whoever is online would wait for all of it. A turn is
+        taken by one piece: the item keeps its place, so that the next turns add up to the prompt, and then to output.
+        """
+        if self.splits(item) and item.context_tokens - item.expected_reuse > self.piece_tokens:
+            item.prompt_tokens = item.expected_reuse + self.piece_tokens
+            item.budget_tokens = 1
+            return
         item.budget_tokens = self.slices.output_tokens(item, online_resident=self.online_slots > 0)
-        if kind is GrantKind.RESERVED:
+        if kind is GrantKind.RESERVED and item.work.resumable:
             item.budget_tokens = min(item.budget_tokens, self.scheduler.turn_tokens or item.budget_tokens)
-        else:
-            if self.splits(item) and item.context_tokens - item.expected_reuse > self.piece_tokens:
-                item.prompt_tokens = item.expected_reuse + self.piece_tokens
-                item.budget_tokens = 1
 
     def drain(self, item: Item) -> None:
         """`item` was told to stop: its slots are no longer in use, and not free yet."""
@@ -386,7 +388,7 @@ class Engine:
             self.stop_s += WEIGHT * (now_s - item.stop_asked_s - self.stop_s)
         if stopped and not output_tokens:
             return  # it may not have begun, and then it says nothing of the cache
-        if item.cached_on is not self:
+        if not item.cached_tokens_on(self):
             self.prefixes.learn(item.work.prefix_key, reused_tokens)
         elif item.expected_reuse:
             self.counts.resumed_tokens += item.expected_reuse
@@ -394,11 +396,12 @@ class Engine:
                 self.slices.observe(item.expected_reuse, reused_tokens)
                 self.counts.recomputed_tokens += max(0, item.expected_reuse - reused_tokens)
         # The engine keeps all but the last token of a sequence for reuse; a piece of a prompt it keeps whole.
-        item.cached_tokens, item.cached_on = item.expected_reuse, self
+        cached_tokens = item.expected_reuse
         if item.prompt_tokens is not None:
-            item.cached_tokens = item.prompt_tokens
+            cached_tokens = item.prompt_tokens
         elif output_tokens:
-            item.cached_tokens = item.context_tokens + output_tokens - 1
+            cached_tokens = item.context_tokens + output_tokens - 1
+        item.ran_on(self, cached_tokens)
         self.counts.output_tokens[item.work.lane] += output_tokens
 
     def leave(self, item: Item, now_s: float) -> int:

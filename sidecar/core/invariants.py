@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from heapq import heappop, heappush
 from math import inf
 
+from sidecar.core.engine import Limit
 from sidecar.core.errors import SidecarError
 from sidecar.core.events import (
     Abort,
@@ -32,9 +33,10 @@ from sidecar.core.events import (
     Lost,
     Preempt,
     Reject,
+    RejectReason,
     Stopped,
 )
-from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
+from sidecar.core.settings import EngineSettings, OnDeadline, ReservationMode, SchedulerSettings
 from sidecar.core.snapshot import EngineSnapshot, Snapshot
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
 
@@ -60,6 +62,13 @@ class _Record:
     stopping: bool = False  # preempted
     aborted: bool = False
     backing_off: bool = False
+    began: bool = False  # it has run
+    computed: dict[str, int] = field(default_factory=dict)  # of its context, by engine
+
+    def ran(self, dispatch: Dispatch, tokens: int) -> None:
+        """The engine has computed what `dispatch` sent, and this work has so many tokens more because of it."""
+        context = self.work.prompt_tokens + self.tokens + tokens
+        self.computed[dispatch.engine] = context if dispatch.prompt_tokens is None else dispatch.prompt_tokens
 
 
 @dataclass(slots=True)
@@ -76,6 +85,7 @@ class Invariants:
     cancelled: str = ""  # the last one that was cancelled while it waited
     now_s: float = 0.0
     arrived: dict[tuple[object, ...], int] = field(default_factory=dict)  # accepted works, by what they queue in
+    slices_off: set[str] = field(default_factory=set)  # engines that do not reuse their cache, by the last snapshot
     fifo: dict[tuple[object, ...], list[tuple[float, int, str]]] = field(default_factory=dict)
 
     def observe(self, event: Event, actions: Sequence[Action], now_s: float) -> None:
@@ -128,7 +138,9 @@ class Invariants:
             case Preempt(work_id=work_id):
                 record = self.works[work_id]
                 ensure(record.dispatch is not None and not record.stopping, f"{work_id} preempted, but not running")
-                ensure(record.work.lane is Lane.OFFLINE and record.work.resumable, f"{work_id} preempted")
+                piece = record.dispatch is not None and record.dispatch.prompt_tokens is not None
+                ensure(record.work.lane is Lane.OFFLINE, f"online {work_id} preempted")
+                ensure(record.work.resumable or piece, f"{work_id} preempted, and cannot resume")
                 ensure(
                     record.dispatch is None or record.dispatch.kind is not GrantKind.RESERVED, f"turn {work_id} taken"
                 )
@@ -138,6 +150,8 @@ class Invariants:
                 ensure(record.dispatch is not None and not record.aborted, f"{work_id} aborted, but not in flight")
                 record.aborted = True
             case Reject(work_id=work_id) | DeadLetter(work_id=work_id):
+                if isinstance(action, Reject) and work_id in self.works:
+                    self._check_reject(self.works[work_id], action)
                 given_up = self.works.pop(work_id, None)
                 if given_up is None:  # its time had come just when its caller went away
                     ensure(work_id == self.cancelled, f"{work_id} given up, but it is gone")
@@ -145,6 +159,18 @@ class Invariants:
                     ensure(given_up.dispatch is None, f"{work_id} given up while in flight")
             case _:
                 pass
+
+    def _check_reject(self, record: _Record, action: Reject) -> None:
+        """What has begun leaves no full queue, and what is late is late."""
+        work = record.work
+        if action.reason is RejectReason.QUEUE_FULL:
+            ensure(not record.began, f"{work.id} had begun to run, and left for want of room")
+        if action.reason is RejectReason.EXPIRED:
+            ensure(self._late(work), f"{work.id} expired at {self.now_s}, and is due at {work.deadline_s}")
+
+    def _late(self, work: Work) -> bool:
+        expires = work.lane is Lane.ONLINE or self.settings.on_deadline is OnDeadline.EXPIRE
+        return expires and work.deadline_s <= self.now_s
 
     def _dispatched(self, action: Dispatch) -> None:
         record = self.works.get(action.work_id)
@@ -156,19 +182,40 @@ class Invariants:
         ensure(settings.model == work.model, f"{work.id} is for {work.model}, dispatched to {settings.model}")
         ensure(action.slots == work.slots, f"{work.id} needs {work.slots} slots and got {action.slots}")
         ensure(action.queue_wait_s >= 0, f"{work.id} waited {action.queue_wait_s} s")
+        ensure(not self._late(work), f"{work.id} dispatched at {self.now_s}, and was due at {work.deadline_s}")
         left = work.output_tokens_max - record.tokens
         ensure(
             1 <= action.output_tokens <= left, f"{work.id} may generate {left} tokens, granted {action.output_tokens}"
         )
+        piece = action.prompt_tokens
+        ensure(piece is None or work.splits_prompt, f"{work.id} got a piece, and its prompt cannot be split")
+        ensure(piece is None or 0 < piece < work.prompt_tokens + record.tokens, f"{work.id} got a piece of {piece} ids")
+        whole = work.resumable or piece is not None or action.output_tokens == left
+        ensure(whole, f"{work.id} cannot resume, and is granted {action.output_tokens} of {left} tokens")
         ensure(not self.closing or work.lane is Lane.ONLINE, f"offline {work.id} dispatched after Closing")
         ensure((action.kind is GrantKind.ONLINE) == (work.lane is Lane.ONLINE), f"{work.id}: kind {action.kind}")
         self.used[action.engine] = self.used.get(action.engine, 0) + action.slots
         ensure(self.used[action.engine] <= settings.slots, f"engine {action.engine} oversubscribed by {work.id}")
-        record.dispatch, record.backing_off = action, False
+        if action.kind is GrantKind.RESERVED:
+            self._check_turn(record, action, settings)
+        record.dispatch, record.backing_off, record.began = action, False, True
         self._check_fifo(record)
 
+    def _check_turn(self, record: _Record, action: Dispatch, engine: EngineSettings) -> None:
+        """A turn computes a piece of a prompt at most, twice as large in a lull; but for what cannot be split."""
+        work, piece = record.work, 2 * engine.piece_tokens
+        if not piece or not work.splits_prompt or engine.name in self.slices_off:
+            return
+        sent = work.prompt_tokens + record.tokens if action.prompt_tokens is None else action.prompt_tokens
+        known = record.computed.get(engine.name, 0)
+        # Of a prefix that others have the scheduler knows more than these books.
+        ensure(work.prefix_key != "" or sent - known <= piece, f"turn {work.id} computes {sent - known} ids at once")
+
     def _over(self, work_id: str, tokens: int, reason: EndReason, *, lost: bool = False) -> None:
+        dispatch = self.works[work_id].dispatch if work_id in self.works else None
         record = self._confirmed(work_id, lost=lost)
+        if dispatch is not None and not lost and (tokens or dispatch.prompt_tokens is not None):
+            record.ran(dispatch, tokens)
         ensure(tokens >= 0, f"{work_id} generated {tokens} tokens")
         record.tokens += tokens
         ensure(record.tokens <= record.work.output_tokens_max, f"{work_id} generated more than it may: {record.tokens}")
@@ -240,14 +287,24 @@ class Invariants:
             known = sum(record.dispatch is None and record.work.lane is lane for record in self.works.values())
             told = sum(each.waiting + each.backing_off for each in snapshot.lanes if each.lane is lane)
             ensure(known == told, f"{told} {lane} works wait, the books say {known}")
+        late = [work_id for work_id, each in self.works.items() if each.dispatch is None and self._late(each.work)]
+        ensure(not late, f"past their deadline these wait on: {late[:5]}")
+        items = sum(record.work.lane is Lane.OFFLINE for record in self.works.values())
+        told = sum(job.items for job in snapshot.jobs)
+        ensure(told == items, f"{told} items belong to jobs, the books say {items}")
         self._check_live(snapshot)
 
     def _check_engine(self, settings: EngineSettings, engine: EngineSnapshot) -> None:
         for each in fields(engine):
             value = getattr(engine, each.name)
             ensure(not isinstance(value, int | float) or value >= 0, f"{settings.name}: {each.name} is {value}")
+        (self.slices_off.discard if engine.slice_factor else self.slices_off.add)(settings.name)
         used = self.used.get(settings.name, 0)
         ensure(engine.slots_busy == used, f"{settings.name}: {engine.slots_busy} slots busy, the books say {used}")
+        if not used:
+            counts = (engine.prefill_tokens, engine.decoding_rows, engine.decoding_context_tokens)
+            held = engine.kv_tokens + sum(sum(each.values()) for each in counts)
+            ensure(not held, f"{settings.name} is at rest and holds {engine.kv_tokens} KV tokens, {counts}")
         parts = engine.slots_online + engine.slots_offline + engine.slots_draining
         ensure(parts == engine.slots_busy, f"{settings.name}: {parts} slots by use, {engine.slots_busy} busy")
         pending = engine.credit // (self.settings.reservation_every - 1)
@@ -265,6 +322,11 @@ class Invariants:
         for engine in snapshot.engines.values():
             mine = [work for work in waiting if work.model == engine.model]
             online = [work for work in mine if work.lane is Lane.ONLINE]
+            lane = next(each for each in snapshot.lanes if (each.model, each.lane) == (engine.model, Lane.OFFLINE))
+            offline = lane.waiting > 0
+            if engine.up:
+                said = engine.limit_binding is not Limit.NO_OFFLINE
+                ensure(said == offline, f"{engine.name}: {engine.limit_binding}, and offline waits: {offline}")
             if not engine.up or not mine:
                 continue
             if any(not self._may_be_held(work, mine) for work in online):
@@ -274,11 +336,13 @@ class Invariants:
                 kv_taken = engine.kv_tokens + engine.kv_foreign_tokens
                 short_of_kv = engine.kv_tokens_max and kv_taken + tokens > engine.kv_tokens_max
                 ensure(
-                    engine.slots_free < widest or engine.limit_binding == "turn" or bool(short_of_kv),
+                    engine.slots_free < widest or engine.limit_binding is Limit.TURN or bool(short_of_kv),
                     f"{engine.name}: {engine.slots_free} slots free while online work waits",
                 )
-            elif not online:
-                ensure(engine.limit_binding != "none", f"{engine.name}: offline waits and nothing holds it back")
+            elif offline and not online:
+                ensure(
+                    engine.limit_binding is not Limit.NONE, f"{engine.name}: offline waits and nothing holds it back"
+                )
 
     def _may_be_held(self, work: Work, waiting: Sequence[Work]) -> bool:
         """True if its tenant has all its slots, or a long prompt before which another one may be in prefill."""

@@ -81,6 +81,7 @@ class Item:
     engine: Engine | None = None  # where it runs
     cached_tokens: int = 0  # of its context, as far as the KV cache of `cached_on` should still hold it
     cached_on: Engine | None = None
+    cached_elsewhere: tuple[tuple[str, int], ...] = ()  # the same of engines that it ran on before, by name
     # Of the dispatch in progress:
     budget_tokens: int = 0  # output tokens granted
     prompt_tokens: int | None = None  # ids sent, if it only fills the cache
@@ -105,6 +106,30 @@ class Item:
         self.streamed_tokens = 0
         if self.account:
             self.account.streamed(self, 0)
+
+    def cached_tokens_on(self, engine: Engine) -> int:
+        """How much of its context the KV cache of `engine` should still hold because it ran there."""
+        if self.cached_on is engine:
+            return self.cached_tokens
+        return next((tokens for name, tokens in self.cached_elsewhere if name == engine.settings.name), 0)
+
+    def ran_on(self, engine: Engine, cached_tokens: int) -> None:
+        """The cache of `engine` holds so much of its context now. What other engines hold of it may serve again."""
+        if self.cached_on is not engine:
+            self._leave_out(engine)
+            if self.cached_on is not None:
+                self.cached_elsewhere += ((self.cached_on.settings.name, self.cached_tokens),)
+        self.cached_on, self.cached_tokens = engine, cached_tokens
+
+    def lost_on(self, engine: Engine) -> None:
+        """Nothing is known any more of what the cache of `engine` holds of it."""
+        self._leave_out(engine)
+        if self.cached_on is engine:
+            self.cached_on, self.cached_tokens = None, 0
+
+    def _leave_out(self, engine: Engine) -> None:
+        if self.cached_elsewhere:
+            self.cached_elsewhere = tuple(each for each in self.cached_elsewhere if each[0] != engine.settings.name)
 
     @property
     def context_tokens(self) -> int:

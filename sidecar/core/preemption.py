@@ -1,7 +1,8 @@
 """Which offline slices to stop, when online needs their slots or their KV, or when offline yields.
 
 A victim keeps its tokens and resumes later; stopping it wastes what the KV cache will not remember. Never a victim: a
-turn of the reservation, what cannot resume, and what gives its slot back by itself before a stop would.
+turn of the reservation, what cannot resume (a piece of its prompt is no loss), and what gives its slot back by itself
+before a stop would.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def candidates(residents: Iterable[Item], soon_tokens: int, sticky_after: int | 
         item
         for item in residents
         if item.state is State.RUNNING
-        and item.work.resumable
+        and (item.work.resumable or item.fills_cache)
         and not item.turn
         and (not is_ending(item, soon_tokens) or (sticky_after is None and item.fills_cache))
         and (sticky_after is None or item.preemptions < sticky_after)

@@ -22,6 +22,10 @@ class Prefixes:
         """How many leading tokens of such a prompt should be in the cache; 0 without a key."""
         return self._tokens.get(prefix_key, 0)
 
+    def clear(self) -> None:
+        """Nothing is known any more: the engine may be another one."""
+        self._tokens.clear()
+
     def learn(self, prefix_key: str, reused_tokens: int | None) -> None:
         """The first dispatch of an item with this prefix found so many tokens; None = the engine did not say."""
         if not prefix_key or reused_tokens is None:

@@ -362,7 +362,7 @@ class Scheduler:
         item, engine, pool = self._running(event.work_id)
         self._finish(item, engine, pool, held_s=engine.settings.lost_hold_s)
         item.keep(event.output_tokens)
-        item.cached_on = None
+        item.lost_on(engine)
         item.losses = 0 if event.output_tokens and item.work.resumable else item.losses + 1
         complete = item.work.is_complete(item.generated_tokens, EndReason.LENGTH)
         if item.state is State.ABORTING or complete:
@@ -474,6 +474,10 @@ class Scheduler:
 
     def _engine_up(self, name: str) -> None:
         engine = self._engines[name]
+        if not engine.up:  # it may have been restarted, and then its cache is empty
+            engine.prefixes.clear()
+            for item in self._items.values():
+                item.lost_on(engine)
         engine.up, engine.limit_binding = True, Limit.NO_OFFLINE
         self._fill(self._pools[engine.settings.model])
 

@@ -61,6 +61,8 @@ class EngineSnapshot:
     kv_foreign_tokens: int
     kv_guard_tokens: int
     prefill_tokens: Mapping[Lane, int]  # prompt tokens not yet computed
+    decoding_rows: Mapping[Lane, int]  # sequences whose first token has come
+    decoding_context_tokens: Mapping[Lane, int]  # what they attend to
     interference: InterferenceFigures  # the latency model, what it allows, and what offline cost online
 
     @property
@@ -171,6 +173,8 @@ def engine_snapshot(engine: Engine, model: str, now_s: float) -> EngineSnapshot:
         kv_foreign_tokens=ledger.foreign_kv_tokens,
         kv_guard_tokens=int(ledger.guard_tokens(engine.headroom)),
         prefill_tokens=dict(ledger.prefill_tokens),
+        decoding_rows=dict(engine.interference.batch.rows),
+        decoding_context_tokens=dict(engine.interference.batch.context),
         interference=engine.interference.figures(max(1, engine.in_use[Lane.ONLINE])),
     )
 

@@ -230,7 +230,7 @@ class Tenants:
 
     def _is_long(self, item: Item) -> bool:
         """True if the engine would have to compute a long prompt of it in one go."""
-        if item.work.lane is OFFLINE and item.work.resumable:
+        if item.work.lane is OFFLINE and item.work.splits_prompt:
             return False  # it is sent in pieces
         return 0 < self._settings.long_prompt_tokens < item.context_tokens - item.cached_tokens
 

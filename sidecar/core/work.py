@@ -55,6 +55,7 @@ class Work:
     deadline_s: float = inf
     slots: int = 1  # one per sequence that the call returns
     resumable: bool = True  # False: never sliced, and restarted instead of resumed (beams, logprobs, resume=never)
+    splits_prompt: bool = True  # False: its prompt is never sent in pieces (tensors that go to the engine as they are)
     ttft_objective_ms: float = 0.0  # its own, from arrival to first token; 0 = the scheduler's
     job: str = ""  # the producer's name for the items that belong together
     prefix_key: str = ""  # equal for prompts whose leading blocks are equal; "" = unknown

@@ -133,6 +133,7 @@ def work_of(
         tenant=tenant_of(request, metadata),
         deadline_s=min(deadline_s, arrived_s + _timeout_s(request)),
         slots=lengths.sequences,
+        splits_prompt=False,
         resumable=False,  # its tensors go to the engine as they are, so it runs whole
         prefix_key=_prefix_key(request, model),
         ttft_objective_ms=objective_ms if lane is Lane.ONLINE else 0.0,  # nobody waits for an offline token

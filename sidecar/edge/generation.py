@@ -60,7 +60,7 @@ class Generation:
         if not self._work.resumable:
             self._ids.clear()
         self._ids_before = len(self._ids)
-        self._dispatches += 1
+        self._dispatches += dispatch.prompt_tokens is None  # a piece of the prompt draws nothing that is kept
         call = self._call
         self._fills_cache = dispatch.prompt_tokens is not None
         ids = (*call.prompt_ids, *self._ids)[: dispatch.prompt_tokens]

@@ -201,7 +201,7 @@ class Online:
             deadline_s=inf if remaining_s is None else now_s + remaining_s,
         )
         tokens = token_call(request, model, excludes_input=True) if work.lane is Lane.OFFLINE else None
-        return work if tokens is None else replace(work, resumable=True), tokens, model
+        return work if tokens is None else replace(work, resumable=True, splits_prompt=True), tokens, model
 
     def _stop(self, request: Any, model: ScheduledModel, peer: str, metadata: Metadata) -> Stop:
         caller_id, engine_models = request.id, self.models.engine_models(request.model_name)

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from sidecar.core.events import Arrived, Cancelled, Closing, Dispatch, Ended, Measured, Reject, RejectReason, Stopped
-from sidecar.core.settings import TenantSettings
+from sidecar.core.events import (
+    Arrived,
+    Cancelled,
+    Closing,
+    Dispatch,
+    Ended,
+    EngineDown,
+    EngineUp,
+    Measured,
+    Reject,
+    RejectReason,
+    Stopped,
+)
+from sidecar.core.settings import EngineSettings, TenantSettings
 from sidecar.core.work import EndReason, GrantKind
 from tests.core.builders import offline, online, scheduler
 
@@ -69,6 +81,45 @@ def test_what_a_wide_turn_kept_free_is_online_s_when_the_turn_is_handed_back() -
         Reject(work_id="b1", reason=RejectReason.CLOSING, message=message),
         Dispatch(work_id="a4", engine="e", kind=GrantKind.ONLINE, slots=1, output_tokens=100, queue_wait_s=0.3),
     ]
+
+
+def test_a_long_prompt_gets_through_in_turns_alone_a_piece_in_each() -> None:
+    engine = EngineSettings(name="e", slots=1, tokens_max=9000, prefill_slice_tokens=100)
+    subject = scheduler(engines=(engine,), reservation_every=4, turn_tokens=32, preempt=False, prefill_adaptive=False)
+    running = "a0"
+    subject.handle(Arrived(work=online(running)), 0.0)
+    subject.handle(Arrived(work=offline("b1", prompt_tokens=8000, output_tokens_max=100)), 0.0)
+    sent: list[tuple[int | None, int]] = []
+    number, now_s = 0, 0.0
+    while running:
+        number, now_s = number + 1, now_s + 1.0
+        subject.handle(Arrived(work=online(f"a{number}")), now_s)
+        tokens = sent[-1][1] if running == "b1" and sent[-1][0] is None else 0
+        reason = EndReason.LENGTH if running == "b1" else EndReason.END_ID
+        granted = subject.handle(Ended(work_id=running, reason=reason, output_tokens=tokens), now_s)
+        [running, *_] = [each.work_id for each in granted if isinstance(each, Dispatch)] or [""]
+        sent += [
+            (each.prompt_tokens, each.output_tokens)
+            for each in granted
+            if isinstance(each, Dispatch) and each.work_id == "b1"
+        ]
+        if running != "b1" and not any(item.work.id == "b1" for item in subject.alive()):
+            break
+    pieces = [(100 * n, 1) for n in range(1, 80)]
+    assert sent == [*pieces, (None, 32), (None, 32), (None, 32), (None, 4)]
+    assert number <= 4 * (len(sent) + 1)
+    assert subject.snapshot().engines["e"].window_violations == 0
+
+
+def test_after_an_engine_was_down_nothing_is_taken_to_be_in_its_cache() -> None:
+    engine = EngineSettings(name="e", slots=1, yield_rows="never", prefill_slice_tokens=100)
+    subject = scheduler(engines=(engine,), prefill_adaptive=False)
+    subject.handle(Arrived(work=offline("b1", prompt_tokens=250)), 0.0)
+    subject.handle(EngineDown(engine="e", reason="killed"), 0.1)
+    subject.handle(Ended(work_id="b1", reason=EndReason.LENGTH, output_tokens=0), 0.1)
+    [granted] = subject.handle(EngineUp(engine="e"), 5.0)
+    assert isinstance(granted, Dispatch)
+    assert granted.prompt_tokens == 100
 
 
 def test_an_engine_at_rest_has_no_load_of_others_though_its_gauges_show_the_last_iteration() -> None:

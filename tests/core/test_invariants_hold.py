@@ -26,7 +26,7 @@ from sidecar.core.events import (
 )
 from sidecar.core.invariants import InvariantError, Invariants
 from sidecar.core.scheduler import Scheduler
-from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings, TenantSettings
+from sidecar.core.settings import EngineSettings, OnDeadline, ReservationMode, SchedulerSettings, TenantSettings
 from sidecar.core.work import EndReason, Lane, Work
 from tests.core.builders import online, scheduler
 
@@ -51,10 +51,10 @@ class World:
         self.checker.observe(event, actions, self.now_s)
         self.checker.check(self.scheduler.snapshot())
 
-    def arrive(self) -> None:
+    def arrive(self, tenant: str = "") -> None:
         self.count += 1
         lane = Lane.ONLINE if self.draw(2) else Lane.OFFLINE
-        deadline_s = (float("inf"), float("inf"), self.now_s + 0.5)[self.draw(3)]
+        deadline_s = self.now_s + (float("inf"), float("inf"), 0.5, 0.0, 30.0)[self.draw(5)]
         work = Work(
             id=f"w{self.count}",
             lane=lane,
@@ -64,10 +64,18 @@ class World:
             output_tokens_max=1 + self.draw(60),
             deadline_s=deadline_s,
             slots=(1, 1, 1, 2)[self.draw(4)],
-            tenant=("t", "t", "u", "v")[self.draw(4)],
+            tenant=tenant or ("t", "t", "u", "v")[self.draw(4)],
             resumable=self.draw(5) > 0,
+            splits_prompt=self.draw(5) > 0,
+            job=("", "weekly", f"j{self.count}")[self.draw(3)],
+            prefix_key=("", "", "p")[self.draw(3)],
         )
         self.handle(Arrived(work=work))
+
+    def flood(self) -> None:
+        """One tenant sends more than its lane holds."""
+        for _ in range(12):
+            self.arrive(tenant="t")
 
     def finish(self) -> None:
         """Some dispatch is over, in one of the four ways."""
@@ -98,7 +106,7 @@ class World:
     def step(self) -> None:
         """One thing happens."""
         self.now_s += (0.0, 0.004, 0.02, 0.7)[self.draw(4)]
-        match self.draw(14):
+        match self.draw(16):
             case 0 | 1 | 2 | 3 | 4:
                 self.arrive()
             case 5 | 6 | 7 | 8:
@@ -109,9 +117,11 @@ class World:
                 name = self.names[self.draw(len(self.names))]
                 up = self.draw(4) > 0
                 self.handle(EngineUp(engine=name) if up else EngineDown(engine=name, reason="probe failed"))
-            case 11:
+            case 11 | 12:
                 self.progress()
-            case 12:
+            case 13:
+                self.flood()
+            case 14:
                 ok, active = self.draw(3) > 0, self.draw(6)
                 self.handle(
                     Measured(engine="e", ok=ok, active_requests=active, kv_blocks_max=40, kv_blocks_free=active)
@@ -171,6 +181,9 @@ def scenes(draw: st.DrawFn) -> tuple[SchedulerSettings, list[EngineSettings]]:
         preempt_quantum_tokens=2,
         offline_prefill_tokens=draw(st.sampled_from([0, 30])),
         long_prompt_tokens=draw(st.sampled_from([0, 20])),
+        on_deadline=draw(st.sampled_from(OnDeadline)),
+        prefix_group_window=draw(st.sampled_from([0, 3, 100])),
+        prefix_group_s=draw(st.sampled_from([0.0, 1.0])),
         tenant_fairness=draw(st.booleans()),
         tenants={
             "u": TenantSettings(weight=3.0, waiting_max=draw(st.integers(0, 2)), slots_max=draw(st.integers(0, 1)))
@@ -178,7 +191,11 @@ def scenes(draw: st.DrawFn) -> tuple[SchedulerSettings, list[EngineSettings]]:
     )
     engines = [
         EngineSettings(
-            name=name, slots=draw(st.integers(2, 4)), slots_online_min=draw(st.integers(0, 2)), tokens_max=90
+            name=name,
+            slots=draw(st.integers(2, 4)),
+            slots_online_min=draw(st.integers(0, 2)),
+            tokens_max=90,
+            prefill_slice_tokens=draw(st.sampled_from([None, 0, 1, 8])),
         )
         for name in ENGINES[: draw(st.integers(1, 2))]
     ]

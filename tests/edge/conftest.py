@@ -77,6 +77,7 @@ async def running_sidecar(
     aliases: Aliases | None = None,
     own_metadata: dict[str, str] | None = None,
     limits: LimitSettings | None = None,
+    prefill_slice_tokens: int | None = None,
     **options: Any,
 ) -> AsyncIterator[Sidecar]:
     """A sidecar whose engines are up, unless told otherwise."""
@@ -90,6 +91,7 @@ async def running_sidecar(
             tokens_max=64,
             lost_hold_s=0.0,
             yield_rows="never",
+            prefill_slice_tokens=prefill_slice_tokens,
             metadata=own_metadata or {},
         )
         for name, each in tritons.items()

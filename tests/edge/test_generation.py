@@ -157,6 +157,21 @@ async def test_a_call_that_a_resume_would_change_begins_anew(sidecar: Sidecar, t
     assert (await task).output_ids == (5, END)
 
 
+async def test_the_pieces_of_a_prompt_do_not_change_the_seed_of_its_output(triton: FakeTriton) -> None:
+    async with running_sidecar({"e0": triton}, prefill_slice_tokens=1) as sidecar:
+        task = begin(sidecar, call(prompt_ids=(11, 12, 13, 14, 15), sampling=Sampling(seed=7), resumable=False))
+        piece = await triton.next()
+        assert piece.input("input_ids") == (11, 12)  # twice as large in a lull
+        piece.tokens(4, final=True)
+        second = await triton.next()
+        assert second.input("input_ids") == (11, 12, 13, 14)
+        second.tokens(4, final=True)
+        whole = await triton.next()
+        assert (whole.input("input_ids"), whole.input("seed")) == ((11, 12, 13, 14, 15), (7,))
+        whole.tokens(6, END, final=True)
+        assert (await task).output_ids == (6, END)
+
+
 async def test_the_text_of_an_answer_is_cut_before_the_first_stop_text(sidecar: Sidecar, triton: FakeTriton) -> None:
     words = {4: "the ", 5: "tea", 6: "cher"}
     task = begin(sidecar, call(decode=lambda ids: "".join(words[each] for each in ids), stop_texts=("zz", "each")))
