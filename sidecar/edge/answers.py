@@ -51,7 +51,7 @@ class CallerError(Exception):
     ) -> None:
         super().__init__(message)
         self.code = code
-        self.ran = ran  # a model of the engine had it: Triton's answer then says whose it was, and that no more follows
+        self.ran = ran  # as a model's answer: Triton then says whose it is, and that no more follows
         self.retry_after_s = retry_after_s
 
     @property
@@ -71,9 +71,9 @@ def rejected(reason: str, message: str, retry_after_s: float | None, booked: Boo
     """For work that the scheduler refused."""
     if retry_after_s is not None:
         message += f"; try again in {retry_after_s:g} s"
-    expired = reason == RejectReason.EXPIRED
-    text = f"{_EXPIRED}: {message}" if expired else message
-    return CallerError(_CODES[RejectReason(reason)], asked_by(booked.caller_id) + text, retry_after_s, ran=expired)
+    text = f"{_EXPIRED}: {message}" if reason == RejectReason.EXPIRED else message
+    as_model = reason in (RejectReason.EXPIRED, RejectReason.TOO_LARGE)  # Triton's answer comes from behind its door
+    return CallerError(_CODES[RejectReason(reason)], asked_by(booked.caller_id) + text, retry_after_s, ran=as_model)
 
 
 def given_up(reason: str, attempts: int, booked: Booked) -> CallerError:

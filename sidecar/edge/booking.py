@@ -19,7 +19,7 @@ import grpc
 from sidecar.core.work import Lane, Work
 from sidecar.edge import wire
 from sidecar.edge.encoder import EncoderError
-from sidecar.edge.errors import BadRequestError, EngineError
+from sidecar.edge.errors import BadRequestError, EngineError, ModelRefusesError
 from sidecar.edge.tokens import TextTooLongError, Tokens
 from sidecar.edge.well_formed import SHARED_MEMORY, asked_by
 
@@ -56,8 +56,11 @@ class ScheduledModel:
         """True for text in, text out."""
         return self.name != self.engine_model
 
-    def lengths(self, request: Any) -> Lengths:
-        """How long and how wide a request is. Raises BadRequestError, naming the tensor."""
+    def lengths(self, request: Any, beams_max: int | None = None) -> Lengths:
+        """How long and how wide a request is. Raises BadRequestError, naming the tensor.
+
+        `beams_max` is what the engine was built for; None = unknown, and left to the engine.
+        """
         tensors = {each.name: each for each in request.inputs}
         output_tokens_max = _least_one(request, tensors, "max_tokens" if self.takes_text else "request_output_len")
         prompt_tokens = (
@@ -67,7 +70,12 @@ class ScheduledModel:
         )
         if output_tokens_max is None:  # it lies in shared memory, or is missing: then the engine refuses it
             output_tokens_max = max(self.tokens_max - prompt_tokens, 1)
-        width = max(_least_one(request, tensors, name) or 1 for name in ("beam_width", "num_return_sequences"))
+        beams = _least_one(request, tensors, "beam_width") or 1
+        if beams_max is not None and beams > beams_max:
+            raise _models(
+                request, f"input 'beam_width' is {beams}; model '{self.engine_model}' has at most {beams_max}"
+            )
+        width = max(beams, _least_one(request, tensors, "num_return_sequences") or 1)
         return Lengths(
             prompt_tokens=prompt_tokens, output_tokens_max=output_tokens_max, sequences=width * _batch(request)
         )
@@ -77,11 +85,11 @@ class ScheduledModel:
         given = tensors.get("input_ids")
         ids = int(given.shape[-1]) if given is not None and given.shape else 0
         if not ids:
-            raise refusal(request, f"input 'input_ids' is missing or empty; model '{self.name}' requires a prompt")
+            raise _models(request, f"input 'input_ids' is missing or empty; model '{self.name}' requires a prompt")
         lengths = _read(request, tensors, "input_lengths") or (ids,)
         for length in lengths:
             if not 1 <= length <= ids:
-                raise refusal(request, f"input 'input_lengths' is {length}, but input 'input_ids' holds {ids}")
+                raise _models(request, f"input 'input_lengths' is {length}, but input 'input_ids' holds {ids}")
         return max(lengths)
 
     def _tokens_of_text(self, request: Any, tensors: Mapping[str, Any], output_tokens_max: int | None) -> int:
@@ -90,13 +98,13 @@ class ScheduledModel:
             return self._estimate(_bytes_in_shared_memory(given), output_tokens_max)
         texts = _read(request, tensors, "text_input") or ()
         if not texts or not all(texts):
-            raise refusal(request, f"input 'text_input' is missing or empty; model '{self.name}' requires a prompt")
+            raise _models(request, f"input 'text_input' is missing or empty; model '{self.name}' requires a prompt")
         if self.tokens is None:
             return self._estimate(max(map(len, texts)), output_tokens_max)
         try:
             return max(len(self.tokens.prompt_ids(_text(request, text), self.tokens_max)) for text in texts)
         except TextTooLongError as error:
-            raise refusal(request, f"input 'text_input': {error}") from None
+            raise _models(request, f"input 'text_input': {error}") from None
         except EncoderError as error:
             raise EngineError(str(error), grpc.StatusCode.INTERNAL) from None
 
@@ -108,6 +116,11 @@ class ScheduledModel:
 def refusal(request: Any, text: str) -> BadRequestError:
     """An error that begins as Triton's own do."""
     return BadRequestError(asked_by(request.id) + text)
+
+
+def _models(request: Any, text: str) -> ModelRefusesError:
+    """The same for what the model would refuse, were it asked."""
+    return ModelRefusesError(asked_by(request.id) + text)
 
 
 def work_of(
@@ -217,7 +230,7 @@ def _least_one(request: Any, tensors: Mapping[str, Any], name: str) -> int | Non
     if not values:
         return None
     if min(values) < 1:
-        raise refusal(request, f"input '{name}' must be >= 1, not {min(values)}")
+        raise _models(request, f"input '{name}' must be >= 1, not {min(values)}")
     return int(max(values))
 
 
@@ -234,7 +247,7 @@ def _text(request: Any, raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise refusal(request, f"input 'text_input' is not UTF-8: {error}") from None
+        raise _models(request, f"input 'text_input' is not UTF-8: {error}") from None
 
 
 def _shown(value: str) -> str:

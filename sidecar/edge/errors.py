@@ -13,6 +13,10 @@ class BadRequestError(SidecarError):
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 
+class ModelRefusesError(BadRequestError):
+    """What the model itself would refuse. Its answer would say whose it is, and that no more follows."""
+
+
 class UnknownModelError(BadRequestError):
     """The caller named a model that no engine serves."""
 

@@ -26,7 +26,7 @@ from sidecar.edge.booking import OURS, ScheduledModel, asked, tenant_of, work_of
 from sidecar.edge.calls import TokenCall
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import Metadata
-from sidecar.edge.errors import BadRequestError, EngineError
+from sidecar.edge.errors import BadRequestError, EngineError, ModelRefusesError
 from sidecar.edge.faults import Faults
 from sidecar.edge.joined import check_joinable, joined
 from sidecar.edge.limits import HeldBytes
@@ -35,6 +35,7 @@ from sidecar.edge.passthrough import REAL_STATUS, UNREADABLE, Passthrough, Strea
 from sidecar.edge.ports import Call
 from sidecar.edge.routing import Aliases, Models
 from sidecar.edge.rpc import refuse
+from sidecar.edge.schema import ModelSchema
 from sidecar.edge.sliced import sliced_call, token_call
 from sidecar.edge.stop_requests import Stop, Stoppable, answers_to, is_stop
 from sidecar.edge.tracing import CURRENT, Tracing
@@ -134,7 +135,7 @@ class Online:
         except CallerError:
             raise
         except BadRequestError as error:
-            raise CallerError(error.code, str(error)) from None
+            raise CallerError(error.code, str(error), ran=isinstance(error, ModelRefusesError)) from None
         except EngineError as error:
             raise CallerError(error.code, asked_by(caller_id) + str(error)) from None
         except Exception as error:
@@ -147,23 +148,25 @@ class Online:
         model = self.models.probable(request)
         metadata = context.invocation_metadata() or ()
         over = self._doubting(model.name, over)
-        await self._passthrough.schemas.check(request, model.name)
-        await self._passthrough.schemas.check_classes(request, model.name)
+        schemas = self._passthrough.schemas
+        await schemas.check(request, model.name)
+        await schemas.check_classes(request, model.name)
         if is_stop(request):
             return self._stop(request, model, peer, metadata)
-        arguments = (request, model, metadata, context.time_remaining())
+        arguments = (request, model, metadata, context.time_remaining(), await schemas.of(model.engine_model))
         if request.ByteSize() > LARGE_REQUEST_BYTES:
             work, tokens, model = await asyncio.to_thread(self._work, *arguments)
         else:
             work, tokens, model = self._work(*arguments)
         if unary:
             check_joinable(request)
+        version = "" if (schema := await schemas.of(model.name)) is None else schema.version
         if tokens is not None:
             tokens = replace(tokens, metadata=forwardable(metadata))
-            booked, call = sliced_call(request, work, tokens, model, deliver, over)
+            booked, call = sliced_call(request, work, tokens, model, deliver, over, version)
             self._arrive(peer, booked, work, call)
             return booked
-        whole = WholeCall(request, work, forwardable(metadata), deliver, over)
+        whole = WholeCall(request, work, forwardable(metadata), deliver, over, version)
         self._arrive(peer, whole.booked, work, whole)
         return whole.booked
 
@@ -178,18 +181,27 @@ class Online:
         return doubting
 
     def _arrive(self, peer: str, booked: Booked, work: Work, call: Call) -> None:
-        self._stoppable.add(booked, peer, work)
         if self._tracing is not None and (trace := CURRENT.get()) is not None:
             self._tracing.adopt(work.id, trace)
-        self._driver.arrive(work, call)
+        self._stoppable.add(booked, peer, work)  # before it arrives, which may end it at once
+        try:
+            self._driver.arrive(work, call)
+        except BaseException:
+            self._stoppable.discard(booked)
+            raise
 
     def _work(
-        self, request: Any, model: ScheduledModel, metadata: Metadata, remaining_s: float | None
+        self,
+        request: Any,
+        model: ScheduledModel,
+        metadata: Metadata,
+        remaining_s: float | None,
+        engine: ModelSchema | None,
     ) -> tuple[Work, TokenCall | None, ScheduledModel]:
         """The request as work, by token ids if it can run in slices, and the model that an alias led it to."""
         check_well_formed(request, OURS)
         given = _texts(metadata)
-        lengths, now_s = model.lengths(request), self._driver.now_s
+        lengths, now_s = model.lengths(request, None if engine is None else engine.beams_max), self._driver.now_s
         model = self.models.final(request, model, lengths, tenant_of(request, given), partial(asked, request, given))
         work = work_of(
             request,
@@ -200,7 +212,8 @@ class Online:
             arrived_s=now_s,
             deadline_s=inf if remaining_s is None else now_s + remaining_s,
         )
-        tokens = token_call(request, model, excludes_input=True) if work.lane is Lane.OFFLINE else None
+        excludes_input = engine is not None and engine.excludes_input
+        tokens = token_call(request, model, excludes_input=excludes_input) if work.lane is Lane.OFFLINE else None
         return work if tokens is None else replace(work, resumable=True, splits_prompt=True), tokens, model
 
     def _stop(self, request: Any, model: ScheduledModel, peer: str, metadata: Metadata) -> Stop:
@@ -208,7 +221,7 @@ class Online:
         for work_id in self._stoppable.named(caller_id, peer, tenant_of(request, _texts(metadata)), engine_models):
             self._driver.cancel(work_id)
         request.model_name = model.name
-        request.id = caller_id and self._driver.mint("s")
+        request.id = self._driver.mint("s")
         return Stop(request=request, caller_id=caller_id, model=model.name)
 
     async def answers_to(self, stop: Stop, context: Any) -> list[Any]:

@@ -93,11 +93,22 @@ class Passthrough:
         ask = engine.raw_unary(f"/{SERVICE}/ModelConfig")
         try:
             raw = await ask(request, timeout=FETCH_TIMEOUT_S, metadata=engine.own_metadata)
-            return ModelSchema.of(service_pb2.ModelConfigResponse.FromString(raw).config)
+            config = service_pb2.ModelConfigResponse.FromString(raw).config
+            return ModelSchema.of(config, await self._versions(engine, model))
         except grpc.aio.AioRpcError as error:
             raise EngineError(error.details() or error.code().name, error.code()) from None
         except (DecodeError, ValueError) as error:  # e.g. a datatype that we do not know
             raise EngineError(f"the ModelConfig cannot be read: {error}", grpc.StatusCode.INTERNAL) from None
+
+    async def _versions(self, engine: EngineClient, model: str) -> list[str]:
+        """The versions that Triton serves; none if it does not tell, which may be restricted apart."""
+        request = service_pb2.ModelMetadataRequest(name=model).SerializeToString()
+        ask = engine.raw_unary(f"/{SERVICE}/ModelMetadata")
+        try:
+            raw = await ask(request, timeout=FETCH_TIMEOUT_S, metadata=engine.own_metadata)
+            return [each for each in service_pb2.ModelMetadataResponse.FromString(raw).versions if each.isdecimal()]
+        except (grpc.aio.AioRpcError, DecodeError):
+            return []
 
     async def unary(self, method: str, raw: bytes, context: Any, model: str = "") -> bytes:
         """The answer of Triton, or its status; of an engine that serves `model`, if it is about one."""

@@ -37,10 +37,15 @@ class ModelSchema:
     inputs: Mapping[str, InputRule]
     outputs: Mapping[str, str]  # the datatype of each
     batch_max: int = 0  # 0 = its tensors have no batch dimension
+    version: str = ""  # that Triton serves if none is asked for; "" = unknown
+    beams_max: int | None = None  # None = unknown
+    excludes_input: bool = False  # if a request does not say; TensorRT-LLM's default
 
     @classmethod
-    def of(cls, config: Any) -> ModelSchema:
-        """From the `config` of a ModelConfigResponse."""
+    def of(cls, config: Any, versions: Sequence[str] = ()) -> ModelSchema:
+        """From the `config` of a ModelConfigResponse and the `versions` of a ModelMetadataResponse."""
+        values = {key: each.string_value for key, each in config.parameters.items()}  # an unfilled ${…} counts as unset
+        beams = values.get("max_beam_width", "")
         batch = (-1,) if config.max_batch_size > 0 else ()
         return cls(
             model=config.name,
@@ -52,6 +57,9 @@ class ModelSchema:
             },
             outputs={each.name: _datatype(each.data_type) for each in config.output},
             batch_max=config.max_batch_size,
+            version=max(versions, key=int, default=""),
+            beams_max=int(beams) if beams.isdecimal() else None,
+            excludes_input=values.get("exclude_input_in_output", "").lower() == "true",
         )
 
     def check(self, request: Any) -> None:

@@ -80,6 +80,10 @@ class Schemas:
             if error.code is not grpc.StatusCode.NOT_FOUND:
                 raise
 
+    async def of(self, model: str) -> ModelSchema | None:
+        """The description of a model; None while nobody tells."""
+        return await self._current(model, self._known.setdefault(model, _Known()))
+
     def doubt(self, model: str = "") -> None:
         """The model, or any if none is named, may have changed: its description is fetched anew when next needed."""
         for known in [self._known[model]] if model in self._known else [] if model else self._known.values():

@@ -116,9 +116,9 @@ def _words(request: Any) -> tuple[tuple[int, ...], ...] | None:
 
 
 def sliced_call(
-    request: Any, work: Work, call: TokenCall, model: ScheduledModel, deliver: Deliver, over: Over
+    request: Any, work: Work, call: TokenCall, model: ScheduledModel, deliver: Deliver, over: Over, version: str = ""
 ) -> tuple[Booked, Generation]:
-    """A driver's Call that answers with one response when all slices are done."""
+    """A driver's Call that answers with one response, of this version of the model, when all slices are done."""
     booked = Booked(work_id=work.id, caller_id=request.id)
     generation = Generation(work, call)
 
@@ -126,7 +126,7 @@ def sliced_call(
         if result.cancelled():
             return
         try:
-            deliver(_response(request, booked, result.result(), model))
+            deliver(_response(request, booked, result.result(), model, version))
         except Exception as error:  # of this request alone, be it ours or the scheduler's
             over(booked, answers.of_generation(error, booked))
         else:
@@ -136,7 +136,7 @@ def sliced_call(
     return booked, generation
 
 
-def _response(request: Any, booked: Booked, generated: Generated, model: ScheduledModel) -> Any:
+def _response(request: Any, booked: Booked, generated: Generated, model: ScheduledModel, version: str) -> Any:
     ids = generated.output_ids
     output = model.tokens.decode(ids) if model.takes_text and model.tokens is not None else ids
-    return final_answer(request, booked.caller_id, "", output)
+    return final_answer(request, booked.caller_id, version, output)

@@ -19,7 +19,7 @@ from sidecar.edge import wire
 from sidecar.edge.answers import Booked, CallerError
 from sidecar.edge.booking import OURS, refusal
 from sidecar.edge.engine_client import Metadata, responses
-from sidecar.edge.errors import EngineError, StreamBrokenError
+from sidecar.edge.errors import EngineError, ModelRefusesError, StreamBrokenError
 from sidecar.edge.passthrough import Passthrough
 from sidecar.edge.well_formed import SHARED_MEMORY, asked_by, check_well_formed
 
@@ -30,7 +30,7 @@ ANSWER_TIMEOUT_S = 5.0  # an engine that lives answers within milliseconds
 class Stop:
     """A stop that has been carried out here, and whose answer the engine has yet to give."""
 
-    request: Any  # under an id that nobody has, or none
+    request: Any  # under an id that nobody has
     caller_id: str
     model: str
 
@@ -79,7 +79,10 @@ def is_stop(request: Any) -> bool:
     if SHARED_MEMORY in stop.parameters:
         raise refusal(request, "input 'stop' must not lie in shared memory: it is obeyed here, not in the engine alone")
     check_well_formed(request, OURS)
-    return bool(wire.scalar(request, "stop", False))
+    stops = bool(wire.scalar(request, "stop", False))
+    if stops and not request.id:
+        raise ModelRefusesError(f"{asked_by('')}a stop request needs the id of the request to stop")
+    return stops
 
 
 async def answers_to(stop: Stop, passthrough: Passthrough, metadata: Metadata) -> list[Any]:

@@ -21,7 +21,10 @@ Over = Callable[[Booked, CallerError | None], None]  # called once, after all th
 class WholeCall:
     """A driver's Call for one gRPC request."""
 
-    def __init__(self, request: Any, work: Work, metadata: Metadata, deliver: Deliver, over: Over) -> None:
+    def __init__(
+        self, request: Any, work: Work, metadata: Metadata, deliver: Deliver, over: Over, version: str = ""
+    ) -> None:
+        """`version` is the model's that would serve it."""
         self.booked = Booked(work_id=work.id, caller_id=request.id)
         self.metadata = metadata
         self.own = False
@@ -30,6 +33,7 @@ class WholeCall:
         self._request = request
         self._deliver = deliver
         self._over = over
+        self._version = request.model_version or version
         self._wants_empty_final = request.parameters[wire.EMPTY_FINAL].bool_param
         # Offline work may be run anew after a failure, so nothing of it is delivered before it is over.
         self._held: list[Any] | None = [] if work.lane is Lane.OFFLINE else None
@@ -90,4 +94,4 @@ class WholeCall:
     def _final_without_tokens(self) -> Any:
         request = self._request
         takes_text = any(tensor.name == "text_input" for tensor in request.inputs)
-        return final_answer(request, self.booked.caller_id, request.model_version, "" if takes_text else ())
+        return final_answer(request, self.booked.caller_id, self._version, "" if takes_text else ())

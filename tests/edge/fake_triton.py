@@ -119,6 +119,7 @@ class FakeTriton:
         unary = {
             "ModelConfig": self._model_config,
             "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
             "ModelInfer": self._model_infer,
             "ServerLive": self._server_live,
             "ServerReady": self._ready,
@@ -235,6 +236,13 @@ class FakeTriton:
             kind_of = model_config_pb2.TYPE_STRING if output_name == "text_output" else model_config_pb2.TYPE_INT32
             answer.config.output.add(name=output_name, data_type=kind_of, dims=[-1])
         return bytes(answer.SerializeToString())
+
+    async def _model_metadata(self, raw: bytes, context: Any) -> bytes:
+        try:
+            name = service_pb2.ModelMetadataRequest.FromString(raw).name
+        except DecodeError:
+            await context.abort(grpc.StatusCode.INTERNAL, "Unable to parse request")
+        return bytes(service_pb2.ModelMetadataResponse(name=name, versions=["1"]).SerializeToString())
 
     async def _server_metadata(self, _raw: bytes, context: Any) -> bytes:
         self.metadata_of["ServerMetadata"] = dict(context.invocation_metadata() or ())

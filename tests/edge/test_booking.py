@@ -12,7 +12,7 @@ import pytest
 from sidecar.core.work import Lane, Work
 from sidecar.edge import wire
 from sidecar.edge.booking import Lengths, ScheduledModel, work_of
-from sidecar.edge.errors import BadRequestError
+from sidecar.edge.errors import BadRequestError, ModelRefusesError
 from tests.edge.fake_log import WordTokens
 
 IDS = ScheduledModel(name="tensorrt_llm", engine_model="tensorrt_llm", tokens_max=64, tokens=None)
@@ -90,6 +90,13 @@ def test_input_lengths_must_fit_the_ids(length: int) -> None:
 @pytest.mark.parametrize("value", [0, -1, -(2**31)])
 def test_what_counts_must_be_at_least_one(name: str, value: int) -> None:
     assert refusal(ids_request(**{name: value})) == f"[request id: r] input '{name}' must be >= 1, not {value}"
+
+
+@pytest.mark.parametrize("beams_max", [None, 2])
+def test_beams_are_refused_where_the_engine_is_known_to_have_fewer(beams_max: int | None) -> None:
+    assert IDS.lengths(ids_request(beam_width=2), beams_max) == lengths(5, 7, 2)
+    with pytest.raises(ModelRefusesError, match="input 'beam_width' is 2; model 'tensorrt_llm' has at most 1"):
+        IDS.lengths(ids_request(beam_width=2), 1)
 
 
 def test_an_empty_prompt_is_refused_by_name() -> None:

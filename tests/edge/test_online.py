@@ -483,8 +483,9 @@ async def test_a_refusal_of_the_schedulers_begins_with_the_callers_id(sidecar: S
     await call.write(ids_request("long", ids=(1,) * 40, output=30))
     answer = await call.read()
     assert answer.error_message.startswith("[request id: long] ")
-    assert (answer.infer_response.id, answer.infer_response.model_name) == ("long", "")
-    assert not wire.is_final(answer.infer_response)
+    # As Triton, where the model itself would refuse it:
+    assert (answer.infer_response.id, answer.infer_response.model_name) == ("long", "tensorrt_llm")
+    assert wire.is_final(answer.infer_response)
 
 
 async def test_a_request_waits_no_longer_for_a_slot_than_its_timeout(triton: FakeTriton) -> None:
@@ -508,10 +509,10 @@ async def test_a_defect_in_reading_one_request_concerns_it_alone_and_no_prompt_i
 ) -> None:
     lengths = ScheduledModel.lengths
 
-    def failing(model: ScheduledModel, request: Any) -> Any:
+    def failing(model: ScheduledModel, request: Any, beams_max: int | None = None) -> Any:
         if request.id.startswith("bad"):
             raise KeyError(str(request))
-        return lengths(model, request)
+        return lengths(model, request, beams_max)
 
     monkeypatch.setattr(ScheduledModel, "lengths", failing)
     call = sidecar.stream()
@@ -587,7 +588,9 @@ async def test_with_triton_grpc_error_what_triton_could_not_take_is_answered_by_
     sidecar: Sidecar, triton: FakeTriton
 ) -> None:
     call = sidecar.stream(metadata=(("triton_grpc_error", "true"),))
-    await call.write(ids_request("bad", output=0))
+    bad = ids_request("bad")
+    wire.add_tensor(bad, "temprature", "FP32", (0.5,), (1, 1))
+    await call.write(bad)
     await call.write(ids_request("good"))
     assert (await call.read()).infer_response.id == "bad"
     (await triton.next()).tokens(1, final=True)
@@ -638,3 +641,30 @@ async def test_a_request_that_would_end_triton_reaches_it_by_no_way(sidecar: Sid
     (await triton.next()).tokens(1, 2, 3, 4, final=True)
     answers = [each async for each in call]
     assert [(each.infer_response.id, bool(each.error_message)) for each in answers] == [("t", True), ("good", False)]
+
+
+async def test_with_triton_grpc_error_what_a_model_refuses_ends_the_stream(sidecar: Sidecar) -> None:
+    call = sidecar.stream(metadata=(("triton_grpc_error", "true"),))
+    await call.write(ids_request("bad", output=0))
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await read_all(call)
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_an_offline_call_is_answered_under_the_models_version(sidecar: Sidecar, triton: FakeTriton) -> None:
+    metadata = (("x-lane", "offline"),)
+    answer = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse, metadata=metadata)
+    (await triton.next()).tokens(3, final=True)
+    assert ((await answer).model_name, (await answer).model_version) == ("tensorrt_llm", "1")
+
+
+async def test_an_offline_output_that_begins_with_the_prompt_is_the_engines_own(
+    sidecar: Sidecar, triton: FakeTriton
+) -> None:
+    metadata = (("x-lane", "offline"),)
+    request = ids_request("u", stream=False)  # and the engine is TensorRT-LLM's default, which puts the prompt first
+    answer = sidecar.unary("ModelInfer", request, wire.InferResponse, metadata=metadata)
+    reached = await triton.next()
+    assert reached.input("exclude_input_in_output") is None
+    reached.tokens(1, 2, 3, 9, final=True)
+    assert wire.output_values(await answer, "output_ids") == (1, 2, 3, 9)

@@ -48,7 +48,7 @@ async def test_the_callers_deadline_is_tritons(sidecar: Sidecar, triton: FakeTri
     async with asyncio.timeout(5):
         await triton.slow_cancelled.wait()
     assert triton.slow_deadline_s is not None
-    assert triton.slow_deadline_s <= 0.3
+    assert triton.slow_deadline_s < 0.31  # gRPC rounds it up on the way
 
 
 async def test_with_triton_grpc_error_a_models_error_ends_the_stream_with_its_status(sidecar: Sidecar) -> None:

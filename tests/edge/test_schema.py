@@ -114,3 +114,27 @@ def test_no_classes_are_made_of_an_output_that_holds_texts() -> None:
     asking.check_classes(["ids"])
     with pytest.raises(BadRequestError, match="output 'text' of model 'm' holds texts"):
         asking.check_classes(classified(request))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "beams_max", "excludes_input"),
+    [
+        ({}, None, False),
+        ({"max_beam_width": "4", "exclude_input_in_output": "True"}, 4, True),
+        ({"max_beam_width": "${max_beam_width}", "exclude_input_in_output": "${exclude_input_in_output}"}, None, False),
+        ({"max_beam_width": "", "exclude_input_in_output": "false"}, None, False),
+    ],
+)
+def test_what_an_engine_was_built_for_is_read_from_its_parameters(
+    parameters: dict[str, str], beams_max: int | None, excludes_input: bool
+) -> None:
+    config = model_config_pb2.ModelConfig(name="m")
+    for name, value in parameters.items():
+        config.parameters[name].string_value = value
+    found = ModelSchema.of(config)
+    assert (found.beams_max, found.excludes_input) == (beams_max, excludes_input)
+
+
+@pytest.mark.parametrize(("versions", "version"), [([], ""), (["1"], "1"), (["9", "10", "2"], "10")])
+def test_the_version_is_the_latest_that_is_served(versions: list[str], version: str) -> None:
+    assert ModelSchema.of(model_config_pb2.ModelConfig(name="m"), versions).version == version
