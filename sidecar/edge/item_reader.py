@@ -141,19 +141,38 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_consta
 
 def _refuse_lone_surrogates(parsed: dict[str, Any]) -> None:
     """JSON can write half of a pair, UTF-8 cannot: neither the engine nor the results topic could take it."""
-    waiting: list[tuple[str, Any]] = [("", parsed)]
+    waiting: list[tuple[_Path, Any]] = [((), parsed)]
     while waiting:
         path, value = waiting.pop()
         if isinstance(value, dict):
             for name, each in value.items():
                 if not _is_text(name):
-                    raise _invalid(path or None, f"a name in {path or 'the item'} holds half of a surrogate pair")
-                waiting.append((f"{path}.{name}" if path else name, each))
+                    param = _told(path) or None
+                    raise _invalid(param, f"a name in {param or 'the item'} holds half of a surrogate pair")
+                waiting.append(((path, name), each))
         elif isinstance(value, list):
-            waiting += ((f"{path}[{at}]", each) for at, each in enumerate(value))
+            # Numbers hold no text; a path for each of a million of them would cost memory for nothing.
+            waiting += (((path, at), each) for at, each in enumerate(value) if isinstance(each, str | list | dict))
         elif isinstance(value, str) and not _is_text(value):
-            param = _printable(path.removeprefix("body."))
+            param = _told(path)
             raise _invalid(param, f"{param} holds half of a surrogate pair (a cut emoji?), which is no text")
+
+
+_Path = tuple[()] | tuple["_Path", str | int]  # (path of what it lies in, name or index): all share their beginnings
+
+
+def _told(path: _Path) -> str:
+    """The path as an error names it, cut where it is too long to be read."""
+    parts: list[str | int] = []
+    while path:
+        path, part = path
+        parts.append(part)
+    found = ""
+    for part in reversed(parts):
+        if len(found) > NAME_SHOWN_MAX + len("body."):
+            break
+        found += f"[{part}]" if isinstance(part, int) else f".{part[:NAME_SHOWN_MAX]}" if found else part
+    return _printable(found.removeprefix("body."))
 
 
 def _is_text(value: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +337,19 @@ def test_an_item_with_many_faults_names_some_of_them_in_bounded_time_and_space()
     error = refusal(short(**{f"{'k' * 1000}{number}": 1 for number in range(900)}))
     assert str(error).count("unknown field") <= FAULTS_SHOWN_MAX
     assert len(str(error)) < 1000
+
+
+def test_a_name_of_any_length_and_depth_costs_bounded_memory_and_a_short_param() -> None:
+    half = {"prompt": "\ud83d", "many": [""] * 20_000}
+    value = json.dumps({"id": "1", "prompt": "a", "metadata": {"k" * 100_000: {"l" * 100_000: half}}}).encode()
+    tracemalloc.start()
+    error = refusal(value)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 * len(value)
+    assert str(error).startswith("metadata.kkkkkkkk")
+    assert len(error.openai()) < 500
+    assert len(refusal(b'{"' + b"k" * 10_000 + b'": {"\\ud83d": 1}}').openai()) < 500
 
 
 @pytest.mark.parametrize(
