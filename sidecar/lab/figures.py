@@ -52,6 +52,11 @@ class Estimate:
     ci_high: float
 
 
+def percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    """p50, p95 and p99; None without values."""
+    return {f"p{p}": round(float(np.percentile(values, p)), 2) if values else None for p in (50, 95, 99)}
+
+
 def pair(runs: Sequence[tuple[Sequence[Served], Sequence[Served]]], value: Callable[[Served], float]) -> Paired:
     """Requests that both answered, seed by seed: (reference, policy) each. Raises MeasurementError without any."""
     reference: list[float] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import Any
 
 from sidecar.core.events import (
     Action,
@@ -24,6 +25,7 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.lab.gaps import GapFit
+from sidecar.lab.recorded_figures import RecordedFigures
 from sidecar.lab.segment import Record, RecordingError
 from sidecar.lab.workloads import Job
 
@@ -39,6 +41,7 @@ class Recording:
     seconds: float
     records: int
     gaps: GapFit
+    figures: dict[str, Any]  # its own, see recorded_figures.py
 
 
 @dataclass(slots=True)
@@ -52,6 +55,7 @@ def read(scheduler: Scheduler, records: Iterable[Record]) -> Recording:
     """Everything between the state `scheduler` and the last record. Raises RecordingError for records out of order."""
     settings, engines = scheduler.settings
     reader = _Reader(engines)
+    reader.figures.begin(scheduler.alive())
     for item in scheduler.alive():
         left = max(1, item.work.output_tokens_max - item.generated_tokens)
         work = replace(item.work, prompt_tokens=item.context_tokens, output_tokens_max=left)
@@ -72,6 +76,7 @@ class _Reader:
     last_s: float = 0.0
     records: int = 0
     gaps: GapFit = field(default_factory=GapFit)
+    figures: RecordedFigures = field(default_factory=RecordedFigures)
 
     def take(self, now_s: float, event: Event, actions: Sequence[Action]) -> None:
         """One more record."""
@@ -93,6 +98,7 @@ class _Reader:
                 self.kv_tokens[event.engine] = blocks * size
             case _:
                 pass
+        self.figures.take(now_s, event, actions)
         self.gaps.take(now_s, event, actions, self._context)
         for action in actions:
             if isinstance(action, Dispatch):
@@ -127,6 +133,7 @@ class _Reader:
             seconds=self.last_s - begin_s,
             records=self.records,
             gaps=self.gaps,
+            figures=self.figures.document(self.last_s - begin_s),
         )
 
     def _usual_tokens(self, lane: Lane) -> int:

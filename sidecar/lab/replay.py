@@ -14,8 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from engine.profile import profile_named
 from sidecar import __version__
 from sidecar.core.errors import SettingsError
@@ -23,6 +21,7 @@ from sidecar.lab import recording, whatif
 from sidecar.lab.policies import parse_overrides
 from sidecar.lab.recording import Recording
 from sidecar.lab.segment import DamagedRecordError, Record, RecordingError, Segment, opened
+from sidecar.lab.tables import printed
 
 
 @dataclass(slots=True)
@@ -144,7 +143,7 @@ def _what_if(options: argparse.Namespace) -> int:
     report = whatif.compare(recorded(options.files), options.what_if, profile)
     _write(options.json, report)
     if options.json != "-":
-        Console().print(whatif.table(report))
+        printed(whatif.table(report))
     return 0
 
 

@@ -4,35 +4,45 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict, replace
-from math import nan
+from math import isfinite, nan
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from engine.profile import profile_named
+from engine.profile import Profile, profile_named
 from sidecar import __version__
 from sidecar.core.errors import SettingsError
 from sidecar.lab import policies, workloads
+from sidecar.lab.arrivals_file import Arrivals, read_csv, write_csv
 from sidecar.lab.figures import Estimate, MeasurementError, Paired, added, pair, ratio
 from sidecar.lab.jobs import deadline_figures, eta_figures, spread_days
-from sidecar.lab.policies import OFFLINE_ALONE, Policy
+from sidecar.lab.policies import OFFLINE_ALONE, Policy, Shape
+from sidecar.lab.tables import printed
 from sidecar.lab.trial import Plan, Result, run
+from sidecar.lab.workloads import WorkloadError
 
 REFERENCE = "online-only"
 DEFAULT_POLICIES = "online-only,ideal,ours,plain-nth,naive,static-cap,aimd,bands,static-batch"
+HOURS_MAX = 8784.0  # a year
+STEADY_HOURS = 0.25  # in a shorter run the batch fills in step, and a harvest above the ceiling says nothing
 CEILING_HOURS = 1.0  # the tail of one hour is steady enough: its spread over seeds is under 1 %
 
 HOURS_HELP = (
     "simulated per run (default: the workload's own); `diurnal` puts its week into them: the time of day then runs "
     "faster, requests and iterations do not"
+)
+
+ARRIVALS_HELP = (
+    "recorded online arrivals instead of drawn ones, over the span of the file; its first line is "
+    "arrived_s,tenant,prompt_tokens,output_tokens,output_tokens_max (see --write-arrivals)"
 )
 
 Job = tuple[Plan, Policy]
@@ -53,7 +63,7 @@ def register_simulate(subparsers: Any) -> None:
     parser.add_argument("--hours", type=float, help=HOURS_HELP)
     parser.add_argument("--first-seed", type=int, default=1, metavar="N", help="seeds N … N+K-1 instead of 1 … K")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a scheduler setting of `ours`")
-    parser.add_argument("--arrivals", type=Path, metavar="CSV", help="recorded online arrivals instead of drawn ones")
+    parser.add_argument("--arrivals", type=Path, metavar="CSV", help=ARRIVALS_HELP)
     parser.add_argument("--write-arrivals", type=Path, metavar="CSV", help="write those of seed 1, and run nothing")
     parser.add_argument("--faults", action="store_true", help="cancels, failures, losses, engine deaths; ours only")
     parser.add_argument("--check-every", type=int, default=0, metavar="N", help="check the invariants each N events")
@@ -66,105 +76,156 @@ def _command(options: argparse.Namespace, _: Mapping[str, str]) -> int:
     names = options.workload.split(",")
     if options.write_arrivals:
         workload = workloads.by_name(names[0])
-        workloads.write_csv(options.write_arrivals, workload.online(1, options.hours or workload.hours))
+        write_csv(options.write_arrivals, workload.online(1, _hours(options, workload.hours)))
         return 0
+    plans = _plans(options, names)
     report = {
         "sidecar": __version__,
         "profile": options.profile,
         "slots": options.slots,
         "seeds": options.seeds,
         "set": options.set,
-        "workloads": {name: compare(_plan(options, name), options) for name in names},
+        "arrivals": str(options.arrivals) if options.arrivals else None,
+        "workloads": {name: compare(name, plan, options) for name, plan in plans.items()},
     }
-    console = Console(stderr=options.json == "-")
-    if not console.is_terminal:
-        console.width = 120  # a file has no width; eighty columns would cut the figures
-    for name in names:
-        console.print(table(name, report["workloads"][name]["policies"]))
+    for name in plans:
+        printed(table(name, report["workloads"][name]["policies"]), to_stderr=options.json == "-")
     if options.json:
         _write(options.json, report)
     return 0
 
 
-def _plan(options: argparse.Namespace, name: str) -> Plan:
+def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Plan]:
+    """What to run, by the name that its figures have. Everything that can be wrong is found here, before any run."""
     try:
         profile = profile_named(options.profile)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    workload = workloads.by_name(name)
-    overrides = policies.parse_overrides(options.set)
-    if options.seeds < 1 or options.slots < 1 or (options.hours is not None and options.hours <= 0):
-        raise SettingsError("--seeds, --slots and --hours must be positive")
-    return Plan(
-        workload=workload,
-        profile=profile,
-        slots=options.slots,
-        hours=options.hours or workload.hours,
-        seed=1,
-        recorded=workloads.read_csv(options.arrivals) if options.arrivals else None,
-        every=int(overrides.get("reservation_every", 10)),
-        check_every=options.check_every,
-        overrides={**workload.settings(options.hours or workload.hours), **overrides},
-        faults=options.faults,
-    )
-
-
-def compare(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
-    """Every policy on every seed of one workload, in figures. The reference always runs, and so does the ceiling."""
-    chosen = [policies.by_name(name) for name in dict.fromkeys([REFERENCE, *options.policies.split(",")])]
-    if plan.faults and any(policy.baseline for policy in chosen):
+    for name, least, most in (("seeds", 1, 10_000), ("slots", 1, 4096), ("jobs", 1, 256)):
+        if not least <= getattr(options, name) <= most:
+            raise SettingsError(f"--{name} must be in {least}..{most}, not {getattr(options, name)}")
+    for name in ("first_seed", "check_every"):
+        if getattr(options, name) < 0:
+            raise SettingsError(f"--{name.replace('_', '-')} must be >= 0, not {getattr(options, name)}")
+    chosen, overrides = _policies(options), policies.parse_overrides(options.set)
+    if options.faults and any(policy.baseline for policy in chosen):
         raise SettingsError("--faults needs policies of ours: the baselines do not know what to do about a fault")
+    if options.json not in (None, "-"):
+        _check_writable(Path(options.json))
+    arrivals = None if options.arrivals is None else _arrivals(options, names, profile)
+    plans = {}
+    for name in names:
+        workload = workloads.by_name(name)
+        hours = _hours(options, workload.hours if arrivals is None else arrivals.hours)
+        recorded = None if arrivals is None else _used(arrivals, hours)
+        plan = Plan(
+            workload=workload,
+            profile=profile,
+            slots=options.slots,
+            hours=hours,
+            seed=1,
+            recorded=recorded,
+            every=int(overrides.get("reservation_every", 10)),
+            check_every=options.check_every,
+            overrides={**workload.settings(hours), **overrides},
+            faults=options.faults,
+        )
+        shape = Shape(slots=plan.slots, profile=profile, tokens_max=plan.tokens_max, overrides=plan.overrides)
+        for policy in chosen:
+            policy.settings(shape)
+        plans[name if arrivals is None else arrivals.name] = plan
+    return plans
+
+
+def _arrivals(options: argparse.Namespace, names: Sequence[str], profile: Profile) -> Arrivals:
+    if len(names) > 1:
+        raise SettingsError("--arrivals takes one --workload: the one whose backlog runs beside them")
+    return read_csv(options.arrivals, profile.kv_tokens_max)
+
+
+def _used(arrivals: Arrivals, hours: float) -> Sequence[workloads.Job]:
+    """The arrivals within so many hours, which has been said on stderr."""
+    used = arrivals.within(hours)
+    if not used:
+        raise WorkloadError(f"{arrivals.path}: no arrival lies within --hours {hours:g}")
+    moved = f", moved by {arrivals.moved_s:g} s to begin at 0" if arrivals.moved_s else ""
+    print(f"{arrivals.path}: {used} of {len(arrivals.jobs)} arrivals over {60 * hours:g} min{moved}", file=sys.stderr)
+    return arrivals.jobs[:used]
+
+
+def _hours(options: argparse.Namespace, usual: float) -> float:
+    hours = usual if options.hours is None else float(options.hours)
+    if not 0.001 <= hours <= HOURS_MAX:
+        raise SettingsError(f"--hours must be in 0.001..{HOURS_MAX:g}, not {hours:g}")
+    return hours
+
+
+def _check_writable(path: Path) -> None:
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise SettingsError(f"--json: cannot write to {path}")
+
+
+def _policies(options: argparse.Namespace) -> list[Policy]:
+    return [policies.by_name(name) for name in dict.fromkeys([REFERENCE, *options.policies.split(",")])]
+
+
+def compare(name: str, plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
+    """Every policy on every seed of one workload, in figures. The reference always runs, and so does the ceiling.
+
+    `name` is what the workload is called on stderr.
+    """
+    chosen = _policies(options)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     jobs = [(replace(plan, seed=seed), policy) for policy in chosen for seed in seeds]
     ceiling_hours = min(plan.hours, CEILING_HOURS)
     jobs += [(replace(plan, seed=seed, hours=ceiling_hours, faults=False), OFFLINE_ALONE) for seed in seeds]
-    results = dict(zip([(policy.name, each.seed) for each, policy in jobs], _run_all(jobs, options.jobs), strict=True))
+    runs = _run_all(name, jobs, options.jobs)
+    results = dict(zip([(policy.name, each.seed) for each, policy in jobs], runs, strict=True))
     ceilings = [results[OFFLINE_ALONE.name, seed].offline_tokens_per_s for seed in seeds]
     reference = [results[REFERENCE, seed] for seed in seeds]
-    scale = plan.workload.time_scale(plan.hours)
     rows = {
-        policy.name: figures(policy, reference, [results[policy.name, seed] for seed in seeds], ceilings, scale)
+        policy.name: figures(plan, policy, reference, [results[policy.name, seed] for seed in seeds], ceilings)
         for policy in chosen
     }
     return {
         "hours": plan.hours,
-        "time_scale": scale,
+        "time_scale": plan.workload.time_scale(plan.hours),
         "simulated_requests": sum(each.requests for each in results.values()),
         "policies": rows,
     }
 
 
-def _run_all(jobs: Sequence[Job], processes: int) -> list[Result]:
+def _run_all(name: str, jobs: Sequence[Job], processes: int) -> list[Result]:
     if processes > 1:
         # Spawned, not forked: a child that forks off beside the threads of a gRPC client may crash in its first call.
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             try:
-                return list(_told(pool.map(run, *zip(*jobs, strict=True)), jobs))
+                return list(_told(name, pool.map(run, *zip(*jobs, strict=True)), jobs))
             except BrokenExecutor as error:
                 raise MeasurementError("a process of the simulation died; was there memory for all --jobs?") from error
-    return list(_told((run(plan, policy) for plan, policy in jobs), jobs))
+    return list(_told(name, (run(plan, policy) for plan, policy in jobs), jobs))
 
 
-def _told(results: Iterable[Result], jobs: Sequence[Job]) -> Iterable[Result]:
+def _told(name: str, results: Iterable[Result], jobs: Sequence[Job]) -> Iterable[Result]:
     """The results as they come, with a line of progress for each on stderr."""
     for number, ((plan, policy), result) in enumerate(zip(jobs, results, strict=False), 1):
-        where = f"{plan.workload.name}, {policy.name}, seed {plan.seed}"
+        where = f"{name}, {policy.name}, seed {plan.seed}"
         print(f"{number}/{len(jobs)} {where}: {result.requests} requests", file=sys.stderr)
         yield result
 
 
 def figures(
+    plan: Plan,
     policy: Policy,
     reference: Sequence[Result],
     results: Sequence[Result],
     ceilings: Sequence[float],
-    time_scale: float = 1.0,
 ) -> dict[str, Any]:
     """The figures of one policy over all its seeds. Raises MeasurementError for a harvest above 100 %."""
+    time_scale, heavy = plan.workload.time_scale(plan.hours), "" if plan.recorded else plan.workload.heavy_tenant
     runs = [(alone.served, mixed.served) for alone, mixed in zip(reference, results, strict=True)]
     ttft, e2e = pair(runs, lambda each: each.ttft_s), pair(runs, lambda each: each.e2e_s)
-    heavy = any(each.tenant != "default" for alone, _ in runs for each in alone)
-    harvest = _harvest(policy, results, ceilings)
+    harvest = _harvest(plan, policy, results, ceilings)
     jobs = [each.jobs for each in results]
     return {
         "online": {"n": sum(len(each.served) for each in results), "refused": sum(each.refused for each in results)},
@@ -181,8 +242,8 @@ def figures(
         "over_eviction": _over_eviction(results),
         "offline_tokens_per_s": _mean(each.offline_tokens_per_s for each in results),
         "ceiling_tokens_per_s": _mean(ceilings),
-        "itl_ratio": {"p99": _gap_p99(results) / _gap_p99(reference)},
-        "other_tenants_ttft_ratio": {"p99": _others_p99(runs) if heavy else None},
+        "itl_ratio": {"p99": _known(_gap_p99(results) / _gap_p99(reference))},
+        "other_tenants_ttft_ratio": {"p99": _others_p99(runs, heavy) if heavy else None},
         "completion_spread_days": spread_days(jobs, time_scale),
         "eta": eta_figures(jobs),
         "deadlines": deadline_figures(jobs),
@@ -197,10 +258,12 @@ def figures(
     }
 
 
-def _harvest(policy: Policy, results: Sequence[Result], ceilings: Sequence[float]) -> float | None:
+def _harvest(plan: Plan, policy: Policy, results: Sequence[Result], ceilings: Sequence[float]) -> float | None:
     if not policy.offline:
         return None
     harvest = _mean(each.offline_tokens_per_s for each in results) / _mean(ceilings)
+    if plan.hours < STEADY_HOURS:
+        return harvest if harvest <= 1 else None
     if harvest > 1 and policy.prices.offline_prefill:  # the ideal pays for no prefill, the ceiling does
         raise MeasurementError(f"{policy.name}: harvest {harvest:.4f} is above the ceiling; measure it for longer")
     return harvest
@@ -229,8 +292,14 @@ def _gap_p99(results: Sequence[Result]) -> float:
     return gaps[int(np.searchsorted(weights, 0.99 * weights[-1]))][0]
 
 
-def _others_p99(runs: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> float:
-    others = [tuple([each for each in served if each.tenant == "default"] for served in both) for both in runs]
+def _known(value: float) -> float | None:
+    """`value`, or None where there was nothing to compute it from."""
+    return value if isfinite(value) else None
+
+
+def _others_p99(runs: Sequence[tuple[Sequence[Any], Sequence[Any]]], heavy: str) -> float:
+    """How much later the first tokens of everybody but `heavy` come."""
+    others = [tuple([each for each in served if each.tenant != heavy] for served in both) for both in runs]
     return ratio(pair([(alone, mixed) for alone, mixed in others], lambda each: each.ttft_s), 99).mean
 
 

@@ -56,7 +56,8 @@ class Plan:
     @property
     def tokens_max(self) -> int:
         """The longest sequence the engine must hold."""
-        return 32_768 if self.workload.heavy_every_s else 4096
+        longest = max((job.work.prompt_tokens + job.work.output_tokens_max for job in self.recorded or ()), default=0)
+        return max(longest, 32_768 if self.workload.heavy_every_s else 4096)
 
 
 @dataclass(slots=True, kw_only=True)

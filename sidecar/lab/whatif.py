@@ -1,7 +1,8 @@
 """What would other settings have done? A recording's arrivals, cancellations and true output lengths, run again.
 
-Twice, through the simulated driver: with the recorded settings and with the changed ones, over the same iteration
-times. Both are simulations, so what the simulator gets wrong it gets wrong on both sides. Offline items arrive when
+Beside the recording's own figures stand two runs of the simulated driver over the same iteration times: `replayed` has
+the recorded settings, `changed` the others. What the simulator gets wrong it gets wrong in both, and the first of them
+beside the recording shows how much that is. Offline items arrive when
 they were recorded: settings that finish more of them may run out of items, which `offline_waiting` (at the end) shows.
 Outages and foreign load are not repeated.
 """
@@ -13,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from engine.batcher import BatcherSettings
@@ -23,12 +23,11 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import GrantKind, Lane
 from sidecar.lab.driver import Decides, Driver, Observer, Progress
+from sidecar.lab.figures import percentiles
 from sidecar.lab.machine import Machine
 from sidecar.lab.policies import CHUNK_TOKENS, changed, parse_overrides
 from sidecar.lab.recording import Recording
 from sidecar.lab.trial import DRAIN_S, PROGRESS_S
-
-Percentiles = dict[str, float | None]
 
 
 @dataclass(slots=True)
@@ -69,14 +68,10 @@ class Tally(Observer):
             "n": len(self.ttft_ms),
             "refused": self.refused,
             "cancelled": self.cancelled,
+            "failed": 0,  # outages are not repeated
             "ttft_ms": percentiles(self.ttft_ms),
             "e2e_ms": percentiles(self.e2e_ms),
         }
-
-
-def percentiles(values: Sequence[float]) -> Percentiles:
-    """p50, p95 and p99; None without values."""
-    return {f"p{p}": round(float(np.percentile(values, p)), 2) if values else None for p in (50, 95, 99)}
 
 
 def machine_of(engine: EngineSettings, profile: Profile) -> Machine:
@@ -92,7 +87,10 @@ def machine_of(engine: EngineSettings, profile: Profile) -> Machine:
 
 
 def compare(recording: Recording, pairs: Sequence[str], profile: Profile | None) -> dict[str, Any]:
-    """The recorded settings and the changed ones, side by side. Raises SettingsError for a pair that cannot be."""
+    """What was recorded, and the simulated runs under the recorded settings and the changed ones.
+
+    Raises SettingsError for a pair that cannot be.
+    """
     wanted = parse_overrides(list(pairs))
     scheduler, engines = recording.settings, recording.engines
     new = changed(scheduler, wanted), [changed(each, wanted) for each in engines]
@@ -110,7 +108,8 @@ def compare(recording: Recording, pairs: Sequence[str], profile: Profile | None)
             "error": None if error is None else round(error, 4),
         },
         "what_if": {name: str(value) for name, value in wanted.items()},
-        "recorded": run(recording, scheduler, engines, profile),
+        "recorded": recording.figures,
+        "replayed": run(recording, scheduler, engines, profile),
         "changed": run(recording, *new, profile),
     }
 
@@ -142,22 +141,22 @@ def run(
 
 
 def table(report: dict[str, Any]) -> Table:
-    """Both runs, one figure a row."""
+    """What was recorded, and both simulated runs, one figure a row."""
     change = ", ".join(f"{name}={value}" for name, value in report["what_if"].items())
     shown = Table(title=f"{report['records']} records over {report['seconds']:.0f} s, simulated with {_times(report)}")
-    for title in ("", "as recorded", change):
+    for title in ("", "as recorded", "replayed", change):
         shown.add_column(title, justify="right" if title else "left")
-    both = report["recorded"], report["changed"]
-    for name in ("n", "refused", "cancelled"):
-        shown.add_row(f"online {name}", *(str(each["online"][name]) for each in both))
+    runs = report["recorded"], report["replayed"], report["changed"]
+    for name in ("n", "refused", "cancelled", "failed"):
+        shown.add_row(f"online {name}", *(str(each["online"][name]) for each in runs))
     for name, title in (("ttft_ms", "TTFT"), ("e2e_ms", "end to end")):
         for share in ("p50", "p95", "p99"):
-            shown.add_row(f"{title} {share}", *(_cell(each["online"][name][share], " ms") for each in both))
-    shown.add_row("offline tokens/s", *(_cell(each["offline_tokens_per_s"]) for each in both))
-    shown.add_row("offline items waiting at the end", *(str(each["offline_waiting"]) for each in both))
-    shown.add_row("preemptions", *(str(each["preemptions"]) for each in both))
-    shown.add_row("contended grants", *(str(each["contended"]) for each in both))
-    shares = [each["offline_contended_share"] for each in both]
+            shown.add_row(f"{title} {share}", *(_cell(each["online"][name][share], " ms") for each in runs))
+    shown.add_row("offline tokens/s", *(_cell(each["offline_tokens_per_s"]) for each in runs))
+    shown.add_row("offline items waiting at the end", *(str(each["offline_waiting"]) for each in runs))
+    shown.add_row("preemptions", *(str(each["preemptions"]) for each in runs))
+    shown.add_row("contended grants", *(str(each["contended"]) for each in runs))
+    shares = [each["offline_contended_share"] for each in runs]
     shown.add_row("  of them offline's", *("-" if each is None else f"{each:.1%}" for each in shares))
     return shown
 

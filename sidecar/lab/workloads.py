@@ -6,17 +6,15 @@ before it ends: `Job.output_tokens` is read by the simulated engine alone.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import cos, log, pi
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 
-from sidecar.core.errors import SidecarError
+from sidecar.core.errors import SettingsError
 from sidecar.core.settings import SchedulerSettings, TenantSettings
 from sidecar.core.work import Lane, Work
 
@@ -25,7 +23,7 @@ BLOCK = 4096  # offline items drawn at once: numpy is slow for single draws
 WEEK_H = 168.0
 
 
-class WorkloadError(SidecarError):
+class WorkloadError(SettingsError):
     """The caller has to name another workload or mend the file of arrivals; the message says what is wrong."""
 
 
@@ -97,6 +95,7 @@ class Workload:
     hours: float = 1.0  # of a run, unless the caller says otherwise
     heavy_prompt_tokens: int = 0  # one tenant sends prompts of this length ...
     heavy_every_s: float = 0.0  # ... one after each such pause on average (0 = nobody does)
+    heavy_tenant: str = ""  # its name
     prefixes: int = (
         0  # so many different system prompts stand before PREFIXED of the items, some more often than others
     )
@@ -189,12 +188,13 @@ class Workload:
         outputs = self.mix.offline_output.draw(rng, len(times))  # a reasoning request writes about as much as an item
         prompt = self.heavy_prompt_tokens
         return [
-            self._online(f"h{n}", float(at), prompt, output, "reasoning")
+            self._online(f"h{n}", float(at), prompt, output, self.heavy_tenant)
             for n, (at, output) in enumerate(zip(times, outputs, strict=True))
         ]
 
     def _online(self, name: str, at_s: float, prompt: int, output: int, tenant: str) -> Job:
-        at_most = self.mix.offline_output.at_most if tenant == "reasoning" else self.mix.online_output.at_most
+        heavy = tenant == self.heavy_tenant
+        at_most = self.mix.offline_output.at_most if heavy else self.mix.online_output.at_most
         work = Work(
             id=name,
             lane=Lane.ONLINE,
@@ -352,6 +352,7 @@ WORKLOADS = {
             segments=constant(ORIGIN_MEAN_PER_S),
             heavy_prompt_tokens=28_000,
             heavy_every_s=120.0,
+            heavy_tenant="reasoning",
             mix=TOY,
         ),
     )
@@ -366,43 +367,3 @@ def by_name(name: str) -> Workload:
     if name not in WORKLOADS:
         raise WorkloadError(f"unknown workload {name!r}; known: {', '.join(WORKLOADS)} and constant-R (requests/s)")
     return WORKLOADS[name]
-
-
-FIELDS = ("arrived_s", "tenant", "prompt_tokens", "output_tokens", "output_tokens_max")
-
-
-def write_csv(path: Path, jobs: Iterable[Job]) -> None:
-    """Online arrivals as a CSV file with one header line; `read_csv` gives the same jobs back."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(FIELDS)
-        for job in jobs:
-            work = job.work
-            row = (work.tenant, work.prompt_tokens, job.output_tokens, work.output_tokens_max)
-            writer.writerow((repr(work.arrived_s), *row))
-
-
-def read_csv(path: Path) -> list[Job]:
-    """Recorded online arrivals, by time. Raises WorkloadError with the line that cannot be read."""
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != FIELDS:
-            raise WorkloadError(f"{path}: the first line must be {','.join(FIELDS)}")
-        jobs = [_recorded(path, number, row) for number, row in enumerate(reader)]
-    return sorted(jobs, key=lambda job: job.work.arrived_s)
-
-
-def _recorded(path: Path, number: int, row: dict[str, str]) -> Job:
-    try:
-        work = Work(
-            id=f"o{number}",
-            lane=Lane.ONLINE,
-            model="tensorrt_llm",
-            arrived_s=float(row["arrived_s"]),
-            prompt_tokens=int(row["prompt_tokens"]),
-            output_tokens_max=int(row["output_tokens_max"]),
-            tenant=row["tenant"],
-        )
-        return Job(work=work, output_tokens=int(row["output_tokens"]))
-    except (TypeError, ValueError) as error:
-        raise WorkloadError(f"{path}, line {number + 2}: {error}") from error

@@ -14,6 +14,7 @@ from sidecar.__main__ import COMMANDS
 from sidecar.cli import main
 from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
 from sidecar.lab import policies, simulate, workloads
+from sidecar.lab.arrivals_file import read_csv
 from sidecar.lab.policies import OFFLINE_ALONE, POLICIES, Policy
 from sidecar.lab.trial import Plan, Result, run
 
@@ -144,8 +145,8 @@ def test_recorded_arrivals_take_the_place_of_drawn_ones(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     arguments = f"simulate --arrivals {recorded} --policies ours --seeds 1 --hours 0.05 --json {out}"
     assert main(arguments.split(), {}, COMMANDS) == 0
-    row = json.loads(out.read_text())["workloads"]["origin"]["policies"]["ours"]
-    assert row["online"]["n"] == len(workloads.read_csv(recorded))
+    row = json.loads(out.read_text())["workloads"]["arrivals"]["policies"]["ours"]
+    assert row["online"]["n"] == len(read_csv(recorded, 10_000).jobs)
 
 
 @pytest.mark.parametrize(

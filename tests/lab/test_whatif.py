@@ -156,9 +156,9 @@ def test_the_same_settings_give_the_same_figures_and_others_do_not(files: list[P
     same = whatif.compare(found, ["slots=8"], PROFILE)
     other = whatif.compare(found, ["slots=4", "yield_rows=0"], PROFILE)
 
-    assert same["recorded"] == same["changed"] == other["recorded"]
-    assert other["changed"]["offline_tokens_per_s"] < other["recorded"]["offline_tokens_per_s"]
-    assert same["recorded"]["online"]["cancelled"] == 1
+    assert same["replayed"] == same["changed"] == other["replayed"]
+    assert other["changed"]["offline_tokens_per_s"] < other["replayed"]["offline_tokens_per_s"]
+    assert same["replayed"]["online"]["cancelled"] == 1
     assert other["what_if"] == {"slots": "4", "yield_rows": "0"}
 
 
@@ -169,7 +169,7 @@ def test_a_recording_simulated_again_meets_what_was_recorded(files: list[Path]) 
 
     online = [job for job in jobs() if job.work.lane is Lane.ONLINE]
     assert figures["online"]["n"] + figures["online"]["cancelled"] == len(online)
-    fitted = whatif.compare(found, ["slots=8"], None)["recorded"]
+    fitted = whatif.compare(found, ["slots=8"], None)["replayed"]
     assert fitted["online"]["ttft_ms"]["p50"] == pytest.approx(figures["online"]["ttft_ms"]["p50"], rel=0.1)
     assert fitted["offline_tokens_per_s"] == pytest.approx(figures["offline_tokens_per_s"], rel=0.1)
 
@@ -181,10 +181,11 @@ def test_the_command_prints_both_side_by_side(files: list[Path], capsys: pytest.
     assert main(arguments, {}, COMMANDS) == 0
     shown = capsys.readouterr().out
     assert "as recorded" in shown
+    assert "replayed" in shown
     assert "preempt=False" in shown
     assert main([*arguments, "--json"], {}, COMMANDS) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["changed"]["preemptions"] == 0 < report["recorded"]["preemptions"]
+    assert report["changed"]["preemptions"] == 0 < report["replayed"]["preemptions"]
 
 
 def test_a_setting_that_does_not_exist_is_one_line_and_exit_code_2(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,24 +52,6 @@ def test_one_tenant_sends_prompts_of_28000_tokens() -> None:
     assert heavy
     assert {job.work.prompt_tokens for job in heavy} == {28_000}
     assert len(heavy) < len(jobs) / 10
-
-
-def test_recorded_arrivals_come_back_as_they_were_written(tmp_path: Path) -> None:
-    jobs = workloads.by_name("origin").online(1, 0.1)
-    workloads.write_csv(tmp_path / "a.csv", jobs)
-    assert workloads.read_csv(tmp_path / "a.csv") == jobs
-
-
-def test_a_line_that_is_no_arrival_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(",".join(workloads.FIELDS) + "\n1.0,default,ten,4,128\n")
-    with pytest.raises(WorkloadError, match="line 2"):
-        workloads.read_csv(tmp_path / "a.csv")
-
-
-def test_another_header_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("time\n1.0\n")
-    with pytest.raises(WorkloadError, match="arrived_s"):
-        workloads.read_csv(tmp_path / "a.csv")
 
 
 def test_an_unknown_workload_is_answered_with_the_known_ones() -> None:
