@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-from sidecar import cli, kafka_commands, operate
-from sidecar.lab.replay import register_replay
-from sidecar.lab.simulate import register_simulate
+try:
+    from sidecar import cli, kafka_commands, operate
+    from sidecar.lab.replay import register_replay
+    from sidecar.lab.simulate import register_simulate
+except KeyboardInterrupt:  # loading takes a second or two on a busy machine
+    sys.exit(130)
 
 COMMANDS = (
     cli.register_serve,

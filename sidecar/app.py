@@ -101,8 +101,11 @@ async def serve(
             gc.freeze()  # what is loaded stays; full collections walked it again and held up the loop for tens of ms
             await server.start()
             watching.append(tasks.create_task(_until_it_ends(server, closing), name="gRPC server"))
-            logger.info("serving on %s; metrics, health and status on http://%s", settings.listen, settings.http)
+            logger.info("serving on %s", started(settings))
             await closing.wait()
+            logger.info(
+                "draining, for at most %g s; a second signal breaks off what still runs", settings.drain_timeout_s
+            )
             until_s = driver.now_s + settings.drain_timeout_s
             passthrough.readiness.drain()
             driver.close()
@@ -125,6 +128,16 @@ def prepare_for_many_connections() -> None:
     if 0 <= soft < FILES_WANTED:
         resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_WANTED if hard < 0 else min(hard, FILES_WANTED), hard))
     logging.getLogger("asyncio").addFilter(_NO_FILE_LEFT)
+
+
+def started(settings: ServeSettings) -> str:
+    """What serves where, and over what, in one line."""
+    engines = ", ".join(f"{each.name} at {each.target} ({each.model}, {each.slots} slots)" for each in settings.engines)
+    offline = "none"
+    if (kafka := settings.offline) is not None:
+        offline = f"{kafka.requests_topic} at {kafka.bootstrap_servers}, group {kafka.group}"
+    recorder = "" if settings.recorder is None else f"; decisions in {settings.recorder.directory}"
+    return f"{settings.listen}; http {settings.http}; engines {engines}; offline {offline}{recorder}"
 
 
 def serving(engines: Sequence[EngineEndpoint]) -> dict[str, list[str]]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import json
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -13,9 +16,9 @@ import aiohttp
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from sidecar.core.errors import SidecarError
+from sidecar.core.errors import SettingsError, SidecarError
 from sidecar.edge import broker_version
-from sidecar.edge.config import EngineEndpoint, ServeSettings, load_settings
+from sidecar.edge.config import EngineEndpoint, ServeSettings, is_address, load_settings
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.errors import EngineError, StreamBrokenError
 from sidecar.edge.gauges import measure
@@ -25,6 +28,8 @@ from sidecar.edge.status_text import status_text
 from sidecar.edge.tokens import Tokens
 
 CLEAR = "\x1b[H\x1b[2J"
+WATCH_S = 1.0
+STATUS_BYTES_MAX = 16 << 20
 PROBE_TIMEOUT_S = 5.0
 
 
@@ -51,23 +56,50 @@ def register_doctor(subparsers: Any) -> None:
 
 def _status(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     del environment
-    print(asyncio.run(_fetch(options.http)))
-    while options.watch:
-        time.sleep(1)
-        print(f"{CLEAR}{asyncio.run(_fetch(options.http))}", flush=True)
+    if not is_address(options.http):
+        raise SettingsError(f"--http must be host:port, without http://, not {options.http!r}")
+    if not options.watch:
+        print(asyncio.run(_fetch(options.http)))
+        return 0
+    with contextlib.suppress(KeyboardInterrupt):  # the usual end
+        while True:
+            try:
+                shown = asyncio.run(_fetch(options.http))
+            except StatusError as error:  # it may be starting again
+                shown = str(error)
+            print(f"{CLEAR if sys.stdout.isatty() else ''}{shown}", flush=True)
+            time.sleep(WATCH_S)
     return 0
 
 
 async def _fetch(address: str) -> str:
+    """The status in words. Raises StatusError."""
+    url = f"http://{address}/status.json"
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http,
-            http.get(f"http://{address}/status.json") as answer,
+            http.get(url) as answer,
         ):
             answer.raise_for_status()
-            return status_text(await answer.json())
+            document = json.loads(await _bounded(answer))
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise StatusError(f"no sidecar answers on http://{address}: {error}") from None
+        raise StatusError(f"no sidecar answers on http://{address}: {error or type(error).__name__}") from None
+    except (ValueError, RecursionError):
+        raise StatusError(f"{url} is no status of a sidecar") from None
+    try:
+        return status_text(document)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise StatusError(f"{url} is no status of a sidecar of this version") from None
+
+
+async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
+    """The body. Raises ValueError for one that is no status: whoever listens there may send for ever."""
+    found = bytearray()
+    async for chunk in answer.content.iter_any():
+        found += chunk
+        if len(found) > STATUS_BYTES_MAX:
+            raise ValueError("too long")
+    return bytes(found)
 
 
 def _doctor(options: argparse.Namespace, environment: Mapping[str, str]) -> int:

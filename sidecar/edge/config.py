@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -25,6 +25,7 @@ from sidecar.edge.routing import Rule, check_aliases
 _METADATA_NAME = re.compile(r"[0-9a-z_.-]+")  # gRPC's own rules, which it tells only when the call is made
 _METADATA_VALUE = re.compile(r"[\x20-\x7e]+")
 OVERRIDE_PREFIX = "SIDECAR__"
+_ADDRESS = re.compile(r"([^\s:/\[\]@]+|\[[0-9a-fA-F:.%a-z]+\]):[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +43,16 @@ class EngineEndpoint(EngineSettings):
 
     def __post_init__(self) -> None:
         EngineSettings.__post_init__(self)  # the slotted class is made anew, so a bare super() would miss it
-        host, _, port = self.target.rpartition(":")
-        require(bool(host) and port.isdigit(), f"engine {self.name}: target must be host:port, not '{self.target}'")
+        require(
+            is_address(self.target) and port_of(self.target) > 0,
+            f"engine {self.name}: target must be host:port of Triton's gRPC (usually port 8001), without http://,"
+            f" not '{self.target}'",
+        )
+        require(
+            self.metrics_url is None or re.match("https?://[^/]", self.metrics_url) is not None,
+            f"engine {self.name}: metrics_url must be a URL such as http://triton:8002/metrics,"
+            f" not '{self.metrics_url}'",
+        )
         require(self.usd_per_hour >= 0, f"engine {self.name}: usd_per_hour must be >= 0, not {self.usd_per_hour}")
         twice = sorted(self.metadata.keys() & self.metadata_files.keys())
         require(not twice, f"engine {self.name}: in metadata and in metadata_files: {', '.join(twice)}")
@@ -104,6 +113,7 @@ class ServeSettings:
     tracing: TracingSettings = field(default_factory=TracingSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     recorder: RecorderSettings | None = None  # None = decisions are not recorded
+    log_format: Literal["text", "json"] = "text"  # people read it first; json for a collector of logs
     stop_timeout_s: float = 2.0  # the engine confirms a stop within its call and two iterations
     drain_timeout_s: float = 20.0  # after SIGTERM; what runs longer is broken off (Kubernetes kills after 30 s)
     offline_drain_timeout_s: float = 5.0  # of these; an item that runs longer is left to the partition's next owner
@@ -121,9 +131,20 @@ class ServeSettings:
         )
         require(self.offline is None or self.tokenizer is not None, "offline: items need a tokenizer")
         for name in ("listen", "http"):
-            host, _, port = getattr(self, name).rpartition(":")
-            require(bool(host) and port.isdigit(), f"{name} must be host:port, not '{getattr(self, name)}'")
+            address = getattr(self, name)
+            require(is_address(address), f"{name} must be host:port, without http://, not '{address}'")
+        require(self.listen != self.http or not port_of(self.http), f"listen and http are the same: {self.http}")
         require(self.tokenizer is None or self.tokenizer.is_file(), f"tokenizer: no such file: {self.tokenizer}")
+
+
+def is_address(text: str) -> bool:
+    """True for `host:port`; a host with colons stands in brackets."""
+    return _ADDRESS.fullmatch(text) is not None and port_of(text) < 65_536
+
+
+def port_of(address: str) -> int:
+    """The port of `host:port`."""
+    return int(address.rpartition(":")[2])
 
 
 def load_settings(path: Path, environment: Mapping[str, str]) -> ServeSettings:
