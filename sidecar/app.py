@@ -20,6 +20,7 @@ from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.faults import NoFileLeft
 from sidecar.edge.grpc_server import Server
+from sidecar.edge.engine_models import Unscheduled
 from sidecar.edge.http import Status, serve_http, watch_loop_lag
 from sidecar.edge.job_counts import JobCounts
 from sidecar.edge.limits import HeldBytes
@@ -235,7 +236,7 @@ def _probe(
     passthrough: Passthrough,
     tasks: asyncio.TaskGroup,
 ) -> list[asyncio.Task[None]]:
-    """One prober per engine is running."""
+    """One prober per engine is running, and one look at the models beside what they probe."""
 
     endpoints = {each.name: each for each in settings.engines}
 
@@ -246,10 +247,17 @@ def _probe(
         else:
             logger.warning("engine %s is down: model %s at %s: %s", name, engine.model, engine.target, reason)
         passthrough.engine_is(name, up)
+        if up:
+            unscheduled.look_soon(name)
 
+    unscheduled = Unscheduled(settings.engines, clients, tuple(serving(settings.engines)))
+    passthrough.refused = unscheduled.refused
     probers = {each.name: Prober(driver, each, clients[each.name], changed) for each in settings.engines}
     driver.trouble = lambda name: probers[name].look_now()
-    return [tasks.create_task(prober.run(), name=f"probe {name}") for name, prober in probers.items()]
+    return [
+        tasks.create_task(unscheduled.run(), name="models"),
+        *(tasks.create_task(prober.run(), name=f"probe {name}") for name, prober in probers.items()),
+    ]
 
 
 async def _until_it_ends(server: Server, closing: asyncio.Event) -> None:

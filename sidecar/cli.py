@@ -35,7 +35,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "sidecar serve --config sidecar.yaml",
         "SIDECAR__ENGINES__0__TARGET=triton-1:8001 sidecar serve --config sidecar.yaml --log-format json",
     ),
-    "submit": ("sidecar submit items.jsonl --config sidecar.yaml --job nightly --deadline 2026-12-01T06:00:00Z",),
     "offsets": (
         "sidecar offsets show --config sidecar.yaml",
         "sidecar offsets reset --config sidecar.yaml --partition 3 --to 1200",
@@ -94,7 +93,8 @@ def _parser(register: Sequence[Register]) -> argparse.ArgumentParser:
     for each in register:
         each(subparsers)
     for name, command in subparsers.choices.items():
-        command.formatter_class = _Help
+        if command.formatter_class is argparse.HelpFormatter:
+            command.formatter_class = _Help
         _add_common(command, verbose=argparse.SUPPRESS, log_format=argparse.SUPPRESS)  # behind the command as well
         if examples := EXAMPLES.get(name):
             command.epilog = "\n  ".join(("examples:", *examples))

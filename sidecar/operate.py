@@ -20,10 +20,10 @@ from sidecar.core.errors import SettingsError, SidecarError
 from sidecar.edge import broker_version
 from sidecar.edge.config import EngineEndpoint, ServeSettings, is_address, load_settings
 from sidecar.edge.engine_client import EngineClient
+from sidecar.edge.engine_models import look, shares
 from sidecar.edge.errors import EngineError, StreamBrokenError
 from sidecar.edge.gauges import measure
 from sidecar.edge.kafka_settings import OfflineSettings, client_options
-from sidecar.edge.passthrough import Passthrough
 from sidecar.edge.status_text import status_text
 from sidecar.edge.tokens import Tokens
 
@@ -141,12 +141,8 @@ async def _engine_findings(engine: EngineEndpoint) -> AsyncIterator[tuple[str, s
         except (EngineError, StreamBrokenError) as error:
             yield "FAILED", f"{where}: model {engine.model}: {error}"
             return
-        if engine.text_model is not None:
-            try:
-                await Passthrough({engine.name: client}).schema(engine.text_model)
-                yield "ok", f"{where}: text model {engine.text_model} is there"
-            except EngineError as error:
-                yield "warning", f"{where}: text model {engine.text_model}: {error}"
+        async for finding in _model_findings(client, engine, where):
+            yield finding
     if engine.metrics_url is None:
         yield "warning", f"{where}: no metrics_url; load that is not ours stays unseen"
         return
@@ -156,6 +152,23 @@ async def _engine_findings(engine: EngineEndpoint) -> AsyncIterator[tuple[str, s
         yield "warning", f"{where}: no gauges of TensorRT-LLM on {engine.metrics_url}"
     else:
         yield "ok", f"{where}: gauges say {measured.active_requests} active requests"
+
+
+async def _model_findings(client: EngineClient, engine: EngineEndpoint, where: str) -> AsyncIterator[tuple[str, str]]:
+    """Whether the text model is there, and who else runs on the engine."""
+    try:
+        found = await look(client, engine.model, PROBE_TIMEOUT_S)
+    except EngineError as error:
+        yield "warning", f"{where}: which models run on it is not known: {error}"
+        return
+    if fault := found.text_model_fault(engine):
+        yield "FAILED", f"{where}: {fault}"
+    elif engine.text_model is None:
+        yield "ok", f"{where}: no text model: callers send token ids"
+    else:
+        yield "ok", f"{where}: text model {engine.text_model} is there"
+    for model in found.unscheduled([engine.model, engine.text_model or ""]):
+        yield "warning", f"{where}: {shares([model], engine.model)}"
 
 
 async def _kafka_findings(offline: OfflineSettings) -> AsyncIterator[tuple[str, str]]:

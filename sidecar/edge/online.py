@@ -75,6 +75,8 @@ class Online:
         except DecodeError:
             await refuse(context, *UNREADABLE)
         if request.model_name not in self.models:
+            if why := self._passthrough.refused.get(request.model_name):
+                await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, asked_by(request.id) + why)
             try:
                 await self._passthrough.schemas.check_classes(request, request.model_name)
             except (BadRequestError, EngineError) as unserved:
@@ -285,6 +287,10 @@ class _CallerStream:
                 break
             if request.model_name in self._online.models:
                 await self._begin(request, len(raw), tasks)
+            elif why := self._passthrough.refused.get(request.model_name):
+                name = _Name(id=request.id, model=request.model_name, version=request.model_version)
+                error = CallerError(grpc.StatusCode.FAILED_PRECONDITION, asked_by(request.id) + why)
+                self._answer_error(name, error)
             else:
                 await self._pass_on(request, raw, tasks)
             await self.outbox.room()

@@ -65,6 +65,7 @@ class Passthrough:
         self._serving = serving or {}
         self.readiness = readiness or Readiness()  # kept by whoever probes the engines
         self.schemas = Schemas(self.schema, self.serves)
+        self.refused: Mapping[str, str] = {}  # models that must not pass by the scheduler, and what callers are told
         self._looks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._hung_until_s: dict[str, float] = {}
 
