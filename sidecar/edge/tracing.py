@@ -417,9 +417,12 @@ class _Counting(OTLPSpanExporter):
     failed = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = super().export(spans)
-        if result is not SpanExportResult.SUCCESS:
-            self.failed += len(spans)
+        result = SpanExportResult.FAILURE  # also if it raises: the channel may be closed under it
+        try:
+            result = super().export(spans)
+        finally:
+            if result is not SpanExportResult.SUCCESS:
+                self.failed += len(spans)
         return result
 
 
