@@ -62,7 +62,7 @@ class _Help(argparse.HelpFormatter):
 def main(arguments: Sequence[str], environment: Environment, register: Sequence[Register]) -> int:
     """The exit code of the command that `arguments` name. Raises nothing but argparse's SystemExit."""
     options = _parser(register).parse_args(arguments)
-    configure(options.log_format or "text", verbose=options.verbose)
+    configure(options.log_format or "text", verbose=options.verbose, libraries=False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows no × is no reason to fail

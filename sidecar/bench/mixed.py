@@ -138,8 +138,6 @@ class Stack:
     def _settings(self, policy: str, triton: Triton, directory: Path) -> dict[str, Any]:
         shape = Shape(slots=self.options.slots, profile=self.options.profile)
         found = settings(shape, triton, self.kafka, directory)
-        found["scheduler"] = {}  # as shipped
-        found["engines"][0].pop("yield_rows")
         found["engines"][0]["tokens_max"] = TOKENS_MAX
         found["offline"] |= {"group": directory.name, "instance_id": directory.name}
         if policy != OURS:

@@ -20,8 +20,11 @@ REPEATED_MAX = 500  # kinds of messages that are remembered
 _STANDARD = frozenset((*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asctime", "taskName"))
 
 
-def configure(log_format: LogFormat, *, verbose: bool) -> None:
-    """Log to stderr from here on. `verbose` shows INFO of the libraries, and our DEBUG."""
+def configure(log_format: LogFormat, *, verbose: bool, libraries: bool = True) -> None:
+    """Log to stderr from here on. `verbose` shows INFO of the libraries, and our DEBUG.
+
+    Without `libraries` theirs are shown to the verbose alone: a command that ends tells its errors itself.
+    """
     handler = _Stderr()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(OnceAMinute(time.monotonic))
@@ -30,7 +33,7 @@ def configure(log_format: LogFormat, *, verbose: bool) -> None:
         if isinstance(each, _Stderr):
             root.removeHandler(each)
     root.addHandler(handler)
-    root.setLevel(logging.INFO if verbose else logging.WARNING)
+    root.setLevel(logging.INFO if verbose else logging.WARNING if libraries else logging.CRITICAL)
     ours.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

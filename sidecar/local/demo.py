@@ -36,12 +36,29 @@ from sidecar.local.load import arrivals
 from sidecar.local.report import interference, interference_line, phase_table
 from sidecar.local.stage import Stage
 from sidecar.local.triton import ENGINE_MODEL, Triton
+from sidecar.local.verdict import judged
 
-RATE_PER_S = 6.0
+RATE_PER_S = 2.0  # at the pace of a 70B engine some request is in it two thirds of the time
 ONLINE_TOKENS = 18.5  # mean output of an online-like prompt
 OFFLINE_TOKENS = 120.0  # less than the mean of the items, stop words included, so that the backlog never runs dry
+COMPARED = ("online_only", "mixed")
 OVERLOAD = 1.3  # times what the slots could serve if all were online's, so that both lanes wait
-OVERLOAD_SECONDS = 5.0
+OVERLOAD_SECONDS = 10.0
+EPILOG = """
+It runs the product's default settings, and ends with what was promised, what was seen, and a verdict.
+
+examples:
+  scripts/demo
+  scripts/demo --seconds 20 --json report.json
+  scripts/demo --slots 64 --keep
+
+exit codes:
+  0    every promise was kept
+  1    a promise was broken, or a part did not start; what and how is said
+  2    wrong options, or something that must be installed first is missing
+  3    the host was too slow: figures of latency say nothing about the sidecar, all else was kept
+  130  interrupted
+"""
 STOP_WORD = " Therefore"  # in four of five offline-like answers of the CPU engine; half of the items declare it
 
 
@@ -51,6 +68,7 @@ class Options:
 
     seconds: float
     seed: int
+    rate_per_s: float
     json_path: str | None
     keep: bool
     bootstrap_servers: str | None
@@ -59,23 +77,46 @@ class Options:
 
 def parse(arguments: Sequence[str]) -> Options:
     """The options of the command line; exits with 2 and one line if they make no sense."""
-    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=30.0, metavar="S", help="of each of the first two phases")
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo",
+        description=__doc__.split("\n\n")[0],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of each of the first two phases (60)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the arrivals and the backlog")
     parser.add_argument("--json", dest="json_path", metavar="FILE", help="write the figures there; - is stdout")
     parser.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C, and say where")
     parser.add_argument("--bootstrap-servers", metavar="HOST:PORT", help="use this Kafka instead of a local one")
     parser.add_argument("--slots", type=int, default=8, help="of the engine: 8, or 64 for a wide one")
-    parser.add_argument("--profile", default="8b-a100", choices=sorted(PROFILES), help="whose iteration times it keeps")
-    parser.add_argument("--yield-rows", type=int, metavar="K", help="rows left to offline while online is resident")
+    parser.add_argument(
+        "--profile",
+        default=Shape().profile,
+        choices=sorted(PROFILES),
+        help="whose iteration times it keeps (%(default)s)",
+    )
+    parser.add_argument("--rate", type=float, default=RATE_PER_S, metavar="R", help="online requests per second (2)")
+    parser.add_argument(
+        "--yield-rows",
+        metavar="K",
+        help="rows left to offline beside online, auto or never (auto)",
+    )
     parser.add_argument("--install-prerequisites", action="store_true", help="on Debian: Python 3.11, Java 17, Maven")
     options = parser.parse_args(arguments)
     if not 5 <= options.seconds <= 3600:
         parser.error(f"--seconds must be in 5..3600, not {options.seconds}")
     if not 1 <= options.slots <= 64:
         parser.error(f"--slots must be in 1..64, not {options.slots}: two cores carry no more")
+    if not 0.1 <= options.rate <= 50:
+        parser.error(f"--rate must be in 0.1..50, not {options.rate}")
+    rows = int(options.yield_rows) if (options.yield_rows or "").isdigit() else options.yield_rows
+    if rows not in (None, "auto", "never", *range(options.slots + 1)):
+        parser.error(f"--yield-rows must be in 0..{options.slots}, auto or never, not {rows}")
+    if options.json_path not in (None, "-") and not Path(options.json_path).absolute().parent.is_dir():
+        parser.error(f"--json: no such directory: {Path(options.json_path).parent}")
     return Options(
-        shape=Shape(slots=options.slots, profile=options.profile, yield_rows=options.yield_rows),
+        shape=Shape(slots=options.slots, profile=options.profile, yield_rows=rows),
+        rate_per_s=options.rate,
         seconds=options.seconds,
         seed=options.seed,
         json_path=options.json_path,
@@ -91,7 +132,7 @@ async def demo(options: Options, view: View, started_s: float) -> dict[str, Any]
         ready_s = time.monotonic()
         view.say(f"ready after {ready_s - started_s:.0f} s; logs, settings and recorded decisions are in {directory}")
         stage = Stage(deployment.server, ENGINE, view)
-        await phases(stage, deployment.kafka, options)
+        paces = await phases(stage, deployment, options)
         triton_report, engine = await server_report(deployment.triton), await engine_report(deployment.triton)
         if options.keep:
             view.say(addresses(deployment))
@@ -100,20 +141,25 @@ async def demo(options: Options, view: View, started_s: float) -> dict[str, Any]
         await stage.drain()
         offline = await asyncio.to_thread(offline_report, deployment.kafka)
     found = stage.phases()
-    return {
+    report = {
         "triton": triton_report,
         "kafka": {"version": deployment.kafka.version, "cluster_id": deployment.kafka.cluster_id},
-        "engine": {"profile": options.shape.profile, **engine},
+        "engine": {"profile": options.shape.profile, **engine, "late_iterations_ratio": late_ratio(paces)},
         "phases": found,
         "interference": interference(found),
         "offline": offline,
+        "late_sends_ms": stage.late_sends_ms(COMPARED),
         "seconds": {"setup": round(ready_s - started_s, 1), "run": round(time.monotonic() - ready_s, 1)},
     }
+    return {**report, "verdict": judged(report).document()}
 
 
-async def phases(stage: Stage, kafka: Kafka, options: Options) -> None:
-    """Online only; the same arrivals with an offline backlog; a short overload."""
-    plain = arrivals(rate_per_s=RATE_PER_S, seconds=options.seconds, seed=options.seed)
+async def phases(stage: Stage, deployment: Deployment, options: Options) -> list[dict[str, Any]]:
+    """Online only; the same arrivals with an offline backlog; a short overload. The engine's pace around the first two,
+    which are compared: before and after."""
+    kafka, triton = deployment.kafka, deployment.triton
+    plain = arrivals(rate_per_s=options.rate_per_s, seconds=options.seconds, seed=options.seed)
+    paces = [await engine_report(triton)]
     await stage.run("online_only", plain, options.seconds)
     items = round(options.shape.finished_per_s(OFFLINE_TOKENS) * (options.seconds + 3 * OVERLOAD_SECONDS))
     await backlog.produce(
@@ -123,9 +169,17 @@ async def phases(stage: Stage, kafka: Kafka, options: Options) -> None:
     stage.view.say(f"offline backlog: {items} records in {PARTITIONS} partitions of {kafka.topics['requests']}")
     await stage.until_full()
     await stage.run("mixed", plain, options.seconds)
+    paces.append(await engine_report(triton))
     crowd_per_s = OVERLOAD * options.shape.finished_per_s(ONLINE_TOKENS)
     crowd = arrivals(rate_per_s=crowd_per_s, seconds=OVERLOAD_SECONDS, seed=options.seed + 1)
     await stage.run("overload", crowd, OVERLOAD_SECONDS)
+    return paces
+
+
+def late_ratio(paces: Sequence[dict[str, Any]]) -> float | None:
+    """Which share of the iterations between the first and the last reading was late; None without iterations."""
+    iterations, late = (paces[-1][name] - paces[0][name] for name in ("iterations", "late"))
+    return round(late / iterations, 4) if iterations else None
 
 
 async def server_report(triton: Triton) -> dict[str, Any]:
@@ -146,9 +200,9 @@ async def engine_report(triton: Triton) -> dict[str, Any]:
         for sample in family.samples
         if sample.name.startswith("backfill_engine_")
     }
-    iterations = found["backfill_engine_iterations_total"]
-    ratio = found["backfill_engine_pacing_overruns_total"] / iterations if iterations else 0.0
-    return {"iterations": int(iterations), "pacing_overrun_ratio": round(ratio, 4)}
+    iterations, late = found["backfill_engine_iterations_total"], found["backfill_engine_pacing_overruns_total"]
+    ratio = late / iterations if iterations else 0.0
+    return {"iterations": int(iterations), "late": int(late), "pacing_overrun_ratio": round(ratio, 4)}
 
 
 def offline_report(kafka: Kafka) -> dict[str, Any]:
@@ -234,7 +288,7 @@ async def interrupted() -> None:
 
 
 def main() -> int:
-    """0 if nothing was lost or duplicated, 1 if it was or a part failed, 2 for wrong options, 130 after Ctrl-C."""
+    """The exit code, as the help lists them."""
     options = parse(sys.argv[1:])
     console = Console(stderr=options.json_path == "-")
     began = os.environ.get("DEMO_STARTED_S")  # when scripts/demo began, so that its installs count as set-up
@@ -253,8 +307,12 @@ def main() -> int:
     console.print(phase_table(report["phases"]))
     console.print(interference_line(report["interference"], report["engine"]), highlight=False)
     console.print(offline_table(report["offline"]))
+    verdict = judged(report)
+    for line in verdict.lines():
+        style = "red" if line.startswith("BROKEN") else None
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
     write(report, options.json_path)
-    return 1 if report["offline"]["lost"] or report["offline"]["duplicated"] else 0
+    return verdict.exit_code
 
 
 def leaves(error: Exception) -> list[Exception]:

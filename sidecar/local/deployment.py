@@ -29,8 +29,8 @@ class Shape:
     """How wide the engine is, whose iteration times it keeps, and how far offline yields to online on it."""
 
     slots: int = 8
-    profile: str = "8b-a100"
-    yield_rows: int | None = None  # None = it does not yield
+    profile: str = "70b-tp4-a100"  # its iterations are long enough for two busy cores to keep its pace
+    yield_rows: int | str | None = None  # None = as the product does
 
     def finished_per_s(self, output_tokens: float) -> float:
         """How many calls of `output_tokens` a full batch finishes per second, by the profile alone."""
@@ -121,10 +121,9 @@ def settings(shape: Shape, triton: Triton, kafka: Kafka, directory: Path) -> dic
                 "target": triton.target,
                 "metrics_url": triton.metrics_url,
                 "slots": shape.slots,
-                "yield_rows": "never" if shape.yield_rows is None else shape.yield_rows,
+                **({} if shape.yield_rows is None else {"yield_rows": shape.yield_rows}),
             }
         ],
-        "scheduler": {"headroom_share_max": 0.0},  # every slot may be lent: the demo shows full engines
         "recorder": {"directory": str(directory / "decisions")},
         "offline": {
             "bootstrap_servers": kafka.bootstrap_servers,

@@ -38,6 +38,7 @@ class LoadResult:
     ttft_ms: list[float] = field(default_factory=list)
     e2e_ms: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    late_ms: list[float] = field(default_factory=list)  # how long after it was due each request was sent
 
 
 def arrivals(*, rate_per_s: float, seconds: float, seed: int, output_tokens_max: int = 64) -> tuple[Arrival, ...]:
@@ -58,6 +59,7 @@ async def run_load(address: str, requests: Sequence[Arrival], result: LoadResult
         for number, request in enumerate(requests):
             await asyncio.sleep(start_s + request.due_s - asyncio.get_running_loop().time())
             result.sent += 1
+            result.late_ms.append(1e3 * (asyncio.get_running_loop().time() - start_s - request.due_s))
             tasks.create_task(
                 _one(client, request, start_s + request.due_s, result, timeout_s), name=f"online-{number}"
             )

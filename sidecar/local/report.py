@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from sidecar.local.load import LoadResult, percentiles
+from sidecar.local.verdict import E2E_RATIO_GOAL
 
 GRANT_COUNTERS = (
     *("contended", "offline_of_contended", "window_violations"),
@@ -70,9 +71,6 @@ def phase_report(before: Reading, after: Reading, settled: Reading, load: LoadRe
             "turns_due": settled.turns_due - before.turns_taken - before.turns_lapsed,
         },
     }
-
-
-E2E_RATIO_GOAL = {"p50": 1.25, "p99": 1.35}  # mixed ÷ online only, on an engine of 64 slots
 
 
 def interference(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 
 from sidecar.local.live import Moment, View
-from sidecar.local.load import Arrival, LoadResult, run_load
+from sidecar.local.load import Arrival, LoadResult, percentiles, run_load
 from sidecar.local.report import Reading, phase_report, reading
 from sidecar.local.server import Server
 
@@ -71,6 +71,10 @@ class Stage:
             phase.name: phase_report(phase.before, phase.after, end or phase.after, phase.load)
             for phase, end in zip(self._done, settled, strict=True)
         }
+
+    def late_sends_ms(self, names: Sequence[str]) -> dict[str, float | None]:
+        """How long after they were due the requests of these phases were sent: the host's fault, not the sidecar's."""
+        return percentiles([each for phase in self._done if phase.name in names for each in phase.load.late_ms])
 
     async def _read(self) -> Reading:
         self._last = reading(await self.server.status(), self.engine)
