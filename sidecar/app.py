@@ -18,9 +18,9 @@ from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.config import EngineEndpoint, ServeSettings
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient
+from sidecar.edge.engine_models import Unscheduled
 from sidecar.edge.faults import NoFileLeft
 from sidecar.edge.grpc_server import Server
-from sidecar.edge.engine_models import Unscheduled
 from sidecar.edge.http import Status, serve_http, watch_loop_lag
 from sidecar.edge.job_counts import JobCounts
 from sidecar.edge.limits import HeldBytes
