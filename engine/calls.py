@@ -57,6 +57,7 @@ class Piece:
     generated_tokens: int = 0  # of the sequence so far
     figures: Figures | None = None  # on the last piece of the sequence
     error: str | None = None  # the call failed; the piece is final and has nothing else
+    refused: bool = False  # it failed of what the caller asked for: the same call would fail again
 
 
 Deliver = Callable[[Piece], None]

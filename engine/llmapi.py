@@ -95,7 +95,8 @@ class LlmApiEngine:
                 kv_cache_retention_config=_retention(call.retention),
             )
         except Exception as error:  # whatever the library raised concerns this call alone
-            deliver(Piece(ids=(), final=True, error=f"the engine refused the call: {error}"))
+            refused = isinstance(error, ValueError)  # how it says that a prompt is too long, or a value out of range
+            deliver(Piece(ids=(), final=True, error=f"the engine refused the call: {error}", refused=refused))
             return
         running.append(output)
         self._spawn(self._relay(call, output, deliver))

@@ -130,7 +130,7 @@ class NumpyEngine:
         bias = self._bias(call)
         with self._wake:
             if self.broken:
-                raise ValueError(self.broken)
+                raise RuntimeError(self.broken)
             for index in range(call.sequences):
                 self._add(ticket, index, bias)
             self._wake.notify()

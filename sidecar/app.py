@@ -73,7 +73,7 @@ async def serve(
             clients,
             instance=instance,
             stop_timeout_s=settings.stop_timeout_s,
-            block_tokens={each.name: each.kv_block_tokens for each in settings.engines},
+            progress_timeout_s=settings.progress_timeout_s,
             listeners=[each for each in (metrics, tracing, recorder) if each is not None],
             tracer=tracing,
         )

@@ -169,6 +169,10 @@ class Scheduler:
         """Slots of this engine that somebody else uses, as three scrapes in a row agree. O(1)."""
         return self._engines[engine].ledger.foreign_slots
 
+    def block_tokens(self, engine: str) -> int:
+        """Tokens per KV block of this engine. O(1)."""
+        return self._engines[engine].ledger.block_tokens
+
     def snapshot(self) -> Snapshot:
         """The state as of the last event. O(waiting): for some calls per second."""
         return Snapshot(

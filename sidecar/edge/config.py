@@ -21,6 +21,7 @@ from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.limits import LimitSettings
 from sidecar.edge.recorder import RecorderSettings
 from sidecar.edge.routing import Rule, check_aliases
+from sidecar.edge.watchdog import PROGRESS_TIMEOUT_S
 
 _METADATA_NAME = re.compile(r"[0-9a-z_.-]+")  # gRPC's own rules, which it tells only when the call is made
 _METADATA_VALUE = re.compile(r"[\x20-\x7e]+")
@@ -115,6 +116,9 @@ class ServeSettings:
     recorder: RecorderSettings | None = None  # None = decisions are not recorded
     log_format: Literal["text", "json"] = "text"  # people read it first; json for a collector of logs
     stop_timeout_s: float = 2.0  # the engine confirms a stop within its call and two iterations
+    progress_timeout_s: float = (
+        PROGRESS_TIMEOUT_S  # a dispatch that gives no token for so long is given up; 0 = none is
+    )
     drain_timeout_s: float = 20.0  # after SIGTERM; what runs longer is broken off (Kubernetes kills after 30 s)
     offline_drain_timeout_s: float = 5.0  # of these; an item that runs longer is left to the partition's next owner
 
@@ -125,6 +129,7 @@ class ServeSettings:
         models = {engine.model for engine in self.engines}
         check_aliases(self.aliases, models, models | {engine.text_model or "" for engine in self.engines})
         require(self.stop_timeout_s > 0, f"stop_timeout_s must be > 0, not {self.stop_timeout_s}")
+        require(self.progress_timeout_s >= 0, f"progress_timeout_s must be >= 0, not {self.progress_timeout_s}")
         require(
             0 <= self.offline_drain_timeout_s <= self.drain_timeout_s,
             f"offline_drain_timeout_s must be in 0..{self.drain_timeout_s}, not {self.offline_drain_timeout_s}",

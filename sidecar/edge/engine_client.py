@@ -15,7 +15,7 @@ import grpc.aio
 from tritonclient.grpc import service_pb2
 
 from sidecar.edge import wire
-from sidecar.edge.engine_errors import raise_if_error, translated_errors
+from sidecar.edge.engine_errors import REAL_STATUS, raise_if_error, translated_errors
 from sidecar.edge.errors import StreamBrokenError
 from sidecar.edge.stops import StopLine
 
@@ -64,11 +64,12 @@ class EngineClient:
         await self._channel.close()
 
     def open(self, metadata: Metadata = (), *, own: bool = False) -> grpc.aio.StreamStreamCall[Any, Any]:
-        """A new stream; with `own_metadata` too if no caller stands behind it.
+        """A new stream, which ends with the status of an error; with `own_metadata` too if no caller stands behind it.
 
         Cancel it to abandon the request; the engine notices at its next check period.
         """
-        return self._stream(metadata=(*self.own_metadata, *metadata) if own else metadata)
+        rest = (each for each in metadata if each[0] != REAL_STATUS)  # a caller's stream is not this one
+        return self._stream(metadata=(*(self.own_metadata if own else ()), *rest, (REAL_STATUS, "true")))
 
     def raw_unary(self, method: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
         """A method of Triton's by its full name, bytes in and bytes out: for what is passed through."""

@@ -1,9 +1,14 @@
-"""What gRPC and Triton say went wrong, as an EngineError or a StreamBrokenError: translated here and nowhere else."""
+"""What gRPC and Triton say went wrong, as an EngineError or a StreamBrokenError: translated here and nowhere else.
+
+Whose fault an error is, its status says, never its text: `unexpected CUDA error` is nobody's wrong input. Triton sends
+the status of a stream's first error if it was asked to (`REAL_STATUS`), and ends the stream with it. What it refuses
+before the model sees it comes as a text alone even then (`stream_infer_handler.cc`), and so does a refused stop: stops
+share a stream that must not end.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,20 +18,11 @@ import grpc.aio
 
 from sidecar.edge.errors import EngineError, StreamBrokenError
 
-# A stream answers with text only; these are the texts of Triton's server and core for each status.
-_CODES: tuple[tuple[re.Pattern[str], grpc.StatusCode], ...] = (
-    (re.compile(r"unknown model|model .* (not found|has no available versions)", re.I), grpc.StatusCode.NOT_FOUND),
-    (re.compile(r"is not healthy|not ready|shutting down|Exceeds maximum queue size|timeout expired", re.I),
-     grpc.StatusCode.UNAVAILABLE),
-    (re.compile(r"unexpected|expected|invalid|must be|unsupported|exceeds|missing|too long|shape", re.I),
-     grpc.StatusCode.INVALID_ARGUMENT),
-)  # fmt: skip
+REAL_STATUS = "triton_grpc_error"  # metadata of a stream; Triton 24.08 and later
+# What a connection that breaks ends with, so the engine may run on. Any other status is Triton's own word.
+_BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+
 _RESTRICTED = "This protocol is restricted"  # how Triton refuses whoever lacks a key, with UNAVAILABLE
-
-
-def code_of(message: str) -> grpc.StatusCode:
-    """The status that fits the text of an `error_message`; INTERNAL if the text is unknown."""
-    return next((code for pattern, code in _CODES if pattern.search(message)), grpc.StatusCode.INTERNAL)
 
 
 @contextmanager
@@ -48,19 +44,14 @@ def translated_errors(call: Any) -> Iterator[None]:
 
 
 def raise_if_error(response: Any) -> None:
-    """Raise EngineError if a ModelStreamInferResponse is one."""
+    """Raise EngineError if a ModelStreamInferResponse is one. Its text has no status, so it may be tried again."""
     if response.error_message:
-        raise EngineError(response.error_message, code_of(response.error_message))
+        raise EngineError(response.error_message, grpc.StatusCode.INTERNAL)
 
 
 def _translated(error: grpc.aio.AioRpcError) -> EngineError | StreamBrokenError:
-    """Refused before it ran, or broken while it may run on: only the first is safe to call free."""
+    """Answered with an error, so the slot is free; or broken while the engine may run on."""
     message = error.details() or error.code().name
-    if message.startswith(_RESTRICTED) or error.code() in (
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.UNIMPLEMENTED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-    ):
-        return EngineError(message, error.code())
-    return StreamBrokenError(f"{error.code().name}: {message}")
+    if error.code() in _BROKEN and not message.startswith(_RESTRICTED):
+        return StreamBrokenError(f"{error.code().name}: {message}")
+    return EngineError(message, error.code())

@@ -54,5 +54,12 @@ class EngineError(SidecarError):
         )
 
 
+class MalformedAnswerError(EngineError):
+    """The engine's answer cannot be read. It may go on with the request, so its slot is not free yet."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, grpc.StatusCode.INTERNAL)
+
+
 class StreamBrokenError(SidecarError):
     """The stream to the engine ended without a final response: the engine may still run the request."""

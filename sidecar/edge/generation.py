@@ -1,7 +1,7 @@
-"""One generation by token ids, in as many dispatches as it takes: the ids joined, the stop words found across seams.
+"""One generation by token ids, in as many dispatches as it takes: the ids joined, the stops found across seams.
 
 Each further dispatch sends the exact ids so far, prompt and generated, and asks for fewer: resuming is then one prefix
-match in the engine's KV cache, and never a tokenisation anew.
+match in the engine's KV cache, and never a tokenisation anew. What one dispatch gives is kept only if it ends well.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sidecar.core.events import DeadLetter, Dispatch, Failed, Reject
@@ -16,7 +17,9 @@ from sidecar.core.work import EndReason, Work
 from sidecar.edge import wire
 from sidecar.edge.calls import Generated, TokenCall, WorkDeadError, WorkRejectedError
 from sidecar.edge.engine_client import Metadata, token_request
+from sidecar.edge.errors import MalformedAnswerError
 from sidecar.edge.ports import Terminal, Timeline
+from sidecar.edge.stop_texts import StopTexts, first_of
 
 _SAMPLING = {
     "temperature": "FP32",
@@ -29,20 +32,43 @@ _SAMPLING = {
 _TENSOR_NAMES = {"top_k": "runtime_top_k", "top_p": "runtime_top_p"}
 
 
+@dataclass(slots=True, kw_only=True)
+class _Output:
+    """Ids that were generated, and what they have shown of the texts that end them."""
+
+    ids: list[int]
+    stop_texts: StopTexts | None
+    stopped: bool = False  # a stop is complete; what comes after it does not count
+
+    def copy(self) -> _Output:
+        texts = None if self.stop_texts is None else self.stop_texts.copy()
+        return _Output(ids=list(self.ids), stop_texts=texts, stopped=self.stopped)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Slice:
+    """One dispatch: all of it is dropped together if it fails."""
+
+    output: _Output  # what was kept before it, and what it gave
+    tokens_max: int
+    fills_cache: bool  # it sends the head of the prompt, and its token does not count
+    tokens: int = 0
+    reused_blocks: int | None = None
+
+
 class Generation:
     """A driver's Call for a TokenCall. `result` holds what came of it."""
+
+    judged = True  # an answer without a single token is a fault of the engine
 
     def __init__(self, work: Work, call: TokenCall) -> None:
         self.result: asyncio.Future[Generated] = asyncio.get_running_loop().create_future()
         self._work = work
         self._call = call
-        self._ids: list[int] = []
-        self._ids_before = 0  # how many of them stood when this dispatch began
-        self._fills_cache = False  # this dispatch sends the head of the prompt, and its token does not count
-        self.reused_blocks: int | None = None  # of this dispatch, as the engine says with its last response
-        self.stop_wanted = False  # a stop word is complete: one across the seam of two dispatches only we can see
-        self._dispatches = 0
         self._stop_words = tuple(word for word in call.stop_words if word)
+        texts = None if call.decode is None else StopTexts(call.stop_texts, call.decode)
+        self._kept = _Output(ids=[], stop_texts=texts)
+        self._slice: _Slice | None = None
 
     @property
     def metadata(self) -> Metadata:
@@ -55,67 +81,111 @@ class Generation:
         """True if no caller stands behind it."""
         return self._call.metadata is None
 
+    @property
+    def reused_blocks(self) -> int | None:
+        """KV blocks of this dispatch that the engine had in its cache, as it says with its last response."""
+        return None if self._slice is None else self._slice.reused_blocks
+
+    @property
+    def stop_wanted(self) -> bool:
+        """True once a stop is complete: one across the seam of two dispatches only we can see."""
+        return self._slice is not None and self._slice.output.stopped
+
     def request(self, dispatch: Dispatch, request_id: str) -> Any:
-        """Prompt and generated ids, and the rest of the budget."""
-        if not self._work.resumable:
-            self._ids.clear()
-        self._ids_before = len(self._ids)
-        self._dispatches += dispatch.prompt_tokens is None  # a piece of the prompt draws nothing that is kept
+        """Prompt and generated ids, and the rest of the budget. Raises BadRequestError, naming the tensor."""
+        self._slice = _Slice(
+            output=self._kept.copy(),
+            tokens_max=dispatch.output_tokens,
+            fills_cache=dispatch.prompt_tokens is not None,
+        )
         call = self._call
-        self._fills_cache = dispatch.prompt_tokens is not None
-        ids = (*call.prompt_ids, *self._ids)[: dispatch.prompt_tokens]
+        ids = (*call.prompt_ids, *self._kept.ids)[: dispatch.prompt_tokens]
         request = token_request(self._work.model, ids, dispatch.output_tokens, request_id)
         _add(request, "streaming", "BOOL", True)
         _add(request, "exclude_input_in_output", "BOOL", True)
         _add(request, "return_perf_metrics", "BOOL", True)
-        self.reused_blocks = None
         if call.end_id is not None:
             _add(request, "end_id", "INT32", call.end_id)
-        if self._stop_words:
+        if self._stop_words:  # stop texts are not sent: the engine would compare them by ids, and cut elsewhere
             add_word_list(request, "stop_words_list", self._stop_words)
         self._add_sampling(request)
         return request
 
     def _add_sampling(self, request: Any) -> None:
-        sampling = self._call.sampling
+        sampling, begun = self._call.sampling, len(self._kept.ids)
+        drawn = False
         for name, datatype in _SAMPLING.items():
             if (value := getattr(sampling, name)) is not None:
                 _add(request, _TENSOR_NAMES.get(name, name), datatype, value)
+                drawn = True
         if sampling.min_tokens is not None:
-            _add(request, "min_tokens", "INT32", max(sampling.min_tokens - len(self._ids), 0))
-        if sampling.seed is not None:  # the engine's random state restarts with each dispatch
-            _add(request, "seed", "UINT64", seed_of(sampling.seed, self._dispatches))
+            _add(request, "min_tokens", "INT32", max(sampling.min_tokens - begun, 0))
+        if sampling.seed is not None:
+            _add(request, "seed", "UINT64", seed_of(sampling.seed, begun))
+        elif drawn and begun:  # the engine's random state restarts with each dispatch
+            _add(request, "seed", "UINT64", seed_of(0, begun))
 
     def receive(self, response: Any) -> int:
-        """Append its ids, up to and including the first stop word; the rest does not count."""
-        if reused := wire.output_values(response.infer_response, "kv_cache_reused_blocks"):
-            self.reused_blocks = int(reused[0])
-        if self._fills_cache:
+        """Take in its ids, up to and including the first stop; the rest does not count.
+
+        Raises MalformedAnswerError if they are no token ids, or more than were asked for.
+        """
+        part = self._running()
+        if (reused := wire.output_count(response.infer_response, "kv_cache_reused_blocks")) is not None:
+            part.reused_blocks = reused
+        if part.fills_cache:
             return 0
-        before = len(self._ids)
-        for token in wire.output_values(response.infer_response, "output_ids") or ():
-            if self.stop_wanted:
+        before = part.tokens
+        for token in wire.output_ids(response.infer_response):
+            if part.output.stopped:
                 break
-            self._ids.append(token)
-            self.stop_wanted = ends_with(self._ids, self._stop_words)
-        return len(self._ids) - before
+            if part.tokens == part.tokens_max:
+                raise MalformedAnswerError(
+                    f"the engine sends more than the {part.tokens_max} ids that it was asked for"
+                )
+            part.output.ids.append(token)
+            part.tokens += 1
+            part.output.stopped = self._stops(part.output, token)
+        return part.tokens - before
+
+    def _stops(self, output: _Output, token: int) -> bool:
+        """True if this last id completes a stop word, or a stop text."""
+        if self._stop_words and ends_with(output.ids, self._stop_words):
+            return True
+        texts = output.stop_texts
+        if texts is None or not texts.push(token):
+            return False
+        if first_of(self._text(output.ids), self._call.stop_texts) is not None:
+            return True
+        texts.forget()
+        return False
 
     def ended_by(self) -> EndReason | None:
-        """The end id or a stop word, if the ids end in one; the length is the driver's to see."""
-        if self._fills_cache:
+        """The end id or a stop, if the ids end in one; the length is the driver's to see."""
+        part = self._running()
+        if part.fills_cache:
             return EndReason.LENGTH
-        if self.stop_wanted:
+        if part.output.stopped:
             return EndReason.STOP_WORD
-        if self._ids and self._ids[-1] == self._call.end_id:
+        if part.output.ids and part.output.ids[-1] == self._call.end_id:
             return EndReason.END_ID
-        return EndReason.LENGTH if len(self._ids) >= self._call.output_tokens_max else None
+        return EndReason.LENGTH if len(part.output.ids) >= self._call.output_tokens_max else None
 
     def settled(self, event: Terminal, timeline: Timeline, *, over: bool) -> None:
-        """Keep or drop the ids of this dispatch; at the end, the result is known."""
+        """Keep what this dispatch gave, or drop it; at the end, the result is known."""
+        part, self._slice = self._slice, None
+        if part is not None and not isinstance(event, Failed) and (over or self._work.resumable):
+            self._kept = part.output
+        if not over or self.result.done():
+            return
         if isinstance(event, Failed):
-            del self._ids[self._ids_before :]
-        elif over and not self.result.done():
+            self.result.set_exception(WorkDeadError(event.reason, timeline.attempts - 1))
+            return
+        try:
             self.result.set_result(self._generated(getattr(event, "reason", EndReason.LENGTH), timeline))
+        except Exception as error:  # the tokenizer's: whoever waits hears it
+            reason = f"INTERNAL: the output cannot be decoded: {type(error).__name__}"
+            self.result.set_exception(WorkDeadError(reason, timeline.attempts))
 
     def refused(self, action: Reject | DeadLetter) -> None:
         """The result is an error."""
@@ -126,13 +196,22 @@ class Generation:
         else:
             self.result.set_exception(WorkRejectedError(action.reason, action.message, action.retry_after_s))
 
+    def _running(self) -> _Slice:
+        assert self._slice is not None  # the driver asks only between `request` and `settled`
+        return self._slice
+
+    def _text(self, ids: Sequence[int]) -> str:
+        assert self._call.decode is not None
+        return self._call.decode(ids)
+
     def _generated(self, reason: EndReason, line: Timeline) -> Generated:
         now_s = asyncio.get_running_loop().time()
-        text = None if self._call.decode is None else self._call.decode(self._ids)
+        ids = self._kept.ids
+        text = None if self._call.decode is None else self._text(ids)
         if text is not None and (at := first_of(text, self._call.stop_texts)) is not None:
             text, reason = text[:at], EndReason.STOP_WORD
         return Generated(
-            output_ids=tuple(self._ids),
+            output_ids=tuple(ids),
             text=text,
             reason=reason,
             engine=line.engine,
@@ -145,21 +224,18 @@ class Generation:
         )
 
 
-def first_of(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first of `stops` begins in `text`; None if none is in it."""
-    return min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=None)
-
-
 def ends_with(ids: Sequence[int], words: Sequence[Sequence[int]]) -> bool:
     """True if `ids` end in one of `words`."""
     return any(ids[-1] == word[-1] and tuple(ids[-len(word) :]) == tuple(word) for word in words)
 
 
-def seed_of(seed: int, dispatch: int) -> int:
-    """The seed itself for the first dispatch, another for each further one, else a resumed text repeats its draws."""
-    if dispatch == 1:
+def seed_of(seed: int, tokens_before: int) -> int:
+    """The seed of a dispatch that goes on after so many tokens. The first one has the call's own, also when it is
+    tried again; each further one another, which only depends on where it begins: with the same seed a resumed text
+    would repeat its draws."""
+    if not tokens_before:
         return seed
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{dispatch}".encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{tokens_before}".encode(), digest_size=8).digest(), "little")
 
 
 def add_word_list(request: Any, name: str, words: Sequence[Sequence[int]]) -> None:

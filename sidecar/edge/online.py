@@ -45,6 +45,8 @@ from sidecar.edge.whole import Deliver, Over, WholeCall
 logger = logging.getLogger(__name__)
 LARGE_REQUEST_BYTES = 4096  # tokenised in a thread: it would hold up the loop for 1 to 3 ms (measured)
 STOPS_MAX = 16  # of one stream, at the same time
+# What Triton's core refuses (a shape, a name) comes as a text without a status, and reads as INTERNAL.
+DOUBTS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL)
 
 
 class Online:
@@ -176,7 +178,7 @@ class Online:
         """`over`, and if the engine refuses what fitted the model's description, that is fetched anew."""
 
         def doubting(booked: Booked, error: CallerError | None) -> None:
-            if error is not None and error.ran and error.code is grpc.StatusCode.INVALID_ARGUMENT:
+            if error is not None and error.ran and error.code in DOUBTS:
                 self._passthrough.schemas.doubt(model)
             over(booked, error)
 

@@ -54,7 +54,15 @@ class Outcome:
 
 
 class Call(Protocol):
-    """What an upper edge wants run. The driver calls it from one task at a time, and never after it is over."""
+    """What an upper edge wants run. The driver calls it from one task at a time, and never after it is over.
+
+    What one of its methods raises fails its dispatch, or is counted and logged, and concerns no other work.
+    """
+
+    @property
+    def judged(self) -> bool:
+        """True if its answer is token ids that we judge: one without a token is a fault of the engine, and one that is
+        whole needs no final response. False if what the engine says is passed on."""
 
     @property
     def metadata(self) -> Metadata:
@@ -65,14 +73,17 @@ class Call(Protocol):
         """True if no caller stands behind it: the sidecar's own keys go to the engine with it."""
 
     def request(self, dispatch: Dispatch, request_id: str) -> Any:
-        """The ModelInferRequest of this dispatch, with the minted id."""
+        """The ModelInferRequest of this dispatch, with the minted id. Raises BadRequestError if it cannot be built."""
 
     @property
     def stop_wanted(self) -> bool:
         """True once what came is all that is wanted, although the engine goes on."""
 
     def receive(self, response: Any) -> int:
-        """Take one ModelStreamInferResponse; how many output tokens of it count."""
+        """Take one ModelStreamInferResponse. Return how many output tokens of it count.
+
+        Raises MalformedAnswerError if it cannot be read.
+        """
 
     @property
     def reused_blocks(self) -> int | None:
@@ -96,7 +107,7 @@ class Tracer(Protocol):
 
 
 class Listener(Protocol):
-    """Who watches: metrics, traces, a recorder. Must not raise, and must not wait."""
+    """Who watches: metrics, traces, a recorder. Must not wait; what it raises is counted and logged."""
 
     def handled(self, now_s: float, event: Event, actions: Sequence[Action]) -> None:
         """The scheduler has handled `event`."""

@@ -28,6 +28,7 @@ class WholeCall:
         self.booked = Booked(work_id=work.id, caller_id=request.id)
         self.metadata = metadata
         self.own = False
+        self.judged = False  # what the engine says is passed on as it is
         self.stop_wanted = False  # the engine sees all of it
         self.reused_blocks = None  # nothing of ours is resumed
         self._request = request

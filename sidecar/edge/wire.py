@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
-import grpc
 from tritonclient.grpc import service_pb2
 
-from sidecar.edge.errors import BadRequestError, EngineError
+from sidecar.edge.errors import BadRequestError, MalformedAnswerError
 
 InferRequest = service_pb2.ModelInferRequest
 InferResponse = service_pb2.ModelInferResponse
@@ -32,13 +32,21 @@ _TYPED = {
     "BYTES": "bytes_contents",
 }
 _SHARED_MEMORY = "shared_memory_region"
+_INTEGERS = ("INT32", "INT64", "UINT64")
 
 
 def add_tensor(request: Any, name: str, datatype: str, values: Sequence[Any], shape: Sequence[int]) -> None:
-    """`request` carries one more input, as raw bytes. All inputs of one request must be raw, or none."""
+    """`request` carries one more input, as raw bytes. All inputs of one request must be raw, or none.
+
+    Raises BadRequestError, naming the tensor, if a value is none of its datatype.
+    """
+    try:
+        raw = pack(datatype, values)
+    except (struct.error, OverflowError, TypeError) as error:
+        raise BadRequestError(f"input '{name}' ({datatype}): {error}") from None
     tensor = request.inputs.add(name=name, datatype=datatype)
     tensor.shape.extend(shape)
-    request.raw_input_contents.append(pack(datatype, values))
+    request.raw_input_contents.append(raw)
 
 
 def pack(datatype: str, values: Sequence[Any]) -> bytes:
@@ -111,17 +119,60 @@ def scalar(request: Any, name: str, default: Any) -> Any:
 
 
 def output_values(response: Any, name: str) -> tuple[Any, ...] | None:
-    """The values of output `name` of a ModelInferResponse; None if it is absent. Servers answer in raw contents.
+    """The values of output `name` of a ModelInferResponse; None if it is absent or lies in shared memory.
 
-    Raises EngineError if its bytes do not fit its datatype.
+    Raises MalformedAnswerError if it comes twice, or if its bytes, its datatype and its shape do not fit each other.
     """
+    found: tuple[Any, ...] | None = None
     for index, tensor in enumerate(response.outputs):
-        if tensor.name == name and index < len(response.raw_output_contents):
-            try:
-                return unpack(tensor.datatype, response.raw_output_contents[index])
-            except ValueError as error:
-                raise EngineError(f"output '{name}': {error}", grpc.StatusCode.INTERNAL) from None
-    return None
+        if tensor.name != name or _SHARED_MEMORY in tensor.parameters:
+            continue
+        if found is not None:
+            raise MalformedAnswerError(f"output '{name}' comes twice")
+        raw = response.raw_output_contents[index] if index < len(response.raw_output_contents) else None
+        try:
+            found = unpack(tensor.datatype, raw) if raw is not None else _typed(tensor)
+        except (ValueError, KeyError) as error:
+            raise MalformedAnswerError(f"output '{name}' ({tensor.datatype}): {error}") from None
+        if any(each < 0 for each in tensor.shape) or prod(tensor.shape) != len(found):
+            raise MalformedAnswerError(f"output '{name}' of shape {list(tensor.shape)} holds {len(found)} values")
+    return found
+
+
+def _typed(tensor: Any) -> tuple[Any, ...]:
+    return tuple(getattr(tensor.contents, _TYPED[tensor.datatype]))
+
+
+def output_ids(response: Any) -> tuple[int, ...]:
+    """The token ids of a response to a call for one sequence; () if it brings none.
+
+    Raises MalformedAnswerError if they are those of several sequences, or no token ids.
+    """
+    ids = output_values(response, "output_ids")
+    if not ids:
+        return ()
+    (tensor,) = (each for each in response.outputs if each.name == "output_ids")
+    if tensor.datatype not in _INTEGERS:
+        raise MalformedAnswerError(f"output 'output_ids' is {tensor.datatype}, which is no token id")
+    if tensor.shape[-1] != len(ids):
+        raise MalformedAnswerError(
+            f"output 'output_ids' has the shape {list(tensor.shape)}; one sequence was asked for"
+        )
+    if min(ids) < 0 or max(ids) >= 1 << 31:
+        raise MalformedAnswerError(
+            f"output 'output_ids' holds {min(ids)} to {max(ids)}; a token id is in 0..2147483647"
+        )
+    return ids
+
+
+def output_count(response: Any, name: str) -> int | None:
+    """A figure that the engine tells beside its answer; None if it is absent, or no count: the answer stands."""
+    try:
+        values = output_values(response, name)
+    except MalformedAnswerError:
+        return None
+    value = values[0] if values else None
+    return value if type(value) is int and value >= 0 else None
 
 
 def add_output(answer: Any, name: str, datatype: str, values: Sequence[Any], shape: Sequence[int]) -> None:
@@ -146,9 +197,17 @@ def is_final(response: Any) -> bool:
 
 
 def output_tokens(response: Any) -> int:
-    """The output tokens that one response brings: the width of `output_ids`, else one per response with data."""
-    for tensor in response.outputs:
+    """The output tokens that one response brings: the width of `output_ids`, else one per response with data.
+
+    Raises MalformedAnswerError if that width is negative, or not that of the bytes.
+    """
+    for index, tensor in enumerate(response.outputs):
         if tensor.name == "output_ids":
             shape = tensor.shape
+            raw = response.raw_output_contents[index] if index < len(response.raw_output_contents) else b""
+            size = struct.calcsize(f"<{_FORMATS.get(tensor.datatype, 'i')}")
+            # No bytes here: they are typed contents, or in shared memory.
+            if any(each < 0 for each in shape) or (raw and len(raw) != size * prod(shape)):
+                raise MalformedAnswerError(f"output 'output_ids' of shape {list(shape)} holds {len(raw)} bytes")
             return int(shape[-1]) if shape else 0
     return 1 if response.outputs else 0

@@ -28,6 +28,7 @@ from sidecar.edge.ports import Listener
 from sidecar.edge.routing import Aliases
 from sidecar.edge.server import build_server
 from sidecar.edge.tracing import Tracing
+from tests.edge.checked import Checked
 from tests.edge.fake_triton import FakeTriton
 
 
@@ -105,7 +106,8 @@ async def running_sidecar(
         core = Scheduler(scheduler or SchedulerSettings(window_ms=0), engines)
         if tracing is not None:
             tracing.queue_of, metrics.exemplar = core.queue_of, tracing.exemplar
-        listeners = tuple(each for each in (metrics, tracing, watcher) if each is not None)
+        checked = Checked(core)
+        listeners = tuple(each for each in (metrics, tracing, watcher, checked) if each is not None)
         driver = Driver(core, clients, instance="t-", listeners=listeners, tracer=tracing, **options)
         passthrough = Passthrough(clients, serving(engines))
         models = [
@@ -133,6 +135,7 @@ async def running_sidecar(
                     held=online.held,
                 )
             driver.close()
+        checked.check_idle()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from sidecar.edge import wire
 from sidecar.edge.engine_client import SERVICE
+from sidecar.edge.engine_errors import REAL_STATUS
 
 _INPUTS = {
     "tensorrt_llm": (
@@ -74,9 +75,10 @@ class FakeRequest:
         """Answer with a final response without data."""
         self.answers.put_nowait(self._answer(True))
 
-    def error(self, message: str) -> None:
-        """Answer with an error."""
-        self.answers.put_nowait(wire.StreamResponse(error_message=message))
+    def error(self, message: str, code: grpc.StatusCode | None = None) -> None:
+        """Answer with an error: of the model with a status, as Triton tells it; of the server with a text alone."""
+        told = code is not None and self.metadata.get(REAL_STATUS) == "true"
+        self.answers.put_nowait((code, message) if told else wire.StreamResponse(error_message=message))
 
     def break_stream(self) -> None:
         """End the stream without a final response."""
@@ -184,6 +186,8 @@ class FakeTriton:
             self._arrived.put_nowait(request)
             try:
                 while (answer := await request.answers.get()) is not None:
+                    if isinstance(answer, tuple):
+                        await context.abort(*answer)
                     await context.write(answer)
                     if answer.error_message or answer.infer_response.parameters[wire.FINAL].bool_param:
                         break

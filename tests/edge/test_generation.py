@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import grpc
 import pytest
 
 from sidecar.core.settings import SchedulerSettings
@@ -129,7 +130,7 @@ async def test_an_error_that_no_retry_heals_is_a_dead_letter_with_its_reason(
     sidecar: Sidecar, triton: FakeTriton
 ) -> None:
     task = begin(sidecar, call())
-    (await triton.next()).error("input 'temperature' must be positive")
+    (await triton.next()).error("input 'temperature' must be positive", grpc.StatusCode.INVALID_ARGUMENT)
     with pytest.raises(WorkDeadError, match="must be positive") as raised:
         await task
     assert raised.value.attempts == 1
@@ -230,7 +231,7 @@ def test_word_lists_are_flat_ids_over_their_end_offsets() -> None:
     assert wire.input_values(request, "stop_words_list") == (1, 2, 3, 4, 3, 4, -1, -1)
 
 
-def test_each_further_dispatch_draws_with_another_seed_that_is_always_the_same() -> None:
-    assert seed_of(7, 1) == 7
-    assert len({seed_of(7, dispatch) for dispatch in range(1, 10)}) == 9
+def test_each_further_dispatch_draws_with_another_seed_that_follows_from_where_it_begins() -> None:
+    assert seed_of(7, 0) == 7
+    assert len({seed_of(7, tokens) for tokens in range(100)}) == 100
     assert seed_of(7, 3) == seed_of(7, 3) < 2**64

@@ -287,7 +287,7 @@ async def test_with_triton_grpc_error_the_first_error_ends_the_stream_with_its_s
 ) -> None:
     call = sidecar.stream(metadata=(("triton_grpc_error", "true"),))
     await call.write(ids_request("a"))
-    (await triton.next()).error("input 'x' must be positive")
+    (await triton.next()).error("input 'x' must be positive", grpc.StatusCode.INVALID_ARGUMENT)
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await read_all(call)
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -324,7 +324,7 @@ async def test_an_offline_call_runs_in_slices_and_is_answered_once_in_whole(trit
 
 async def test_an_offline_call_that_the_engine_refuses_is_told_why(sidecar: Sidecar, triton: FakeTriton) -> None:
     answer = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse, metadata=(("x-lane", "offline"),))
-    (await triton.next()).error("input 'temperature' must be positive")
+    (await triton.next()).error("input 'temperature' must be positive", grpc.StatusCode.INVALID_ARGUMENT)
     code, message, _ = await status_of(answer)
     assert (code, message) == (
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -473,7 +473,7 @@ async def test_an_engines_error_for_an_offline_call_holds_the_callers_id(sidecar
     metadata = (("x-lane", "offline"),)
     answer = sidecar.unary("ModelInfer", ids_request("mine"), wire.InferResponse, metadata=metadata)
     request = await triton.next()
-    request.error(f"[request id: {request.id}] expected less")
+    request.error(f"[request id: {request.id}] expected less", grpc.StatusCode.INVALID_ARGUMENT)
     assert (await status_of(answer))[1] == "given up after 1 attempts: [request id: mine] expected less"
 
 

@@ -253,7 +253,7 @@ def test_a_bug_in_the_arithmetic_answers_everybody_and_refuses_what_comes_after(
     engine._thread.join(10)
     assert engine.broken
     assert [piece.error for piece in heard] == ["the engine ended by ZeroDivisionError('planted')"]
-    with pytest.raises(ValueError, match="planted"):
+    with pytest.raises(RuntimeError, match="planted"):
         engine.submit(call(LONG), heard.append)
 
 

@@ -11,12 +11,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import grpc
+import grpc.aio
 import numpy as np
 import pytest
 import pytest_asyncio
 
 from sidecar.edge import wire
-from sidecar.edge.engine_client import EngineClient, stop_request, token_request
+from sidecar.edge.engine_client import EngineClient, responses, stop_request, token_request
+from sidecar.edge.errors import EngineError
 from sidecar.edge.generation import add_word_list
 from sidecar.local.triton import ROOT, Triton, TritonSettings, running
 
@@ -59,10 +62,13 @@ async def read(call: Any, request: Any) -> AsyncIterator[Any]:
     request.parameters[wire.EMPTY_FINAL].bool_param = True
     await call.write(request)
     await call.done_writing()
-    async for response in call:
-        if response.error_message:
-            raise RefusedError(response.error_message)
-        yield response.infer_response
+    try:
+        async for response in call:
+            if response.error_message:
+                raise RefusedError(response.error_message)
+            yield response.infer_response
+    except grpc.aio.AioRpcError as error:
+        raise RefusedError(error.details()) from None
 
 
 async def answer(client: EngineClient, request: Any) -> list[int]:
@@ -237,3 +243,40 @@ async def test_two_servers_run_beside_each_other(triton: Triton, tmp_path: Path)
         one, two = await asyncio.gather(answer(client, streamed("a", 50)), answer(other_client, streamed("a", 50)))
         assert (len(one), len(two)) == (50, 50)
         assert one != two
+
+
+async def test_the_status_of_a_models_error_ends_its_stream_and_what_the_core_refuses_is_a_text(triton: Triton) -> None:
+    async with EngineClient(triton.target) as client:
+        wrong = streamed("wrong", 4)
+        wire.add_tensor(wrong, "beam_width", "INT32", (4,), (1, 1))
+        assert await error_of(client, wrong) == grpc.StatusCode.INVALID_ARGUMENT
+        assert await error_of(client, streamed("long", 5000)) == grpc.StatusCode.INVALID_ARGUMENT
+        no_text = in_words("bytes", 4)
+        no_text.raw_input_contents[0] = wire.pack("BYTES", [b"\xff\xfe"])
+        assert await error_of(client, no_text) == grpc.StatusCode.INVALID_ARGUMENT
+        odd = streamed("odd", 4)
+        wire.add_tensor(odd, "temperature", "FP32", (1.0, 2.0), (1, 2))
+        assert await error_of(client, odd) == grpc.StatusCode.INTERNAL  # a text alone: whose fault it is, is not said
+        assert await error_of(client, streamed("gone", 4, model="no_such_model")) == grpc.StatusCode.INTERNAL
+
+
+async def test_a_thousand_errors_beside_answers_leave_the_server_whole(triton: Triton) -> None:
+    """Before 26.04 Triton may use freed memory after an error with its status, if the model answers on: not ours."""
+
+    async def one(client: EngineClient, number: int) -> grpc.StatusCode | int:
+        if number % 2:
+            return len(await answer(client, streamed(f"n{number}", 4)))
+        return await error_of(client, streamed(f"n{number}", 5000))
+
+    async with EngineClient(triton.target) as client:
+        for begin in range(0, 2000, AT_ONCE):
+            found = await asyncio.gather(*(one(client, number) for number in range(begin, begin + AT_ONCE)))
+            assert found == [grpc.StatusCode.INVALID_ARGUMENT, 4] * (AT_ONCE // 2)
+    assert triton.restarts == 0
+
+
+async def error_of(client: EngineClient, request: Any) -> grpc.StatusCode:
+    """The status with which the engine refuses `request`, as the sidecar understands it."""
+    with pytest.raises(EngineError) as raised:
+        await responses(client.open(), request)
+    return raised.value.code

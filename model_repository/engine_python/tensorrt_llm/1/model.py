@@ -53,6 +53,9 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
+                if self._engine.broken:  # stops fail too, so that whoever probes with them starts the server anew
+                    refuse(sender, self._engine.broken, pb_utils.TritonError.UNAVAILABLE)
+                    continue
                 self._accept(request, sender)
             except ValueError as error:
                 refuse(sender, str(error), pb_utils.TritonError.INVALID_ARG)
@@ -67,8 +70,6 @@ class TritonPythonModel:
             thread.join()
 
     def _accept(self, request, sender):
-        if self._engine.broken:  # stops fail too, so that whoever probes with them starts the server anew
-            raise ValueError(self._engine.broken)
         found = ((each.name, pb_utils.get_input_tensor_by_name(request, each.name)) for each in INPUTS)
         inputs = {name: tensor.as_numpy() for name, tensor in found if tensor is not None}
         if is_stop(inputs):
@@ -127,6 +128,7 @@ def refuse(sender, message, code):
 
 def response_of(call, piece):
     if piece.error is not None:
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(piece.error))
+        code = pb_utils.TritonError.INVALID_ARG if piece.refused else pb_utils.TritonError.INTERNAL
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(piece.error, code))
     tensors = [pb_utils.Tensor(name, array) for name, array in outputs_of(call, piece).items()]
     return pb_utils.InferenceResponse(output_tensors=tensors)

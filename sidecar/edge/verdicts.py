@@ -1,0 +1,99 @@
+"""What the end of a dispatch means: to the scheduler, which counts slots, and to the call, which wants an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+import grpc
+
+from sidecar.core.events import Ended, Failed, Lost, Stopped
+from sidecar.core.work import EndReason
+from sidecar.edge.containment import Containment, place_of
+from sidecar.edge.dispatched import Alive, Dispatched
+from sidecar.edge.errors import BadRequestError, EngineError
+from sidecar.edge.ports import Outcome, Terminal
+
+_WHOLE = (EndReason.END_ID, EndReason.STOP_WORD)  # an answer that ends so has nothing after it
+EMPTY_OUTPUT = "empty_output"  # how the reason begins where an engine ended without a token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One end. The two differ where the engine's slot and the caller's answer do not end alike."""
+
+    event: Terminal  # for the scheduler
+    heard: Terminal  # by the call
+    whole: bool = False  # nothing is left to generate, although the scheduler cannot know
+
+
+def of_final(alive: Alive, running: Dispatched, *, tokens_max: int, block_tokens: int) -> Verdict:
+    """After a final response: the engine has let the slot go. Raises EngineError if the answer is none.
+
+    `tokens_max` is the length of the engine, `block_tokens` how many tokens a block of its KV cache holds.
+    """
+    if running.fault is not None:
+        raise running.fault
+    work_id, call = alive.work.id, alive.call
+    reason, silent = call.ended_by(), False
+    if reason is None and running.tokens >= running.dispatch.output_tokens:
+        reason = EndReason.LENGTH  # also when we had asked it to stop
+    elif reason is None and not running.stopping:
+        if call.judged and not alive.generated_tokens + running.tokens:
+            raise EngineError(f"{EMPTY_OUTPUT}: the engine ended without a token", grpc.StatusCode.INTERNAL)
+        reason, silent = EndReason.END_ID, True  # it ended by itself and kept its end id
+    blocks = call.reused_blocks
+    reused = None if blocks is None else blocks * block_tokens
+    if reason is None:
+        stopped = Stopped(work_id=work_id, output_tokens=running.tokens, reused_tokens=reused)
+        return Verdict(event=stopped, heard=stopped)
+    ended = Ended(work_id=work_id, reason=reason, output_tokens=running.tokens, reused_tokens=reused)
+    if silent and alive.work.prompt_tokens + alive.generated_tokens + running.tokens >= tokens_max:
+        return Verdict(event=ended, heard=replace(ended, reason=EndReason.LENGTH))  # cut, and nothing more fits
+    return Verdict(event=ended, heard=ended)
+
+
+def of_broken(alive: Alive, running: Dispatched) -> Verdict:
+    """After a stream that ended without a final response, or that never began."""
+    work_id = alive.work.id
+    if running.fault is not None:
+        failed = failed_of(alive, running.fault)
+        # Without the engine's word it may go on with the request: its slot is free only after a while.
+        return Verdict(event=failed if running.confirmed else Lost(work_id=work_id), heard=failed)
+    lost = Lost(work_id=work_id, output_tokens=running.tokens)
+    if alive.call.judged and running.tokens and (reason := alive.call.ended_by()) in _WHOLE and reason is not None:
+        ended = Ended(work_id=work_id, reason=reason, output_tokens=running.tokens)
+        return Verdict(event=lost, heard=ended, whole=True)  # it broke after the last token of the answer
+    return Verdict(event=lost, heard=lost)
+
+
+def failed_of(alive: Alive, fault: EngineError) -> Failed:
+    """The dispatch failed of this."""
+    return Failed(work_id=alive.work.id, reason=fault.reason, retryable=fault.retryable)
+
+
+def fault_of(error: Exception, running: Dispatched, contained: Containment) -> EngineError:
+    """What a dispatch failed of. Only messages that hold neither prompt nor output are repeated."""
+    if isinstance(error, BadRequestError):
+        return EngineError(str(error), error.code)
+    contained.note(f"a dispatch to engine {running.dispatch.engine}", error)
+    if isinstance(error, EngineError):
+        return error
+    if running.stream is None and isinstance(error, ValueError | TypeError | ArithmeticError):
+        return EngineError(f"the request cannot be built: {place_of(error)}", grpc.StatusCode.INVALID_ARGUMENT)
+    return EngineError(f"a fault of the sidecar: {place_of(error)}", grpc.StatusCode.INTERNAL)
+
+
+def outcome_of(event: Terminal, *, cancelled: bool) -> Outcome:
+    """How a work whose last dispatch ended so is counted."""
+    match event:
+        case _ if cancelled:
+            return Outcome(outcome="cancelled")
+        case Ended() | Stopped():
+            return Outcome(outcome="ok")
+        case Failed(reason=reason):
+            return Outcome(outcome="error", error_type=reason.split(":", 1)[0])
+        case Lost():
+            return Outcome(outcome="error", error_type=grpc.StatusCode.UNAVAILABLE.name)
+        case _:
+            assert_never(event)
