@@ -212,7 +212,7 @@ def _offline_lane(
         on_durable=on_durable,
         tracing=tracing,
         aliases=settings.aliases,
-        jobs=driver.scheduler.jobs,
+        jobs=driver.scheduler.jobs_named,
     )
     driver.intake_listeners.append(lambda model, more: (lane.resume if more else lane.pause)(model))
     status.parts["offline"] = figures.document

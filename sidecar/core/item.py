@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from sidecar.core.work import OFFLINE, Work
 
 if TYPE_CHECKING:
-    from sidecar.core.deadlines import Job
     from sidecar.core.engine import Engine
+    from sidecar.core.jobs import Job
     from sidecar.core.tenants import Account
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sidecar.core.arrivals import ArrivalRate
-from sidecar.core.deadlines import Jobs
 from sidecar.core.engine import Engine
 from sidecar.core.events import Action, PauseIntake, ResumeIntake
+from sidecar.core.jobs import Jobs
 from sidecar.core.order import LaneQueue
 from sidecar.core.pace import Pace
 from sidecar.core.placement import Placement

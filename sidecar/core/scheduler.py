@@ -63,7 +63,7 @@ from sidecar.core.grants import Grants
 from sidecar.core.item import Item, State
 from sidecar.core.pool import Pool
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.snapshot import JobSnapshot, Snapshot, engine_snapshot, job_snapshots, lane_snapshots
+from sidecar.core.snapshot import JobSnapshot, Snapshot, engine_snapshot, job_snapshot, job_snapshots, lane_snapshots
 from sidecar.core.timers import Hold, Timers
 from sidecar.core.work import OFFLINE, ONLINE, EndReason, Lane, Work
 
@@ -101,7 +101,7 @@ class Scheduler:
         self._sequence = count(1)  # of arrivals
         self._closing = False
         self._now_s = 0.0
-        self._look_at_s = -inf  # when rate and deadlines are looked at next
+        self._look_at_s = self._sample_at_s = -inf  # when the jobs, and the rate that they share, are looked at next
         self._actions: list[Action] = []
         self._stirred: list[Pool] = []  # where something may be granted beside what the event itself is about
         self._rejects: Counter[RejectReason] = Counter()
@@ -144,10 +144,7 @@ class Scheduler:
         while self._stirred:
             self._fill(self._stirred.pop(0))
         if now_s >= self._look_at_s:
-            self._look_at_s = now_s + WINDOW_S
-            for pool in self._pools.values():
-                pool.jobs.rate.sample(pool.harvested_tokens, now_s, backlogged=pool.offline.waiting > 0)
-                self._judge(pool)
+            self._look_at_s = self._look()
         return self._actions
 
     def next_deadline_s(self) -> float | None:
@@ -194,6 +191,11 @@ class Scheduler:
         """What waits or runs, by job, as of when they were last looked at."""
         return tuple(each for pool in self._pools.values() for each in job_snapshots(pool, self._now_s))
 
+    def jobs_named(self, tenant: str, name: str) -> tuple[JobSnapshot, ...]:
+        """The jobs of that name, one per model that has items of it; none where there are too many jobs. O(models)."""
+        found = ((pool, pool.jobs.named(tenant, name)) for pool in self._pools.values())
+        return tuple(job_snapshot(pool, job, self._now_s) for pool, job in found if job is not None)
+
     @property
     def settings(self) -> tuple[SchedulerSettings, tuple[EngineSettings, ...]]:
         """What it was made with."""
@@ -222,9 +224,25 @@ class Scheduler:
 
     # ---- deadlines ---------------------------------------------------------------------------------------------------
 
+    def _look(self) -> float:
+        """Make the forecasts that are owed, as many as one look may make. Return when to look again."""
+        if self._now_s >= self._sample_at_s:
+            self._sample_at_s = self._now_s + WINDOW_S
+            for pool in self._pools.values():
+                pool.jobs.rate.sample(pool.harvested_tokens, self._now_s, backlogged=pool.offline.waiting > 0)
+                pool.jobs.begin_round()
+                self._judge(pool)  # also with no job left: then nothing is urgent
+        again_s = self._sample_at_s
+        for pool in self._pools.values():
+            if pool.jobs.owed and self._now_s >= pool.jobs.look_from_s:
+                self._judge(pool)
+            if pool.jobs.owed:
+                again_s = min(again_s, pool.jobs.look_from_s)
+        return again_s
+
     def _judge(self, pool: Pool) -> None:
-        """Look at the deadlines anew: say what has changed; the most urgent one decides how often offline is due."""
-        for job in pool.jobs.judge(self._now_s, self._weight):
+        """Look at some jobs anew: say what has changed; the most urgent one decides how often offline is due."""
+        for job in pool.jobs.look(self._now_s, self._weight):
             if job.deadline_s < inf:
                 self._actions.append(
                     Forecast(
@@ -257,13 +275,12 @@ class Scheduler:
         self._items[work.id] = item
         if work.lane is ONLINE:
             pool.arrivals.note(self._now_s)
-        new_job = False
         if work.lane is OFFLINE:
-            item.job, new_job = pool.jobs.arrived(work)
+            item.job, owed = pool.jobs.arrived(work)
+            if owed:
+                self._look_at_s = min(self._look_at_s, pool.jobs.look_from_s)
         self._enqueue(pool, item)
         self._fill(pool)
-        if new_job:
-            self._judge(pool)
 
     def _refusal(self, work: Work, pool: Pool | None) -> Refusal | None:
         """Why `work` cannot wait, or None if it can; another one may have left to make room for it."""

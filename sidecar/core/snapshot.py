@@ -10,6 +10,7 @@ from sidecar.core.deadlines import Verdict
 from sidecar.core.engine import Engine, Limit
 from sidecar.core.events import RejectReason
 from sidecar.core.interference import InterferenceFigures
+from sidecar.core.jobs import Job
 from sidecar.core.pool import Pool
 from sidecar.core.tenants import Account, Tenants
 from sidecar.core.work import GrantKind, Lane
@@ -97,7 +98,10 @@ class LaneSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSnapshot:
-    """What waits or runs of one job, when it will be done, and whether that is in time. None = not known, or none."""
+    """What waits or runs of one job, when it will be done, and whether that is in time. None = not known, or none.
+
+    Without tenant and job: all those beyond the number of jobs that are told apart, of which nothing is forecast.
+    """
 
     model: str
     tenant: str
@@ -186,19 +190,21 @@ def lane_snapshots(pool: Pool, now_s: float) -> tuple[LaneSnapshot, ...]:
 
 def job_snapshots(pool: Pool, now_s: float) -> tuple[JobSnapshot, ...]:
     """The jobs of `pool`. What was forecast at the last look is told as of now."""
-    elapsed_s = now_s - pool.jobs.judged_s
-    return tuple(
-        JobSnapshot(
-            model=pool.model,
-            tenant=job.tenant,
-            job=job.name,
-            items=job.items,
-            verdict=job.verdict,
-            deadline_in_s=_finite(job.deadline_s - now_s),
-            eta_p50_s=_finite(job.eta.p50_s - elapsed_s),
-            eta_p90_s=_finite(job.eta.p90_s - elapsed_s),
-        )
-        for job in pool.jobs
+    return tuple(job_snapshot(pool, job, now_s) for job in pool.jobs)
+
+
+def job_snapshot(pool: Pool, job: Job, now_s: float) -> JobSnapshot:
+    """One job of `pool`."""
+    elapsed_s = now_s - job.judged_s
+    return JobSnapshot(
+        model=pool.model,
+        tenant=job.tenant,
+        job=job.name,
+        items=job.items,
+        verdict=job.verdict,
+        deadline_in_s=_finite(job.deadline_s - now_s),
+        eta_p50_s=_finite(job.eta.p50_s - elapsed_s),
+        eta_p90_s=_finite(job.eta.p90_s - elapsed_s),
     )
 
 

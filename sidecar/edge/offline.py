@@ -92,9 +92,9 @@ class OfflineLane:
         make_log: Callable[..., Log] = KafkaLog,
         tracing: Tracing | None = None,
         aliases: Aliases | None = None,
-        jobs: Callable[[], Iterable[JobSnapshot]] = tuple,
+        jobs: Callable[[str, str], Iterable[JobSnapshot]] = lambda _tenant, _job: (),
     ) -> None:
-        """`jobs` forecasts: `Scheduler.jobs`."""
+        """`jobs` forecasts those of one name: `Scheduler.jobs_named`."""
         self.state = "starting"
         self.stats = LaneStats()
         self._settings = settings
@@ -317,9 +317,8 @@ class OfflineLane:
         """The tallies that this commit changes, and the records that say so."""
         if not self._settings.progress_topic:
             return {}, []
-        jobs = tuple(self._jobs()) if share.jobs else ()
         outlooks = {
-            key: outlook(jobs, key, sum(each.unread(key) for each in self._shares.values()))
+            key: outlook(self._jobs(*key), key, sum(each.unread(key) for each in self._shares.values()))
             for key in share.jobs
             if key is not None
         }

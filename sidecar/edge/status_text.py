@@ -20,7 +20,9 @@ def status_text(document: Mapping[str, Any]) -> str:
         oldest = f", the oldest for {lane['oldest_age_s']:.1f} s" if lane["waiting"] else ""
         lines.append(f"{lane['lane']} lane of {lane['model']}: {lane['waiting']} waiting{oldest}")
     lines += _offline(document.get("offline"))
-    lines += [_job(job) for job in document["jobs"] if job["deadline_in_s"] is not None or job["job"]]
+    lines += [
+        _job(job) for job in document["jobs"] if job["deadline_in_s"] is not None or job["job"] or not job["tenant"]
+    ]
     lines += _recorder(document.get("recorder"))
     lines.append("slots: O online, o offline, d draining, . free")
     return "\n".join(lines)
@@ -49,6 +51,8 @@ def _engine(name: str, engine: Mapping[str, Any]) -> Iterator[str]:
 
 def _job(job: Mapping[str, Any]) -> str:
     """One job: how much of it is done, when it is due, and when it will be done. What is not known is said."""
+    if not job["job"] and not job["tenant"]:
+        return f"further jobs, too many to tell apart: {job['items']} items here; nothing is forecast for them"
     name = f"job {printable(job['job'])}" if job["job"] else "items without a job"
     parts = [f"{job['items']} here"]
     if job.get("done") is not None:

@@ -7,8 +7,9 @@ from random import Random
 
 import pytest
 
-from sidecar.core.deadlines import WINDOW_S, Eta, Jobs, Rate, Verdict
+from sidecar.core.deadlines import WINDOW_S, Eta, Rate, Verdict
 from sidecar.core.events import Arrived, Dispatch, Ended, Forecast, Reject, RejectReason
+from sidecar.core.jobs import Jobs
 from sidecar.core.reservation import Reservation
 from sidecar.core.settings import OnDeadline
 from sidecar.core.work import EndReason, GrantKind
@@ -27,7 +28,7 @@ def _rate(samples: list[float], *, from_s: float = 0.0) -> Rate:
 
 def _eta(rate: Rate, tokens: float, now_s: float) -> Eta:
     outlook = rate.outlook(now_s)
-    return Eta(p50_s=rate.p50_s(tokens, outlook), p90_s=rate.p90_s(tokens, 0.0, outlook))
+    return Eta(p50_s=rate.p50_s(tokens, outlook), p90_s=rate.p90_s(tokens, 0.0, outlook, rate.spread))
 
 
 def _jobs(rate: float, *, items: int, length: int, deadline_s: float, horizon_s: float = 3600.0) -> Jobs:
@@ -42,8 +43,15 @@ def _jobs(rate: float, *, items: int, length: int, deadline_s: float, horizon_s:
     return jobs
 
 
+def _judge(jobs: Jobs, now_s: float) -> None:
+    """Every job is forecast anew."""
+    jobs.begin_round()
+    while jobs.owed:
+        jobs.look(now_s, lambda _: 1.0)
+
+
 def _verdict(jobs: Jobs) -> Verdict:
-    jobs.judge(1200.0, lambda _: 1.0)
+    _judge(jobs, 1200.0)
     (job,) = jobs
     return job.verdict
 
@@ -66,19 +74,19 @@ def test_tenants_share_the_rate_until_one_has_all_it_asked_for() -> None:
     for tenant, items in (("a", 10), ("b", 30)):
         for number in range(items):
             jobs.arrived(offline(f"{tenant}{number}", tenant=tenant, job="weekly"))
-    jobs.judge(1200.0, lambda _: 1.0)
+    _judge(jobs, 1200.0)
     assert [job.eta.p50_s for job in jobs] == [pytest.approx(40.0), pytest.approx(80.0)]
 
 
 def test_the_worse_case_is_that_the_others_bring_more() -> None:
     jobs = _jobs(50.0, items=100, length=100, deadline_s=inf)  # of tenant `batch`
     job, _ = jobs.arrived(offline("other", tenant="other", job="small"))
-    jobs.judge(1200.0, lambda _: 1.0)
+    _judge(jobs, 1200.0)
     mine = next(each for each in jobs if each is not job)
     assert mine.eta.p50_s == pytest.approx((100 + 1) * 100 / 50)  # the other has all it asked for soon
     assert mine.eta.p90_s == pytest.approx(2 * 100 * 100 / 50)  # or goes on until the end
     jobs.left(job, inf, 0, 0.0)
-    jobs.judge(1230.0, lambda _: 1.0)
+    _judge(jobs, 1230.0)
     share = 1200 / 86_400  # of the last day, in which it had work
     assert mine.eta.p90_s == pytest.approx((1 + share) * 100 * 100 / 50, rel=1e-3)
 
@@ -89,7 +97,7 @@ def test_a_job_ends_with_the_last_of_its_items_not_with_its_tokens() -> None:
     for stay_s in (5.0, 15.0):
         job.items += 1
         jobs.left(job, inf, 100, stay_s)
-    jobs.judge(1200.0, lambda _: 1.0)
+    _judge(jobs, 1200.0)
     assert 200.0 + 5.0 < job.eta.p50_s < job.eta.p90_s < 200.0 + 30.0
 
 
@@ -100,7 +108,7 @@ def test_items_without_the_name_of_a_job_are_a_stream_that_keeps_its_share() -> 
     jobs.arrived(offline("s1", tenant="stream"))
     for number in range(10):
         jobs.arrived(offline(f"b{number}", job="weekly"))
-    jobs.judge(1200.0, lambda _: 1.0)
+    _judge(jobs, 1200.0)
     assert [job.eta.p50_s for job in jobs if job.name] == [pytest.approx(40.0)]
 
 

@@ -36,6 +36,11 @@ def job_line(**changes: Any) -> str:
     return status_text(document(jobs=[{**JOB, **changes}])).splitlines()[1]
 
 
+def test_jobs_that_are_too_many_to_tell_apart_are_told_together() -> None:
+    line = job_line(tenant="", job="", deadline_in_s=None, eta_p50_s=None, eta_p90_s=None, verdict="unknown")
+    assert line == "further jobs, too many to tell apart: 40 items here; nothing is forecast for them"
+
+
 def test_a_job_is_told_in_human_times() -> None:
     assert job_line() == (
         "job nightly of labels: 120 done and 3 failed since the start, 40 here;"
