@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from math import inf
 from typing import TYPE_CHECKING
 
 from sidecar.core.work import OFFLINE, Work
@@ -72,8 +71,7 @@ class Item:
     job: Job | None = None  # of an offline one
     prompt_charged: bool = False
     charged_tokens: int = 0  # of its output
-    deadline_set: bool = False  # a timer for its deadline is set
-    retry_s: float = -inf  # when its last back-off ends
+    deadline_set: bool = False  # a timer for its deadline was set, once and for all
     attempts: int = 0  # failures so far
     losses: int = 0  # engines lost under it since it last got on
     first_token_s: float = 0.0  # when its first dispatch that gave one did; 0 = none yet

@@ -15,7 +15,7 @@ from math import inf
 from sidecar.core.engine import Engine
 from sidecar.core.item import Item, State
 from sidecar.core.settings import OnDeadline, SchedulerSettings
-from sidecar.core.work import ONLINE, Work
+from sidecar.core.work import OFFLINE, ONLINE, Work
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +54,6 @@ class Timers:
 
     def retry(self, item: Item, when_s: float) -> None:
         """`item`, which backs off, waits again at `when_s`."""
-        item.retry_s = when_s
         self._push(when_s, item)
 
     def waits(self, item: Item) -> None:
@@ -64,19 +63,17 @@ class Timers:
             self._push(item.work.deadline_s, item)
 
     def next_s(self) -> float:
-        """When something is due next; inf if nothing is set."""
+        """When something may be due next; inf if nothing is set. It may be the deadline of an item that runs then."""
         while self._entries and not _is_live(self._entries[0]):
-            _drop(heappop(self._entries))
+            heappop(self._entries)
         return self._entries[0][0] if self._entries else inf
 
     def due(self, now_s: float) -> Iterator[Item | Hold]:
-        """What is due by now, in order; each is given once."""
+        """What is due by now, in order; each is given once. An item that runs is not due: it is asked when it waits."""
         while self._entries and self._entries[0][0] <= now_s:
-            entry = heappop(self._entries)
-            live = _is_live(entry)
-            _drop(entry)
-            if live:
-                yield entry[2]
+            _, _, what = heappop(self._entries)
+            if isinstance(what, Hold) or what.state in (State.WAITING, State.BACKING_OFF):
+                yield what
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -84,32 +81,15 @@ class Timers:
     def _push(self, when_s: float, what: Item | Hold) -> None:
         heappush(self._entries, (when_s, next(self._numbers), what))
         if len(self._entries) > self._prune_at:
-            self._prune()
-
-    def _prune(self) -> None:
-        kept = []
-        for entry in self._entries:
-            if _is_live(entry):
-                kept.append(entry)
-            else:
-                _drop(entry)
-        heapify(kept)
-        self._entries, self._prune_at = kept, 2 * len(kept) + 64
+            self._entries = [entry for entry in self._entries if _is_live(entry)]
+            heapify(self._entries)
+            self._prune_at = 2 * len(self._entries) + 64
 
 
 def _is_live(entry: _Entry) -> bool:
-    """True if there will be something to do at that time, as things stand."""
-    when_s, _, what = entry
-    if isinstance(what, Hold):
-        return True
-    backs_off = what.state is State.BACKING_OFF
-    if when_s == what.work.deadline_s:
-        return backs_off or what.state is State.WAITING
-    return backs_off and when_s == what.retry_s
-
-
-def _drop(entry: _Entry) -> None:
-    """The entry is no longer in the heap. The deadline of a work is set anew when it waits again."""
-    when_s, _, what = entry
-    if isinstance(what, Item) and when_s == what.work.deadline_s:
-        what.deadline_set = False
+    """True if something may have to be done then. Once it is not so, it never is again: nothing depends on when stale
+    entries are dropped."""
+    what = entry[2]
+    if isinstance(what, Hold) or what.work.lane is OFFLINE:
+        return isinstance(what, Hold) or what.state is not State.GONE
+    return what.state is State.WAITING

@@ -27,15 +27,21 @@ def test_a_retry_and_a_deadline_are_due_in_the_order_of_their_times() -> None:
     assert timers.next_s() == inf
 
 
-def test_the_deadline_of_a_work_that_runs_is_not_due_until_it_waits_again() -> None:
+def test_the_deadline_of_an_item_is_set_once_and_it_is_not_due_while_it_runs() -> None:
     timers, item = Timers(SchedulerSettings()), _item("b1", 7.0)
+    for state in (State.WAITING, State.RUNNING, State.WAITING, State.RUNNING):
+        item.state = state
+        timers.waits(item)
+    assert (timers.next_s(), len(timers)) == (7.0, 1)
+    assert list(timers.due(7.0)) == []
+    assert timers.next_s() == inf
+
+
+def test_the_deadline_of_a_request_that_runs_is_no_time_to_wake_at() -> None:
+    timers, item = Timers(SchedulerSettings()), Item(online("a1", deadline_s=8.0), 1, 0.0)
     timers.waits(item)
     item.state = State.RUNNING
     assert timers.next_s() == inf
-    item.state = State.WAITING
-    timers.waits(item)
-    timers.waits(item)
-    assert (timers.next_s(), len(timers)) == (7.0, 1)
 
 
 def test_offline_deadlines_are_not_due_where_work_is_run_past_them() -> None:
