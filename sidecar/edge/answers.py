@@ -79,7 +79,8 @@ def rejected(reason: str, message: str, retry_after_s: float | None, booked: Boo
 def given_up(reason: str, attempts: int, booked: Booked) -> CallerError:
     """For work that will not be tried again."""
     code, message = EngineError.parse(reason)
-    return CallerError(code, f"given up after {attempts} attempts: {_in_callers_words(message, booked)}", ran=True)
+    message = _in_callers_words(message, booked)
+    return CallerError(code, f"given up after {attempts} attempts: {message}", ran=_NOT_RUN.match(message) is None)
 
 
 def refused(action: Reject | DeadLetter, booked: Booked) -> CallerError:

@@ -8,7 +8,7 @@ A tensor in shared memory cannot be read here: what it would say is then estimat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import inf
@@ -72,9 +72,8 @@ class ScheduledModel:
             output_tokens_max = max(self.tokens_max - prompt_tokens, 1)
         beams = _least_one(request, tensors, "beam_width") or 1
         if beams_max is not None and beams > beams_max:
-            raise _models(
-                request, f"input 'beam_width' is {beams}; model '{self.engine_model}' has at most {beams_max}"
-            )
+            engine = f"model '{self.engine_model}' has at most {beams_max}"
+            raise model_refusal(request, f"input 'beam_width' is {beams}; {engine}")
         width = max(beams, _least_one(request, tensors, "num_return_sequences") or 1)
         return Lengths(
             prompt_tokens=prompt_tokens, output_tokens_max=output_tokens_max, sequences=width * _batch(request)
@@ -85,11 +84,13 @@ class ScheduledModel:
         given = tensors.get("input_ids")
         ids = int(given.shape[-1]) if given is not None and given.shape else 0
         if not ids:
-            raise _models(request, f"input 'input_ids' is missing or empty; model '{self.name}' requires a prompt")
+            raise model_refusal(
+                request, f"input 'input_ids' is missing or empty; model '{self.name}' requires a prompt"
+            )
         lengths = _read(request, tensors, "input_lengths") or (ids,)
         for length in lengths:
             if not 1 <= length <= ids:
-                raise _models(request, f"input 'input_lengths' is {length}, but input 'input_ids' holds {ids}")
+                raise model_refusal(request, f"input 'input_lengths' is {length}, but input 'input_ids' holds {ids}")
         return max(lengths)
 
     def _tokens_of_text(self, request: Any, tensors: Mapping[str, Any], output_tokens_max: int | None) -> int:
@@ -98,13 +99,15 @@ class ScheduledModel:
             return self._estimate(_bytes_in_shared_memory(given), output_tokens_max)
         texts = _read(request, tensors, "text_input") or ()
         if not texts or not all(texts):
-            raise _models(request, f"input 'text_input' is missing or empty; model '{self.name}' requires a prompt")
+            raise model_refusal(
+                request, f"input 'text_input' is missing or empty; model '{self.name}' requires a prompt"
+            )
         if self.tokens is None:
             return self._estimate(max(map(len, texts)), output_tokens_max)
         try:
             return max(len(self.tokens.prompt_ids(_text(request, text), self.tokens_max)) for text in texts)
         except TextTooLongError as error:
-            raise _models(request, f"input 'text_input': {error}") from None
+            raise model_refusal(request, f"input 'text_input': {error}") from None
         except EncoderError as error:
             raise EngineError(str(error), grpc.StatusCode.INTERNAL) from None
 
@@ -118,7 +121,7 @@ def refusal(request: Any, text: str) -> BadRequestError:
     return BadRequestError(asked_by(request.id) + text)
 
 
-def _models(request: Any, text: str) -> ModelRefusesError:
+def model_refusal(request: Any, text: str) -> ModelRefusesError:
     """The same for what the model would refuse, were it asked."""
     return ModelRefusesError(asked_by(request.id) + text)
 
@@ -151,6 +154,17 @@ def work_of(
         prefix_key=_prefix_key(request, model),
         ttft_objective_ms=objective_ms if lane is Lane.ONLINE else 0.0,  # nobody waits for an offline token
     )
+
+
+def given_by(request: Any, metadata: Iterable[tuple[str, str | bytes]]) -> Mapping[str, str]:
+    """The texts of the call's metadata. Raises BadRequestError if they say two things where one is meant."""
+    given: dict[str, str] = {}
+    for name, value in metadata:
+        if isinstance(value, str):
+            if name in OURS and given.get(name, value) != value:
+                raise refusal(request, f"{name} is given twice: '{_shown(given[name])}' and '{_shown(value)}'")
+            given[name] = value
+    return given
 
 
 def tenant_of(request: Any, metadata: Mapping[str, str]) -> str:
@@ -230,7 +244,7 @@ def _least_one(request: Any, tensors: Mapping[str, Any], name: str) -> int | Non
     if not values:
         return None
     if min(values) < 1:
-        raise _models(request, f"input '{name}' must be >= 1, not {min(values)}")
+        raise model_refusal(request, f"input '{name}' must be >= 1, not {min(values)}")
     return int(max(values))
 
 
@@ -247,7 +261,7 @@ def _text(request: Any, raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise _models(request, f"input 'text_input' is not UTF-8: {error}") from None
+        raise model_refusal(request, f"input 'text_input' is not UTF-8: {error}") from None
 
 
 def _shown(value: str) -> str:

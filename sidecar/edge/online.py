@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from sidecar.core.work import Lane, Work
 from sidecar.edge import answers, wire
 from sidecar.edge.answers import Booked, CallerError
-from sidecar.edge.booking import OURS, ScheduledModel, asked, tenant_of, work_of
+from sidecar.edge.booking import OURS, ScheduledModel, asked, given_by, tenant_of, work_of
 from sidecar.edge.calls import TokenCall
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import Metadata
@@ -204,7 +204,7 @@ class Online:
     ) -> tuple[Work, TokenCall | None, ScheduledModel]:
         """The request as work, by token ids if it can run in slices, and the model that an alias led it to."""
         check_well_formed(request, OURS)
-        given = _texts(metadata)
+        given = given_by(request, metadata)
         lengths, now_s = model.lengths(request, None if engine is None else engine.beams_max), self._driver.now_s
         model = self.models.final(request, model, lengths, tenant_of(request, given), partial(asked, request, given))
         work = work_of(
@@ -222,7 +222,9 @@ class Online:
 
     def _stop(self, request: Any, model: ScheduledModel, peer: str, metadata: Metadata) -> Stop:
         caller_id, engine_models = request.id, self.models.engine_models(request.model_name)
-        for work_id in self._stoppable.named(caller_id, peer, tenant_of(request, _texts(metadata)), engine_models):
+        for work_id in self._stoppable.named(
+            caller_id, peer, tenant_of(request, given_by(request, metadata)), engine_models
+        ):
             self._driver.cancel(work_id)
         request.model_name = model.name
         request.id = self._driver.mint("s")
@@ -240,10 +242,6 @@ class Online:
     def forget(self, booked: Booked) -> None:
         """This request can no longer be stopped."""
         self._stoppable.discard(booked)
-
-
-def _texts(metadata: Metadata) -> Mapping[str, str]:
-    return {key: value for key, value in metadata if isinstance(value, str)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

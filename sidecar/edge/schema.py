@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2
 
-from sidecar.edge.errors import BadRequestError
+from sidecar.edge.errors import BadRequestError, UnknownModelError
 from sidecar.edge.well_formed import DATATYPES, asked_by, dims
 
 CLASSES = "classification"  # the parameter of an output, of Triton's classification extension
@@ -37,7 +38,7 @@ class ModelSchema:
     inputs: Mapping[str, InputRule]
     outputs: Mapping[str, str]  # the datatype of each
     batch_max: int = 0  # 0 = its tensors have no batch dimension
-    version: str = ""  # that Triton serves if none is asked for; "" = unknown
+    versions: tuple[int, ...] = ()  # that Triton serves, the one that it takes by itself last; none = unknown
     beams_max: int | None = None  # None = unknown
     excludes_input: bool = False  # if a request does not say; TensorRT-LLM's default
 
@@ -57,7 +58,7 @@ class ModelSchema:
             },
             outputs={each.name: _datatype(each.data_type) for each in config.output},
             batch_max=config.max_batch_size,
-            version=max(versions, key=int, default=""),
+            versions=tuple(sorted(map(int, versions))),
             beams_max=int(beams) if beams.isdecimal() else None,
             excludes_input=values.get("exclude_input_in_output", "").lower() == "true",
         )
@@ -68,6 +69,7 @@ class ModelSchema:
         Texts and order are Triton's (core: src/infer_request.cc); what needs no ModelConfig is in `well_formed.py`.
         """
         by, model = asked_by(request.id), self.model
+        self._check_version(request.model_version)
         for tensor in request.inputs:
             if tensor.name not in self.inputs:
                 raise BadRequestError(f"unexpected inference input '{tensor.name}' for model '{model}'")
@@ -90,6 +92,25 @@ class ModelSchema:
                 raise BadRequestError(
                     f"output '{name}' of model '{self.model}' holds texts: the parameter '{CLASSES}' cannot be served"
                 )
+
+    @property
+    def version(self) -> str:
+        """The version that answers a request which names none; "" = unknown."""
+        return str(self.versions[-1]) if self.versions else ""
+
+    def _check_version(self, text: str) -> None:
+        """As Triton reads it: a number, whatever stands behind it. None = the latest."""
+        if not text:
+            return
+        number = re.match(r"\s*([+-]?\d+)", text)
+        asked = None if number is None else int(number[1])
+        if asked is None or not -(2**63) <= asked < 2**63:
+            shown = f"failed to get model version from specified version string '{text}' (details: stol)"
+            raise BadRequestError(f"{shown}, version should be an integral value > 0")
+        if asked < 1:
+            raise BadRequestError(f"invalid model version specified '{text}' , version should be an integral value > 0")
+        if self.versions and asked not in self.versions:
+            raise UnknownModelError(f"Request for unknown model: '{self.model}' version {asked} is not found")
 
     def _check_missing(self, by: str, given: Sequence[str]) -> None:
         required = [name for name, rule in self.inputs.items() if not rule.optional]

@@ -13,7 +13,7 @@ from typing import Any
 from sidecar.core.work import Work
 from sidecar.edge import answers, wire
 from sidecar.edge.answers import Booked
-from sidecar.edge.booking import OURS, ScheduledModel, refusal
+from sidecar.edge.booking import OURS, ScheduledModel, model_refusal
 from sidecar.edge.calls import Generated, Sampling, TokenCall
 from sidecar.edge.final_answer import OF_IDS, OF_TEXT, final_answer, wants_only
 from sidecar.edge.generation import Generation
@@ -82,7 +82,7 @@ def _of_text(request: Any, tokens: Tokens, tokens_max: int) -> TokenCall:
         text = wire.scalar(request, "text_input", b"").decode()
         words = [word.decode() for word in wire.input_values(request, "stop_words") or () if word]
     except UnicodeDecodeError as error:
-        raise refusal(request, f"input 'text_input' or 'stop_words' is not UTF-8: {error}") from None
+        raise model_refusal(request, f"input 'text_input' or 'stop_words' is not UTF-8: {error}") from None
     return TokenCall(
         prompt_ids=tokens.prompt_ids(text, tokens_max),
         output_tokens_max=wire.scalar(request, "max_tokens", 0),

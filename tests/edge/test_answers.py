@@ -30,6 +30,7 @@ def test_an_engines_error_names_the_callers_id(text: str, booked: Booked, shown:
     assert (error.code, str(error)) == (grpc.StatusCode.INVALID_ARGUMENT, shown)
     dead = refused(DeadLetter(work_id="o2", reason=f"INTERNAL: {text}", attempts=3), booked)
     assert str(dead) == f"given up after 3 attempts: {shown}"
+    assert dead.ran is not shown.startswith("[request id: ")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.core.work import Lane, Work
 from sidecar.edge import wire
-from sidecar.edge.booking import Lengths, ScheduledModel, work_of
+from sidecar.edge.booking import Lengths, ScheduledModel, given_by, work_of
 from sidecar.edge.errors import BadRequestError, ModelRefusesError
 from tests.edge.fake_log import WordTokens
 
@@ -194,3 +194,17 @@ def test_a_timeout_bounds_the_wait_for_a_slot(timeout_us: int, deadline_s: float
     request = ids_request()
     request.parameters["timeout"].int64_param = timeout_us
     assert booked(request, deadline_s=deadline_s).deadline_s == expected_s
+
+
+def test_what_is_given_twice_must_be_the_same() -> None:
+    metadata: list[tuple[str, str | bytes]] = [
+        ("x-lane", "offline"),
+        ("other", "1"),
+        ("other", "2"),
+        ("x-lane", "offline"),
+        ("x-lane-bin", b"online"),
+    ]
+    assert given_by(ids_request(), metadata) == {"x-lane": "offline", "other": "2"}
+    for name in ("x-lane", "x-tenant", "ttft_objective_ms"):
+        with pytest.raises(BadRequestError, match=f"{name} is given twice: '1' and '2'"):
+            given_by(ids_request(), [(name, "1"), (name, "2")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import grpc
 import pytest
 from tritonclient.grpc import model_config_pb2
 
@@ -138,3 +139,29 @@ def test_what_an_engine_was_built_for_is_read_from_its_parameters(
 @pytest.mark.parametrize(("versions", "version"), [([], ""), (["1"], "1"), (["9", "10", "2"], "10")])
 def test_the_version_is_the_latest_that_is_served(versions: list[str], version: str) -> None:
     assert ModelSchema.of(model_config_pb2.ModelConfig(name="m"), versions).version == version
+
+
+@pytest.mark.parametrize("asked", ["", "2", "02", "+2", " 2", "2x"])
+def test_a_version_is_read_as_triton_reads_it(asked: str) -> None:
+    request = wire.InferRequest(model_name="m", model_version=asked)
+    ModelSchema.of(model_config_pb2.ModelConfig(name="m"), ["1", "2"]).check(request)
+    ModelSchema.of(model_config_pb2.ModelConfig(name="m")).check(request)  # where nobody tells which there are
+
+
+@pytest.mark.parametrize(
+    ("asked", "text", "code"),
+    [
+        ("7", "Request for unknown model: 'm' version 7 is not found", grpc.StatusCode.NOT_FOUND),
+        ("-1", "invalid model version specified '-1' ,", grpc.StatusCode.INVALID_ARGUMENT),
+        ("0", "invalid model version specified '0' ,", grpc.StatusCode.INVALID_ARGUMENT),
+        ("x", "failed to get model version from specified version string 'x'", grpc.StatusCode.INVALID_ARGUMENT),
+        ("9" * 20, "failed to get model version", grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+def test_a_version_that_there_is_not_is_refused_in_tritons_words(asked: str, text: str, code: grpc.StatusCode) -> None:
+    with pytest.raises(BadRequestError) as raised:
+        ModelSchema.of(model_config_pb2.ModelConfig(name="m"), ["1", "2"]).check(
+            wire.InferRequest(model_name="m", model_version=asked)
+        )
+    assert str(raised.value).startswith(text)
+    assert raised.value.code is code
