@@ -152,10 +152,26 @@ def port_of(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
+class _OncePerKey(yaml.SafeLoader):
+    """Plain YAML in which a key stands once: of two the first would be ignored without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """The mapping. Raises ConstructorError for a key that stands there twice."""
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value} stands there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_settings(path: Path, environment: Mapping[str, str]) -> ServeSettings:
     """The settings of `path`, overridden by `environment`. Raises SettingsError, one line per mistake."""
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_OncePerKey)
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:  # without the line itself: a key may stand in it
@@ -163,6 +179,8 @@ def load_settings(path: Path, environment: Mapping[str, str]) -> ServeSettings:
         raise SettingsError(f"{path} is not YAML: {error.problem}{where}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise SettingsError(f"{path} is not YAML: it is nested too deeply") from None
     if not isinstance(document, dict):
         raise SettingsError(f"{path} must hold a mapping of settings")
     for name, value in sorted(environment.items()):
@@ -182,7 +200,9 @@ def _override(document: dict[str, Any], name: str, value: str) -> None:
         for parent in parents:
             at = at[int(parent)] if isinstance(at, list) else at.setdefault(parent, {})
         at[int(last) if isinstance(at, list) else last] = yaml.safe_load(value)
-    except (ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError):
+    except (yaml.YAMLError, RecursionError):
+        raise SettingsError(f"{name} is not YAML") from None
+    except (ValueError, IndexError, TypeError, AttributeError):
         raise SettingsError(f"{name} leads to no setting") from None
 
 

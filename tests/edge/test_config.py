@@ -103,6 +103,55 @@ def test_a_file_that_is_not_yaml_or_not_there_is_one_line(tmp_path: Path) -> Non
         load_settings(tmp_path / "none.yaml", {})
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("listen: 127.0.0.1:1\nengines: []\nlisten: 127.0.0.1:2\n", "is not YAML: listen stands there twice in line 3"),
+        ("engines:\n  - {name: a, slots: 8, slots: 16}\n", "is not YAML: slots stands there twice in line 2"),
+        ("[" * 5000, "is not YAML"),
+        ("a: \x00", "is not YAML"),
+        ("- a\n", "must hold a mapping of settings"),
+        ("engines: [{name: a}]\n1: 2\n", "1"),
+        ("engines: !!python/object/apply:os.system [ls]\n", "is not YAML"),
+        ("engines: 5\n", "engines"),
+        ("engines: [5]\n", "engines.0"),
+        ("", "must hold a mapping of settings"),
+    ],
+)
+def test_what_is_no_settings_file_is_said_in_a_line(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "sidecar.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(file, {})
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"listen": each} for each in ("http://127.0.0.1:1", "127.0.0.1", "127.0.0.1:65536", "a b:1", ":1", "::1:80")),
+        {"listen": "127.0.0.1:5", "http": "127.0.0.1:5"},
+        *({"engines": [{**ENGINE, "target": each}]} for each in ("http://triton:8001", "triton:0", "triton:8001/v2")),
+        {"engines": [{**ENGINE, "metrics_url": "triton:8002"}]},
+        {"log_format": "xml"},
+    ],
+)
+def test_an_address_that_cannot_be_one_is_named(tmp_path: Path, changes: dict[str, Any]) -> None:
+    told = mistake(tmp_path, **{"engines": [ENGINE], **changes})
+    assert "\n" not in told
+    assert told.startswith(("listen", "http", "engine e0", "log_format"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:8001", "triton-0.ns.svc:8001", "0.0.0.0:65535"])
+def test_usual_addresses_are_taken(tmp_path: Path, address: str) -> None:
+    assert load_settings(written(tmp_path, engines=[ENGINE], listen=address), {}).listen == address
+
+
+def test_an_override_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    assert mistake(tmp_path, {"SIDECAR__LISTEN": "["}, engines=[ENGINE]) == "SIDECAR__LISTEN is not YAML"
+
+
 def test_the_program_ends_with_2_and_one_line_per_mistake(tmp_path: Path) -> None:
     file = written(tmp_path, engines=[{**ENGINE, "slot": 8}], http=":1")
     run = subprocess.run(
