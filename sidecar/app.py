@@ -14,6 +14,7 @@ from sidecar import __version__
 from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.edge.advice import with_advice
 from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.config import EngineEndpoint, ServeSettings
 from sidecar.edge.driver import Driver
@@ -245,7 +246,8 @@ def _probe(
         if up:
             logger.info("engine %s is up: model %s at %s", name, engine.model, engine.target)
         else:
-            logger.warning("engine %s is down: model %s at %s: %s", name, engine.model, engine.target, reason)
+            told = with_advice(reason)
+            logger.warning("engine %s is down: model %s at %s: %s", name, engine.model, engine.target, told)
         passthrough.engine_is(name, up)
         if up:
             unscheduled.look_soon(name)

@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaError
 
 from sidecar.core.errors import SettingsError, SidecarError
 from sidecar.edge import broker_version
+from sidecar.edge.advice import with_advice
 from sidecar.edge.config import EngineEndpoint, ServeSettings, is_address, load_settings
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.engine_models import look, shares
@@ -139,7 +140,7 @@ async def _engine_findings(engine: EngineEndpoint) -> AsyncIterator[tuple[str, s
             await client.stop(engine.model, "doctor", PROBE_TIMEOUT_S)  # takes no slot, yet goes through the model
             yield "ok", f"{where}: model {engine.model} answers"
         except (EngineError, StreamBrokenError) as error:
-            yield "FAILED", f"{where}: model {engine.model}: {error}"
+            yield "FAILED", f"{where}: model {engine.model}: {with_advice(str(error))}"
             return
         async for finding in _model_findings(client, engine, where):
             yield finding

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tritonclient.grpc import aio as grpc
+from tritonclient.utils import InferenceServerException
 
-from sidecar.local.server import Server
+from sidecar.local.load import text_inputs
+from sidecar.local.server import Server, serving
 from sidecar.local.triton import Triton
 from tests.integration.conftest import sidecar_settings
 
@@ -57,3 +60,51 @@ async def test_the_doctor_fails_where_no_engine_and_no_kafka_answers(triton: Tri
     assert code == 1
     failed = [line for line in output.splitlines() if line.startswith("FAILED")]
     assert len(failed) == 2, output
+
+
+async def test_a_misnamed_text_model_fails_the_doctor_and_callers_of_the_right_one_are_refused(
+    triton: Triton, tmp_path: Path
+) -> None:
+    settings = sidecar_settings(triton)
+    settings["engines"][0]["text_model"] = "ensemblee"
+    file = tmp_path / "sidecar.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    code, output = await run("doctor", "--config", str(file))
+    assert code == 1, output
+    assert "Triton has no text model ensemblee; it has ensemble, " in output
+
+    async with serving(tmp_path, settings) as server, grpc.InferenceServerClient(server.listen) as client:
+        for model, code_name in (("ensemble", "FAILED_PRECONDITION"), ("ensemblee", "NOT_FOUND")):
+            async with asyncio.timeout(30):
+                while True:  # until the look at the models is done
+                    try:
+                        await client.infer(model, text_inputs("how far is the sea", 4))
+                    except InferenceServerException as error:
+                        if code_name in str(error.status()):
+                            break
+        lines = server.log.read_text().splitlines()
+    assert "serving on" in lines[0]
+    (told,) = [line for line in lines if "ERROR" in line]
+    assert "Callers of ensemble, which would pass by the scheduler, are refused" in told
+
+
+@pytest.mark.parametrize("port", ["http", "metrics"])
+async def test_a_wrong_port_is_named_with_what_is_expected_there(triton: Triton, tmp_path: Path, port: str) -> None:
+    settings = sidecar_settings(triton)
+    url = triton.metrics_url if port == "metrics" else triton.http_url
+    settings["engines"][0]["target"] = url.removeprefix("http://").split("/")[0]
+    file = tmp_path / "sidecar.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    code, output = await run("doctor", "--config", str(file))
+    assert code == 1
+    assert "what listens there speaks no gRPC" in output
+
+
+async def test_a_model_that_is_not_there_is_named_with_the_setting(triton: Triton, tmp_path: Path) -> None:
+    settings = sidecar_settings(triton)
+    settings["engines"][0]["model"] = "tensorrt"
+    file = tmp_path / "sidecar.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    code, output = await run("doctor", "--config", str(file))
+    assert code == 1
+    assert "engines[].model names a model that this Triton does not have" in output
