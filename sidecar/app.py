@@ -243,11 +243,14 @@ def _probe(
 
     def changed(name: str, up: bool, reason: str) -> None:
         engine = endpoints[name]
+        fields = {"engine": name, "model": engine.model, "target": engine.target, "up": up}
         if up:
-            logger.info("engine %s is up: model %s at %s", name, engine.model, engine.target)
+            logger.info("engine %s is up: model %s at %s", name, engine.model, engine.target, extra=fields)
         else:
             told = with_advice(reason)
-            logger.warning("engine %s is down: model %s at %s: %s", name, engine.model, engine.target, told)
+            logger.warning(
+                "engine %s is down: model %s at %s: %s", name, engine.model, engine.target, told, extra=fields
+            )
         passthrough.engine_is(name, up)
         if up:
             unscheduled.look_soon(name)

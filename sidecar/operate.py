@@ -120,17 +120,35 @@ async def _examine(settings: ServeSettings) -> int:
 
 async def findings(settings: ServeSettings) -> AsyncIterator[tuple[str, str]]:
     """(ok, warning or FAILED; what was found) of everything that the settings name."""
-    for engine in settings.engines:
-        async for finding in _engine_findings(engine):
-            yield finding
-    if settings.tokenizer is not None:
-        tokens = Tokens.load(settings.tokenizer)
-        yield "ok", f"tokenizer: {settings.tokenizer}, end id {tokens.end_id}"
-    else:
-        yield "warning", "tokenizer: none; the length of texts is estimated, and there is no offline lane from Kafka"
+    parts = [_engine_findings(engine) for engine in settings.engines]
+    parts += [_tokenizer_findings(settings), _exposure_findings(settings)]
     if settings.offline is not None:
-        async for finding in _kafka_findings(settings.offline):
-            yield finding
+        parts.append(_kafka_findings(settings.offline))
+    for part in parts:
+        try:
+            async for finding in part:
+                yield finding
+        except SidecarError as error:  # what is wrong with one part says nothing about the others
+            yield "FAILED", str(error)
+
+
+async def _tokenizer_findings(settings: ServeSettings) -> AsyncIterator[tuple[str, str]]:
+    if settings.tokenizer is None:
+        yield "warning", "tokenizer: none; the length of texts is estimated, and there is no offline lane from Kafka"
+        return
+    tokens = Tokens.load(settings.tokenizer)
+    yield "ok", f"tokenizer: {settings.tokenizer}, end id {tokens.end_id}"
+
+
+async def _exposure_findings(settings: ServeSettings) -> AsyncIterator[tuple[str, str]]:
+    """Nothing while both ports listen on loopback alone."""
+    for name, address, does in (
+        ("listen", settings.listen, "send requests as any tenant, and load and unload models"),
+        ("http", settings.http, "read metrics and status"),
+    ):
+        host = address.rpartition(":")[0].strip("[]")
+        if host not in ("localhost", "::1") and not host.startswith("127."):
+            yield "warning", f"{name}: whoever can reach {address} may {does}; put an authenticating proxy in front"
 
 
 async def _engine_findings(engine: EngineEndpoint) -> AsyncIterator[tuple[str, str]]:

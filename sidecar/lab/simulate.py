@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict, replace
 from math import isfinite, nan
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -198,12 +199,26 @@ def compare(name: str, plan: Plan, options: argparse.Namespace) -> dict[str, Any
 def _run_all(name: str, jobs: Sequence[Job], processes: int) -> list[Result]:
     if processes > 1:
         # Spawned, not forked: a child that forks off beside the threads of a gRPC client may crash in its first call.
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
             try:
-                return list(_told(name, pool.map(run, *zip(*jobs, strict=True)), jobs))
+                return list(_told(name, _submitted(pool, jobs), jobs))
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for child in active_children():
+                    child.terminate()
+                raise
             except BrokenExecutor as error:
                 raise MeasurementError("a process of the simulation died; was there memory for all --jobs?") from error
     return list(_told(name, (run(plan, policy) for plan, policy in jobs), jobs))
+
+
+def _submitted(pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> Iterable[Result]:
+    """The results to come. The children ignore Ctrl-C from their first instruction on: we end them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return pool.map(run, *zip(*jobs, strict=True))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _told(name: str, results: Iterable[Result], jobs: Sequence[Job]) -> Iterable[Result]:
