@@ -356,7 +356,12 @@ class OfflineLane:
         openings = {number: share.opening for number, share in shares.items()}
         records_max = max(share.room(self._settings) for share in shares.values())
         begun_s = self._clock()
-        records = await self._log.fetch(shares, records_max, FETCH_WAIT_S)
+        try:
+            records = await self._log.fetch(shares, records_max, FETCH_WAIT_S)
+        except LogError:
+            for each in shares.values():
+                each.astray = True  # aiokafka moves past what it found before it failed, and forgets that
+            raise
         self._spans.polled(begun_s, len(records))
         self.stats.consumed += len(records)
         # The consumer's positions are past these records: whatever fails below, none may be forgotten, or the next one

@@ -33,6 +33,7 @@ class FakeCluster:
         self.silent = False  # the group never assigns anything
         self.deaf = False  # fetches give nothing
         self.seeks_fail: deque[bool] = deque()  # used up one per seek
+        self.fetches_fail: deque[bool] = deque()  # used up one per fetch that found something
         self.fetch_steps = 1  # turns of the event loop before a fetch looks at its positions
         self.logs: list[FakeLog] = []
         self.changed = asyncio.Event()  # something happened: look again
@@ -197,6 +198,8 @@ class FakeLog:
             elif not coming:
                 self._positions[number] = max(at, self._cluster.end(number))
             found += chosen
+        if found and self._cluster.fetches_fail and self._cluster.fetches_fail.popleft():
+            raise LogError("one partition cannot be read; what others gave is lost, and the positions are past it")
         if not found:
             await asyncio.sleep(min(wait_s, 0.001))
         return found

@@ -90,6 +90,7 @@ async def test_faults_at_any_commit_lose_nothing_and_write_nothing_twice(seed: i
     for number in range(200):
         cluster.produce(b'{"id": "%d", "prompt": "p"}' % number, skip=draw.choice([0, 0, 0, 1, 5]))
     cluster.seeks_fail.extend(draw.choices([False, True], weights=[2, 1], k=30))
+    cluster.fetches_fail.extend(draw.choices([False, True], weights=[1, 1], k=4))
     cluster.fetch_steps = draw.choice([1, 5, 20])
     cluster.faults.extend(draw.choices([None, "before", "after", "taint"], weights=[5, 1, 1, 1], k=40))
 
