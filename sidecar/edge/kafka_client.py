@@ -19,11 +19,12 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import InvalidProducerEpoch, OffsetOutOfRangeError, ProducerFenced
+from aiokafka.errors import CorruptRecordException, InvalidProducerEpoch, OffsetOutOfRangeError, ProducerFenced
 from aiokafka.structs import OffsetAndMetadata
 
 from sidecar.core.errors import SettingsError, SidecarError
 from sidecar.edge.broker_version import metadata_version, warning
+from sidecar.edge.header_names import make_readable
 from sidecar.edge.items import Headers, Record
 from sidecar.edge.kafka_settings import OfflineSettings, client_options
 from sidecar.edge.offsets import Committed
@@ -275,6 +276,8 @@ class KafkaLog:
             max_partition_fetch_bytes=settings.message_bytes_max,
             partition_assignment_strategy=(StickyPartitionAssignor,),
         )
+        self._names_repaired = False
+        self._repair_names()
         # Position queries queue behind the long poll of the consumer's connection (measured: 500 ms): hence a second.
         self._queries = AIOKafkaConsumer(**options, isolation_level="read_committed")
 
@@ -344,8 +347,32 @@ class KafkaLog:
         if not sources:  # aiokafka would read "none" as "all assigned"
             raise ValueError("fetch needs a partition")
         async with _call(wait_s + self._settings.call_timeout_s):  # longer only while a rebalance is under way
-            batches = await self._consumer.getmany(*sources, timeout_ms=int(wait_s * 1000), max_records=records_max)
+            batches = await self._getmany(*sources, timeout_ms=int(wait_s * 1000), max_records=records_max)
         return [_record(record) for records in batches.values() for record in records]
+
+    async def _getmany(self, *sources: TopicPartition, **options: int) -> dict[TopicPartition, list[Any]]:
+        try:
+            found: dict[TopicPartition, list[Any]] = await self._consumer.getmany(*sources, **options)
+        except (UnicodeDecodeError, CorruptRecordException):  # the latter from aiokafka without its extensions
+            if self._names_repaired:
+                raise
+            self._names_repaired = True
+            raise LogError(
+                "a record has a header whose name is not UTF-8; from now on such bytes are read as ?"
+            ) from None
+        return found
+
+    def _repair_names(self) -> None:
+        """Once a name of a header was not UTF-8, each answer is made readable; before that, none is looked through."""
+        send = self._consumer._client.send
+
+        async def repaired(*args: Any, **kwargs: Any) -> Any:
+            answer = await send(*args, **kwargs)
+            if self._names_repaired:
+                make_readable(answer)
+            return answer
+
+        self._consumer._client.send = repaired
 
     async def position(self, partition: int) -> int:
         """Everything of this partition below it was returned by `fetch`, or will never be."""

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import IllegalOperation, KafkaError, OffsetOutOfRangeError, ProducerFenced
 from aiokafka.structs import OffsetAndMetadata
 
@@ -18,6 +19,7 @@ from sidecar.edge import kafka_client
 from sidecar.edge.kafka_client import FencedError, KafkaLog, KafkaOpening, LogError, Outgoing, PositionLostError
 from sidecar.edge.kafka_settings import KafkaSecuritySettings, OfflineSettings, client_options
 from sidecar.edge.offsets import Committed
+from tests.edge import test_header_names
 
 SOURCE = TopicPartition("inference.requests", 3)
 STATE = Committed(watermark=5, high=9, holes=(5, 7))
@@ -214,6 +216,30 @@ async def test_a_fetch_of_no_partition_is_refused_because_aiokafka_would_read_it
     log = KafkaLog(OfflineSettings(), revoked=revoked, assigned=lambda _: None)
     with pytest.raises(ValueError, match="needs a partition"):
         await log.fetch([], 10, 0.0)
+    await log.stop()
+
+
+async def test_after_a_name_that_is_not_utf8_answers_are_made_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: Any) -> None:
+        """Not called."""
+
+    async def answered(*_: Any, **__: Any) -> SimpleNamespace:
+        return SimpleNamespace(topics=[("t", [(0, 0, 9, broken)])])
+
+    async def unreadable(*_: Any, **__: Any) -> None:
+        b"\xff secret".decode()
+
+    broken = test_header_names.batch(0)
+    monkeypatch.setattr(AIOKafkaClient, "send", answered)
+    monkeypatch.setattr(AIOKafkaConsumer, "getmany", unreadable)
+    log = KafkaLog(OfflineSettings(), revoked=nothing, assigned=lambda _: None)
+    fetched = log._consumer._client
+    assert (await fetched.send(0, "fetch")).topics[0][1][0][-1] is broken
+    with pytest.raises(LogError, match="a header whose name is not UTF-8") as caught:
+        await log.fetch([0], 10, 0.0)
+    assert "secret" not in str(caught.value)
+    mended = (await fetched.send(0, "fetch")).topics[0][1][0][-1]
+    assert len(test_header_names.read(mended)) == 4
     await log.stop()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import struct
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,9 @@ import yaml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -143,6 +147,37 @@ async def test_every_item_has_one_result_and_every_bad_one_a_dead_letter(kafka: 
     headers = dict(result.headers)
     assert (headers["x-job"], headers["color"]) == (b"nightly", b"red")
     assert headers["x-source-partition"] == str(result.partition).encode()
+
+
+async def test_a_header_whose_name_is_not_utf8_stops_no_partition(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "names")
+    good = items(60)
+    await submit(settings, good[:30], {})
+    for partition in range(PARTITIONS):
+        await produce_unnamed(settings, partition)
+    await submit(settings, good[30:], {})
+    async with running(settings):
+        verdict = await finished(settings)
+    assert (verdict.source_offsets, verdict.results, verdict.dead) == (63, 63, 0)
+    assert verdict.clean
+    names = [name for each in await records(settings, settings.results_topic, 63) for name, _ in each.headers]
+    assert names.count("x-job") == 0
+    assert names.count("x-j?b") == PARTITIONS
+
+
+async def produce_unnamed(settings: OfflineSettings, partition: int) -> None:
+    """A record on this partition whose header has a name that no aiokafka producer would send."""
+    builder = DefaultRecordBatchBuilder(2, 0, False, -1, -1, -1, 1 << 20)
+    headers = [("x-job", b"nightly")]
+    builder.append(0, timestamp=1_000, key=None, value=b'{"id": "u", "prompt": "a"}', headers=headers)
+    batch = bytearray(builder.build().replace(b"x-job", b"x-j\xf6b"))
+    struct.pack_into(">I", batch, 17, calc_crc32c(bytes(batch[21:])))
+    topics = [(settings.requests_topic, [(partition, bytes(batch))])]
+    async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+        await producer.partitions_for(settings.requests_topic)
+        node = producer.client.cluster.leader_for_partition(TopicPartition(settings.requests_topic, partition))
+        answer = await producer.client.send(node, ProduceRequest(None, -1, 5_000, topics))
+    assert answer.topics[0][1][0][1] == 0
 
 
 async def test_each_result_carries_its_send_span_and_a_commit_names_the_cluster(
