@@ -9,7 +9,7 @@ from math import ceil, inf
 from sidecar.core.arrivals import ArrivalRate, poisson_quantile, worth_waiting
 from sidecar.core.interference import Interference
 from sidecar.core.item import Item
-from sidecar.core.ledger import Ledger
+from sidecar.core.ledger import SCRAPES, Ledger
 from sidecar.core.pacing import PrefillPacing
 from sidecar.core.preemption import candidates, cheapest_first, is_ending, until_free
 from sidecar.core.prefixes import Prefixes
@@ -42,6 +42,7 @@ class Limit(StrEnum):
     WINDOW = "window"
     KV = "kv"
     PREFILL = "prefill"  # other offline prompts are being computed
+    TOO_LARGE = "too large"  # whoever is next fits another engine of the model, and not this one
 
 
 @dataclass(slots=True)
@@ -82,6 +83,7 @@ class Engine:
     offline_waits_since_s: float | None = None  # since its last offline grant, or since its offline queue filled
     starvation_gap_s: float = 0.0  # the longest such wait so far
     limit_binding: Limit = Limit.DOWN
+    kv_size: tuple[float, int] = (0.0, 0)  # of the cache, in tokens, and in how many scrapes in a row it was that
     stop_s: float = 0.03  # from a stop to the free slot: running mean
     gap_s: float = 0.025  # between two tokens of a stream: running mean
     prefill_next_s: float = -inf  # when pacing allows the next piece of an offline prompt
@@ -144,6 +146,17 @@ class Engine:
             return False
         ledger = self.ledger
         return ledger.kv_tokens_free == inf or self.kv_need(item) <= ledger.kv_tokens_free
+
+    def kv_size_settled(self) -> bool:
+        """Count one more scrape. Return True if the cache has a new size, and this is the third scrape to say so."""
+        size, scrapes = self.kv_size
+        self.kv_size = (size, scrapes + 1) if size == self.ledger.kv_tokens_max else (self.ledger.kv_tokens_max, 1)
+        return self.kv_size[1] == SCRAPES
+
+    def could_fit(self, item: Item) -> bool:
+        """True if there would be KV for `item` with nothing of ours in it: no turn waits for what others hold."""
+        ledger = self.ledger
+        return ledger.kv_tokens_max == inf or self.kv_need(item) <= ledger.kv_tokens_max - ledger.foreign_kv_tokens
 
     @property
     def takes_long(self) -> bool:

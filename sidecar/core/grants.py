@@ -68,10 +68,14 @@ class Grants:
         long = engine.takes_long
         online = pool.online.head(long=long) if pool.online.waiting else None
         offline = pool.offline.head(long=long)
-        if online and online.work.slots <= engine.settings.slots:
-            return self._grant_contested(pool, engine, online, offline)
-        if offline is None:
-            engine.limit_binding = self._nobody(pool.offline)
+        too_large = False
+        if len(pool.engines) > 1:  # with one engine, what cannot run on it has been refused
+            online = None if online and engine.refuses(online.work) else online
+            too_large = offline is not None and engine.refuses(offline.work) != ""
+        if online:
+            return self._grant_contested(pool, engine, online, None if too_large else offline)
+        if offline is None or too_large:
+            engine.limit_binding = Limit.TOO_LARGE if too_large else self._nobody(pool.offline)
             return False
         engine.limit_binding = limit = engine.limit(offline, self._now_s)
         if limit in ROW_LIMITS and self._may_take_turn_early(engine, offline):
@@ -94,7 +98,9 @@ class Grants:
     def _is_wanted_at_home(self, pool: Pool, item: Item, engine: Engine) -> bool:
         """True if another engine, which remembers `item` or is the home of its prefix, can take it now as well."""
         home = item.cached_on or pool.placement.home(item.work.prefix_key)
-        return bool(home and home is not engine and home.up and home.limit(item, self._now_s) is Limit.NONE)
+        if home is None or home is engine or not home.up or home.refuses(item.work):
+            return False
+        return home.limit(item, self._now_s) is Limit.NONE
 
     @staticmethod
     def _nobody(queue: LaneQueue) -> Limit:
@@ -106,7 +112,8 @@ class Grants:
     def _grant_contested(self, pool: Pool, engine: Engine, online: Item, offline: Item | None) -> bool:
         """Online waits for this engine: a slot is online's, unless offline must go without and its turn is due."""
         engine.limit_binding = Limit.ONLINE_WAITS
-        contended = offline is not None and self._would_wait(pool, engine, online, offline)
+        able = offline is not None and engine.could_fit(offline)
+        contended = able and offline is not None and self._would_wait(pool, engine, online, offline)
         if contended and offline and engine.reservation.due and not self._postponed(engine, online):
             if not engine.fits(offline):  # what is free is kept for it, or a wide item would never get its turn
                 engine.limit_binding = Limit.TURN

@@ -180,6 +180,7 @@ class Invariants:
         ensure(record.dispatch is None, f"{work.id} dispatched twice")
         ensure(action.engine in self.up, f"{work.id} dispatched to engine {action.engine}, which is down")
         ensure(settings.model == work.model, f"{work.id} is for {work.model}, dispatched to {settings.model}")
+        ensure(not _exceeds(work, settings), f"{work.id} is too large for {action.engine}")
         ensure(action.slots == work.slots, f"{work.id} needs {work.slots} slots and got {action.slots}")
         ensure(action.queue_wait_s >= 0, f"{work.id} waited {action.queue_wait_s} s")
         ensure(not self._late(work), f"{work.id} dispatched at {self.now_s}, and was due at {work.deadline_s}")
@@ -329,6 +330,9 @@ class Invariants:
                 ensure(said == offline, f"{engine.name}: {engine.limit_binding}, and offline waits: {offline}")
             if not engine.up or not mine:
                 continue
+            settings = next(each for each in self.engines if each.name == engine.name)
+            if any(_exceeds(work, settings) for work in mine):
+                continue  # it may be next, and waits for another engine
             if any(not self._may_be_held(work, mine) for work in online):
                 widest = max(work.slots for work in online)
                 # Which of them is next is not known here; any of them may lack KV, rounded up to blocks.
@@ -361,6 +365,12 @@ class Invariants:
     def check_drained(self) -> None:
         """Raise InvariantError unless nothing waits and nothing is in flight."""
         ensure(not self.works, f"after Closing these are left: {sorted(self.works)[:5]}")
+
+
+def _exceeds(work: Work, engine: EngineSettings) -> bool:
+    """True if `engine` can never run `work`, which another one of its model can."""
+    lent = engine.slots if work.lane is Lane.ONLINE else max(1, engine.slots - engine.slots_online_min)
+    return work.slots > lent or work.prompt_tokens + work.output_tokens_max > engine.tokens_max
 
 
 def _queue(work: Work) -> tuple[object, ...]:

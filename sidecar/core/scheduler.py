@@ -337,14 +337,15 @@ class Scheduler:
     # ---- what becomes of a dispatch ----------------------------------------------------------------------------------
 
     def _progressed(self, event: Progressed) -> None:
-        items, engine = self._items, self._engines[event.engine]
+        items, engine = self._items, self._engine(event.engine)
         pool = self._pools[engine.settings.model]
         context = engine.interference.batch.context
         for work_id, tokens in event.tokens:
-            if (item := items.get(work_id)) and item.account:
+            item = items.get(work_id)
+            if item and item.engine is engine and item.account:  # what comes after the terminal event is in it
                 item.account.streamed(item, tokens)
                 context[item.work.lane] += tokens
-        begun = [items[work_id] for work_id in event.first_tokens if work_id in items]
+        begun = [item for each in event.first_tokens if (item := items.get(each)) and item.engine is engine]
         held_long = not engine.takes_long
         if engine.streamed(event.gaps_s, begun, self._now_s) or (held_long and engine.takes_long):
             self._fill(pool)
@@ -393,6 +394,11 @@ class Scheduler:
         else:
             self._again(pool, engine, item)
         self._fill(pool)
+
+    def _engine(self, name: str) -> Engine:
+        if name not in self._engines:
+            raise ValueError(f"an event of engine {name}, which is not among {sorted(self._engines)}")
+        return self._engines[name]
 
     def _running(self, work_id: str) -> tuple[Item, Engine, Pool]:
         """The work whose dispatch is over, and where it ran."""
@@ -494,7 +500,7 @@ class Scheduler:
     # ---- engines, timers, the end ------------------------------------------------------------------------------------
 
     def _engine_up(self, name: str) -> None:
-        engine = self._engines[name]
+        engine = self._engine(name)
         if not engine.up:  # it may have been restarted, and then its cache is empty
             engine.prefixes.clear()
             for item in self._items.values():
@@ -504,17 +510,26 @@ class Scheduler:
 
     def _engine_down(self, name: str) -> None:
         """No grants on this engine. Online callers get their answer at once if no other engine is left."""
-        engine = self._engines[name]
+        engine = self._engine(name)
         engine.up, engine.limit_binding = False, Limit.DOWN
         pool = self._pools[engine.settings.model]
         for item in [] if pool.up else sorted(pool.online, key=lambda each: each.sequence):
             self._refuse(pool, item, self._admission.engine_down(pool.model))
 
     def _measured(self, event: Measured) -> None:
-        engine = self._engines[event.engine]
+        engine = self._engine(event.engine)
+        pool = self._pools[engine.settings.model]
         slots_ours = engine.settings.slots - engine.free.slots
         engine.ledger.measured(event, slots_ours, engine.in_use[OFFLINE])
-        self._fill(self._pools[engine.settings.model])
+        if engine.kv_size_settled():
+            self._refuse_too_large(pool)
+        self._fill(pool)
+
+    def _refuse_too_large(self, pool: Pool) -> None:
+        """The engines may hold less than they did when works arrived: what can never run would block all behind it."""
+        for item in list(self._items.values()):
+            if item.engine is None and item.work.model == pool.model and (why := pool.holds(item.work)):
+                self._refuse(pool, item, Refusal(reason=RejectReason.TOO_LARGE, message=why))
 
     def _run_timers(self) -> None:
         """End the holds, back-offs and waits whose time has come."""

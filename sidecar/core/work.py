@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from math import inf
+from math import inf, isfinite, isnan
 
 
 class Lane(StrEnum):
@@ -63,6 +63,10 @@ class Work:
     def __post_init__(self) -> None:
         if self.prompt_tokens < 0 or self.output_tokens_max < 1 or self.slots < 1:
             raise ValueError(f"work needs prompt_tokens >= 0, output_tokens_max >= 1 and slots >= 1: {self}")
+        if not isfinite(self.arrived_s) or isnan(self.deadline_s):  # such a one would spoil the order of all others
+            raise ValueError(f"work needs a finite arrived_s and a deadline_s that is a number: {self}")
+        if not 0 <= self.ttft_objective_ms < inf:
+            raise ValueError(f"work needs a finite ttft_objective_ms >= 0: {self}")
 
     def is_complete(self, generated_tokens: int, reason: EndReason) -> bool:
         """True if an end for `reason` with `generated_tokens` in all is the end of the work, not only of a slice."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from math import inf, nan
+
+import pytest
+
 from sidecar.core.events import (
     Arrived,
     Cancelled,
@@ -10,7 +14,9 @@ from sidecar.core.events import (
     Ended,
     EngineDown,
     EngineUp,
+    Event,
     Measured,
+    Progressed,
     Reject,
     RejectReason,
     Stopped,
@@ -136,3 +142,124 @@ def test_an_engine_at_rest_has_no_load_of_others_though_its_gauges_show_the_last
     assert subject.foreign_slots("e") == 0
     [granted] = subject.handle(Arrived(work=offline("b9")), 9.0)
     assert isinstance(granted, Dispatch)
+
+
+def test_what_an_engine_cannot_hold_any_more_is_refused_when_three_scrapes_say_so() -> None:
+    subject = scheduler(slots=1, slice_tokens=0, preempt=False)
+    for work in (online("a1"), online("a2", prompt_tokens=900), online("a3"), offline("b1", prompt_tokens=1500)):
+        subject.handle(Arrived(work=work), 0.0)
+    scrape = Measured(engine="e", ok=True, active_requests=1, kv_blocks_max=16, kv_blocks_free=10, tokens_per_block=32)
+    for now_s in (1.0, 2.0):
+        assert subject.handle(scrape, now_s) == []
+    why = "it needs {} tokens of KV cache, and the engine has 512"
+    assert subject.handle(scrape, 3.0) == [
+        Reject(work_id="a2", reason=RejectReason.TOO_LARGE, message=why.format(1000)),
+        Reject(work_id="b1", reason=RejectReason.TOO_LARGE, message=why.format(1600)),
+    ]
+    assert subject.handle(scrape, 4.0) == []
+
+
+SMALL = EngineSettings(name="small", slots=1, tokens_max=200, yield_rows="never")
+LARGE = EngineSettings(name="large", slots=2, tokens_max=2000, yield_rows="never")
+
+
+def test_what_fits_one_engine_of_a_model_only_runs_there() -> None:
+    subject = scheduler(engines=(SMALL, LARGE), preempt=False, window_ms=0.0)
+    long = {"prompt_tokens": 900}
+    [first] = subject.handle(Arrived(work=online("a1", **long)), 0.0)
+    [second] = subject.handle(Arrived(work=offline("b1", **long)), 0.0)
+    assert isinstance(first, Dispatch)
+    assert isinstance(second, Dispatch)
+    assert {first.engine, second.engine} == {"large"}
+    assert subject.handle(Arrived(work=online("a2", **long)), 0.1) == []
+    assert subject.handle(Arrived(work=offline("b2", **long)), 0.1) == []
+    assert subject.snapshot().engines["small"].limit_binding == "too large"
+
+
+def test_an_item_is_not_kept_for_the_home_of_its_prefix_if_that_cannot_hold_it() -> None:
+    for number in range(8):  # of these prefixes some are at home on either engine
+        subject = scheduler(engines=(SMALL, LARGE))
+        work = offline("b1", prompt_tokens=900, prefix_key=f"p{number}")
+        [granted] = subject.handle(Arrived(work=work), 0.0)
+        assert isinstance(granted, Dispatch)
+        assert granted.engine == "large"
+
+
+def test_no_turn_is_kept_for_an_item_that_this_engine_can_never_run() -> None:
+    subject = scheduler(engines=(SMALL, LARGE), preempt=False, reservation_every=2)
+    for name in ("a0", "a1", "a2"):
+        subject.handle(Arrived(work=online(name)), 0.0)
+    subject.handle(Arrived(work=offline("b1", slots=2)), 0.1)
+    for number in range(3, 9):
+        subject.handle(Arrived(work=online(f"a{number}")), 0.1)
+    running = next(item.work.id for item in subject.alive() if item.engine and item.engine.settings.name == "small")
+    for number in range(4):
+        [granted] = subject.handle(Ended(work_id=running, reason=EndReason.END_ID, output_tokens=2), 1.0 + number)
+        assert isinstance(granted, Dispatch)
+        assert (granted.engine, granted.kind) == ("small", GrantKind.ONLINE)
+        running = granted.work_id
+
+
+def test_no_turn_is_kept_for_an_item_that_lacks_what_others_hold() -> None:
+    engine = EngineSettings(name="e", slots=4, kv_tokens=1024, yield_rows="never")
+    subject = scheduler(engines=(engine,), reservation_every=2, preempt=False, slice_tokens=0)
+    for number in range(3):
+        scrape = Measured(engine="e", ok=True, kv_blocks_max=32, kv_blocks_free=12, iterations=number)
+        subject.handle(scrape, 0.1 * number)
+    subject.handle(Arrived(work=offline("b1", prompt_tokens=400)), 1.0)  # 384 tokens are left by others
+    granted = [
+        action
+        for number in range(6)
+        for action in subject.handle(Arrived(work=online(f"a{number}", output_tokens_max=20)), 2.0)
+    ]
+    assert [each.work_id for each in granted if isinstance(each, Dispatch)] == ["a0", "a1", "a2", "a3"]
+
+
+def test_a_tick_that_comes_after_the_end_of_a_dispatch_leaves_nothing_behind() -> None:
+    subject = scheduler(slots=1, slice_tokens=10)
+    subject.handle(Arrived(work=offline("b1")), 0.0)
+    subject.handle(Arrived(work=online("a1")), 0.1)
+    subject.handle(Stopped(work_id="b1", output_tokens=0), 0.2)
+    late = Progressed(engine="e", tokens=(("b1", 5), ("a1", 1)), first_tokens=("b1", "a1"))
+    subject.handle(late, 0.3)
+    assert list(subject.snapshot().engines["e"].decoding_rows.values()) == [1, 0]
+    subject.handle(Ended(work_id="a1", reason=EndReason.END_ID, output_tokens=1), 0.4)
+    subject.handle(Ended(work_id="b1", reason=EndReason.END_ID, output_tokens=3), 0.5)
+    engine = subject.snapshot().engines["e"]
+    assert (sum(engine.decoding_rows.values()), sum(engine.decoding_context_tokens.values())) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Progressed(engine="f", tokens=()),
+        EngineUp(engine="f"),
+        EngineDown(engine="f", reason="killed"),
+        Measured(engine="f", ok=False),
+    ],
+)
+def test_an_event_of_an_engine_that_is_not_there_is_named(event: Event) -> None:
+    with pytest.raises(ValueError, match=r"engine f, which is not among \['e'\]"):
+        scheduler(slots=1).handle(event, 1.0)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        *({"deadline_s": nan}, {"arrived_s": inf}, {"arrived_s": nan}, {"ttft_objective_ms": nan}),
+        *({"ttft_objective_ms": -1.0}, {"prompt_tokens": -1}, {"output_tokens_max": 0}, {"slots": 0}),
+    ],
+)
+def test_a_work_that_would_spoil_the_order_of_others_cannot_be_built(nonsense: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(nonsense))):
+        online("a1", **nonsense)
+
+
+def test_an_empty_prompt_with_a_known_prefix_is_granted() -> None:
+    subject = scheduler(slots=1)
+    subject.handle(Arrived(work=offline("b1", prompt_tokens=40, prefix_key="p")), 0.0)
+    subject.handle(Ended(work_id="b1", reason=EndReason.END_ID, output_tokens=3, reused_tokens=32), 1.0)
+    [granted] = subject.handle(Arrived(work=offline("b2", prompt_tokens=0, prefix_key="p")), 2.0)
+    assert isinstance(granted, Dispatch)
+    subject.handle(Ended(work_id="b2", reason=EndReason.END_ID, output_tokens=3, reused_tokens=0), 3.0)
+    assert subject.snapshot().engines["e"].reuse_ratio == 1.0

@@ -194,7 +194,7 @@ def scenes(draw: st.DrawFn) -> tuple[SchedulerSettings, list[EngineSettings]]:
             name=name,
             slots=draw(st.integers(2, 4)),
             slots_online_min=draw(st.integers(0, 2)),
-            tokens_max=90,
+            tokens_max=draw(st.sampled_from([60, 90])),
             prefill_slice_tokens=draw(st.sampled_from([None, 0, 1, 8])),
         )
         for name in ENGINES[: draw(st.integers(1, 2))]
