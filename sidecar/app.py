@@ -7,11 +7,11 @@ import gc
 import logging
 import resource
 import signal
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 from sidecar import __version__
-from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.edge.advice import with_advice
@@ -96,7 +96,7 @@ async def serve(
             _on_signals(closing.set, obeying.cancel)
             watching = [
                 tasks.create_task(watch_loop_lag(metrics), name="loop lag"),
-                *_probe(settings, driver, clients, passthrough, tasks),
+                *_probe(settings, driver, clients, passthrough, status, tasks),
             ]
             reading = None if offline is None else tasks.create_task(_read_items(offline), name="offline lane")
             gc.collect()
@@ -222,12 +222,14 @@ def _offline_lane(
 
 
 async def _read_items(lane: OfflineLane) -> None:
-    """Run the lane. Where an operator has to act, or where it has a defect, it stops and says so; online goes on."""
+    """Run the lane. Only a defect stops it, and then it says so; online goes on."""
     try:
         await lane.run()
     except Exception as error:
-        lane.state = f"stopped: {error}"
-        logger.error("the offline lane has stopped: %s", error, exc_info=not isinstance(error, SidecarError))
+        places = "; ".join(f"{each.filename}:{each.lineno}" for each in traceback.extract_tb(error.__traceback__))
+        logger.error(
+            "the offline lane is %s (%s)", lane.state, places
+        )  # without the text: it may hold a part of an item
 
 
 def _probe(
@@ -235,6 +237,7 @@ def _probe(
     driver: Driver,
     clients: dict[str, EngineClient],
     passthrough: Passthrough,
+    status: Status,
     tasks: asyncio.TaskGroup,
 ) -> list[asyncio.Task[None]]:
     """One prober per engine is running, and one look at the models beside what they probe."""
@@ -252,6 +255,7 @@ def _probe(
                 "engine %s is down: model %s at %s: %s", name, engine.model, engine.target, told, extra=fields
             )
         passthrough.engine_is(name, up)
+        status.engine_changed(name, up, reason)
         if up:
             unscheduled.look_soon(name)
 

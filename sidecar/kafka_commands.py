@@ -20,7 +20,7 @@ from sidecar.edge.dead_items import DeadItemError
 from sidecar.edge.item_fields import INT32_MAX
 from sidecar.edge.item_file import Checked, ItemFileError, check, names_of, opened
 from sidecar.edge.items import NAME_RULE, ItemRules, deadline_of, is_name
-from sidecar.edge.kafka_client import LogError
+from sidecar.edge.kafka_errors import LogError
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offsets import Committed
 from sidecar.edge.offsets_command import PartitionOffsets, reset, show
@@ -220,11 +220,14 @@ def _show(options: argparse.Namespace, environment: Environment) -> int:
         return 0
     print(f"{'partition':>9} {'watermark':>12} {'holes':>6} {'done above':>10} {'end':>12} {'lag':>8}")
     for each in places:
-        watermark = each.begin if each.committed is None else each.committed.watermark
-        shown = "none" if each.committed is None else watermark
+        watermark = each.begin if each.offset is None else each.offset
+        shown = "none" if each.offset is None else watermark
         holes = 0 if each.committed is None else len(each.committed.holes)
-        lag = each.end - watermark
+        lag = max(each.end - watermark, 0)
         print(f"{each.partition:>9} {shown:>12} {holes:>6} {each.done_above:>10} {each.end:>12} {lag:>8}")
+    for each in places:
+        if each.problem:
+            print(f"partition {each.partition}: {each.problem}")
     return 0
 
 
@@ -244,7 +247,13 @@ def _reset(options: argparse.Namespace, environment: Environment) -> int:
 
 def _document(place: PartitionOffsets) -> dict[str, Any]:
     committed = None if place.committed is None else _committed(place.committed)
-    return {"partition": place.partition, "begin": place.begin, "end": place.end, "committed": committed}
+    return {
+        "partition": place.partition,
+        "begin": place.begin,
+        "end": place.end,
+        "committed": committed,
+        "problem": place.problem or None,
+    }
 
 
 def _committed(committed: Committed) -> dict[str, Any]:

@@ -24,8 +24,10 @@ from aiokafka.structs import OffsetAndMetadata
 
 from sidecar.bench._figures import ran_on, write
 from sidecar.edge.items import Record, result_headers
-from sidecar.edge.kafka_client import KafkaLog, Outgoing
+from sidecar.edge.kafka_client import KafkaLog
+from sidecar.edge.kafka_opening import Outgoing
 from sidecar.edge.kafka_settings import OfflineSettings
+from sidecar.edge.lane_state import Stated
 from sidecar.edge.share import Finished, Share
 from sidecar.local.broker import LocalKafka
 from sidecar.local.interrupt import run_until_told
@@ -107,7 +109,7 @@ async def exactly_once(settings: OfflineSettings, items: int, txn_size: int) -> 
     log.join()
     await joined.wait()
     opening = await log.open(PARTITION)
-    share = Share(PARTITION, counted=True)
+    share = Share(PARTITION, Stated("partition", time.monotonic), counted=True)
     if opening.state is None:
         raise AssertionError("an opening without a state")
     log.seek(PARTITION, opening.state.watermark)
@@ -117,7 +119,7 @@ async def exactly_once(settings: OfflineSettings, items: int, txn_size: int) -> 
         for record in await log.fetch([PARTITION], txn_size - len(share.finished), 0.2):
             if share.progress.deliver(record.offset):
                 share.take(record)
-                share.finished[record.offset] = _finished(settings, record)
+                share.finish(record.offset, _finished(settings, record))
         if len(share.finished) >= min(txn_size, items - share.progress.durable.watermark):
             batch = share.committable(share.progress)
             state = share.marked(share.progress.after(batch), settings)

@@ -33,6 +33,7 @@ class DeadReason(StrEnum):
     EMPTY_OUTPUT = "empty_output"  # each attempt ended well and without a token
     POISON = "poison"  # it ran alone when the process was killed
     RESULT_TOO_LARGE = "result_too_large"
+    RESULT_REFUSED = "result_refused"  # by the results topic, for another reason than its size
 
 
 # `code` of the error object where the OpenAI API has a word of its own; elsewhere it is the reason itself.

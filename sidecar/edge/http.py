@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from sidecar.edge.page import HEADERS, page
 
 STATUS_SCHEMA = 1
 LAG_PERIOD_S = 0.1
+NOT_WHOLE = ("stopped", "waiting", "degraded")  # states of the offline lane in which items do not get on as they should
 
 
 class Status:
@@ -31,6 +33,11 @@ class Status:
         self.parts: dict[str, Callable[[], Any]] = {}
         self.job_counts: Callable[[str, str], dict[str, Any]] = lambda _tenant, _job: {}  # what of a job has ended
         self.looks: list[Callable[[], None]] = []  # what else has to be read in the loop before a scrape
+        self._engines: dict[str, tuple[float, str]] = {}  # since when each is up or down, and why it is down
+
+    def engine_changed(self, name: str, up: bool, reason: str) -> None:
+        """The engine is up or down from now on."""
+        self._engines[name] = (time.monotonic(), "" if up else reason)
 
     def snapshot(self) -> Snapshot:
         """The scheduler's state now; the next rendering of the metrics shows the same."""
@@ -44,7 +51,7 @@ class Status:
         snapshot = self.snapshot()
         parts = {name: part() for name, part in self.parts.items()}
         state, offline = state_of(snapshot), str(parts.get("offline", {}).get("state", ""))
-        if state == "serving" and offline.startswith(("stopped", "unavailable")):
+        if state == "serving" and offline.startswith(NOT_WHOLE):
             state = f"degraded: the offline lane is {offline}"
         return {
             "schema": STATUS_SCHEMA,
@@ -62,10 +69,35 @@ class Status:
             **parts,
         }
 
+    def health(self) -> tuple[bool, str]:
+        """Whether callers are served, and one line for all, for each engine, and for the offline lane and each of its
+        partitions: what it does, why, and since when."""
+        snapshot = self.snapshot()
+        state = state_of(snapshot)
+        lines = [state]
+        for name, engine in snapshot.engines.items():
+            since_s, reason = self._engine_state(name)
+            up = "up" if engine.up else "down"
+            lines.append(f"engine {name} ({engine.model}): {up}{_since(since_s)}{f': {reason}' if reason else ''}")
+        if (lane := self.parts["offline"]() if "offline" in self.parts else None) is not None:
+            lines.append(_line("offline lane", lane))
+            lines += [_line(f"partition {each['partition']}", each) for each in lane.get("partitions", ())]
+        return not state.startswith(("draining", "engine down")), "\n".join(lines) + "\n"
+
+    def _engine_state(self, name: str) -> tuple[float | None, str]:
+        """For how many seconds the engine has been up or down, if that is known, and why it is down."""
+        if name not in self._engines:
+            return None, ""
+        at_s, reason = self._engines[name]
+        return time.monotonic() - at_s, reason
+
     def _engine(self, name: str, engine: Any, now_s: float) -> dict[str, Any]:
+        since_s, reason = self._engine_state(name)
         usage = {lane: self._metrics.usage[name, lane] for lane in Lane}
         return {
             **dataclasses.asdict(engine),
+            "reason": reason,
+            "since_s": None if since_s is None else round(since_s, 3),
             "slots_busy": engine.slots_busy,
             "slot_seconds": {lane: round(each.at(now_s), 3) for lane, each in usage.items()},
             "output_tokens": {lane: each.output_tokens for lane, each in usage.items()},
@@ -80,6 +112,18 @@ def state_of(snapshot: Snapshot) -> str:
     if len(down) == len(snapshot.engines):
         return "engine down"
     return f"degraded: {', '.join(down)} down" if down else "serving"
+
+
+def _line(name: str, part: Mapping[str, Any]) -> str:
+    """`offline lane: waiting, rights, since 12 s: a right is missing …`"""
+    state, _, detail = str(part["state"]).partition(": ")
+    reason = part.get("reason", "none")
+    told = f", {reason}" if reason != "none" else ""
+    return f"{name}: {state}{told}{_since(part.get('since_s'))}{f': {detail}' if detail else ''}"
+
+
+def _since(seconds: float | None) -> str:
+    return "" if seconds is None else f", since {seconds:.0f} s"
 
 
 async def serve_http(address: str, status: Status, metrics: Metrics, limits: LimitSettings | None = None) -> HttpServer:
@@ -114,12 +158,11 @@ async def _healthz(_request: web.Request) -> web.Response:
 
 
 def _readyz_handler(status: Status) -> Callable[[web.Request], Any]:
-    """Ready: an engine is up and arrivals are taken."""
+    """Ready: an engine is up and arrivals are taken. What the offline lane waits for is told, and changes nothing."""
 
     async def handler(_request: web.Request) -> web.Response:
-        state = state_of(status.snapshot())
-        ready = not state.startswith(("draining", "engine down"))
-        return web.Response(text=f"{state}\n", status=200 if ready else 503)
+        ready, text = status.health()
+        return web.Response(text=text, status=200 if ready else 503)
 
     return handler
 

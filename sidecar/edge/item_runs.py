@@ -28,7 +28,7 @@ from sidecar.edge.items import (
     result_headers,
     result_value,
 )
-from sidecar.edge.kafka_client import Outgoing
+from sidecar.edge.kafka_opening import Outgoing
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.kafka_spans import KafkaSpans, dead_context, result_context
 from sidecar.edge.share import Finished, LaneStats

@@ -78,6 +78,8 @@ class OfflineSettings:
     call_timeout_s: float = 20.0  # around opening and committing: aiokafka retries them for ever
     revoke_commit_s: float = 5.0  # for a last commit when partitions are taken away; far below rebalance_timeout_s
     stuck_after_s: float = 120.0  # lag, room, and nothing fetched for this long: make the consumer anew
+    look_again_s: float = 30.0  # at most between two looks at what a person has to mend; the first ones come sooner
+    metadata_max_age_s: float = 30.0  # added partitions are noticed within this time; the client's own is five minutes
     poison_restarts: int = 3  # unclean ends without progress before items run one at a time to find the culprit
     metadata_chars_max: int = METADATA_CHARS_MAX  # the broker's offset.metadata.max.bytes
     abort_fence: bool = False  # for brokers that may skip transaction markers (KAFKA-20734: 4.3.0 to 4.4.0)
@@ -100,7 +102,14 @@ class OfflineSettings:
             self.heartbeat_s * 2 < self.session_timeout_s,
             f"kafka: heartbeat_s {self.heartbeat_s} must be well below session_timeout_s {self.session_timeout_s}",
         )
-        positive = ("tick_s", "results_per_commit", "call_timeout_s", "stuck_after_s", "poison_restarts")
+        positive: tuple[str, ...] = (
+            "tick_s",
+            "results_per_commit",
+            "call_timeout_s",
+            "stuck_after_s",
+            "poison_restarts",
+        )
+        positive += ("look_again_s", "metadata_max_age_s")
         for name in (*positive, "max_tokens_default", "pending_bytes_max", "item_bytes_max"):
             require(getattr(self, name) > 0, f"kafka: {name} must be > 0, not {getattr(self, name)}")
 

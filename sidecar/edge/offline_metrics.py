@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sidecar.edge.items import DeadReason
+from sidecar.edge.lane_state import Phase, State
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.share import Finished, ShareView
 
@@ -37,11 +38,11 @@ class Drain:
             self.per_s += weight * ((ended - self._ended) / passed_s - self.per_s)
         self._ended, self._at_s = ended, now_s
 
-    def eta_s(self, left: int) -> float:
-        """Seconds until `left` items have ended; inf while none does."""
+    def eta_s(self, left: int) -> float | None:
+        """Seconds until `left` items have ended; None while none does."""
         if not left:
             return 0.0
-        return left / self.per_s if self.per_s else math.inf
+        return left / self.per_s if self.per_s else None
 
 
 class OfflineMetrics:
@@ -51,6 +52,7 @@ class OfflineMetrics:
         self.lane: OfflineLane | None = None
         self._topic = topic
         self._shares: list[ShareView] = []
+        self._state = State()
         self._ends: dict[tuple[str, str], int] = {}
         self._drain = Drain()
         duration = Histogram(
@@ -71,6 +73,7 @@ class OfflineMetrics:
         """The next scrape, which runs in a thread, shows the lane as it is now."""
         if self.lane is not None:
             self._shares = self.lane.shares()
+            self._state = self.lane.state_now
             self._ends = dict(self.lane.stats.items)
             self._drain.look(sum(self._ends.values()), time.monotonic())
 
@@ -88,10 +91,32 @@ class OfflineMetrics:
         in_flight = GaugeMetricFamily("sidecar_offline_in_flight", "Consumed, not durable", labels=("topic",))
         in_flight.add_metric((self._topic,), sum(share.in_flight + share.finished for share in shares))
         yield in_flight
-        eta = GaugeMetricFamily("sidecar_offline_eta_seconds", "Left, at the rate of late", labels=("topic",))
-        eta.add_metric((self._topic,), self._drain.eta_s(sum(max(share.end - share.watermark, 0) for share in shares)))
-        yield eta
+        yield from self._states(shares)
+        yield self._eta(shares)
         yield from self._partitions(shares)
+
+    def _states(self, shares: list[ShareView]) -> Iterable[Metric]:
+        held = "1 for the state and the reason that hold now; the others have no sample"
+        lane = GaugeMetricFamily("sidecar_offline_state", held, labels=("topic", "state", "reason"))
+        lane.add_metric((self._topic, self._state.phase.value, self._state.cause.value), 1)
+        yield lane
+        labels = ("topic", "partition", "state", "reason")
+        partition = GaugeMetricFamily("sidecar_offline_partition_state", held, labels=labels)
+        for share in shares:
+            where = (self._topic, str(share.partition), share.state.phase.value, share.state.cause.value)
+            partition.add_metric(where, 1)
+        yield partition
+
+    def _eta(self, shares: list[ShareView]) -> Metric:
+        """Without a sample while the lag of a partition or the rate is not known, or no partition is ours."""
+        eta = GaugeMetricFamily("sidecar_offline_eta_seconds", "Left, at the rate of late", labels=("topic",))
+        lags = [share.lag for share in shares]
+        known = [lag for lag in lags if lag is not None]
+        if self._state.phase is Phase.RUNNING and len(known) == len(lags):
+            left_s = self._drain.eta_s(sum(known))
+            if left_s is not None:
+                eta.add_metric((self._topic,), left_s)
+        return eta
 
     def _consumed(self, lane: OfflineLane) -> Metric:
         labels = ("messaging_system", "messaging_destination_name", "error_type")
@@ -112,22 +137,40 @@ class OfflineMetrics:
         labels = ("topic", "partition")
         lag = GaugeMetricFamily("sidecar_kafka_lag", "Log end minus watermark", labels=labels)
         age = GaugeMetricFamily("sidecar_kafka_oldest_age_seconds", "Of the oldest item not durable", labels=labels)
+        # What is not known has no sample: a lane that stands still must not look as if nothing were left to do.
         now_ms = time.time() * 1000
         for share in shares:
             where = (self._topic, str(share.partition))
-            lag.add_metric(where, max(share.end - share.watermark, 0) if share.ready else 0)
-            age.add_metric(where, 0 if share.oldest_ms is None else max(now_ms - share.oldest_ms, 0) / 1000)
+            if share.lag is not None:
+                lag.add_metric(where, share.lag)
+            if share.oldest_ms is not None:
+                age.add_metric(where, max(now_ms - share.oldest_ms, 0) / 1000)
+            elif share.lag == 0:
+                age.add_metric(where, 0)
         return (lag, age)
 
     def document(self) -> dict[str, Any]:
-        """The lane as the status page shows it."""
+        """The lane as the status page shows it. What is not known is null."""
         if self.lane is None:
             return {"state": "starting"}
+        now_s = self.lane.now_s
         stats = dataclasses.asdict(self.lane.stats)
         items = [{"outcome": o, "reason": r, "count": n} for (o, r), n in sorted(self.lane.stats.items.items())]
         return {
-            "state": self.lane.state,
+            **_state(self.lane.state_now, now_s),
             "topic": self._topic,
             "stats": stats | {"items": items},
-            "partitions": [dataclasses.asdict(share) for share in self.lane.shares()],
+            "partitions": [
+                {**dataclasses.asdict(share), **_state(share.state, now_s), "lag": share.lag}
+                for share in self.lane.shares()
+            ],
         }
+
+
+def _state(state: State, now_s: float) -> dict[str, Any]:
+    return {
+        "state": state.text,
+        "phase": state.phase.value,
+        "reason": state.cause.value,
+        "since_s": round(max(now_s - state.since_s, 0.0), 3),
+    }

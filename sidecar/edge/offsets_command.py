@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import GroupCoordinatorNotAvailableError
+from aiokafka.errors import GroupCoordinatorNotAvailableError, InvalidProducerEpoch, ProducerFenced
 from aiokafka.structs import OffsetAndMetadata
 
 from sidecar.core.errors import SidecarError
 from sidecar.edge.kafka_settings import OfflineSettings, client_options
-from sidecar.edge.offsets import Committed
+from sidecar.edge.offsets import Committed, OffsetsError
+
+WRITE_TRIES = 20
 
 
 class GroupActiveError(SidecarError):
-    """Offsets are reset only while no sidecar of the group runs: it would go on from what it knows."""
+    """Offsets are reset only where no sidecar of the group works from them: it would go on from what it knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionOffsets:
-    """One partition: what is committed (None = nothing), and where its log begins and ends."""
+    """One partition: what is committed (None = nothing that is ours), and where its log begins and ends."""
 
     partition: int
     committed: Committed | None
     begin: int
     end: int
+    offset: int | None = None  # as committed; None = nothing
+    problem: str = ""  # why no sidecar can work from it
 
     @property
     def done_above(self) -> int:
@@ -39,7 +43,7 @@ class PartitionOffsets:
 
 
 async def show(settings: OfflineSettings) -> list[PartitionOffsets]:
-    """Every partition of the requests topic. Raises KafkaError, or OffsetsError for metadata that is not ours."""
+    """Every partition of the requests topic. Raises KafkaError."""
     consumer = AIOKafkaConsumer(**client_options(settings), isolation_level="read_committed")
     admin = AIOKafkaAdminClient(**client_options(settings))
     await admin.start()
@@ -49,15 +53,7 @@ async def show(settings: OfflineSettings) -> list[PartitionOffsets]:
         sources = [TopicPartition(settings.requests_topic, each["partition"]) for each in topic["partitions"]]
         offsets = await _committed_offsets(admin, settings.group, sources)
         begins, ends = await consumer.beginning_offsets(sources), await consumer.end_offsets(sources)
-        return [
-            PartitionOffsets(
-                partition=source.partition,
-                committed=_committed(offsets[source]),
-                begin=begins[source],
-                end=ends[source],
-            )
-            for source in sorted(sources)
-        ]
+        return [_place(source.partition, offsets[source], begins[source], ends[source]) for source in sorted(sources)]
     finally:
         await consumer.stop()
         await admin.close()
@@ -67,24 +63,38 @@ async def reset(settings: OfflineSettings, to: str, partitions: Sequence[int] = 
     """The group begins at `to` (earliest, latest, an offset) in these partitions (none = all), without holes.
 
     What lies above and is done already will be done again. Written through each partition's transactional id, so that
-    a sidecar which still runs is fenced. Raises GroupActiveError if one is a member of the group.
+    a sidecar which still runs is fenced. Raises GroupActiveError if the group has members and one of them may work from
+    what is committed. A partition from which none can (no offset, a lost position, metadata that are not ours) is reset
+    under their eyes: they look again by themselves.
     """
-    await _refuse_if_active(settings)
     places = {each.partition: each for each in await show(settings)}
+    if any(not each.problem for each in places.values() if not partitions or each.partition in partitions):
+        await _refuse_if_active(settings)
     targets = {
         number: place.begin if to == "earliest" else place.end if to == "latest" else int(to)
         for number, place in places.items()
         if not partitions or number in partitions
     }
     for number, offset in targets.items():
+        await _write(settings, number, offset)
+    return targets
+
+
+async def _write(settings: OfflineSettings, partition: int, offset: int) -> None:
+    """The group is at this offset. A sidecar that looks at the partition at the same moment fences us: then again."""
+    source = TopicPartition(settings.requests_topic, partition)
+    for tries_left in reversed(range(WRITE_TRIES)):
         producer = AIOKafkaProducer(
             **client_options(settings),
-            transactional_id=f"sidecar.{settings.group}.{settings.requests_topic}.{number}",
+            transactional_id=f"sidecar.{settings.group}.{settings.requests_topic}.{partition}",
         )
-        source = TopicPartition(settings.requests_topic, number)
-        async with producer, producer.transaction():
-            await producer.send_offsets_to_transaction({source: OffsetAndMetadata(offset, "")}, settings.group)
-    return targets
+        try:
+            async with producer, producer.transaction():
+                await producer.send_offsets_to_transaction({source: OffsetAndMetadata(offset, "")}, settings.group)
+            return
+        except (ProducerFenced, InvalidProducerEpoch):
+            if not tries_left:
+                raise
 
 
 async def _refuse_if_active(settings: OfflineSettings) -> None:
@@ -108,5 +118,15 @@ async def _committed_offsets(admin: AIOKafkaAdminClient, group: str, sources: li
     return await admin.list_consumer_group_offsets(group, partitions=sources)
 
 
-def _committed(found: OffsetAndMetadata) -> Committed | None:
-    return None if found.offset < 0 else Committed.decode(found.offset, found.metadata)
+def _place(partition: int, found: OffsetAndMetadata, begin: int, end: int) -> PartitionOffsets:
+    place = PartitionOffsets(partition=partition, committed=None, begin=begin, end=end)
+    if found.offset < 0:
+        return replace(place, problem="the group has no offset here")
+    place = replace(place, offset=found.offset)
+    try:
+        place = replace(place, committed=Committed.decode(found.offset, found.metadata))
+    except OffsetsError as error:
+        return replace(place, problem=str(error))
+    if not begin <= found.offset <= end:
+        return replace(place, problem=f"the log holds {begin} to {end}")
+    return place

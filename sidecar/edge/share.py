@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from sidecar.edge.items import Record
-from sidecar.edge.kafka_client import Outgoing
+from sidecar.edge.kafka_errors import LogError
+from sidecar.edge.kafka_opening import Outgoing
 from sidecar.edge.kafka_settings import OfflineSettings
+from sidecar.edge.lane_state import State, Stated
 from sidecar.edge.offsets import Committed, Progress
 from sidecar.edge.progress import JobKey, Tally, job_of
+from sidecar.edge.refusals import Refusals
 from sidecar.edge.tracing import ItemTrace
 
 SOLO_DEATHS = 2  # unclean ends while one item ran alone, before it is taken for the culprit
@@ -47,17 +51,27 @@ class LaneStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShareView:
-    """One partition, for gauges and the status page. Offsets; `end` is as old as the last look, some seconds."""
+    """One partition, for gauges and the status page. Offsets; `end` is as old as the last look, some seconds.
+
+    What is not known is None: `watermark` and `holes` before the first opening, `end` while no broker tells it.
+    """
 
     partition: int
+    state: State
     ready: bool
-    watermark: int
+    watermark: int | None
     position: int
-    holes: int
-    end: int
+    holes: int | None
+    end: int | None
     in_flight: int
     finished: int
+    bytes_held: int  # of taken items and of results that are not durable
     oldest_ms: int | None  # record timestamp of the oldest taken item that is not durable
+
+    @property
+    def lag(self) -> int | None:
+        """Offsets between the watermark and the log's end, or None if one of them is not known."""
+        return None if self.watermark is None or self.end is None else max(self.end - self.watermark, 0)
 
 
 @dataclass(slots=True)
@@ -65,7 +79,9 @@ class Share:
     """One assigned partition. `taken` items survive a new opening: running, or finished and not yet durable."""
 
     number: int
+    stated: Stated
     progress: Progress | None = None  # None: not ready, nothing may be taken or committed
+    durable: Committed | None = None  # when last known; None before the first opening
     opening: int = 0  # a record fetched under another one is not taken
     backlog: deque[Record] = field(default_factory=deque)  # fetched, and not yet taken for want of room
     astray: bool = False  # the consumer's position is not where `progress` expects it: seek before the next fetch
@@ -74,7 +90,11 @@ class Share:
     tallies: dict[JobKey, Tally] = field(default_factory=dict)  # what is durable on the progress topic
     running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     finished: dict[int, Finished] = field(default_factory=dict)
-    bytes_taken: int = 0
+    bytes_held: int = 0  # of `taken`, and of what is finished
+    bytes_max: Mapping[str, int] = field(default_factory=dict)  # that each topic takes, where it is known
+    refusals: Refusals = field(default_factory=Refusals)
+    failures: int = 0  # of openings in a row, none of which committed anything
+    broken: LogError | None = None  # what the intake found: the partition has to be opened anew
     server: asyncio.Task[None] | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)  # commit now
     leaving: asyncio.Event = field(default_factory=asyncio.Event)  # revoked or closing: one last commit
@@ -82,6 +102,7 @@ class Share:
     solo_until: int = 0  # below it items run one at a time, to find the one that kills the process
     held: Record | None = None  # runs once the fact that it runs alone is durable
     end: int = 0  # of the log, when last asked
+    end_known: bool = False  # False while no broker tells it
     fetched_s: float = 0.0  # when something was last fetched, or nothing was left to fetch
 
     @property
@@ -93,7 +114,7 @@ class Share:
         """How many more records may be taken."""
         if self.progress is None or not self.counted or self.leaving.is_set():
             return 0
-        if self.bytes_taken >= settings.pending_bytes_max:
+        if self.bytes_held >= settings.pending_bytes_max or self.broken is not None:
             return 0
         if self.solo:
             return 0 if self.progress.pending else 1
@@ -114,18 +135,26 @@ class Share:
         """The record is ours until it is durable or let go."""
         self.taken[record.offset] = record
         self.jobs[job_of(record)] += 1
-        self.bytes_taken += len(record.value or b"")
+        self.bytes_held += _bytes(record)
+
+    def finish(self, offset: int, finished: Finished) -> None:
+        """A taken item waits for the next commit, in place of what waited for it before."""
+        before = self.finished.get(offset)
+        self.bytes_held += finished.outgoing.size - (before.outgoing.size if before is not None else 0)
+        self.finished[offset] = finished
 
     def let_go(self, offset: int) -> None:
         """The item is durable, or somebody else's: if it runs it is cancelled, what it gave is forgotten."""
         record = self.taken.pop(offset, None)
         if record is None:
             return
-        self.bytes_taken -= len(record.value or b"")
+        self.bytes_held -= _bytes(record)
         self.jobs[key := job_of(record)] -= 1
         if not self.jobs[key]:
             del self.jobs[key]
-        self.finished.pop(offset, None)
+        if (finished := self.finished.pop(offset, None)) is not None:
+            self.bytes_held -= finished.outgoing.size
+        self.refusals.forget(offset)
         task = self.running.pop(offset, None)
         if task is not None:
             task.cancel()
@@ -136,13 +165,20 @@ class Share:
             self.let_go(offset)
         self.backlog.clear()
         self.astray = False
+        self.broken = None
         if self.held is not None:
             self.let_go(self.held.offset)
             self.held = None
         self.opening = opening
         self.progress = Progress(durable)
+        self.durable = durable
         if durable.restarts >= settings.poison_restarts:
             self.solo_until = durable.high + settings.pending_max  # nothing beyond it can have been taken
+
+    def install(self, progress: Progress, durable: Committed) -> None:
+        """This is durable now."""
+        progress.install(durable)
+        self.durable = durable
 
     def committable(self, progress: Progress) -> dict[int, Finished]:
         """What is finished and was delivered under this opening; a result from before waits for its record."""
@@ -167,15 +203,23 @@ class Share:
 
     def view(self) -> ShareView:
         """The share in numbers."""
-        durable = self.progress.durable if self.progress else Committed(watermark=0, high=0)
+        stamps = [record.timestamp_ms for record in self.taken.values() if record.timestamp_ms >= 0]
         return ShareView(
             partition=self.number,
+            state=self.stated.now,
             ready=self.progress is not None,
-            watermark=durable.watermark,
+            watermark=None if self.durable is None else self.durable.watermark,
             position=self.progress.expected if self.progress else 0,
-            holes=len(durable.holes),
-            end=self.end,
+            holes=None if self.durable is None else len(self.durable.holes),
+            end=self.end if self.end_known else None,
             in_flight=len(self.running),
             finished=len(self.finished),
-            oldest_ms=min((record.timestamp_ms for record in self.taken.values()), default=None),
+            bytes_held=self.bytes_held,
+            oldest_ms=min(stamps, default=None),
         )
+
+
+def _bytes(record: Record) -> int:
+    """What a taken record holds in memory: its value, its key and its headers."""
+    headers = sum(len(name) + len(value or b"") for name, value in record.headers)
+    return len(record.value or b"") + len(record.key or b"") + headers

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 from sidecar.core.work import EndReason, Work
 from sidecar.edge.calls import Generated, TokenCall
+from sidecar.edge.instance_fence import Occupant
 from sidecar.edge.items import Record
-from sidecar.edge.kafka_client import FencedError, LogError, Outgoing
+from sidecar.edge.kafka_errors import FencedError, LogError, PositionLostError, RecordRefusedError
+from sidecar.edge.kafka_opening import Outgoing
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offsets import Committed
 from sidecar.edge.progress import JobKey, Tally, decoded
@@ -29,6 +31,18 @@ class FakeCluster:
         self.written: list[tuple[int, Outgoing]] = []
         self.faults: deque[str | None] = deque()
         self.down = 0  # how many of the next starts fail
+        self.start_error: Exception | None = None  # what each start raises
+        self.open_errors: dict[int, Exception] = {}  # what each opening of a partition raises
+        self.fetch_error: Exception | None = None
+        self.ends_error: Exception | None = None
+        self.limits: dict[str, int] = {}  # the longest record that a topic takes
+        self.known_limits = False  # an opening is told `limits`
+        self.refuses: Callable[[Outgoing], bool] = lambda _: False  # for another reason than the size
+        self.refusals = 0  # of transactions
+        self.log_begins: dict[int, int] = {}  # the first offset that a log still holds
+        self.occupant: Occupant | None = None  # the member that has our instance id
+        self.occupant_lives = False
+        self.bumps = 0  # how often a process showed that it has the instance id
         self.group_error = ""  # what the group's background task ran into
         self.silent = False  # the group never assigns anything
         self.deaf = False  # fetches give nothing
@@ -67,6 +81,15 @@ class FakeCluster:
         self.logs.append(FakeLog(self, revoked, assigned))
         return self.logs[-1]
 
+    def refuse(self, records: Sequence[Outgoing]) -> None:
+        """Raises as a broker does: all records of a topic go in one batch, and it refuses whole batches."""
+        for topic in dict.fromkeys(record.topic for record in records):
+            batch = [at for at, record in enumerate(records) if record.topic == topic]
+            long = any(records[at].size > self.limits.get(topic, 1 << 40) for at in batch)
+            if long or any(self.refuses(records[at]) for at in batch):
+                self.refusals += 1
+                raise RecordRefusedError(f"topic {topic} takes no such record", topic, batch, too_large=long)
+
     def state(self, number: int = 0) -> Committed:
         """What is durable of this partition."""
         return Committed.decode(*self.committed.get(number, (0, "")))
@@ -104,6 +127,7 @@ class FakeOpening:
         self.tainted = False
         self.state: Committed | None = None
         self.tallies: dict[JobKey, Tally] = {}
+        self.bytes_max: Mapping[str, int] = dict(cluster.limits) if cluster.known_limits else {}
         self._cluster = cluster
         self._number = number
         cluster.epochs[number] += 1
@@ -124,6 +148,7 @@ class FakeOpening:
         fault = self._cluster.faults.popleft() if self._cluster.faults else None
         if fault == "before":
             raise LogError("nothing was written")
+        self._cluster.refuse(records)
         self._cluster.written += [(self._number, record) for record in records]
         if self.tainted:
             raise LogError("a late EndTxn ended this transaction before its offsets were in")
@@ -146,6 +171,7 @@ class FakeLog:
         assigned: Callable[[Collection[int]], None],
     ) -> None:
         self.generation = 1
+        self.member_id = f"member-{len(cluster.logs)}"
         self.cluster_id = "fake"
         self.revoked = revoked
         self.assigned = assigned
@@ -156,6 +182,8 @@ class FakeLog:
         """Fails as often as the cluster is down."""
         await asyncio.sleep(0)
         self._cluster.changed.set()
+        if self._cluster.start_error is not None:
+            raise self._cluster.start_error
         if self._cluster.down:
             self._cluster.down -= 1
             raise LogError("no broker answers")
@@ -173,7 +201,22 @@ class FakeLog:
     async def stop(self) -> None:
         """Nothing to stop."""
 
+    async def occupant(self) -> Occupant | None:
+        await asyncio.sleep(0)
+        self._cluster.changed.set()
+        return self._cluster.occupant
+
+    async def bump(self) -> bool:
+        await asyncio.sleep(0)
+        self._cluster.bumps += 1
+        return self._cluster.occupant is not None and self._cluster.occupant_lives
+
     async def open(self, partition: int) -> FakeOpening:
+        self._cluster.changed.set()
+        if (error := self._cluster.open_errors.get(partition)) is not None:
+            raise error
+        if self._cluster.log_begins.get(partition, 0) > self._cluster.state(partition).watermark:
+            raise PositionLostError("the log begins later", [partition])
         opening = FakeOpening(self._cluster, partition)
         await opening.read()
         return opening
@@ -188,6 +231,12 @@ class FakeLog:
         for _ in range(self._cluster.fetch_steps):
             await asyncio.sleep(0)
         self._cluster.changed.set()
+        partitions = list(partitions)
+        if self._cluster.fetch_error is not None:
+            raise self._cluster.fetch_error
+        lost = [n for n in partitions if self._positions[n] < self._cluster.log_begins.get(n, 0)]
+        if lost:
+            raise PositionLostError("out of range", lost)
         found: list[Record] = []
         for number in () if self._cluster.deaf else partitions:
             at = self._positions[number]
@@ -208,6 +257,8 @@ class FakeLog:
         return self._positions[partition]
 
     async def ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        if self._cluster.ends_error is not None:
+            raise self._cluster.ends_error
         return {number: self._cluster.end(number) for number in partitions}
 
 

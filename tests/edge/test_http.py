@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -188,9 +189,10 @@ def test_the_rent_is_split_by_who_had_the_slots_and_the_rest_is_idle() -> None:
 
 
 async def test_the_sidecar_is_ready_while_an_engine_is_up(sidecar: Sidecar, get: Any) -> None:
-    assert (await get("/readyz"))[:2] == (200, "serving\n")
+    lane = "offline lane: <running>\n"
+    assert (await get("/readyz"))[:2] == (200, f"serving\nengine e0 (tensorrt_llm): up\n{lane}")
     sidecar.driver.handle(EngineDown(engine="e0", reason="test"))
-    assert (await get("/readyz"))[:2] == (503, "engine down\n")
+    assert (await get("/readyz"))[:2] == (503, f"engine down\nengine e0 (tensorrt_llm): down\n{lane}")
     assert (await get("/healthz"))[0] == 200
 
 
@@ -207,8 +209,31 @@ async def test_the_status_document_holds_slots_tokens_and_what_other_lanes_add(
 
 async def test_a_stopped_offline_lane_is_a_degraded_state(sidecar: Sidecar) -> None:
     status = Status(sidecar.driver.scheduler.snapshot, sidecar.metrics, "test")
-    status.parts["offline"] = lambda: {"state": "unavailable: no broker"}
-    assert status.document()["state"] == "degraded: the offline lane is unavailable: no broker"
+    for state in ("waiting: no broker answers", "degraded: partition 3: fenced", "stopped: a programming error"):
+        status.parts["offline"] = partial(dict, state=state)
+        assert status.document()["state"] == f"degraded: the offline lane is {state}"
+
+
+async def test_readyz_says_of_each_engine_and_partition_what_it_does_why_and_since_when(sidecar: Sidecar) -> None:
+    status = Status(sidecar.driver.scheduler.snapshot, sidecar.metrics, "test")
+    status.engine_changed("e0", up=True, reason="")
+    status.parts["offline"] = lambda: {
+        "state": "degraded: 1 of 2 partitions; partition 1: a right is missing",
+        "reason": "rights",
+        "since_s": 12.2,
+        "partitions": [
+            {"partition": 0, "state": "running", "reason": "none", "since_s": 99.6},
+            {"partition": 1, "state": "waiting: a right is missing", "reason": "rights", "since_s": 12.2},
+        ],
+    }
+    assert status.health() == (
+        True,
+        "serving\n"
+        "engine e0 (tensorrt_llm): up, since 0 s\n"
+        "offline lane: degraded, rights, since 12 s: 1 of 2 partitions; partition 1: a right is missing\n"
+        "partition 0: running, since 100 s\n"
+        "partition 1: waiting, rights, since 12 s: a right is missing\n",
+    )
 
 
 async def test_the_page_allows_nothing_but_its_own_script_and_escapes_what_it_shows(get: Any) -> None:

@@ -15,8 +15,10 @@ from aiokafka.errors import IllegalOperation, KafkaError, OffsetOutOfRangeError,
 from aiokafka.structs import OffsetAndMetadata
 
 from sidecar.core.errors import SettingsError
-from sidecar.edge import kafka_client
-from sidecar.edge.kafka_client import FencedError, KafkaLog, KafkaOpening, LogError, Outgoing, PositionLostError
+from sidecar.edge import kafka_opening
+from sidecar.edge.kafka_client import KafkaLog
+from sidecar.edge.kafka_errors import FencedError, LogError, PositionLostError
+from sidecar.edge.kafka_opening import KafkaOpening, Outgoing
 from sidecar.edge.kafka_settings import KafkaSecuritySettings, OfflineSettings, client_options
 from sidecar.edge.offsets import Committed
 from tests.edge import test_header_names
@@ -103,9 +105,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
         committed: tuple[int, str] = (5, STATE.encode()), abort_fence: bool = False, **failing: Exception
     ) -> tuple[KafkaOpening, list[Any]]:
         calls: list[Any] = []
-        monkeypatch.setattr(kafka_client, "AIOKafkaProducer", lambda **o: FakeProducer(calls, failing, **o))
+        monkeypatch.setattr(kafka_opening, "AIOKafkaProducer", lambda **o: FakeProducer(calls, failing, **o))
         admin = FakeAdmin(calls, OffsetAndMetadata(*committed))
-        monkeypatch.setattr(kafka_client, "AIOKafkaAdminClient", lambda **_: admin)
+        monkeypatch.setattr(kafka_opening, "AIOKafkaAdminClient", lambda **_: admin)
         settings = OfflineSettings(group="g", call_timeout_s=0.05, abort_fence=abort_fence)
         return KafkaOpening(settings, SOURCE.partition), calls
 

@@ -11,14 +11,21 @@ from typing import Any
 import pytest
 
 from sidecar.core.work import Lane, Work
+from sidecar.edge import pauses
 from sidecar.edge.calls import Generated, TokenCall, WorkDeadError, WorkRejectedError
 from sidecar.edge.kafka_settings import OfflineSettings
-from sidecar.edge.offline import DuplicateInstanceError, OfflineLane
-from sidecar.edge.offsets import Committed, OffsetsError
+from sidecar.edge.lane_state import Cause, Phase
+from sidecar.edge.offline import OfflineLane
+from sidecar.edge.offsets import Committed
 from tests.edge.fake_log import FakeCluster, FakeDriver, WordTokens, generated
 
 TIMEOUT_S = 20.0
 MODELS = {"tensorrt_llm": 1000, "other": 1000}
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pauses, "BACKOFF_S", (0.001, 0.002, 0.005))
 
 
 def lane(cluster: FakeCluster, driver: FakeDriver | None = None, **settings: Any) -> OfflineLane:
@@ -388,16 +395,19 @@ async def test_a_crash_before_the_first_result_is_counted() -> None:
     assert cluster.state().restarts == 1
 
 
-async def test_two_processes_with_one_instance_id_are_noticed() -> None:
-    cluster = FakeCluster()
-    offline = lane(cluster, instance_id="pod-0")
-    task = asyncio.create_task(offline.run(), name="lane")
-    await until(cluster, lambda: bool(offline.shares()))
-    for _ in range(5):
-        await cluster.logs[0].revoked()
-        cluster.logs[0].assigned([0])
-    with pytest.raises(DuplicateInstanceError, match="another process uses the instance_id 'pod-0'"):
-        await asyncio.wait_for(task, TIMEOUT_S)
+async def test_a_process_that_another_takes_the_membership_from_leaves_and_comes_back() -> None:
+    cluster = FakeCluster(items=3)
+    offline = lane(cluster, instance_id="pod-0", look_again_s=0.01)
+    async with running(offline):
+        await until(cluster, lambda: bool(offline.shares()))
+        for _ in range(5):
+            await cluster.logs[0].revoked()
+            cluster.logs[0].assigned([0])
+        await until(cluster, lambda: offline.state_now.cause is Cause.INSTANCE_IN_USE)
+        assert offline.state.startswith(
+            "waiting: instance_id 'pod-0' is in use: assigned 6 times within one generation"
+        )
+        await until(cluster, cluster.everything_once)
 
 
 async def test_rebalances_of_different_generations_are_no_duplicate_instance() -> None:
@@ -436,7 +446,7 @@ async def test_an_error_of_the_group_ends_its_consumer_though_it_has_no_partitio
     cluster.silent, cluster.group_error = True, "UnknownError"
     offline = lane(cluster)
     async with running(offline):
-        await until(cluster, lambda: offline.state == "unavailable: UnknownError")
+        await until(cluster, lambda: offline.state == "waiting: UnknownError")
         cluster.silent, cluster.group_error = False, ""
         await until(cluster, cluster.everything_once)
 
@@ -446,7 +456,7 @@ async def test_kafka_that_is_down_at_the_start_is_waited_for() -> None:
     cluster.down = 2
     offline = lane(cluster)
     async with running(offline):
-        await until(cluster, lambda: offline.state == "unavailable: no broker answers")
+        await until(cluster, lambda: offline.state == "waiting: no broker answers")
         await until(cluster, cluster.everything_once)
         assert offline.state == "running"
 
@@ -458,11 +468,17 @@ async def test_a_drain_while_kafka_is_down_ends() -> None:
         await until(cluster, lambda: len(cluster.logs) == 2)
 
 
-async def test_metadata_of_another_program_stop_the_lane_and_say_so() -> None:
-    cluster = FakeCluster(items=1)
+async def test_metadata_of_another_program_hold_up_their_partition_until_they_are_reset() -> None:
+    cluster = FakeCluster(items=2, partitions=2)
     cluster.committed[0] = (0, "bitset:01")
-    with pytest.raises(OffsetsError, match="another program commits to this group"):
-        await asyncio.wait_for(lane(cluster).run(), TIMEOUT_S)
+    offline = lane(cluster, look_again_s=0.01)
+    async with running(offline):
+        await until(cluster, lambda: len(cluster.written) == 1 and offline.state_now.phase is Phase.DEGRADED)
+        assert offline.state_now.cause is Cause.FOREIGN_METADATA
+        assert "1 of 2 partitions; partition 0: the metadata committed at offset 0 is not" in offline.state
+        cluster.committed[0] = (0, "")
+        await until(cluster, cluster.everything_once)
+        await until(cluster, lambda: offline.state == "running")
 
 
 async def test_the_callers_clock_is_the_only_one_that_dates_the_work() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import random
+import string
 import struct
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,20 +20,24 @@ import pytest
 import pytest_asyncio
 import yaml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
+from confluent_kafka import Producer
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from sidecar.core.errors import SettingsError
+from sidecar.core.work import Work
 from sidecar.edge.broker_version import metadata_version, warning
+from sidecar.edge.calls import Generated, TokenCall
 from sidecar.edge.config import TracingSettings
-from sidecar.edge.kafka_client import FencedError, KafkaOpening, LogError, Outgoing, PositionLostError
+from sidecar.edge.kafka_errors import FencedError, LogError
+from sidecar.edge.kafka_opening import KafkaOpening, Outgoing
 from sidecar.edge.kafka_settings import KafkaSecuritySettings, OfflineSettings
-from sidecar.edge.offline import DuplicateInstanceError, OfflineLane
+from sidecar.edge.lane_state import Cause, Phase
+from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offsets import Committed
 from sidecar.edge.offsets_command import GroupActiveError, reset, show
 from sidecar.edge.submit import submit
@@ -39,7 +45,7 @@ from sidecar.edge.tracing import Tracing
 from sidecar.local.broker import LocalKafka
 from sidecar.local.checker import Verdict, check, is_finished
 from sidecar.local.endtxn_proxy import EndTxnProxy, LateFrames
-from tests.edge.fake_log import FakeDriver, WordTokens
+from tests.edge.fake_log import FakeDriver, WordTokens, generated
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 TIMEOUT_S = 60.0
@@ -223,13 +229,6 @@ async def test_a_second_start_does_nothing_again_and_a_reset_replays(kafka: Loca
         assert replay.stats.executions == 30
 
 
-async def test_a_group_without_offsets_is_refused_unless_told_where_to_begin(kafka: LocalKafka, tmp_path: Path) -> None:
-    settings = await topics(kafka, tmp_path, "first", first_start="refuse")
-    lane = OfflineLane(settings, FakeDriver(), WordTokens(), {"tensorrt_llm": 2048})
-    with pytest.raises(SettingsError, match=r"has no offset for partition .* set first_start"):
-        await asyncio.wait_for(lane.run(), TIMEOUT_S)
-
-
 async def test_a_topic_that_is_missing_is_waited_for_and_named(kafka: LocalKafka, tmp_path: Path) -> None:
     settings = await topics(kafka, tmp_path, "late", results_topic="late.more.results")
     await submit(settings, items(5), {})
@@ -243,29 +242,190 @@ async def test_a_topic_that_is_missing_is_waited_for_and_named(kafka: LocalKafka
         assert (await finished(settings)).clean
 
 
-async def test_a_results_topic_with_too_few_partitions_is_refused(kafka: LocalKafka, tmp_path: Path) -> None:
-    settings = await topics(kafka, tmp_path, "narrow")
-    await kafka.create_topics(1)
-    lane = OfflineLane(
-        replace(settings, results_topic="inference.results"), FakeDriver(), WordTokens(), {"tensorrt_llm": 2048}
-    )
-    with pytest.raises(SettingsError, match=r"topic inference\.results has 1 partitions, narrow\.requests has 3"):
-        await asyncio.wait_for(lane.run(), TIMEOUT_S)
+async def until_state(lane: OfflineLane, holds: Callable[[OfflineLane], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while not holds(lane):  # noqa: ASYNC110 - a state, not an event
+            await asyncio.sleep(0)
 
 
-async def test_a_log_that_no_longer_holds_the_watermark_stops_the_lane(kafka: LocalKafka, tmp_path: Path) -> None:
-    settings = await topics(kafka, tmp_path, "expired")
-    await submit(settings, items(30), {})
-    await reset(settings, "0")
+@asynccontextmanager
+async def admin_of(kafka: LocalKafka) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
     await admin.start()
-    gone = {TopicPartition(settings.requests_topic, each): RecordsToDelete(2) for each in range(PARTITIONS)}
-    await admin.delete_records(gone)
-    await admin.close()
-    lane = OfflineLane(settings, FakeDriver(), WordTokens(), {"tensorrt_llm": 2048})
-    with pytest.raises(PositionLostError, match="decide with `sidecar offsets reset`"):
-        await asyncio.wait_for(lane.run(), TIMEOUT_S)
-    assert lane.stats.executions == 0
+    try:
+        yield admin
+    finally:
+        await admin.close()
+
+
+async def test_partitions_without_a_place_for_results_wait_until_they_have_one(
+    kafka: LocalKafka, tmp_path: Path
+) -> None:
+    settings = await topics(kafka, tmp_path, "narrow", look_again_s=0.2)
+    await kafka.create_topics(1)
+    settings = replace(settings, results_topic="inference.results")
+    await submit(settings, items(30), {})
+    async with running(settings) as lane:
+        await until_state(lane, lambda lane: lane.state_now.cause is Cause.PARTITION_MISSING and lane.stats.commits > 1)
+        await until_state(lane, lambda lane: lane.shares()[0].lag == 0)
+        assert lane.state_now.phase is Phase.DEGRADED
+        assert "topic inference.results has 1 partitions, narrow.requests has 3" in lane.state
+        async with admin_of(kafka) as admin:
+            await admin.create_partitions({"inference.results": NewPartitions(PARTITIONS)})
+        assert (await finished(settings)).clean
+        await until_state(lane, lambda lane: lane.state == "running")
+
+
+async def test_a_partition_that_is_added_is_noticed_and_served(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "added", look_again_s=0.2, metadata_max_age_s=0.5)
+    await submit(settings, items(30), {})
+    async with running(settings) as lane:
+        assert (await finished(settings)).clean
+        async with admin_of(kafka) as admin:
+            await admin.create_partitions({settings.requests_topic: NewPartitions(PARTITIONS + 1)})
+            await until_state(lane, lambda lane: lane.state_now.cause is Cause.PARTITION_MISSING)
+            more = [settings.results_topic, settings.dead_letter_topic]
+            await admin.create_partitions({name: NewPartitions(PARTITIONS + 1) for name in more})
+        async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers) as producer:
+            await producer.send_and_wait(settings.requests_topic, items(1)[0], partition=PARTITIONS)
+        assert (await finished(settings)).results == 31
+        await until_state(lane, lambda lane: lane.state == "running")
+
+
+async def test_a_position_that_the_log_lost_waits_for_a_reset_which_heals_the_running_lane(
+    kafka: LocalKafka, tmp_path: Path
+) -> None:
+    settings = await topics(kafka, tmp_path, "expired", look_again_s=0.2)
+    await submit(settings, items(30), {})
+    await reset(settings, "0")
+    async with admin_of(kafka) as admin:
+        gone = {TopicPartition(settings.requests_topic, each): RecordsToDelete(2) for each in range(PARTITIONS)}
+        await admin.delete_records(gone)
+    async with running(settings) as lane:
+        await until_state(lane, lambda lane: lane.state_now.cause is Cause.POSITION_LOST)
+        assert "decide with `sidecar offsets reset`" in lane.state
+        assert lane.stats.executions == 0
+        places = await show(settings)
+        assert all("the log holds 2 to" in each.problem for each in places)
+        await reset(settings, "earliest")
+        await until_state(lane, lambda lane: lane.state == "running" and not any(s.lag for s in lane.shares()))
+        assert lane.stats.executions == 30 - 2 * PARTITIONS
+        with pytest.raises(GroupActiveError):
+            await reset(settings, "earliest")
+
+
+async def test_a_group_without_offsets_waits_until_it_is_told_where_to_begin(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "first", look_again_s=0.2, first_start="refuse")
+    await submit(settings, items(9), {})
+    async with running(settings) as lane:
+        await until_state(lane, lambda lane: lane.state_now.cause is Cause.NO_OFFSET)
+        await reset(settings, "earliest")
+        assert (await finished(settings)).results == 9
+        await until_state(lane, lambda lane: lane.state == "running")
+
+
+LONG = "".join(random.Random(1).choices(string.printable, k=40_000))
+
+
+class LongTokens(WordTokens):
+    """The output of one item is long, whatever its ids are; nothing compresses it."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return LONG if ids[0] == 77 else super().decode(ids)
+
+
+async def long_at_seven(work: Work, _call: TokenCall) -> Generated:
+    return generated(77 if f"/{7}#" in work.id else 78, 2)
+
+
+@pytest.mark.parametrize("told", ["at the start", "while it runs"])
+async def test_a_result_that_its_topic_will_not_take_is_a_dead_letter_and_its_neighbours_are_committed(
+    kafka: LocalKafka, tmp_path: Path, told: str
+) -> None:
+    settings = await topics(kafka, tmp_path, f"large{told[0]}")
+    resource = ConfigResource(ConfigResourceType.TOPIC, settings.results_topic, {"max.message.bytes": "20000"})
+    async with admin_of(kafka) as admin:
+        if told == "at the start":
+            await admin.alter_configs([resource])
+        lane = OfflineLane(settings, FakeDriver(long_at_seven), LongTokens(), {"tensorrt_llm": 2048}, seed=1)
+        async with lane_runs(lane):
+            await until_state(lane, lambda lane: len(lane.shares()) == 3 and all(s.ready for s in lane.shares()))
+            if told == "while it runs":
+                await admin.alter_configs([resource])
+            await submit(settings, items(60), {})
+            verdict = await finished(settings)
+            await until_state(lane, lambda lane: lane.state == "running")
+    assert verdict.clean
+    assert verdict.dead_reasons == {"result_too_large": PARTITIONS}
+    assert (verdict.results, lane.stats.executions) == (60 - PARTITIONS, 60)
+    if told == "at the start":
+        assert lane.stats.reopens == 0
+
+
+async def test_a_compacted_results_topic_takes_no_result_without_a_key_and_says_so(
+    kafka: LocalKafka, tmp_path: Path
+) -> None:
+    settings = await topics(kafka, tmp_path, "keyless")
+    resource = ConfigResource(ConfigResourceType.TOPIC, settings.results_topic, {"cleanup.policy": "compact"})
+    async with admin_of(kafka) as admin:
+        await admin.alter_configs([resource])
+    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers) as producer:
+        for key, item in zip((b"a", None, b"", b"b"), items(4), strict=True):
+            await producer.send_and_wait(settings.requests_topic, item, key=key, partition=0)
+    async with running(settings):
+        verdict = await finished(settings)
+    assert (verdict.clean, verdict.results, verdict.dead_reasons) == (True, 3, {"result_refused": 1})
+
+
+async def test_whatever_a_producer_can_write_ends_once_and_leaves_no_lag(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "odd", stuck_after_s=2.0)
+    item, topic = items(1)[0], settings.requests_topic
+    servers = kafka.bootstrap_servers
+    async with running(settings) as lane:
+        for codec in ("gzip", "snappy", "lz4", "zstd"):
+            async with AIOKafkaProducer(bootstrap_servers=servers, compression_type=codec) as producer:
+                await producer.send_and_wait(topic, item, partition=0)
+        async with AIOKafkaProducer(bootstrap_servers=servers, transactional_id="odd") as producer:
+            for abort in (False, True, False):  # markers are at the log's end
+                await producer.begin_transaction()
+                await producer.send_and_wait(topic, item, partition=0)
+                await (producer.abort_transaction() if abort else producer.commit_transaction())
+        async with AIOKafkaProducer(bootstrap_servers=servers) as producer:
+            await producer.send_and_wait(topic, None, key=b"gone", partition=0)
+            await producer.send_and_wait(topic, item, key=b"", partition=0)
+            await producer.send_and_wait(topic, item, timestamp_ms=0, partition=0)
+            headers = [("twice", b"1"), ("twice", b"2"), ("none", None), ("x-job", b""), ("huge", b"h" * 500_000)]
+            await producer.send_and_wait(topic, item, headers=headers, partition=0)
+        await asyncio.to_thread(produce_null, servers, topic)
+        verdict = await finished(settings)
+        async with AIOKafkaProducer(bootstrap_servers=servers, transactional_id="odd") as producer:
+            await producer.begin_transaction()
+            await producer.send_and_wait(topic, item, partition=1)
+            await producer.abort_transaction()
+        begun_s = lane.now_s
+        await until_state(lane, lambda lane: lane.now_s - begun_s > 5.0)  # longer than the watchdog's patience
+        await until_state(lane, lambda lane: all(share.lag == 0 for share in lane.shares()))
+        assert lane.state == "running"
+    assert verdict.clean
+    assert (verdict.results, verdict.dead) == (9, 2)
+    assert len(lane.stats.items) == 2
+
+
+def produce_null(servers: str, topic: str) -> None:
+    """A record with neither key nor value, which aiokafka will not write."""
+    producer = Producer({"bootstrap.servers": servers})
+    producer.produce(topic, None, None, partition=0)
+    producer.flush(10)
+
+
+@asynccontextmanager
+async def lane_runs(lane: OfflineLane) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(lane.run(), name="lane")
+    try:
+        yield task
+    finally:
+        await lane.drain(5.0)
+        await task
 
 
 async def test_a_broker_that_goes_away_and_comes_back_costs_no_item(tmp_path: Path) -> None:
@@ -354,9 +514,18 @@ async def test_tls_with_scram_works_and_a_wrong_password_is_not_let_in(
             assert lane.stats.items == {("done", ""): 20}
         assert await metadata_version(secure) == 29
         secret.write_text("guessed\n")
-        with pytest.raises(KafkaConnectionError):
-            await submit(secure, items(1), {})
-    assert "Authentication failed" in caplog.text
+        lane = OfflineLane(replace(secure, look_again_s=0.2), FakeDriver(), WordTokens(), {"tensorrt_llm": 2048})
+        async with lane_runs(lane):
+            await until_state(lane, lambda lane: lane.state_now.cause is Cause.AUTHENTICATION)
+            assert "the broker does not let us in: SaslAuthenticationFailed" in lane.state
+            secret.unlink()
+            await until_state(lane, lambda lane: lane.state_now.cause is Cause.SECRET)
+            secret.write_text("let-me-in\n")
+            await until_state(lane, lambda lane: lane.state == "running")
+        untrusting = replace(secure, security=replace(security, ca_file=None))
+        lane = OfflineLane(untrusting, FakeDriver(), WordTokens(), {"tensorrt_llm": 2048})
+        async with lane_runs(lane):
+            await until_state(lane, lambda lane: lane.state_now.cause is Cause.TLS)
     assert "guessed" not in caplog.text
     assert "let-me-in" not in caplog.text
 
@@ -425,17 +594,42 @@ async def test_an_opening_that_is_cancelled_anywhere_closes_what_it_opened(kafka
     assert left == 0
 
 
-async def test_two_processes_with_one_instance_id_find_out(kafka: LocalKafka, tmp_path: Path) -> None:
-    settings = await topics(kafka, tmp_path, "twins", instance_id="twin")
-    lanes = [OfflineLane(settings, FakeDriver(), WordTokens(), {"tensorrt_llm": 2048}) for _ in range(2)]
-    tasks = [asyncio.create_task(lane.run(), name="twin") for lane in lanes]
-    done, _ = await asyncio.wait(tasks, timeout=TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-    for lane, task in zip(lanes, tasks, strict=True):
-        if not task.done():
-            await lane.drain(1.0)
-    found = await asyncio.gather(*tasks, return_exceptions=True)
-    assert done
-    assert any(isinstance(each, DuplicateInstanceError) for each in found)
+async def test_of_two_processes_with_one_instance_id_the_newcomer_waits_and_the_holder_does_not_notice(
+    kafka: LocalKafka, tmp_path: Path
+) -> None:
+    settings = await topics(kafka, tmp_path, "twins", instance_id="twin", look_again_s=0.2)
+    holder, newcomer = (OfflineLane(settings, FakeDriver(), WordTokens(), {"tensorrt_llm": 2048}) for _ in range(2))
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(holder.run(), name="holder")
+        await until_state(holder, lambda lane: lane.state == "running" and len(lane.shares()) == PARTITIONS)
+        rebalances = holder.stats.rebalances
+        second = tasks.create_task(newcomer.run(), name="newcomer")
+        await until_state(newcomer, lambda lane: lane.state.endswith("each process needs its own"))
+        assert newcomer.state_now.cause is Cause.INSTANCE_IN_USE
+        assert "instance_id 'twin' is in use by host /127.0.0.1" in newcomer.state
+        await submit(settings, items(30), {})
+        assert (await finished(settings)).results == 30
+        assert (holder.stats.rebalances, holder.stats.reopens, newcomer.stats.executions) == (rebalances, 0, 0)
+        await holder.drain(1.0)
+        await first
+        await submit(settings, items(30), {})
+        assert (await finished(settings)).results == 60
+        await newcomer.drain(1.0)
+        await second
+    assert newcomer.stats.executions == 30
+
+
+async def test_a_process_that_was_killed_is_back_before_its_session_is_over(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "again", instance_id="again", session_timeout_s=25.0)
+    killed = OfflineLane(settings, FakeDriver(), WordTokens(), {"tensorrt_llm": 2048})
+    task = asyncio.create_task(killed.run(), name="killed")
+    await until_state(killed, lambda lane: lane.state == "running" and len(lane.shares()) == PARTITIONS)
+    task.cancel()
+    await asyncio.wait([task])
+    begun_s = killed.now_s
+    async with running(settings) as lane:
+        await until_state(lane, lambda lane: len(lane.shares()) == PARTITIONS)
+        assert lane.now_s - begun_s < 15.0
 
 
 def result(settings: OfflineSettings, text: str) -> Outgoing:

@@ -46,7 +46,7 @@ async def test_callers_are_served_whatever_kafka_does(triton: Triton, tmp_path: 
     offline = OfflineSettings(**fields)  # type: ignore[arg-type]
     async with serving(tmp_path, sidecar_settings(triton, offline=fields)) as sidecar:
         assert await online_answers(sidecar)
-        assert (await offline_when(sidecar, 0, "unavailable"))["partitions"] == []
+        assert (await offline_when(sidecar, 0, "waiting: no broker answers"))["partitions"] == []
         async with kafka:
             await kafka.create_topics(2)
             await submit(offline, items, {})
