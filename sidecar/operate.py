@@ -24,7 +24,9 @@ from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.engine_models import look, shares
 from sidecar.edge.errors import EngineError, StreamBrokenError
 from sidecar.edge.gauges import measure
+from sidecar.edge.kafka_errors import LogError, call, hear_aiokafka
 from sidecar.edge.kafka_settings import OfflineSettings, client_options
+from sidecar.edge.kafka_topics import look as look_at_topics
 from sidecar.edge.status_text import status_text
 from sidecar.edge.tokens import Tokens
 
@@ -191,19 +193,18 @@ async def _model_findings(client: EngineClient, engine: EngineEndpoint, where: s
 
 
 async def _kafka_findings(offline: OfflineSettings) -> AsyncIterator[tuple[str, str]]:
+    hear_aiokafka()
     admin = AIOKafkaAdminClient(**client_options(offline))
     try:
-        await admin.start()
-        topics = [offline.requests_topic, offline.results_topic, offline.dead_letter_topic]
-        for topic in await admin.describe_topics(topics):
-            if topic["error_code"]:
-                yield "FAILED", f"kafka: topic {topic['topic']} is missing"
-            else:
-                yield "ok", f"kafka: topic {topic['topic']} has {len(topic['partitions'])} partitions"
+        async with call(offline.call_timeout_s):  # for the last cause: aiokafka alone says "Unable to bootstrap"
+            await admin.start()
+            topics = await look_at_topics(admin._client, offline)
+        for finding in topics.findings(offline):
+            yield finding
         version = await broker_version.metadata_version(offline)
         if note := broker_version.warning(version, offline.abort_fence):
             yield "warning", f"kafka: {note}"
-    except (KafkaError, OSError) as error:  # a TimeoutError is an OSError
-        yield "FAILED", f"kafka at {offline.bootstrap_servers}: {error!r}"
+    except (LogError, KafkaError, OSError) as error:  # a TimeoutError is an OSError
+        yield "FAILED", f"kafka at {offline.bootstrap_servers}: {error}"
     finally:
         await admin.close()

@@ -5,7 +5,7 @@ Asked when the lane starts and at each opening of a partition, because topics ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from aiokafka.admin.config_resource import ConfigResourceType
@@ -18,6 +18,7 @@ from sidecar.edge.kafka_errors import LogError
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.lane_state import Cause
 
+HEADERS_BYTES = 64 << 10  # that a dead letter may be longer than its item
 BYTES_MAX = "max.message.bytes"  # of a batch as it is stored, so after compression
 
 
@@ -52,6 +53,28 @@ class Topics:
     def bytes_max(self) -> Mapping[str, int]:
         """The longest batch that each target takes, where it is known."""
         return {topic.name: topic.bytes_max for topic in self.targets if topic.bytes_max is not None}
+
+    def findings(self, settings: OfflineSettings) -> Iterator[tuple[str, str]]:
+        """(ok, warning or FAILED; what was found): whether every result and every dead letter has its place."""
+        yield "ok", f"kafka: topic {self.requests.name} has {self.requests.partitions} partitions"
+        for topic in self.targets:
+            if topic.partitions < self.requests.partitions:
+                yield (
+                    "FAILED",
+                    f"kafka: topic {topic.name} has {topic.partitions} partitions, {self.requests.name} has "
+                    f"{self.requests.partitions}: a result is written to the partition that its item came from",
+                )
+            else:
+                yield "ok", f"kafka: topic {topic.name} has {topic.partitions} partitions"
+            needed = settings.message_bytes_max + (HEADERS_BYTES if topic.name == settings.dead_letter_topic else 0)
+            if topic.name == settings.progress_topic or topic.bytes_max is None or topic.bytes_max >= needed:
+                continue
+            becomes = "is cut" if topic.name == settings.dead_letter_topic else "becomes a dead letter"
+            yield (
+                "warning",
+                f"kafka: topic {topic.name} has {BYTES_MAX} {topic.bytes_max}, message_bytes_max asks for {needed}: "
+                f"what is longer {becomes}",
+            )
 
 
 async def look(client: AIOKafkaClient, settings: OfflineSettings) -> Topics:
