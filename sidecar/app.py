@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 from sidecar import __version__
+from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.edge.advice import with_advice

@@ -127,9 +127,7 @@ class Commits:
         if share.refusals.refused(offsets, refused) is None:
             return
         [offset] = offsets
-        limit = share.bytes_max.get(error.topic)
-        takes = "refused it" if limit is None else f"takes at most {limit} bytes in a batch"
-        self._change(share, offset, f"{takes} ({error})", error.too_large)
+        self._change(share, offset, f"refused it ({error})", error.too_large)
 
     def _change(self, share: Share, offset: int, why: str, too_large: bool) -> None:
         """A result that is refused becomes a dead letter, and a dead letter a shorter one, or one that waits."""

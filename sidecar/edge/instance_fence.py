@@ -118,11 +118,12 @@ class InstanceFence:
         return None
 
     async def bump(self) -> bool:
-        """The epoch is bumped. True if another process has bumped it since our last time."""
+        """The epoch is bumped. True if another process has bumped it since our last time, if that is known."""
+        before, self._last = self._last, None  # after a failure nobody knows whether it was bumped
         node = await self._client.coordinator_lookup(CoordinationType.TRANSACTION, self._transactional_id)
         timeout_ms = int(self._settings.transaction_timeout_s * 1000)
         answer = await self._client.send(node, InitProducerIdRequest(self._transactional_id, timeout_ms))
         if answer.error_code:
             raise for_code(answer.error_code)(self._transactional_id)
-        before, self._last = self._last, Bump(answer.producer_id, answer.producer_epoch)
+        self._last = Bump(answer.producer_id, answer.producer_epoch)
         return before is not None and not self._last.follows(before)

@@ -175,6 +175,7 @@ class KafkaOpening:
                 partition=self._source.partition,
                 headers=list(record.headers),
             )
+            sent.add_done_callback(_hear)  # if the transaction fails elsewhere nobody waits for it
             return sent
         except TOO_LARGE as error:
             failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -192,6 +193,11 @@ class KafkaOpening:
             await (await self._send(Outgoing(topic=topic, key=b"", value=b"", headers=())))
         await self._send_offsets(state, state.encode())
         await self._producer.abort_transaction()
+
+
+def _hear(sent: asyncio.Future[Any]) -> None:
+    if not sent.cancelled():
+        sent.exception()
 
 
 def _raise_failed(records: Sequence[Outgoing], outcomes: Sequence[Any]) -> None:
