@@ -221,6 +221,7 @@ class OfflineLane:
         """aiokafka's callback: all partitions may go. One last bounded commit each, heartbeats go on meanwhile."""
         self.stats.rebalances += 1
         self._unassigned_s = self._clock()
+        self._become(Phase.STARTING, Cause.ASSIGNMENT, "the group assigns its partitions anew")
         await self._leave_all()
 
     async def _leave_all(self) -> None:

@@ -11,13 +11,20 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import IllegalOperation, KafkaError, OffsetOutOfRangeError, ProducerFenced
+from aiokafka.errors import (
+    IllegalOperation,
+    KafkaError,
+    MessageSizeTooLargeError,
+    OffsetOutOfRangeError,
+    ProducerFenced,
+    RecordListTooLargeError,
+)
 from aiokafka.structs import OffsetAndMetadata
 
 from sidecar.core.errors import SettingsError
 from sidecar.edge import kafka_opening
 from sidecar.edge.kafka_client import KafkaLog
-from sidecar.edge.kafka_errors import FencedError, LogError, PositionLostError
+from sidecar.edge.kafka_errors import FencedError, InvalidRecordError, LogError, PositionLostError, RecordRefusedError
 from sidecar.edge.kafka_opening import KafkaOpening, Outgoing
 from sidecar.edge.kafka_settings import KafkaSecuritySettings, OfflineSettings, client_options
 from sidecar.edge.offsets import Committed
@@ -152,6 +159,35 @@ async def test_no_offset_is_sent_if_a_record_was_not_delivered(opened: Opened) -
     with pytest.raises(LogError, match="expired while"):
         await opening.commit([RESULT], STATE)
     assert [call for call in calls if call == "commit" or call[0] == "offsets"] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "too_large"),
+    [(MessageSizeTooLargeError(), True), (RecordListTooLargeError(), True), (InvalidRecordError(), False)],
+)
+async def test_a_record_that_its_topic_refuses_is_named_by_its_place_and_nothing_is_committed(
+    opened: Opened, error: Exception, too_large: bool
+) -> None:
+    opening, calls = opened(delivery=error)
+    await opening.start()
+    with pytest.raises(RecordRefusedError, match=r"topic inference\.results takes no such record") as raised:
+        await opening.commit([RESULT, RESULT], STATE)
+    assert (raised.value.indexes, raised.value.too_large) == (frozenset({0, 1}), too_large)
+    assert [call for call in calls if call == "commit" or call[0] == "offsets"] == []
+
+
+async def test_batches_are_no_longer_than_the_shortest_that_a_topic_takes(opened: Opened) -> None:
+    opening, _ = opened()
+    assert opening._producer.options["max_batch_size"] == 262_144
+    limits = {"inference.results": 20_000, "inference.requests.dlq": 2_162_688}
+    assert KafkaOpening(OfflineSettings(), 3, limits)._producer.options["max_batch_size"] == 20_000
+
+
+async def test_a_record_without_key_and_value_is_sent_with_an_empty_value(opened: Opened) -> None:
+    opening, calls = opened()
+    await opening.start()
+    await opening.commit([Outgoing(topic="t", key=None, value=None, headers=())], STATE)
+    assert calls[3] == ("send", "t", b"", None, 3, [])
 
 
 async def test_a_failed_request_taints_the_opening_even_if_a_retry_succeeds(opened: Opened) -> None:
