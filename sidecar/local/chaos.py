@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import logging
-import os
 import random
 import shutil
 import signal
@@ -19,8 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,20 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 
 from sidecar.local.broker import ROOT, LocalKafka, free_ports
+from sidecar.local.chaos_faults import (
+    GROWING,
+    ONLY_FAST,
+    PARTITIONS_MAX,
+    REQUEST_TIMEOUT_S,
+    REQUESTS,
+    SESSION_TIMEOUT_S,
+    USER,
+    Faults,
+    until,
+)
+from sidecar.local.chaos_sidecars import Sidecar
 from sidecar.local.checker import Verdict, check, is_finished
-from sidecar.local.endtxn_proxy import EndTxnProxy, LateFrames
+from sidecar.local.endtxn_proxy import FaultProxy, ProxyFaults
 from sidecar.local.interrupt import run_until_told
 from sidecar.local.triton import Triton, TritonSettings, running
 
@@ -37,13 +47,20 @@ GROUP = "chaos"
 PARTITIONS = 4
 ITEMS_PER_S = {"fast": 120, "triton": 20}
 TRITON_SLOTS = 4  # of each sidecar
-SESSION_TIMEOUT_S = 3.0  # short, so that a takeover takes seconds; heartbeats every half second
-SIGSTOP_S = 6.5  # longer than the session: the others take over, and then the sleeper wakes
-REVEALING = {
+REVEALING = {  # with --break nothing else is drawn, so that a run cannot pass for want of the one fault that shows it
     "taint": ["late_endtxn"],
     "fence": ["sigstop"],
     "metadata": ["kill9", "rebalance"],
-    "futures": ["broker_term", "broker_kill9"],
+    "futures": ["leaderless"],  # a batch has to expire while its partition has no leader: a restart rarely does that
+}
+AUTHORIZED = {  # the sidecars log in, so that rights can be taken from them; everybody else may do everything
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "super.users": "User:ANONYMOUS",
+    "allow.everyone.if.no.acl.found": "true",
+    "sasl.enabled.mechanisms": "PLAIN",
+    "listener.name.proxied.plain.sasl.jaas.config": (
+        f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{USER}";'
+    ),
 }
 SETTLE_S = 120.0  # after the last fault, for everything to be done
 
@@ -62,64 +79,6 @@ class Options:
     verbose: bool = False
 
 
-@dataclass(slots=True)
-class Sidecar:
-    """One process of the lane, restarted under the same instance id; counters of all its lives."""
-
-    name: str
-    directory: Path
-    settings: dict[str, Any]
-    seed: int
-    process: asyncio.subprocess.Process | None = None
-    reader: asyncio.Task[None] | None = None
-    lives: list[dict[str, int]] = field(default_factory=list)
-
-    async def start(self) -> None:
-        """The process runs; it joins the group on its own time."""
-        log = os.open(self.directory / f"{self.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        try:
-            self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "sidecar.local.chaos_worker", json.dumps(self.settings)),
-                *("--seed", str(self.seed + len(self.lives))),
-                cwd=self.directory,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-            )
-        finally:
-            os.close(log)
-        self.lives.append({})
-        self.reader = asyncio.create_task(self._read(self.lives[-1]), name=f"read {self.name}")
-
-    async def end(self, how: signal.Signals, timeout_s: float = 30.0) -> None:
-        """The process has ended: by this signal, or by SIGKILL after the timeout."""
-        if self.process is None or self.process.returncode is not None:
-            return
-        self.process.send_signal(how)
-        try:
-            await asyncio.wait_for(self.process.wait(), timeout_s)
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
-        if self.reader is not None:
-            await self.reader
-
-    def signal(self, which: signal.Signals) -> None:
-        """Sent, if the process lives."""
-        if self.process is not None and self.process.returncode is None:
-            self.process.send_signal(which)
-
-    def count(self, name: str) -> int:
-        """The sum of this counter over all lives, as last reported by each."""
-        return sum(life.get(name, 0) for life in self.lives)
-
-    async def _read(self, counters: dict[str, int]) -> None:
-        if self.process is None or self.process.stdout is None:
-            return
-        async for line in self.process.stdout:
-            counters.update(json.loads(line))
-
-
 class Chaos:
     """One run: a cluster, its proxies, the sidecars, and a steady stream of items."""
 
@@ -128,22 +87,26 @@ class Chaos:
         self._triton = triton
         self._directory = directory
         self._random = random.Random(options.seed)
-        self._kafka = LocalKafka(brokers=options.brokers, listeners={"PROXIED": "PLAINTEXT"})
-        self._late = LateFrames()
+        self._kafka = LocalKafka(
+            brokers=options.brokers, listeners={"PROXIED": "SASL_PLAINTEXT"}, properties=AUTHORIZED
+        )
+        self._proxy = ProxyFaults()
         ports = [self._kafka.port(index, "PROXIED") for index in range(options.brokers)]
-        self._proxies = [EndTxnProxy(port, self._late) for port in ports]
+        self._proxies = [FaultProxy(port, self._proxy) for port in ports]
         self._sidecars: list[Sidecar] = []
         self._gone: list[Sidecar] = []
         self._producing = True
-        self._faults: Counter[str] = Counter()
-        self._kinds: dict[str, Callable[[], Awaitable[None]]] = {
-            "kill9": self._kill9,
-            "sigstop": self._sigstop,
-            "broker_term": lambda: self._restart_broker(signal.SIGTERM),
-            "broker_kill9": lambda: self._restart_broker(signal.SIGKILL),
-            "rebalance": self._rebalance,
-            "late_endtxn": self._late_endtxn,
-        }
+        self._counts: Counter[str] = Counter()
+        self._faults = Faults(
+            self._kafka,
+            self._proxy,
+            self._sidecars,
+            self._gone,
+            lambda instance_id: self._sidecar("guest", instance_id),
+            partitions=PARTITIONS,
+            directory=directory,
+            draw=self._random,
+        )
 
     async def run(self) -> dict[str, Any]:
         """The figures of the run; everything it started has ended."""
@@ -165,13 +128,15 @@ class Chaos:
 
     async def _break_things(self) -> None:
         producing = asyncio.create_task(self._produce(), name="produce")
-        self._sidecars = [self._sidecar(f"sidecar-{number}") for number in range(self._options.sidecars)]
+        self._sidecars += [self._sidecar(f"sidecar-{number}") for number in range(self._options.sidecars)]
         await asyncio.gather(*(each.start() for each in self._sidecars))
-        await self._until(lambda: all(each.count("executions") > 0 for each in self._sidecars), 30.0)
+        await until(lambda: all(each.count("executions") > 0 for each in self._sidecars), 30.0)
         for kind in self._schedule():
+            if producing.done():
+                break  # with an error, which is raised below
             self._say(f"fault: {kind}")
-            await self._kinds[kind]()
-            self._faults[kind] += 1
+            await self._faults.kinds[kind]()
+            self._counts[kind] += 1
             await asyncio.sleep(self._random.uniform(0.2, 1.0))
         self._producing = False
         await producing
@@ -181,65 +146,38 @@ class Chaos:
         await asyncio.gather(*(each.end(signal.SIGTERM) for each in self._sidecars))
 
     def _schedule(self) -> list[str]:
-        """Every kind at least once, as far as the number of faults allows; the rest drawn from what reveals a break."""
-        kinds = list(self._kinds)
-        self._random.shuffle(kinds)
-        revealing = REVEALING.get(self._options.broken or "", kinds)
-        drawn = [self._random.choice(revealing) for _ in range(self._options.faults - len(kinds))]
-        schedule = kinds[: self._options.faults] + drawn
-        self._random.shuffle(schedule)
-        return schedule
-
-    # -- faults
-
-    async def _kill9(self) -> None:
-        victim = self._random.choice(self._sidecars)
-        await victim.end(signal.SIGKILL)
-        await asyncio.sleep(self._random.choice([0.0, SESSION_TIMEOUT_S + 1]))  # within the session, or after it
-        await victim.start()
-
-    async def _sigstop(self) -> None:
-        victim = self._random.choice(self._sidecars)
-        victim.signal(signal.SIGSTOP)
-        await asyncio.sleep(SIGSTOP_S)
-        victim.signal(signal.SIGCONT)
-
-    async def _restart_broker(self, how: signal.Signals) -> None:
-        index = self._random.randrange(self._kafka.brokers)
-        await self._kafka.stop(index, how)
-        await asyncio.sleep(self._random.uniform(0.0, 1.0))
-        await self._kafka.start(index)
-        await self._kafka.wait_ready()
-
-    async def _rebalance(self) -> None:
-        """A third sidecar comes, works, and goes; without an instance id it leaves the group at once."""
-        guest = self._sidecar("guest", instance_id=self._random.choice(["", "guest"]))
-        self._sidecars.append(guest)
-        await guest.start()
-        await self._until(lambda: guest.count("executions") > 0, 15.0)
-        await asyncio.sleep(self._random.uniform(0.0, 1.0))
-        await guest.end(self._random.choice([signal.SIGTERM, signal.SIGKILL]))
-        self._sidecars.remove(guest)
-        self._gone.append(guest)
-
-    async def _late_endtxn(self) -> None:
-        released = self._late.released
-        self._late.armed = True
-        await self._until(lambda: self._late.released > released, 15.0)
+        """Every kind at least once, as far as the number of faults allows; with a break only what reveals it."""
+        if self._options.broken is not None:
+            return [self._random.choice(REVEALING[self._options.broken]) for _ in range(self._options.faults)]
+        kinds = [each for each in self._faults.kinds if self._triton is None or each not in ONLY_FAST]
+        first = self._random.sample(kinds, k=len(kinds))[: self._options.faults]
+        growing = sum(each in GROWING for each in first)
+        while len(first) < self._options.faults:
+            kind = self._random.choice(kinds)
+            if kind in GROWING and growing == PARTITIONS_MAX - PARTITIONS:
+                continue
+            growing += kind in GROWING
+            first.append(kind)
+        self._random.shuffle(first)
+        return first
 
     # -- around them
 
     async def _produce(self) -> None:
         """Items until told to stop; one that may have been sent twice is two items, so nothing is retried here."""
         producer = AIOKafkaProducer(
-            bootstrap_servers=self._kafka.bootstrap_servers, enable_idempotence=True, request_timeout_ms=60_000
+            bootstrap_servers=self._kafka.bootstrap_servers,
+            enable_idempotence=True,
+            request_timeout_ms=60_000,
+            metadata_max_age_ms=1_000,  # so that added partitions get items, too
         )
         await producer.start()
         number = 0
         try:
             while self._producing:
                 value = json.dumps({"id": f"item-{number}", "prompt": f"item {number}", "max_tokens": 8}).encode()
-                await producer.send("inference.requests", value, key=value[:12], partition=number % PARTITIONS)
+                known = sorted(await producer.partitions_for(REQUESTS))
+                await producer.send(REQUESTS, value, key=value[:12], partition=known[number % len(known)])
                 number += 1
                 await asyncio.sleep(1 / ITEMS_PER_S["fast" if self._triton is None else "triton"])
         finally:
@@ -253,11 +191,6 @@ class Chaos:
                 return
             await asyncio.sleep(0.5)
 
-    async def _until(self, reached: Callable[[], bool], timeout_s: float) -> None:
-        deadline_s = time.monotonic() + timeout_s
-        while not reached() and time.monotonic() < deadline_s:  # noqa: ASYNC110 - a counter of another process
-            await asyncio.sleep(0.1)
-
     def _sidecar(self, name: str, instance_id: str | None = None) -> Sidecar:
         settings = {
             "bootstrap_servers": ",".join(f"127.0.0.1:{proxy.port}" for proxy in self._proxies),
@@ -270,7 +203,10 @@ class Chaos:
             "session_timeout_s": SESSION_TIMEOUT_S,
             "heartbeat_s": 0.5,
             "rebalance_timeout_s": 10.0,
-            "request_timeout_s": 1.5,
+            "request_timeout_s": REQUEST_TIMEOUT_S,
+            "metadata_max_age_s": 1.0,
+            "look_again_s": 2.0,
+            "security": {"protocol": "SASL_PLAINTEXT", "mechanism": "PLAIN", "username": USER, "password": USER},
             "transaction_timeout_s": 10.0,
             "revoke_commit_s": 2.0,
             "stuck_after_s": 20.0,
@@ -284,11 +220,12 @@ class Chaos:
     def _figures(self, verdict: Verdict, seconds: float) -> dict[str, Any]:
         everyone = [*self._sidecars, *self._gone]
         return {
-            "faults": {kind: self._faults[kind] for kind in self._kinds},
+            "faults": {kind: self._counts[kind] for kind in self._faults.kinds},
             "items": verdict.source_offsets + verdict.above_watermark,
             "unfinished": verdict.above_watermark,
             "results": verdict.results,
             "dead": verdict.dead,
+            "dead_reasons": dict(sorted(verdict.dead_reasons.items())),
             "lost": len(verdict.lost),
             "duplicated": len(verdict.duplicated),
             **{name: sum(each.count(name) for each in everyone) for name in ("executions", "fenced", "reopens")},

@@ -15,13 +15,15 @@ import random
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 from pydantic import TypeAdapter
 
 from sidecar.app import serve
 from sidecar.core.work import EndReason, Work
-from sidecar.edge.calls import Generated, TokenCall
+from sidecar.edge.calls import Generated, TokenCall, WorkDeadError
 from sidecar.edge.config import ServeSettings
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offline import OfflineLane
@@ -30,18 +32,34 @@ from sidecar.edge.tokens import Tokens
 SLOW_SHARE = 0.03  # of the items take far longer than the rest, so that there are always holes
 SLOW_S = 1.5
 REPORT_S = 0.5
+ATTEMPTS = 5  # of one item, as the scheduler has them
+FAILS, GIVES_NOTHING = Path("engine-fails"), Path("engine-empty")  # in the working directory, while it lasts
+EMPTY = tuple(map(ord, "always empty"))  # a prompt that begins so never has an output
 COUNTERS = ("executions", "fenced", "reopens")
 
 
 class FastEngine:
-    """Gives a few ids after some milliseconds."""
+    """Gives a few ids after some milliseconds; while the harness says so, every third call fails or gives none."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
+        self._calls = 0
 
     async def generate(self, _work: Work, call: TokenCall) -> Generated:
-        """The prompt back. Cancelling it cancels it."""
+        """The prompt back, after as many calls as it takes; dead after `ATTEMPTS`. Cancelling it cancels it."""
         begun_s = time.monotonic()
+        always_empty = call.prompt_ids[: len(EMPTY)] == EMPTY
+        for attempt in range(1, ATTEMPTS + 1):
+            self._calls += 1
+            third = self._calls % 3 == 0
+            failed = third and _is(FAILS)
+            empty = always_empty or (third and _is(GIVES_NOTHING))
+            if not failed and not empty:
+                return await self._answer(call, begun_s, attempt)
+            await asyncio.sleep(0.01)
+        raise WorkDeadError("INTERNAL: empty_output" if empty else "INTERNAL: the engine failed", ATTEMPTS)
+
+    async def _answer(self, call: TokenCall, begun_s: float, attempts: int) -> Generated:
         slow = self._random.random() < SLOW_SHARE
         await asyncio.sleep(SLOW_S if slow else self._random.uniform(0.005, 0.1))
         return Generated(
@@ -50,11 +68,15 @@ class FastEngine:
             engine="fast",
             grants=1,
             resumed=0,
-            attempts=1,
+            attempts=attempts,
             queue_wait_s=0.0,
             first_token_s=begun_s,
             finished_s=time.monotonic(),
         )
+
+
+def _is(trouble: Path) -> bool:
+    return trouble.exists()
 
 
 class LetterTokens(Tokens):
@@ -77,7 +99,9 @@ class LetterTokens(Tokens):
 async def _report(lane: OfflineLane) -> None:
     while True:
         stats = lane.stats
-        line = {name: getattr(stats, name) for name in COUNTERS} | {"done": sum(stats.items.values())}
+        line: dict[str, Any] = {name: getattr(stats, name) for name in COUNTERS} | {"done": sum(stats.items.values())}
+        states = [lane.state_now, *(share.state for share in lane.shares())]
+        line["reasons"] = sorted({state.cause.value for state in states})
         print(json.dumps(line), flush=True)
         await asyncio.sleep(REPORT_S)
 
@@ -109,9 +133,12 @@ async def _report_status(address: str) -> None:
         while True:
             with contextlib.suppress(aiohttp.ClientError):
                 async with http.get(f"http://{address}/status.json") as answer:
-                    stats = (await answer.json())["offline"].get("stats", {})
-                done = sum(each["count"] for each in stats.get("items", []))
-                print(json.dumps({name: stats.get(name, 0) for name in COUNTERS} | {"done": done}), flush=True)
+                    lane = (await answer.json())["offline"]
+                stats = lane.get("stats", {})
+                line = {name: stats.get(name, 0) for name in COUNTERS}
+                line["done"] = sum(each["count"] for each in stats.get("items", []))
+                reasons = sorted({each["reason"] for each in [lane, *lane.get("partitions", [])]})
+                print(json.dumps({**line, "reasons": reasons}), flush=True)
             await asyncio.sleep(REPORT_S)
 
 

@@ -14,4 +14,5 @@ async def test_twenty_faults_lose_nothing_and_write_nothing_twice() -> None:
     assert (figures["lost"], figures["duplicated"], figures["unfinished"]) == (0, 0, 0), figures
     assert min(figures["faults"].values()) >= 1
     assert sum(figures["faults"].values()) == 20
-    assert figures["results"] == figures["items"] > 1000
+    assert figures["results"] + figures["dead"] == figures["items"] > 1000
+    assert {"empty_output", "result_too_large"} <= figures["dead_reasons"].keys()
