@@ -21,11 +21,8 @@ from sidecar.core.errors import SettingsError, SidecarError
 from sidecar.edge.lane_state import Cause
 from sidecar.edge.offsets import OffsetsError
 
-log = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 3.0
 DETAIL_CHARS = 300
-SAME_LINE_S = 60.0  # aiokafka repeats itself at each retry: one line of a kind so often
-LINES_MAX = 200  # kinds of lines that are remembered
 
 
 class LogError(SidecarError):
@@ -205,44 +202,38 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 class _Noise(logging.Handler):
-    """Hears what aiokafka logs: keeps the failed connections, and passes one line of a kind on in a minute."""
+    """Hears what aiokafka logs and keeps the failed connections: it puts the exception itself among the arguments.
+
+    Passes on what the root logger lets through, so that a log without libraries does not make their causes unknown.
+    """
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__()
         self._failures: deque[tuple[float, BaseException]] = deque(maxlen=20)
-        self._lines: dict[tuple[str, str], tuple[float, int]] = {}
 
     def failures_since(self, since_s: float) -> list[BaseException]:
         """Why connections failed since then, the latest first."""
         return [error for at_s, error in reversed(self._failures) if at_s >= since_s]
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Aiokafka puts the exception itself among the arguments of its lines."""
-        now_s = time.monotonic()
+        """Keep the failure, if it is one, and pass the line on."""
         for each in record.args if isinstance(record.args, tuple) else ():
             if isinstance(each, BaseException):
-                self._failures.append((now_s, each))
-        kind = (record.name, str(record.msg))
-        said_s, unsaid = self._lines.get(kind, (float("-inf"), 0))
-        if now_s - said_s < SAME_LINE_S:
-            self._lines[kind] = (said_s, unsaid + 1)
-            return
-        if len(self._lines) >= LINES_MAX:
-            self._lines.clear()
-        self._lines[kind] = (now_s, 0)
-        more = f" ({unsaid} more like it before)" if unsaid else ""
-        log.info("%s: %s%s", record.name, record.getMessage()[:DETAIL_CHARS], more)
+                self._failures.append((time.monotonic(), each))
+        root = logging.getLogger()
+        if root.isEnabledFor(record.levelno):
+            root.handle(record)
 
 
 _noise = _Noise()
 
 
 def hear_aiokafka() -> None:
-    """What aiokafka logs goes through `_Noise`; its debug lines, which hold keys and values of records, to nobody."""
+    """What aiokafka logs is heard by `_Noise`; its debug lines, which hold keys and values of records, by nobody."""
     logger = logging.getLogger("aiokafka")
     if _noise not in logger.handlers:
         logger.addHandler(_noise)
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(logging.INFO)
         logger.propagate = False
 
 
