@@ -41,7 +41,7 @@ class LaneQueue:
         item.ticket = next(self._tickets)
         account.waiting.push(item)
         self.waiting += 1
-        self.tenants.stirred(account)
+        self.tenants.grew(account)
 
     def discard(self, item: Item) -> None:
         """`item`, which waits here, waits no more."""

@@ -113,7 +113,8 @@ class Scheduler:
         self._now_s = now_s
         self._actions = []
         # What was due before counts, but is granted only after the event: it may say that the engine is down.
-        self._run_timers()
+        if self._timers.any_due(now_s):
+            self._run_timers()
         match event:
             case Progressed():
                 self._progressed(event)

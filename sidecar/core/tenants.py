@@ -93,11 +93,12 @@ class Crowd:
         self._heap: list[tuple[float, int, Account]] = []
         self._prune_at = 64
 
-    def note(self, account: Account) -> None:
-        """The works of `account` that wait may be more or fewer now."""
-        if account.crowding > account.filed_crowding:
-            account.filed_crowding = account.crowding
-            heappush(self._heap, (-account.crowding, account.number, account))
+    def grew(self, account: Account) -> None:
+        """One more work of `account` waits. When one fewer does, nothing need be said."""
+        crowding = account.crowding
+        if crowding > account.filed_crowding:
+            account.filed_crowding = crowding
+            heappush(self._heap, (-crowding, account.number, account))
             if len(self._heap) > self._prune_at:
                 self._heap = [entry for entry in self._heap if -entry[0] == entry[2].filed_crowding]
                 heapify(self._heap)
@@ -179,9 +180,13 @@ class Tenants:
             return (len(account.waiting) + 1) / account.limits.weight
         return 1 / self._limits(name).weight
 
+    def grew(self, account: Account) -> None:
+        """One more work of `account` waits."""
+        self._crowd.grew(account)
+        self.stirred(account)
+
     def stirred(self, account: Account) -> None:
         """Something about who waits or runs in `account` has changed: it is filed where it belongs now."""
-        self._crowd.note(account)
         head = None if account.full else account.waiting.head()
         long = head is not None and self._is_long(head)
         self.eligible[account.long] -= account.eligible

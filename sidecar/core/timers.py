@@ -68,6 +68,10 @@ class Timers:
             heappop(self._entries)
         return self._entries[0][0] if self._entries else inf
 
+    def any_due(self, now_s: float) -> bool:
+        """True if something may be due by now. For the hot path: what was due is asked for only then."""
+        return bool(self._entries) and self._entries[0][0] <= now_s
+
     def due(self, now_s: float) -> Iterator[Item | Hold]:
         """What is due by now, in order; each is given once. An item that runs is not due: it is asked when it waits."""
         while self._entries and self._entries[0][0] <= now_s:
