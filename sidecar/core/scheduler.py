@@ -146,6 +146,7 @@ class Scheduler:
             self._fill(self._stirred.pop(0))
         if now_s >= self._look_at_s:
             self._look_at_s = self._look()
+        self._timers.tidy()
         return self._actions
 
     def next_deadline_s(self) -> float | None:

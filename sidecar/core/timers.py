@@ -64,9 +64,12 @@ class Timers:
 
     def next_s(self) -> float:
         """When something may be due next; inf if nothing is set. It may be the deadline of an item that runs then."""
+        return self._entries[0][0] if self._entries else inf
+
+    def tidy(self) -> None:
+        """Drop what is stale from the front. To be called once per event: `next_s` may be asked any number of times."""
         while self._entries and not _is_live(self._entries[0]):
             heappop(self._entries)
-        return self._entries[0][0] if self._entries else inf
 
     def any_due(self, now_s: float) -> bool:
         """True if something may be due by now. For the hot path: what was due is asked for only then."""
