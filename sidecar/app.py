@@ -116,7 +116,7 @@ async def serve(
                 await offline.drain(settings.offline_drain_timeout_s)
             await _drain(driver, obeying, max(until_s - driver.now_s, 0.0))
             passthrough.readiness.end()
-            await server.stop(LAST_ANSWERS_S)
+            await server.stop(max(until_s - driver.now_s, LAST_ANSWERS_S) if passthrough.running else LAST_ANSWERS_S)
             for task in watching:
                 task.cancel()
         logger.info("drained")

@@ -66,6 +66,7 @@ class Passthrough:
         self.readiness = readiness or Readiness()  # kept by whoever probes the engines
         self.schemas = Schemas(self.schema, self.serves)
         self.refused: Mapping[str, str] = {}  # models that must not pass by the scheduler, and what callers are told
+        self.running = 0  # unary calls that wait for their answer
         self._looks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._hung_until_s: dict[str, float] = {}
 
@@ -113,6 +114,8 @@ class Passthrough:
 
     async def unary(self, method: str, raw: bytes, context: Any, model: str = "") -> bytes:
         """The answer of Triton, or its status; of an engine that serves `model`, if it is about one."""
+        if self.readiness.draining and method == "ModelInfer":
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, "this sidecar is shutting down")
         try:
             engine = await self.living(model)
         except EngineError as error:
@@ -120,6 +123,7 @@ class Passthrough:
         call = engine.raw_unary(f"/{SERVICE}/{method}")(
             raw, metadata=forwardable(context.invocation_metadata()), timeout=context.time_remaining()
         )
+        self.running += 1
         try:
             await context.send_initial_metadata(forwardable(await call.initial_metadata()))
             answer: bytes = await call
@@ -127,6 +131,7 @@ class Passthrough:
         except grpc.aio.AioRpcError as error:
             await refuse(context, error.code(), error.details() or "", forwardable(error.trailing_metadata()))
         finally:
+            self.running -= 1
             call.cancel()  # the caller may be gone: Triton need not go on. Does nothing to a call that has ended
         if method in _CHANGES_MODELS:
             self.schemas.doubt()

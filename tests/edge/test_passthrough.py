@@ -42,6 +42,18 @@ async def test_a_cancelled_call_is_cancelled_in_triton(sidecar: Sidecar, triton:
         await triton.slow_cancelled.wait()
 
 
+async def test_while_draining_what_runs_goes_on_and_what_comes_is_refused(sidecar: Sidecar, triton: FakeTriton) -> None:
+    running = sidecar.unary("ModelInfer", of("slow"), wire.InferResponse)
+    async with asyncio.timeout(5):
+        await triton.slow_begun.wait()
+    sidecar.passthrough.readiness.drain()
+    late = sidecar.unary("ModelInfer", of("resnet"), wire.InferResponse)
+    assert await outcome(late) == (grpc.StatusCode.UNAVAILABLE, "this sidecar is shutting down")
+    assert (running.done(), sidecar.passthrough.running) == (False, 1)
+    running.cancel()
+    await sidecar.until(lambda: sidecar.passthrough.running == 0)
+
+
 async def test_the_callers_deadline_is_tritons(sidecar: Sidecar, triton: FakeTriton) -> None:
     call = sidecar.unary("ModelInfer", of("slow"), wire.InferResponse, timeout=0.3)
     assert (await outcome(call))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
