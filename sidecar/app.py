@@ -42,6 +42,7 @@ MakeScheduler = Callable[[SchedulerSettings, Sequence[EngineSettings]], Schedule
 
 logger = logging.getLogger(__name__)
 _NO_FILE_LEFT = NoFileLeft()
+VERSION_TIMEOUT_S = 5.0
 FILES_WANTED = 65_536  # a connection is a file
 LAST_ANSWERS_S = 2.0  # for answers that are written already, once nothing runs any more
 
@@ -259,6 +260,8 @@ def _probe(
         status.engine_changed(name, up, reason)
         if up:
             unscheduled.look_soon(name)
+            # It may be another Triton than before.
+            tasks.create_task(clients[name].look_up_version(VERSION_TIMEOUT_S), name=f"version of {name}")
 
     unscheduled = Unscheduled(settings.engines, clients, tuple(serving(settings.engines)))
     passthrough.refused = unscheduled.refused

@@ -19,6 +19,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
+from sidecar.edge import wire
 from sidecar.edge.engine_client import SERVICE, EngineClient, Metadata
 from sidecar.edge.errors import EngineError
 from sidecar.edge.outbox import Outbox
@@ -140,12 +141,16 @@ class Passthrough:
     async def stream(self, context: Any, outbox: Outbox) -> StreamPassthrough:
         """One upstream stream for the requests of one caller that are not scheduled. Raises EngineError.
 
-        It has the caller's `triton_grpc_error`: Triton decides then which error ends it.
+        With the caller's `triton_grpc_error` the first error of a model ends it, with Triton's status; one of a Triton
+        that does not survive that is ended here, with INTERNAL, for the text has no status.
         """
         engine, given = await self.living(), context.invocation_metadata() or ()
-        metadata = (*forwardable(given), *((key, value) for key, value in given if key == REAL_STATUS))
+        metadata, ends_here = forwardable(given), False
+        if (REAL_STATUS, "true") in given:
+            ends_here = not engine.ends_streams_safely
+            metadata = metadata if ends_here else (*metadata, (REAL_STATUS, "true"))
         call = engine.raw_stream(f"/{SERVICE}/ModelStreamInfer")(metadata=metadata, timeout=context.time_remaining())
-        return StreamPassthrough(call, outbox)
+        return StreamPassthrough(call, outbox, ends_with_error=ends_here)
 
     def _names(self, model: str) -> Sequence[str]:
         return self._serving.get(model) or tuple(self._engines)
@@ -193,9 +198,10 @@ def _unless_over() -> Iterator[None]:
 class StreamPassthrough:
     """A stream to Triton whose responses go to the outbox as they are."""
 
-    def __init__(self, call: Any, outbox: Outbox) -> None:
+    def __init__(self, call: Any, outbox: Outbox, *, ends_with_error: bool = False) -> None:
         self._call = call
         self._outbox = outbox
+        self._ends_with_error = ends_with_error
 
     async def write(self, request: bytes) -> None:
         """Send one request; an error of the stream shows in `pump`."""
@@ -211,6 +217,8 @@ class StreamPassthrough:
         """Deliver until the stream ends; the error it ended with, if any."""
         try:
             while (raw := await self._call.read()) is not grpc.aio.EOF:
+                if self._ends_with_error and (text := _error_of_a_model(raw)):
+                    return EngineError(text, grpc.StatusCode.INTERNAL)
                 self._outbox.put(raw)
                 await self._outbox.room()  # a slow reader slows Triton's stream, as it would without us
         except grpc.aio.AioRpcError as error:
@@ -220,3 +228,12 @@ class StreamPassthrough:
         finally:
             self._call.cancel()
         return None
+
+
+def _error_of_a_model(raw: bytes) -> str:
+    """The text of an error that ends a stream in Triton: not one of a request that it could not take.
+
+    Only the first has the parameter that says whether more follows.
+    """
+    answer = wire.StreamResponse.FromString(raw)
+    return str(answer.error_message) if wire.FINAL in answer.infer_response.parameters else ""

@@ -19,7 +19,7 @@ from sidecar.edge import wire
 from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.config import EngineEndpoint
 from sidecar.edge.driver import Driver
-from sidecar.edge.engine_client import SERVICE, EngineClient
+from sidecar.edge.engine_client import SERVICE, EngineClient, Version
 from sidecar.edge.limits import HeldBytes, LimitSettings
 from sidecar.edge.metrics import Metrics
 from sidecar.edge.online import Online
@@ -79,6 +79,7 @@ async def running_sidecar(
     own_metadata: dict[str, str] | None = None,
     limits: LimitSettings | None = None,
     prefill_slice_tokens: int | None = None,
+    version: Version = (2, 71),
     **options: Any,
 ) -> AsyncIterator[Sidecar]:
     """A sidecar whose engines are up, unless told otherwise."""
@@ -124,6 +125,7 @@ async def running_sidecar(
             for name in tritons if up else ():
                 driver.handle(EngineUp(engine=name))
                 passthrough.engine_is(name, True)
+                clients[name].version = version
             address = f"127.0.0.1:{port}"
             async with grpc.aio.insecure_channel(address) as channel:
                 yield Sidecar(

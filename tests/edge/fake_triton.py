@@ -109,6 +109,7 @@ class FakeTriton:
         self.probes = 0  # stops of ids that nobody has
         self.metadata_of: dict[str, dict[str, str]] = {}
         self.key: tuple[str, str] | None = None  # ModelConfig and streams are restricted to whoever sends it
+        self.version = "2.71.0"
         self.configs = 0  # ModelConfig calls so far
         self.config_hangs = False
         self.extra_inputs: list[str] = []  # optional ones of both models, as after a reload
@@ -174,7 +175,12 @@ class FakeTriton:
             if message.model_name == "faulty" and metadata.get("triton_grpc_error") == "true":
                 await context.abort(grpc.StatusCode.NOT_FOUND, "faulty failed")
             if message.model_name == "faulty":
-                await context.write(wire.StreamResponse(error_message="faulty failed"))
+                answer = FakeRequest(message, {})._answer(True)
+                answer.error_message = "faulty failed"
+                await context.write(answer)
+                continue
+            if message.model_name == "nobody":
+                await context.write(wire.StreamResponse(error_message="Request for unknown model"))
                 continue
             if message.model_name == "slow":
                 continue  # it never answers
@@ -252,7 +258,7 @@ class FakeTriton:
         self.metadata_of["ServerMetadata"] = dict(context.invocation_metadata() or ())
         await context.send_initial_metadata((("from-triton", "initial"),))
         context.set_trailing_metadata((("from-triton-too", "trailing"),))
-        return bytes(service_pb2.ServerMetadataResponse(name="fake", version="0").SerializeToString())
+        return bytes(service_pb2.ServerMetadataResponse(name="fake", version=self.version).SerializeToString())
 
     async def _server_live(self, _raw: bytes, _context: Any) -> bytes:
         while not self.living:  # noqa: ASYNC110 - ends when the caller's deadline cancels it

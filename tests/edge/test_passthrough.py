@@ -69,6 +69,16 @@ async def test_with_triton_grpc_error_a_models_error_ends_the_stream_with_its_st
     assert await outcome(call) == (grpc.StatusCode.NOT_FOUND, "faulty failed")
 
 
+async def test_a_triton_that_would_die_of_it_is_not_asked_to_end_the_stream(triton: FakeTriton) -> None:
+    async with running_sidecar({"e0": triton}, version=(2, 67)) as sidecar:
+        call = sidecar.stream(metadata=REAL_STATUS)
+        await call.write(of("nobody"))
+        assert (await call.read()).error_message == "Request for unknown model"  # as in Triton, this ends nothing
+        await call.write(of("faulty"))
+        assert await outcome(call) == (grpc.StatusCode.INTERNAL, "faulty failed")
+    assert "triton_grpc_error" not in triton.metadata_of["ModelStreamInfer"]
+
+
 async def test_without_triton_grpc_error_the_stream_goes_on_after_an_error(sidecar: Sidecar) -> None:
     call = sidecar.stream()
     await call.write(of("faulty"))

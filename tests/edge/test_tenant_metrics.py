@@ -64,3 +64,21 @@ def test_the_page_survives_every_name_that_a_tenant_may_choose(accept: str) -> N
     families = {family.name: family for family in text_string_to_metric_families(text.replace("# EOF\n", ""))}
     shown = {each.labels["tenant"] for each in families["sidecar_tenant_waiting"].samples}
     assert shown == {*names} - {"\udcff"} | {"\\udcff"}
+
+
+def test_ten_thousand_tenants_with_the_longest_names_leave_the_page_small() -> None:
+    engine = EngineEndpoint(name="e", slots=1)
+    metrics = Metrics((engine,), version="test", config_hash="test")
+    subject = scheduler(slots=1)
+    for number in range(10_000):
+        name = f"{number}".rjust(256, "\n")  # each is escaped to two characters
+        subject.handle(Arrived(work=online(f"a{number}", tenant=name)), float(number))
+        subject.handle(Ended(work_id=f"a{number}", reason=EndReason.END_ID, output_tokens=2), number + 0.5)
+        if number % 1_000 == 0:
+            metrics.snapshot = subject.snapshot()
+            metrics.render()
+    metrics.snapshot = subject.snapshot()
+    page = metrics.render()[0].decode()
+    tenants = {line.partition('tenant="')[2].partition('"')[0] for line in page.splitlines() if 'tenant="' in line}
+    assert len(tenants) <= TENANTS_NAMED + 1
+    assert len(page) < 400_000

@@ -1,0 +1,37 @@
+"""What one endpoint is: which Triton, and what it survives."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.edge.engine_client import EngineClient
+from tests.edge.fake_triton import FakeTriton
+
+
+@pytest.mark.parametrize(
+    ("version", "found", "safe"),
+    [
+        ("2.71.0", (2, 71), True),
+        ("2.68.0dev", (2, 68), True),
+        ("3.0.0", (3, 0), True),
+        ("2.51.0", (2, 51), False),
+        ("", None, False),
+        ("two", None, False),
+    ],
+)
+async def test_a_stream_ends_with_a_status_only_where_the_server_survives_it(
+    triton: FakeTriton, version: str, found: tuple[int, int] | None, safe: bool
+) -> None:
+    triton.version = version
+    async with EngineClient(triton.target) as client:
+        assert not client.ends_streams_safely
+        await client.look_up_version(5.0)
+    assert (client.version, client.ends_streams_safely) == (found, safe)
+
+
+async def test_the_version_of_a_server_that_does_not_answer_is_unknown(triton: FakeTriton) -> None:
+    async with EngineClient(triton.target) as client:
+        await client.look_up_version(5.0)
+        await triton.kill()
+        await client.look_up_version(5.0)
+    assert client.version is None
