@@ -88,12 +88,15 @@ class EngineClient:
             pass
 
     def open(self, metadata: Metadata = (), *, own: bool = False) -> grpc.aio.StreamStreamCall[Any, Any]:
-        """A new stream, which ends with the status of an error; with `own_metadata` too if no caller stands behind it.
+        """A new stream, with `own_metadata` too if no caller stands behind it.
+
+        An error ends it with its status, where the server survives that.
 
         Cancel it to abandon the request; the engine notices at its next check period.
         """
         rest = (each for each in metadata if each[0] != REAL_STATUS)  # a caller's stream is not this one
-        return self._stream(metadata=(*(self.own_metadata if own else ()), *rest, (REAL_STATUS, "true")))
+        status = ((REAL_STATUS, "true"),) if self.ends_streams_safely else ()  # else errors have a text alone
+        return self._stream(metadata=(*(self.own_metadata if own else ()), *rest, *status))
 
     def raw_unary(self, method: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
         """A method of Triton's by its full name, bytes in and bytes out: for what is passed through."""
