@@ -27,12 +27,18 @@ _CODES = {
     RejectReason.CLOSING: grpc.StatusCode.UNAVAILABLE,
 }
 _EXPIRED = "Request timeout expired"  # Triton's words, which programs look for
-# How Triton begins the text for a request that it did not give to the model. Most such requests are refused before.
-_NOT_RUN = re.compile(
-    r"\[request id: |Request for unknown model|(failed to get|invalid) model version|Unable to find shared memory"
-    r"|Invalid (offset|byte)|'shared_memory_|invalid value type|unexpected inference (in|out)put|output can't set"
-    r"|GRPC server is shutting down"
-)
+# How Triton begins the text for a request that it did not give to the model, which has no status on a stream, and the
+# status that it has in a unary call (server: src/grpc/infer_handler.cc). Most such requests are refused here before.
+_NOT_RUN = tuple(
+    (re.compile(pattern), code)
+    for pattern, code in (
+        (r"\[request id: .*Exceeds maximum queue size", grpc.StatusCode.UNAVAILABLE),
+        (r"GRPC server is shutting down|Request for unknown model: .* is not ready", grpc.StatusCode.UNAVAILABLE),
+        (r"Request for unknown model|Unable to find shared memory", grpc.StatusCode.NOT_FOUND),
+        (r"\[request id: |(failed to get|invalid) model version|Invalid (offset|byte)|'shared_memory_"
+         r"|invalid value type|unexpected inference (in|out)put|output can't set", grpc.StatusCode.INVALID_ARGUMENT),
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +84,7 @@ def rejected(reason: str, message: str, retry_after_s: float | None, booked: Boo
 
 def given_up(reason: str, attempts: int, booked: Booked) -> CallerError:
     """For work that will not be tried again."""
-    code, message = EngineError.parse(reason)
-    message = _in_callers_words(message, booked)
-    return CallerError(code, f"given up after {attempts} attempts: {message}", ran=_NOT_RUN.match(message) is None)
+    return _engines(reason, booked, f"given up after {attempts} attempts: ")
 
 
 def refused(action: Reject | DeadLetter, booked: Booked) -> CallerError:
@@ -93,9 +97,7 @@ def refused(action: Reject | DeadLetter, booked: Booked) -> CallerError:
 def failed(event: Terminal, booked: Booked) -> CallerError | None:
     """For a dispatch that ended without all of its answer; None if it has all."""
     if isinstance(event, Failed):
-        code, message = EngineError.parse(event.reason)
-        message = _in_callers_words(message, booked)
-        return CallerError(code, message, ran=_NOT_RUN.match(message) is None)
+        return _engines(event.reason, booked)
     if isinstance(event, Lost):
         message = "the connection to the engine broke before the final response"
         return CallerError(grpc.StatusCode.UNAVAILABLE, asked_by(booked.caller_id) + message, ran=True)
@@ -116,6 +118,16 @@ def of_generation(error: BaseException, booked: Booked) -> CallerError:
 def internal(error: BaseException, caller_id: str) -> CallerError:
     """For a defect of ours that concerns one request. Its text may hold the prompt, so only its kind is told."""
     return CallerError(grpc.StatusCode.INTERNAL, f"{asked_by(caller_id)}the sidecar failed: {type(error).__name__}")
+
+
+def _engines(reason: str, booked: Booked, before: str = "") -> CallerError:
+    """The engine's own error, of which it told no status if it did not give the request to the model."""
+    code, message = EngineError.parse(reason)
+    message = _in_callers_words(message, booked)
+    refused_as = next((as_code for pattern, as_code in _NOT_RUN if pattern.match(message)), None)
+    if refused_as is not None and code is grpc.StatusCode.INTERNAL:
+        code = refused_as
+    return CallerError(code, before + message, ran=refused_as is None)
 
 
 def _in_callers_words(message: str, booked: Booked) -> str:

@@ -202,7 +202,7 @@ def output_tokens(response: Any) -> int:
     Raises MalformedAnswerError if that width is negative, or not that of the bytes.
     """
     for index, tensor in enumerate(response.outputs):
-        if tensor.name == "output_ids":
+        if tensor.name == "output_ids" and tensor.datatype != "BYTES":  # which are classes of it, if it was so asked
             shape = tensor.shape
             raw = response.raw_output_contents[index] if index < len(response.raw_output_contents) else b""
             size = struct.calcsize(f"<{_FORMATS.get(tensor.datatype, 'i')}")

@@ -34,20 +34,27 @@ def test_an_engines_error_names_the_callers_id(text: str, booked: Booked, shown:
 
 
 @pytest.mark.parametrize(
-    ("text", "ran"),
+    ("text", "ran", "code"),
     [
-        ("[request id: o2.1] input byte size mismatch", False),
-        ("Request for unknown model: 'm' version 7 is not found", False),
-        ("Unable to find shared memory region: 'here'", False),
-        ("tensor 'beam_width': this engine has one beam", True),
-        ("in ensemble 'e', [request id: o2.1] no", True),
-        ("unexpected CUDA error", True),
+        ("[request id: o2.1] input byte size mismatch", False, "INVALID_ARGUMENT"),
+        ("[request id: o2.1] Exceeds maximum queue size", False, "UNAVAILABLE"),
+        ("Request for unknown model: 'm' version 7 is not found", False, "NOT_FOUND"),
+        ("Unable to find shared memory region: 'here'", False, "NOT_FOUND"),
+        ("GRPC server is shutting down and has stopped accepting new requests.", False, "UNAVAILABLE"),
+        ("tensor 'beam_width': this engine has one beam", True, "INTERNAL"),
+        ("in ensemble 'e', [request id: o2.1] no", True, "INTERNAL"),
+        ("unexpected CUDA error", True, "INTERNAL"),
     ],
 )
-def test_only_what_a_model_answered_counts_as_its_answer(text: str, ran: bool) -> None:
-    error = failed(Failed(work_id="o2", reason=f"INTERNAL: {text}", retryable=False), MINE)
-    assert error is not None
-    assert error.ran is ran
+def test_what_triton_did_not_give_to_the_model_is_told_by_the_status_of_a_unary_call(
+    text: str, ran: bool, code: str
+) -> None:
+    for error in (
+        failed(Failed(work_id="o2", reason=f"INTERNAL: {text}", retryable=False), MINE),
+        refused(DeadLetter(work_id="o2", reason=f"INTERNAL: {text}", attempts=1), MINE),
+    ):
+        assert error is not None
+        assert (error.ran, error.code.name) == (ran, code)
 
 
 def test_a_broken_connection_names_the_callers_id() -> None:

@@ -668,3 +668,14 @@ async def test_an_offline_output_that_begins_with_the_prompt_is_the_engines_own(
     assert reached.input("exclude_input_in_output") is None
     reached.tokens(1, 2, 3, 9, final=True)
     assert wire.output_values(await answer, "output_ids") == (1, 2, 3, 9)
+
+
+async def test_classes_of_an_output_are_passed_on_as_they_are(sidecar: Sidecar, triton: FakeTriton) -> None:
+    request = ids_request("u", stream=False)
+    request.outputs.add(name="output_ids").parameters["classification"].int64_param = 2
+    answer = sidecar.unary("ModelInfer", request, wire.InferResponse)
+    reached = await triton.next()
+    classes = reached._answer(True)
+    wire.add_output(classes, "output_ids", "BYTES", (b"381:0", b"376:1"), (1, 2))
+    reached.answers.put_nowait(classes)
+    assert wire.output_values(await answer, "output_ids") == (b"381:0", b"376:1")
