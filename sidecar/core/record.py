@@ -12,11 +12,13 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from hashlib import sha256
 from operator import attrgetter
 from typing import Any, Literal
 
 from sidecar.core.errors import SidecarError
 from sidecar.core.events import Action, Event
+from sidecar.core.settings import EngineSettings, SchedulerSettings
 
 Plain = Any  # what JSON knows: lists, strings, numbers, booleans, None; objects only for mappings
 Value = typing.TypeVar("Value")
@@ -77,6 +79,22 @@ def codec_of(hint: Any) -> Codec:
     if found is None:
         found = _CODECS[hint] = _made(hint)
     return found
+
+
+def fingerprint() -> str:
+    """Equal for two versions of the scheduler only if they write every event, action and setting with equal fields."""
+    kinds: dict[str, list[str]] = {}
+    todo: list[Any] = [*_EVENTS.values(), *_ACTIONS.values(), SchedulerSettings, EngineSettings]
+    for hint in todo:  # grows
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint.__name__ not in kinds:
+            hints = typing.get_type_hints(hint)
+            kinds[hint.__name__] = [f"{each.name}: {hints[each.name]}" for each in dataclasses.fields(hint)]
+            todo += hints.values()
+        elif isinstance(hint, type) and issubclass(hint, StrEnum):
+            kinds[hint.__name__] = [each.value for each in hint]
+        else:
+            todo += typing.get_args(hint)
+    return sha256(repr(sorted(kinds.items())).encode()).hexdigest()[:16]
 
 
 def shown(plain: Plain) -> str:

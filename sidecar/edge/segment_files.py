@@ -22,7 +22,7 @@ from typing import Any
 
 from sidecar import __version__
 from sidecar.core.checkpoint import Captured
-from sidecar.core.record import FORMAT, LINE_BYTES_MAX, encode
+from sidecar.core.record import FORMAT, LINE_BYTES_MAX, encode, fingerprint
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class SegmentFiles:
         header = {
             "recording": FORMAT,
             "sidecar": __version__,
+            "fields": fingerprint(),
             "run": self._run,
             "segment": number,
             "settings": encode(settings),

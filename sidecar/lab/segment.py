@@ -15,10 +15,20 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from sidecar import __version__
 from sidecar.core.checkpoint import restore
 from sidecar.core.errors import SidecarError
 from sidecar.core.events import Action, Event
-from sidecar.core.record import FORMAT, LINE_BYTES_MAX, RecordError, decode_action, decode_as, decode_event, shown
+from sidecar.core.record import (
+    FORMAT,
+    LINE_BYTES_MAX,
+    RecordError,
+    decode_action,
+    decode_as,
+    decode_event,
+    fingerprint,
+    shown,
+)
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 
@@ -123,6 +133,11 @@ def _header(path: Path, plain: Any) -> Header:
     if written != FORMAT:
         older = "; format 1 held pickled objects, which are not read any more" if written == 1 else ""
         raise RecordingError(f"{path} is a recording of format {shown(written)}, this version reads {FORMAT}{older}")
+    if plain.get("fields") != fingerprint():
+        raise RecordingError(
+            f"{path} was recorded by another version of the scheduler (sidecar {shown(plain.get('sidecar'))}), whose"
+            f" events have other fields; replay it with that version, this one is {__version__}"
+        )
     try:
         match plain:
             case {

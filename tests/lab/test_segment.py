@@ -154,6 +154,10 @@ def header(**changes: Any) -> Callable[[list[str]], None]:
     [
         (header(recording=3), "format 3, this version reads 2"),
         (header(recording=1), "format 1, this version reads 2; format 1 held pickled objects"),
+        (
+            header(fields="0123", sidecar="9.9"),
+            "another version of the scheduler (sidecar '9.9'), whose events have other",
+        ),
         (header(settings=["SchedulerSettings"]), ":1: SchedulerSettings has"),
         (header(engines=[["EngineSettings"]]), ":1: EngineSettings has"),
         (header(engines="a"), ":1: no header"),
