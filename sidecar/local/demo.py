@@ -27,6 +27,7 @@ from tritonclient.grpc import aio as triton_client
 
 from engine.profile import PROFILES
 from sidecar.core.errors import SidecarError
+from sidecar.edge.logs import configure
 from sidecar.local import backlog
 from sidecar.local.checker import CheckerError, check
 from sidecar.local.deployment import ENGINE, GROUP, PARTITIONS, Deployment, Kafka, Shape, deployed
@@ -290,6 +291,7 @@ async def interrupted() -> None:
 def main() -> int:
     """The exit code, as the help lists them."""
     options = parse(sys.argv[1:])
+    configure("text", verbose=False, libraries=False)
     console = Console(stderr=options.json_path == "-")
     began = os.environ.get("DEMO_STARTED_S")  # when scripts/demo began, so that its installs count as set-up
     started_s = time.monotonic() - (time.time() - float(began) if began else 0.0)
