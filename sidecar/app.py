@@ -267,6 +267,12 @@ def _probe(
     passthrough.refused = unscheduled.refused
     probers = {each.name: Prober(driver, each, clients[each.name], changed) for each in settings.engines}
     driver.trouble = lambda name: probers[name].look_now()
+
+    def faults(name: str) -> list[str]:
+        down = "" if probers[name].up else f"down: {with_advice(probers[name].health.reason)}"
+        return [each for each in (down, unscheduled.faults.get(name, "")) if each]
+
+    status.engine_faults = faults
     return [
         tasks.create_task(unscheduled.run(), name="models"),
         *(tasks.create_task(prober.run(), name=f"probe {name}") for name, prober in probers.items()),

@@ -32,6 +32,7 @@ class Status:
         self._version = version
         self.parts: dict[str, Callable[[], Any]] = {}
         self.job_counts: Callable[[str, str], dict[str, Any]] = lambda _tenant, _job: {}  # what of a job has ended
+        self.engine_faults: Callable[[str], list[str]] = lambda _engine: []  # what is wrong with it, in words
         self.looks: list[Callable[[], None]] = []  # what else has to be read in the loop before a scrape
         self._engines: dict[str, tuple[float, str]] = {}  # since when each is up or down, and why it is down
 
@@ -98,6 +99,7 @@ class Status:
             **dataclasses.asdict(engine),
             "reason": reason,
             "since_s": None if since_s is None else round(since_s, 3),
+            "faults": self.engine_faults(name),
             "slots_busy": engine.slots_busy,
             "slot_seconds": {lane: round(each.at(now_s), 3) for lane, each in usage.items()},
             "output_tokens": {lane: each.output_tokens for lane, each in usage.items()},

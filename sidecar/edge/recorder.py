@@ -243,5 +243,5 @@ class Recorder:
         self._files.begin(begin.captured, begin.settings, begin.engines, missing)
         self._lost = 0
         if self._fault and self._open:  # else it has stopped again meanwhile
-            logger.info("the recorder writes again, to %s; %d records are missing", self._files.path, records)
+            logger.info("the recorder writes again, to %s; up to %d records are missing", self._files.path, records)
             self._fault = ""

@@ -38,6 +38,8 @@ def _engine(name: str, engine: Mapping[str, Any]) -> Iterator[str]:
     up = "up" if engine["up"] else "DOWN"
     foreign = f", {engine['foreign_slots']} used by others" if engine["foreign_slots"] else ""
     yield f"engine {name} ({engine['model']}) is {up}: [{slot_strip(engine)}] of {engine['slots']} slots{foreign}"
+    for fault in engine.get("faults", ()):
+        yield f"  {fault}"
     grants = ", ".join(f"{count} {kind}" for kind, count in engine["grants"].items())
     yield f"  grants: {grants}; what holds offline back now: {engine['limit_binding']}"
     share = engine["worst_window_share"]

@@ -56,7 +56,9 @@ def _replay(segment: Segment, result: Replay) -> None:
         result.notes.append(f"{segment.path}: recorded by sidecar {header.sidecar}, replayed by {__version__}")
     if header.missing:
         result.missing += header.missing
-        result.notes.append(f"{segment.path}: {header.missing} records before it are missing: {header.missing_why}")
+        result.notes.append(
+            f"{segment.path}: up to {header.missing} records before it are missing: {header.missing_why}"
+        )
     for record in segment.records():
         result.records += 1
         if isinstance(record, DamagedRecordError):
@@ -93,7 +95,7 @@ def recorded(paths: Sequence[Path]) -> Recording:
             )
         if segment.header.missing:
             raise RecordingError(
-                f"{segment.header.missing} records are missing between {before.path} and {segment.path}"
+                f"up to {segment.header.missing} records are missing between {before.path} and {segment.path}"
                 f" ({segment.header.missing_why}); give the segments on one side of the gap"
             )
     return recording.read(segments[0].scheduler(), _records(segments))

@@ -71,6 +71,26 @@ def test_a_partition_that_stands_still_shows_no_lag_of_zero() -> None:
     ]
 
 
+def test_what_is_wrong_with_an_engine_stands_below_it() -> None:
+    engine = {
+        "model": "tensorrt_llm",
+        "up": False,
+        "foreign_slots": 0,
+        "slots": 2,
+        "slots_free": 2,
+        "grants": {},
+        **dict.fromkeys(("slots_online", "slots_offline", "slots_draining", "contended", "offline_of_contended"), 0),
+        **dict.fromkeys(("turns_due", "turns_taken", "turns_lapsed"), 0),
+        "worst_window_share": None,
+        "limit_binding": "down",
+        "faults": ["down: nothing listens there"],
+    }
+    assert status_text(document(engines={"e0": engine})).splitlines()[1:3] == [
+        "engine e0 (tensorrt_llm) is DOWN: [..] of 2 slots",
+        "  down: nothing listens there",
+    ]
+
+
 def test_a_lane_that_has_not_begun_is_told_as_that() -> None:
     assert status_text(document(offline={"state": "starting"})).splitlines()[1] == "items from Kafka: starting"
 
