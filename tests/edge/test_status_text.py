@@ -72,7 +72,7 @@ def test_a_partition_that_stands_still_shows_no_lag_of_zero() -> None:
 
 
 def test_what_is_wrong_with_an_engine_stands_below_it() -> None:
-    engine = {
+    engine: dict[str, Any] = {
         "model": "tensorrt_llm",
         "up": False,
         "foreign_slots": 0,
