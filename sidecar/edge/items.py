@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sidecar.core.work import EndReason
@@ -36,7 +36,7 @@ Headers = tuple[tuple[str, bytes], ...]
 PREFIX_IDS = 64  # prompts that share this many leading ids share at least one block of any engine's KV cache
 SPECIAL_TOKENS_MAX = 8  # that a tokenizer's own template adds to a prompt
 TENANT_DEFAULT = "default"
-_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:(?P<second>\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", re.ASCII)
 
 
@@ -53,9 +53,12 @@ class Record:
     headers: Headers = ()
 
     def header(self, name: str) -> str | None:
-        """The last header of this name as text, or None. Raises DeadItemError if it is not UTF-8."""
+        """The last header of this name, in any case of letters, as text, or None.
+
+        Raises DeadItemError if it is not UTF-8.
+        """
         for key, value in reversed(self.headers):
-            if key == name:
+            if key.lower() == name.lower():
                 try:
                     return None if value is None else value.decode()
                 except UnicodeDecodeError:
@@ -168,7 +171,7 @@ def read_stated(record: Record, rules: ItemRules) -> StatedItem:
         output_tokens_max=output_tokens_max,
         tenant=record.name("x-tenant") or TENANT_DEFAULT,
         job=record.name("x-job"),
-        deadline=deadline_of(record.header("x-deadline")),
+        deadline=deadline_of(record.header("x-deadline") or None),
     )
 
 
@@ -326,9 +329,11 @@ def deadline_of(text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
-        if _RFC_3339.fullmatch(text):
-            return datetime.fromisoformat(text.upper())
-    except ValueError:
+        if (found := _RFC_3339.fullmatch(text)) is not None:
+            leap = found["second"] == "60"
+            shown = f"{text[: found.start('second')]}59{text[found.end('second') :]}" if leap else text
+            return datetime.fromisoformat(shown.upper()) + timedelta(seconds=leap)
+    except (ValueError, OverflowError):
         pass  # in form, but no time: a 31st of June
     message = f"x-deadline must be a time by RFC 3339, as 2026-12-01T06:00:00Z, not {text!r:.40}"
     raise _invalid("x-deadline", message)

@@ -266,5 +266,5 @@ def _record(record: Any) -> Record:
         timestamp_ms=record.timestamp,
         key=record.key,
         value=record.value,
-        headers=tuple((name, bytes(value or b"")) for name, value in record.headers),
+        headers=tuple(record.headers),
     )

@@ -73,7 +73,7 @@ UNREADABLE = [
     (None, DeadReason.MISSING_PROMPT, "the value is empty"),
     (b"\x00\x00\x00\x00\x2a{}", DeadReason.FRAMED, "schema id 42"),
     (b'{"id": "\xff"}', DeadReason.NOT_UTF8, "byte 8"),
-    (b"{", DeadReason.NOT_JSON, "line 1"),
+    (b"{", DeadReason.NOT_JSON, "at character 2"),
     (b"[" * 9_000, DeadReason.NOT_JSON, "nested too deeply"),
     (b'"' + b"x" * 10_000 + b'"', DeadReason.TOO_LARGE, "10002 bytes exceed item_bytes_max 10000"),
     ([1], DeadReason.INVALID, "must be a JSON object, not a list"),
@@ -324,7 +324,9 @@ def test_token_ids_are_within_the_vocabulary_where_it_is_known() -> None:
         ({"x_tenant": "t" * 257}, "header x-tenant must be 1 to 256 printable characters"),
         ({"x_job": "a\nb"}, "header x-job must be 1 to 256 printable characters"),
         ({"x_model": "m" * 300}, "header x-model must be 1 to 256 printable characters"),
-        ({"x_deadline": ""}, "x-deadline must be a time by RFC 3339"),
+        ({"x_deadline": "2026-12-01T24:00:00Z"}, "x-deadline must be a time by RFC 3339"),
+        ({"x_deadline": "2026-12-01T06:00:61Z"}, "x-deadline must be a time by RFC 3339"),
+        ({"x_deadline": "9999-12-31T23:59:60Z"}, "x-deadline must be a time by RFC 3339"),
         ({"x_deadline": "2026-12-01"}, "x-deadline must be a time by RFC 3339"),
         ({"x_deadline": "2026-W49-2T06:00:00Z"}, "x-deadline must be a time by RFC 3339"),
         ({"x_deadline": "2026-06-31T06:00:00Z"}, "x-deadline must be a time by RFC 3339"),
@@ -345,7 +347,11 @@ def test_a_header_that_is_no_text_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["2026-12-01T00:00:00Z", "2026-12-01 01:00:00.5+01:00", "2026-11-30t19:00:00.25-05:00"]
+    "text",
+    [
+        *("2026-12-01T00:00:00Z", "2026-12-01 01:00:00.5+01:00", "2026-11-30t19:00:00.25-05:00"),
+        *("2026-11-30T23:59:60Z", "2026-12-01t00:59:60.25+01:00"),  # a leap second
+    ],
 )
 def test_a_deadline_is_read_in_every_form_of_the_standard(text: str) -> None:
     deadline = read_item(record(READABLE[0], x_deadline=text), RULES, TOKENS).deadline
@@ -360,9 +366,18 @@ def test_a_trace_parent_that_is_malformed_is_as_none(text: str) -> None:
 
 
 def test_headers_without_a_value_are_as_none() -> None:
-    nulls: Any = tuple((name, None) for name in ("x-tenant", "x-job", "x-model", "x-deadline", "traceparent"))
-    item = read_item(replace(record(READABLE[0]), headers=nulls), RULES, TOKENS)
-    assert (item.tenant, item.job, item.deadline) == ("default", None, None)
+    names = ("x-tenant", "x-job", "x-model", "x-deadline", "traceparent")
+    for nothing in (None, b""):
+        headers: Any = tuple((name, nothing) for name in names)
+        item = read_item(replace(record(READABLE[0]), headers=headers), RULES, TOKENS)
+        assert (item.tenant, item.job, item.deadline) == ("default", None, None)
+
+
+def test_the_case_of_a_headers_name_does_not_matter_and_the_last_one_counts() -> None:
+    headers = (("x-job", b"first"), ("X-Tenant", b"acme"), ("X-JOB", b"last"), ("X-Deadline", b"2026-12-01T00:00:00Z"))
+    item = read_item(replace(record(READABLE[0]), headers=headers), RULES, TOKENS)
+    assert (item.tenant, item.job) == ("acme", "last")
+    assert item.deadline == datetime(2026, 12, 1, tzinfo=UTC)
 
 
 def test_more_tokens_at_least_than_at_most_are_refused() -> None:
