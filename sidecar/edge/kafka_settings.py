@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
+import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +15,12 @@ from aiokafka.abc import AbstractTokenProvider
 from sidecar.core.errors import SettingsError
 from sidecar.core.settings import FORBID_UNKNOWN, require
 from sidecar.edge.offsets import METADATA_CHARS_MAX, metadata_chars_max
+
+SERVERS = "host:port of a broker, or several with commas between, without a protocol before them"
+TOPIC_RULE = "1 to 249 of the characters a-z A-Z 0-9 . _ -"
+PORT_MAX = 65535
+_SERVER = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+)(?::(?P<port>\d{1,5}))?", re.ASCII)
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +95,12 @@ class OfflineSettings:
 
     def __post_init__(self) -> None:
         require(bool(self.bootstrap_servers), "kafka: bootstrap_servers must name a broker")
+        for server in self.bootstrap_servers.split(","):
+            require(_is_server(server.strip()), f"kafka: bootstrap_servers must be {SERVERS}, not {server.strip()!r}")
+        topics = ("requests_topic", "results_topic", "dead_letter_topic")
+        for name in (*topics, "progress_topic") if self.progress_topic else topics:
+            topic = getattr(self, name)
+            require(_TOPIC.fullmatch(topic) is not None, f"kafka: {name} must be {TOPIC_RULE}, not {topic!r:.60}")
         require(1 <= self.pending_max <= 1000, f"kafka: pending_max must be in 1..1000, not {self.pending_max}")
         require(self.span_max >= self.pending_max, f"kafka: span_max must be >= pending_max, not {self.span_max}")
         needed = metadata_chars_max(self.pending_max, self.span_max)
@@ -112,6 +127,15 @@ class OfflineSettings:
         positive += ("look_again_s", "metadata_max_age_s")
         for name in (*positive, "max_tokens_default", "pending_bytes_max", "item_bytes_max"):
             require(getattr(self, name) > 0, f"kafka: {name} must be > 0, not {getattr(self, name)}")
+
+
+def _is_server(text: str) -> bool:
+    """True if aiokafka can look for a broker there; what it cannot parse it raises as a plain ValueError, later."""
+    if (found := _SERVER.fullmatch(text)) is not None:
+        return 0 < int(found["port"] or 1) <= PORT_MAX
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(text).version == 6  # without brackets, and so without a port
+    return False
 
 
 def client_id(settings: OfflineSettings) -> str:

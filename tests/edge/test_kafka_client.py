@@ -285,6 +285,14 @@ async def test_after_a_name_that_is_not_utf8_answers_are_made_readable(monkeypat
     ("settings", "message"),
     [
         ({"bootstrap_servers": ""}, "bootstrap_servers must name a broker"),
+        *(
+            ({"bootstrap_servers": servers}, "must be host:port of a broker")
+            for servers in ("a:b:c", "a:99999", "a:0", "PLAINTEXT://a:9092", "a:9092,", "a b:9092", "a:-1", "[::1:9092")
+        ),
+        ({"requests_topic": ""}, "requests_topic must be 1 to 249 of the characters"),
+        ({"results_topic": "a b"}, "results_topic must be 1 to 249 of the characters"),
+        ({"dead_letter_topic": "a" * 250}, "dead_letter_topic must be 1 to 249 of the characters"),
+        ({"progress_topic": "ä"}, "progress_topic must be 1 to 249 of the characters"),
         ({"pending_max": 0}, "pending_max must be in 1..1000, not 0"),
         ({"pending_max": 1001}, "pending_max must be in 1..1000, not 1001"),
         (
@@ -299,6 +307,13 @@ async def test_after_a_name_that_is_not_utf8_answers_are_made_readable(monkeypat
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         OfflineSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    "servers", ["a", "a:9092, b-1.c:9093", "127.0.0.1:1", "[::1]:9092", "[fe80::1]", "::1", "a_b:65535"]
+)
+def test_brokers_are_named_in_every_form_that_the_client_reads(servers: str) -> None:
+    assert OfflineSettings(bootstrap_servers=servers).bootstrap_servers == servers
 
 
 @pytest.mark.parametrize(
