@@ -112,7 +112,7 @@ def _settings(options: argparse.Namespace, environment: Environment) -> tuple[Of
         if whole.offline is None:
             raise SettingsError(f"{options.config} has no offline part, so there is no Kafka to speak to")
         settings = whole.offline
-    if options.bootstrap_servers:
+    if options.bootstrap_servers is not None:
         settings = replace(settings, bootstrap_servers=options.bootstrap_servers)
     return settings, whole
 
@@ -132,7 +132,7 @@ def _submit(options: argparse.Namespace, environment: Environment) -> int:
 
 def _submitted(options: argparse.Namespace, environment: Environment, sent: Sent) -> int:
     settings, whole = _settings(options, environment)
-    if options.topic:
+    if options.topic is not None:
         settings = replace(settings, requests_topic=options.topic)
     stated = _stated_headers(options)
     rules, tokens = _rules(settings, whole, options.model)
@@ -205,6 +205,8 @@ def _refuse_faults(name: str, checked: Checked, options: argparse.Namespace, rul
         told_faults.append(f"{name} holds no item; nothing was sent")
     elif not 1 <= options.first_line <= checked.last_line:
         told_faults.append(f"--from must be in 1..{checked.last_line}, not {options.first_line}; nothing was sent")
+    if checked.no_json:
+        told_faults.append("each line has to be one whole JSON object: jq -c . FILE writes JSON of any layout so")
     if checked.unknown_models:
         known = " or ".join(rules.models)
         hint = "" if options.config else ", or --config FILE, whose engines and aliases are then known"

@@ -111,6 +111,24 @@ def test_nothing_is_sent_of_a_file_with_a_bad_line(
     assert (told.out, sent) == ("", [])
 
 
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (("custom_id,prompt", "1,hello"), ":2: not_json: no JSON object: Extra data at character 2"),
+        (("{", '  "id": "a", "prompt": "x"', "}"), ":3: not_json: no JSON object: Expecting value at character 1"),
+        (("{'id': 'a'}",), ":1: not_json: no JSON object: Expecting property name enclosed in double quotes at"),
+        (('{"id": "a", "prompt": "x"},',), ":1: not_json: no JSON object: Extra data at character 27"),
+    ],
+)
+def test_a_file_of_another_layout_is_told_what_a_line_has_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: tuple[str, ...], told: str
+) -> None:
+    assert call("submit", written(tmp_path, *lines), "--check") == 2
+    told_lines = capsys.readouterr().err
+    assert told in told_lines
+    assert "each line has to be one whole JSON object: jq -c . FILE" in told_lines
+
+
 def test_a_file_that_names_a_model_of_the_api_is_refused_and_says_what_helps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], sent: list[Any]
 ) -> None:
@@ -164,6 +182,11 @@ def test_the_same_items_are_one_job_whatever_the_file_is_called(tmp_path: Path, 
         (("--tenant", ""), "--tenant must be 1 to 256 printable characters of ASCII"),
         (("--job", "j" * 257), "--job must be 1 to 256 printable characters of ASCII"),
         (("--model", "a\nb"), "--model must be 1 to 256 printable characters of ASCII"),
+        (("--topic", ""), "requests_topic must be 1 to 249"),
+        (("--topic", "in ference"), "requests_topic must be 1 to 249"),
+        (("--bootstrap-servers", ""), "bootstrap_servers must name a broker"),
+        (("--bootstrap-servers", "kafka:x"), "bootstrap_servers must be host:port of a broker"),
+        (("--deadline", ""), "--deadline must be a time by RFC 3339"),
         (("--deadline", "tomorrow"), "--deadline must be a time by RFC 3339"),
         (("--deadline", "2020-01-01T00:00:00Z"), "--deadline 2020-01-01T00:00:00Z has passed"),
         (("--from", "4"), "--from must be in 1..3, not 4"),

@@ -7,6 +7,7 @@ Plain, gzip, bzip2 and xz; a byte order mark, CRLF and empty lines are skipped. 
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import hashlib
 import lzma
@@ -100,24 +101,26 @@ class ItemFile:
 @contextmanager
 def opened(path: Path, line_bytes_max: int) -> Iterator[ItemFile]:
     """The file at `path`, `-` for standard input. Raises ItemFileError."""
+    name = "standard input" if path == STDIN else str(path)
     try:
-        with _source(path) as raw:
-            name = "standard input" if path == STDIN else str(path)
-            yield ItemFile(name=name, raw=raw, line_bytes_max=line_bytes_max)
+        raw = _source(path)
     except OSError as error:
-        raise ItemFileError(f"cannot read {path}: {error.strerror or error}") from None
+        raise ItemFileError(f"cannot read {name}: {error.strerror or error}") from None
+    with raw:
+        yield ItemFile(name=name, raw=raw, line_bytes_max=line_bytes_max)
 
 
-@contextmanager
-def _source(path: Path) -> Iterator[IO[bytes]]:
+def _source(path: Path) -> IO[bytes]:
     if path != STDIN and stat.S_ISREG(path.stat().st_mode):
-        with path.open("rb") as raw:
-            yield raw
-        return
+        return path.open("rb")
+    if path == STDIN and sys.stdin is None:
+        raise ItemFileError("standard input is closed; give the name of a file")
     once: AbstractContextManager[Any] = nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb")
-    with once as source, tempfile.TemporaryFile() as copy:
+    with once as source, contextlib.ExitStack() as unless_it_fails:
+        copy = unless_it_fails.enter_context(tempfile.TemporaryFile())
         shutil.copyfileobj(source, copy)
-        yield copy
+        unless_it_fails.pop_all()
+        return copy
 
 
 @dataclass(slots=True)
@@ -130,6 +133,7 @@ class Checked:
     faulty: int = 0
     faults: list[str] = field(default_factory=list)
     unknown_models: bool = False
+    no_json: bool = False
 
     def note(self, fault: str) -> None:
         """One more line is at fault."""
@@ -162,6 +166,7 @@ def check(
             _refuse_large(record, record_bytes_max)
         except DeadItemError as error:
             checked.unknown_models |= error.reason is DeadReason.UNKNOWN_MODEL
+            checked.no_json |= error.reason is DeadReason.NOT_JSON
             checked.note(f"{file.name}:{number}: {error.reason}: {error}")
             continue
         ids.append(int.from_bytes(hashlib.blake2b(custom_id.encode(), digest_size=HASH_BYTES).digest(), "little"))

@@ -103,6 +103,17 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
     assert Path("-") == STDIN
 
 
+def test_what_fails_beside_the_file_is_not_laid_on_it(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="the output is full"), opened(written(tmp_path, b"{}"), 9):
+        raise OSError("the output is full")
+
+
+def test_standard_input_that_is_closed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ItemFileError, match="standard input is closed"), opened(STDIN, 9):
+        pass
+
+
 def test_each_mistake_is_named_by_its_line_up_to_a_limit(tmp_path: Path) -> None:
     bad = [b'{"id": "1", "prompt": "secret", "seed": -1}'] * 500
     found = checked(written(tmp_path, b"\n".join([ITEMS[0], *bad])))
