@@ -242,7 +242,8 @@ class Callers:
         self.report.outcomes[f"unary_{code.name}"] += 1
 
     def _suspect(self, code: grpc.StatusCode, details: str, raw: bytes) -> None:
-        if code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED):
+        hangs = code is grpc.StatusCode.DEADLINE_EXCEEDED and "Request timeout expired" not in details  # asked for
+        if hangs or code is grpc.StatusCode.UNKNOWN:
             self.report.blame(f"{code.name}: {details} for {raw[:200]!r}")
 
     async def _call_stream(self, draw: Random, numbers: list[int]) -> None:
@@ -311,15 +312,19 @@ def _text(response: Any) -> str:
 # ---- what is left ----------------------------------------------------------------------------------------------------
 
 
-async def footprint(server: Server) -> Footprint:
-    """What the sidecar holds once nothing is in flight. Raises TimeoutError if something stays in flight."""
-    status = await server.status()
-    async with asyncio.timeout(SETTLE_S):
-        while not _is_idle(status):
-            status = await server.status()
+async def footprint(server: Server, before: Footprint | None = None) -> Footprint:
+    """What the sidecar holds once nothing is in flight, and no more tasks and files are left than `before`.
+
+    Raises TimeoutError if something stays.
+    """
     proc = Path("/proc") / str(server.pid)
+    async with asyncio.timeout(SETTLE_S):
+        while True:
+            status, files = await server.status(), sum(1 for _ in (proc / "fd").iterdir())
+            grown = before is not None and (status["tasks"] > before.tasks or files > before.files)
+            if _is_idle(status) and not grown:
+                break
     memory = next(line for line in (proc / "status").read_text().splitlines() if line.startswith("VmRSS:"))
-    files = sum(1 for _ in (proc / "fd").iterdir())
     return Footprint(tasks=status["tasks"], files=files, rss_mib=round(int(memory.split()[1]) / 1024, 1))
 
 
@@ -345,7 +350,7 @@ async def run(*, items: int, messages: int, seed: int, keep_logs: Path | None = 
             for half in (0, 1):
                 feeds["items"].append(await feed_items(deployment, count=items // 2, seed=2 * seed + half))
                 feeds["messages"].append(await feed_messages(deployment, count=messages // 2, seed=2 * seed + half))
-                left.append(await footprint(deployment.server))
+                left.append(await footprint(deployment.server, left[0] if left else None))
             log = deployment.server.log.read_text(errors="replace")
             await deployment.server.drain()
     return {

@@ -81,7 +81,7 @@ def odd_record(draw: Random, number: int) -> OddRecord:
     if draw.random() < 0.2:
         value = _change_bytes(draw, value or b"")
     if draw.random() < 0.01:
-        value = None
+        value, key = None, key or b""  # aiokafka sends no record without either
     return OddRecord(key=key, value=value, headers=tuple(headers))
 
 
