@@ -1,14 +1,16 @@
 """What gRPC and Triton say went wrong, as an EngineError or a StreamBrokenError: translated here and nowhere else.
 
-Whose fault an error is, its status says, never its text: `unexpected CUDA error` is nobody's wrong input. Triton sends
-the status of a stream's first error if it was asked to (`REAL_STATUS`), and ends the stream with it. What it refuses
-before the model sees it comes as a text alone even then (`stream_infer_handler.cc`), and so does a refused stop: stops
-share a stream that must not end.
+Whose fault an error is, its status says, never its words: `unexpected CUDA error` is nobody's wrong input. On a stream
+Triton sends the text alone, so our models say the status at its end: `… must be >= 1 [INVALID_ARGUMENT]`. Triton can be
+asked to end the stream with the status (`REAL_STATUS`), but before 2.68 it dies of that when errors come together
+(measured with 2.51), so only a newer one is asked. What Triton refuses before a model sees it comes as a
+text alone even then. A text without a status is INTERNAL, and may be tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +25,13 @@ REAL_STATUS = "triton_grpc_error"  # metadata of a stream; Triton 24.08 and late
 _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 _RESTRICTED = "This protocol is restricted"  # how Triton refuses whoever lacks a key, with UNAVAILABLE
+_SAID = re.compile(r" \[([A-Z_]{2,32})\]$")  # by a model of ours, at the end of its text
+
+
+def code_of(text: str) -> grpc.StatusCode:
+    """The status that a model of ours says at the end of its error's text; INTERNAL for any other text."""
+    said = _SAID.search(text[-40:])
+    return grpc.StatusCode.__members__.get(said[1], grpc.StatusCode.INTERNAL) if said else grpc.StatusCode.INTERNAL
 
 
 @contextmanager
@@ -44,9 +53,9 @@ def translated_errors(call: Any) -> Iterator[None]:
 
 
 def raise_if_error(response: Any) -> None:
-    """Raise EngineError if a ModelStreamInferResponse is one. Its text has no status, so it may be tried again."""
+    """Raise EngineError if a ModelStreamInferResponse is one."""
     if response.error_message:
-        raise EngineError(response.error_message, grpc.StatusCode.INTERNAL)
+        raise EngineError(response.error_message, code_of(response.error_message))
 
 
 def _translated(error: grpc.aio.AioRpcError) -> EngineError | StreamBrokenError:

@@ -76,9 +76,10 @@ class FakeRequest:
         self.answers.put_nowait(self._answer(True))
 
     def error(self, message: str, code: grpc.StatusCode | None = None) -> None:
-        """Answer with an error: of the model with a status, as Triton tells it; of the server with a text alone."""
+        """Answer with an error: as our models say its status, or as a text alone."""
+        said = message if code is None else f"{message} [{code.name}]"
         told = code is not None and self.metadata.get(REAL_STATUS) == "true"
-        self.answers.put_nowait((code, message) if told else wire.StreamResponse(error_message=message))
+        self.answers.put_nowait((code, said) if told else wire.StreamResponse(error_message=said))
 
     def break_stream(self) -> None:
         """End the stream without a final response."""

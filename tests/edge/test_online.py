@@ -328,7 +328,7 @@ async def test_an_offline_call_that_the_engine_refuses_is_told_why(sidecar: Side
     code, message, _ = await status_of(answer)
     assert (code, message) == (
         grpc.StatusCode.INVALID_ARGUMENT,
-        "given up after 1 attempts: input 'temperature' must be positive",
+        "given up after 1 attempts: input 'temperature' must be positive [INVALID_ARGUMENT]",
     )
 
 
@@ -474,7 +474,9 @@ async def test_an_engines_error_for_an_offline_call_holds_the_callers_id(sidecar
     answer = sidecar.unary("ModelInfer", ids_request("mine"), wire.InferResponse, metadata=metadata)
     request = await triton.next()
     request.error(f"[request id: {request.id}] expected less", grpc.StatusCode.INVALID_ARGUMENT)
-    assert (await status_of(answer))[1] == "given up after 1 attempts: [request id: mine] expected less"
+    assert (await status_of(answer))[
+        1
+    ] == "given up after 1 attempts: [request id: mine] expected less [INVALID_ARGUMENT]"
 
 
 @pytest.mark.parametrize("lane", ["online", "offline"])

@@ -21,6 +21,11 @@ from engine.serving import build_engine
 
 CANCEL_CHECKS_MAX = 8  # per check period, in turn: each is a round trip to the server process (measured: 0.1 ms)
 PIECES_MAX = 128  # an engine faster than the server waits for it; a longer queue would only delay finals
+CODES = {
+    "INVALID_ARGUMENT": "INVALID_ARG",
+    "INTERNAL": "INTERNAL",
+    "UNAVAILABLE": "UNAVAILABLE",
+}  # as Triton names them
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -54,13 +59,13 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             try:
                 if self._engine.broken:  # stops fail too, so that whoever probes with them starts the server anew
-                    refuse(sender, self._engine.broken, pb_utils.TritonError.UNAVAILABLE)
+                    refuse(sender, self._engine.broken, "UNAVAILABLE")
                     continue
                 self._accept(request, sender)
             except ValueError as error:
-                refuse(sender, str(error), pb_utils.TritonError.INVALID_ARG)
+                refuse(sender, str(error), "INVALID_ARGUMENT")
             except Exception as error:  # a bug of ours concerns this request alone
-                refuse(sender, repr(error), pb_utils.TritonError.INTERNAL)
+                refuse(sender, repr(error), "INTERNAL")
 
     def finalize(self):
         self._closing.set()
@@ -121,14 +126,19 @@ class TritonPythonModel:
                 self._export.update(self._engine.gauges, self._engine.overruns)
 
 
-def refuse(sender, message, code):
-    failure = pb_utils.TritonError(message, code)
-    sender.send(pb_utils.InferenceResponse(error=failure), flags=FINAL)
+def refuse(sender, message, status):
+    sender.send(pb_utils.InferenceResponse(error=error_of(message, status)), flags=FINAL)
+
+
+def error_of(message, status):
+    """The error as Triton's, its status at the end of the text: on a stream Triton sends no other."""
+    return pb_utils.TritonError(f"{message} [{status}]", getattr(pb_utils.TritonError, CODES[status]))
 
 
 def response_of(call, piece):
     if piece.error is not None:
-        code = pb_utils.TritonError.INVALID_ARG if piece.refused else pb_utils.TritonError.INTERNAL
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(piece.error, code))
+        return pb_utils.InferenceResponse(
+            error=error_of(piece.error, "INVALID_ARGUMENT" if piece.refused else "INTERNAL")
+        )
     tensors = [pb_utils.Tensor(name, array) for name, array in outputs_of(call, piece).items()]
     return pb_utils.InferenceResponse(output_tensors=tensors)

@@ -30,7 +30,8 @@ class TritonPythonModel:
         try:
             outputs = self._outputs(request)
         except ValueError as error:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+            message = f"{error} [INVALID_ARGUMENT]"  # on a stream Triton sends the text alone
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
     def _outputs(self, request):
