@@ -48,6 +48,7 @@ class TritonSettings:
     repository: Path = ROOT / "model_repository"
     trace_url: str | None = None  # OTLP over HTTP, as JSON
     restricted: tuple[str, ...] = ()  # PROTOCOL,…:KEY=VALUE each: Triton serves these to who sends the key
+    flags: tuple[str, ...] = ()  # further ones of tritonserver
 
 
 class Triton:
@@ -184,7 +185,7 @@ class Triton:
                 for each in ("mode=opentelemetry", f"opentelemetry,url={self.settings.trace_url}", "rate=0",
                              "level=TIMESTAMPS", "count=-1")
             ]  # fmt: skip
-        return command
+        return [*command, *self.settings.flags]
 
     def _environment(self) -> dict[str, str]:
         libraries = [sysconfig.get_config_var("LIBDIR") or "", os.environ.get("LD_LIBRARY_PATH", "")]
