@@ -25,7 +25,12 @@ from sidecar.core.work import Lane, Work
 
 COUNTS = st.integers(1, 9)
 WORKS = st.builds(
-    Work, prompt_tokens=COUNTS, output_tokens_max=COUNTS, slots=COUNTS, arrived_s=st.floats(), deadline_s=st.floats()
+    Work,
+    prompt_tokens=COUNTS,
+    output_tokens_max=COUNTS,
+    slots=COUNTS,
+    arrived_s=st.floats(allow_nan=False, allow_infinity=False),
+    deadline_s=st.floats(allow_nan=False),
 )
 st.register_type_strategy(Work, WORKS)
 EVENTS = st.one_of([st.from_type(each) for each in typing.get_args(Event)])
