@@ -125,7 +125,9 @@ class Engine:
                 f"prompt ({work.prompt_tokens} tokens) and max_tokens ({work.output_tokens_max}) exceed"
                 f" the {self.settings.tokens_max} tokens of the engine"
             )
-        if tokens * work.slots > self.ledger.kv_tokens_max:
+        # One odd scrape is no reason: what is refused may be a dead letter. Until the size is known, work waits.
+        settled = self.settings.kv_tokens or self.kv_size[1] >= SCRAPES
+        if settled and tokens * work.slots > self.ledger.kv_tokens_max:
             kv_tokens_max = self.ledger.kv_tokens_max
             return f"it needs {tokens * work.slots} tokens of KV cache, and the engine has {kv_tokens_max:.0f}"
         return ""
@@ -311,7 +313,7 @@ class Engine:
 
     def remembers(self, item: Item) -> bool:
         """True if the KV cache should still hold the context of `item`, but for a block: it can go on at once."""
-        return item.cached_on is self and item.context_tokens - item.cached_tokens <= self.settings.kv_block_tokens
+        return item.cached_on is self and item.context_tokens - item.cached_tokens <= self.ledger.block_tokens
 
     def _expected_reuse(self, item: Item) -> int:
         """Tokens of its context that the KV cache should hold: its own, or those of others with its prefix."""

@@ -26,9 +26,10 @@ class Ledger:
     """The books of one engine, in tokens."""
 
     kv_tokens_max: float  # inf = unknown
-    block_tokens: int
+    block_tokens: int  # as the engine's gauge says, once it does
     guard_share_min: float
     guard_share_max: float
+    kv_tokens_set: int = 0  # by the operator; 0 = the gauges' size holds
     long_tokens: float = inf  # a prefill of more is a long one
     long_prefills: int = 0  # in flight
     kv_tokens: int = 0  # held or leased
@@ -47,6 +48,7 @@ class Ledger:
         return cls(
             kv_tokens_max=engine.kv_tokens or inf,
             block_tokens=engine.kv_block_tokens,
+            kv_tokens_set=engine.kv_tokens,
             guard_share_min=scheduler.kv_guard_share_min,
             guard_share_max=scheduler.kv_guard_share_max,
             long_tokens=scheduler.long_prompt_tokens or inf,
@@ -101,11 +103,13 @@ class Ledger:
             return
         self.offline_slots_max = inf
         kv_used = 0
-        if event.kv_blocks_max is not None and event.kv_blocks_free is not None:
-            block_tokens = event.tokens_per_block or self.block_tokens
-            kv_used = (event.kv_blocks_max - event.kv_blocks_free) * block_tokens
-            if self.kv_tokens_max == inf:
-                self.kv_tokens_max = event.kv_blocks_max * block_tokens
+        # A fresh engine shows 0 until its first iteration: only a size above 0 is one. After a restart it may differ.
+        if event.tokens_per_block:
+            self.block_tokens = event.tokens_per_block
+        if event.kv_blocks_max:
+            if event.kv_blocks_free is not None:
+                kv_used = (event.kv_blocks_max - event.kv_blocks_free) * self.block_tokens
+            self.kv_tokens_max = self.kv_tokens_set or event.kv_blocks_max * self.block_tokens
         slots_used = event.active_requests if event.active_requests is not None else 0
         if not slots_ours and event.iterations is not None and event.iterations == self._iterations:
             # An engine with a request iterates. This one is at rest, and its gauges show who ran in the last iteration.

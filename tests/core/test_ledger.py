@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 import pytest
 
-from sidecar.core.events import Measured
+from sidecar.core.events import Arrived, EngineUp, Measured, Reject
 from sidecar.core.item import Item
 from sidecar.core.ledger import Ledger
+from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane
 from tests.core.builders import offline, online
@@ -67,3 +69,46 @@ def test_the_guard_follows_what_online_needs_inside_its_band() -> None:
     assert ledger.guard_tokens(1) == pytest.approx(128)
     assert ledger.guard_tokens(2) == pytest.approx(256)
     assert ledger.guard_tokens(9) == 300
+
+
+def test_a_size_of_nothing_is_no_size_and_a_later_one_counts() -> None:
+    ledger = _ledger(kv_tokens=0)
+    for blocks, expected in ((0, inf), (100, 3200.0), (0, 3200.0), (50, 1600.0), (400, 12800.0)):
+        event = Measured(engine="e", ok=True, active_requests=0, kv_blocks_max=blocks, kv_blocks_free=blocks)
+        ledger.measured(event, slots_ours=0, offline_slots=0)
+        assert ledger.kv_tokens_max == expected
+    assert ledger.foreign_kv_tokens == 0
+
+
+def test_the_size_of_a_block_is_the_engines() -> None:
+    ledger = _ledger(kv_tokens=0)
+    assert ledger.need(33) == 64
+    scrape = Measured(engine="e", ok=True, kv_blocks_max=10, kv_blocks_free=10, tokens_per_block=64)
+    ledger.measured(scrape, slots_ours=0, offline_slots=0)
+    assert (ledger.block_tokens, ledger.kv_tokens_max, ledger.need(65)) == (64, 640.0, 128)
+    ledger.measured(Measured(engine="e", ok=True, tokens_per_block=0), slots_ours=0, offline_slots=0)
+    assert ledger.block_tokens == 64
+
+
+def test_nothing_is_refused_for_a_size_that_a_single_scrape_showed() -> None:
+    scheduler = Scheduler(SchedulerSettings(), [EngineSettings(name="e", tokens_max=1000)])
+    scheduler.handle(EngineUp(engine="e"), 0.0)
+
+    def scrape(blocks: int, now_s: float) -> None:
+        event = Measured(engine="e", ok=True, kv_blocks_max=blocks, kv_blocks_free=blocks, tokens_per_block=32)
+        scheduler.handle(event, now_s)
+
+    def refused(work_id: str, now_s: float) -> bool:
+        work = replace(offline(work_id), prompt_tokens=100, output_tokens_max=100)
+        found = scheduler.handle(Arrived(work=work), now_s)
+        return any(isinstance(each, Reject) for each in found)
+
+    scrape(0, 1.0)
+    scrape(1, 2.0)
+    assert not refused("a", 3.0)
+    scrape(1, 4.0)
+    scrape(1, 5.0)
+    assert refused("b", 6.0)
+    for now_s in (7.0, 8.0, 9.0):
+        scrape(1000, now_s)
+    assert not refused("c", 10.0)
