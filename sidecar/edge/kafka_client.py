@@ -35,6 +35,7 @@ from sidecar.edge.kafka_errors import (
 from sidecar.edge.kafka_opening import KafkaOpening
 from sidecar.edge.kafka_settings import OfflineSettings, client_options
 from sidecar.edge.kafka_topics import Topics, look
+from sidecar.edge.lane_state import Cause
 from sidecar.edge.offsets import Committed
 
 log = logging.getLogger(__name__)
@@ -201,8 +202,14 @@ class KafkaLog:
 
     async def ends(self, partitions: Iterable[int]) -> dict[int, int]:
         """The last stable offset of each partition: where a read_committed reader's log ends."""
-        async with call(self._settings.request_timeout_s):
-            found = await self._queries.end_offsets([self._source(partition) for partition in partitions])
+        try:
+            async with call(self._settings.request_timeout_s):
+                found = await self._queries.end_offsets([self._source(partition) for partition in partitions])
+        except LogError as error:
+            if error.cause is Cause.KAFKA:  # aiokafka looks for a topic that is gone until its time is over
+                async with call(self._settings.request_timeout_s):
+                    await self._topics()
+            raise
         return {source.partition: int(offset) for source, offset in found.items()}
 
     def _source(self, partition: int) -> TopicPartition:

@@ -40,6 +40,7 @@ from sidecar.edge.tracing import Tracing
 log = logging.getLogger(__name__)
 
 WATCH_S = 2.0
+NEW_CONNECTION = frozenset((Cause.AUTHENTICATION, Cause.TLS))  # what a consumer was made with holds no longer
 
 
 class Log(Source, Openings, Group, Protocol):
@@ -203,6 +204,7 @@ class OfflineLane:
 
     async def _serve_all(self, kafka: Log) -> None:
         self._log, self._unassigned_s = kafka, self._clock()
+        self._ends_s = self._clock()  # when the log's ends were last known
         self._become(Phase.STARTING, Cause.ASSIGNMENT, "the group has not assigned partitions yet")
         self._troubles.clear()
         try:
@@ -287,12 +289,16 @@ class OfflineLane:
             await wait(self._closing, min(WATCH_S, self._settings.stuck_after_s / 4))
 
     async def _look_at_ends(self) -> None:
+        """The ends, or that they are unknown. Raises where only a new consumer helps: it reads secrets anew."""
         ends: dict[int, int] = {}
         try:
             if self._shares:
                 ends = await self._log.ends(self._shares)
+            self._ends_s = self._clock()
             self._trouble("the log's ends are unknown", None)
         except LogError as error:
+            if error.cause in NEW_CONNECTION or self._clock() - self._ends_s > self._settings.stuck_after_s:
+                raise
             self._trouble("the log's ends are unknown", error)
         for number, share in self._shares.items():
             share.end_known = number in ends

@@ -127,6 +127,35 @@ async def test_nothing_that_can_be_fetched_is_a_state_and_so_are_unknown_ends(
         await until(cluster, lambda: offline.state == "running" and offline.shares()[0].lag == 0)
 
 
+@pytest.mark.parametrize("cause", [Cause.AUTHENTICATION, Cause.TLS])
+async def test_a_connection_that_is_no_longer_let_in_is_made_anew_with_what_the_files_hold_now(
+    monkeypatch: pytest.MonkeyPatch, cause: Cause
+) -> None:
+    monkeypatch.setattr("sidecar.edge.offline.WATCH_S", 0.001)
+    cluster = FakeCluster(items=2)
+    offline = lane(cluster, look_again_s=0.005)
+    async with running(offline):
+        await until(cluster, cluster.everything_once)
+        cluster.ends_error = LogError("the broker does not let us in", cause)
+        await until(cluster, lambda: len(cluster.logs) > 2 and offline.state_now.cause is cause)
+        cluster.ends_error = None
+        cluster.produce(b'{"id": "x", "prompt": "p"}')
+        await until(cluster, cluster.everything_once)
+        await until(cluster, lambda: offline.state == "running")
+
+
+async def test_a_consumer_that_finds_no_broker_for_long_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.edge.offline.WATCH_S", 0.001)
+    cluster = FakeCluster(items=2)
+    offline = lane(cluster, stuck_after_s=0.02)
+    async with running(offline):
+        await until(cluster, cluster.everything_once)
+        cluster.ends_error = LogError("no broker answers", Cause.UNREACHABLE)
+        await until(cluster, lambda: len(cluster.logs) > 1)
+        cluster.ends_error = None
+        await until(cluster, lambda: offline.state == "running")
+
+
 async def test_a_newcomer_waits_while_the_holder_of_its_instance_id_lives() -> None:
     cluster = FakeCluster(items=3)
     cluster.occupant, cluster.occupant_lives = TWIN, True
