@@ -21,6 +21,7 @@ from tritonclient.grpc import service_pb2
 
 from sidecar.edge import wire
 from sidecar.edge.engine_client import SERVICE, EngineClient, Metadata
+from sidecar.edge.engine_errors import code_of
 from sidecar.edge.errors import EngineError
 from sidecar.edge.outbox import Outbox
 from sidecar.edge.readiness import Readiness
@@ -218,7 +219,7 @@ class StreamPassthrough:
         try:
             while (raw := await self._call.read()) is not grpc.aio.EOF:
                 if self._ends_with_error and (text := _error_of_a_model(raw)):
-                    return EngineError(text, grpc.StatusCode.INTERNAL)
+                    return EngineError(text, code_of(text))
                 self._outbox.put(raw)
                 await self._outbox.room()  # a slow reader slows Triton's stream, as it would without us
         except grpc.aio.AioRpcError as error:

@@ -167,7 +167,10 @@ def test_a_simulator_fitted_to_a_run_predicts_another_of_the_same_engine(prompts
 
     found = mixed.prediction(runs[1], runs[2], world)
     assert max(found[name] for name in ("p50", "p95", "harvest")) < 0.1
-    assert abs(found["fitted"]["around_the_engine_ms"]) < 10
+    fitted = found["fitted"]
+    assert (
+        abs(fitted["around_the_engine_ms"]) < fitted["overhead_ms"] / 2
+    )  # nothing is around it, but for the fit's error
 
 
 def test_one_seed_is_too_few_to_predict_and_the_report_says_so() -> None:

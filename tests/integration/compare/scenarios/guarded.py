@@ -9,7 +9,19 @@ from tritonclient.grpc import service_pb2
 from tests.integration.compare.allowed import ANSWERS_FOR_ITSELF, KEYLESS, KEYLESS_BY_ONE, OUTLIVED, OUTLIVED_BY_ONE
 from tests.integration.compare.deployment import ADMIN, INFERENCE, header
 from tests.integration.compare.messages import ids, long_ids, query, stop, text
-from tests.integration.compare.scenario import Ask, Await, Close, Metadata, Open, Scenario, Send, Step, Subject, Where
+from tests.integration.compare.scenario import (
+    Ask,
+    Await,
+    Close,
+    Metadata,
+    Open,
+    Part,
+    Scenario,
+    Send,
+    Step,
+    Subject,
+    Where,
+)
 
 RIGHT: Metadata = (header(ADMIN),)
 WRONG: Metadata = (header((ADMIN[0], "guess")),)
@@ -92,6 +104,7 @@ GUARDED = Subject(
             "both kinds on one stream without the key",
             *streamed(ids(id="a"), query(id="b"), metadata=()),
             differs=(KEYLESS_BY_ONE,),
+            ignored=(Part.TEXT,),  # of a write to a stream that Triton has ended already, gRPC keeps no status
         ),
         guarded("a unary call without the key", called(query(id="a"), ())),
         guarded("a unary call with the key", called(query(id="a"))),
