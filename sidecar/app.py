@@ -23,9 +23,9 @@ from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.engine_models import Unscheduled
 from sidecar.edge.faults import NoFileLeft
 from sidecar.edge.grpc_server import Server
+from sidecar.edge.held_bytes import HeldBytes
 from sidecar.edge.http import Status, serve_http, watch_loop_lag
 from sidecar.edge.job_counts import JobCounts
-from sidecar.edge.limits import HeldBytes
 from sidecar.edge.metrics import Metrics
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offline_metrics import OfflineMetrics

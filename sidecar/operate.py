@@ -24,8 +24,9 @@ from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.engine_models import look, shares
 from sidecar.edge.errors import EngineError, StreamBrokenError
 from sidecar.edge.gauges import measure
+from sidecar.edge.kafka_clients import client_options
 from sidecar.edge.kafka_errors import LogError, call, hear_aiokafka
-from sidecar.edge.kafka_settings import OfflineSettings, client_options
+from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.kafka_topics import look as look_at_topics
 from sidecar.edge.status_text import status_text
 from sidecar.edge.tokens import Tokens

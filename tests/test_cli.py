@@ -21,7 +21,7 @@ from sidecar.cli import EXAMPLES, main
 from sidecar.core.errors import SettingsError, SidecarError
 from sidecar.edge.config import EngineEndpoint, ServeSettings
 from sidecar.edge.kafka_settings import OfflineSettings
-from sidecar.edge.recorder import RecorderSettings
+from sidecar.edge.recorder_settings import RecorderSettings
 
 ROOT = Path(__file__).parents[1]
 

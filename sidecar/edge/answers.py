@@ -12,9 +12,8 @@ import grpc
 
 from sidecar.core.events import DeadLetter, Failed, Lost, Reject, RejectReason
 from sidecar.edge.calls import WorkDeadError, WorkRejectedError
-from sidecar.edge.engine_client import Metadata
 from sidecar.edge.errors import EngineError
-from sidecar.edge.ports import Terminal
+from sidecar.edge.ports import Metadata, Terminal
 from sidecar.edge.well_formed import asked_by
 
 RETRY_HINT = "retry-after-ms"  # in the trailing metadata

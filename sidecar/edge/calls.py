@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from sidecar.core.errors import SidecarError
 from sidecar.core.work import EndReason
-from sidecar.edge.engine_client import Metadata
+from sidecar.edge.ports import Metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

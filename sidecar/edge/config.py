@@ -17,15 +17,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from sidecar.core.errors import SettingsError
 from sidecar.core.settings import FORBID_UNKNOWN, EngineSettings, SchedulerSettings, require
+from sidecar.edge.aliases import Rule, check_aliases
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.limits import LimitSettings
-from sidecar.edge.recorder import RecorderSettings
-from sidecar.edge.routing import Rule, check_aliases
-from sidecar.edge.watchdog import PROGRESS_TIMEOUT_S
+from sidecar.edge.recorder_settings import RecorderSettings
 
 _METADATA_NAME = re.compile(r"[0-9a-z_.-]+")  # gRPC's own rules, which it tells only when the call is made
 _METADATA_VALUE = re.compile(r"[\x20-\x7e]+")
 OVERRIDE_PREFIX = "SIDECAR__"
+# An engine in service gives each stream a token per iteration, every some tens of ms, and a long prompt of somebody
+# else in between takes seconds. A minute is a thousand iterations: longer than any stall after which one went on.
+PROGRESS_TIMEOUT_S = 60.0
 _ADDRESS = re.compile(r"([^\s:/\[\]@]+|\[[0-9a-fA-F:.%a-z]+\]):[0-9]{1,5}")
 
 

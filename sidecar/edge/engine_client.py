@@ -18,12 +18,12 @@ from tritonclient.grpc import service_pb2
 from sidecar.edge import wire
 from sidecar.edge.engine_errors import REAL_STATUS, raise_if_error, translated_errors
 from sidecar.edge.errors import StreamBrokenError
+from sidecar.edge.ports import Metadata
 from sidecar.edge.stops import StopLine
 
 SERVICE = "inference.GRPCInferenceService"
 Version = tuple[int, int]
 SAFE_ENDS: Version = (2, 68)
-Metadata = Sequence[tuple[str, str | bytes]]
 
 # Messages may be as large as the server's. A peer that hangs is noticed by the prober, long before keepalive would.
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (

@@ -16,9 +16,9 @@ from sidecar.core.events import DeadLetter, Dispatch, Failed, Reject
 from sidecar.core.work import EndReason, Work
 from sidecar.edge import wire
 from sidecar.edge.calls import Generated, TokenCall, WorkDeadError, WorkRejectedError
-from sidecar.edge.engine_client import Metadata, token_request
+from sidecar.edge.engine_client import token_request
 from sidecar.edge.errors import MalformedAnswerError
-from sidecar.edge.ports import Terminal, Timeline
+from sidecar.edge.ports import Metadata, Terminal, Timeline
 from sidecar.edge.stop_texts import StopTexts, first_of
 
 _SAMPLING = {

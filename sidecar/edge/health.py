@@ -13,8 +13,8 @@ from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2
 
 from sidecar.edge.engine_client import SERVICE
+from sidecar.edge.models import Models
 from sidecar.edge.passthrough import UNREADABLE, Passthrough
-from sidecar.edge.routing import Models
 from sidecar.edge.rpc import refuse
 
 HEALTH = "grpc.health.v1.Health"

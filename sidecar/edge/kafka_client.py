@@ -22,6 +22,7 @@ from sidecar.edge.broker_version import metadata_version, warning
 from sidecar.edge.header_names import make_readable
 from sidecar.edge.instance_fence import InstanceFence, Occupant
 from sidecar.edge.items import Record
+from sidecar.edge.kafka_clients import client_options
 from sidecar.edge.kafka_errors import (
     STOP_TIMEOUT_S,
     LogError,
@@ -33,7 +34,7 @@ from sidecar.edge.kafka_errors import (
     translated,
 )
 from sidecar.edge.kafka_opening import KafkaOpening
-from sidecar.edge.kafka_settings import OfflineSettings, client_options
+from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.kafka_topics import Topics, look
 from sidecar.edge.lane_state import Cause
 from sidecar.edge.offsets import Committed

@@ -5,20 +5,16 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
-import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from aiokafka.abc import AbstractTokenProvider
-
-from sidecar.core.errors import SettingsError
 from sidecar.core.settings import FORBID_UNKNOWN, require
-from sidecar.edge.offsets import METADATA_CHARS_MAX, metadata_chars_max
 
 SERVERS = "host:port of a broker, or several with commas between, without a protocol before them"
 TOPIC_RULE = "1 to 249 of the characters a-z A-Z 0-9 . _ -"
 PORT_MAX = 65535
+METADATA_CHARS_MAX = 4096  # the broker's default offset.metadata.max.bytes, compared with the string's length
 _SERVER = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+)(?::(?P<port>\d{1,5}))?", re.ASCII)
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
@@ -138,53 +134,16 @@ def _is_server(text: str) -> bool:
     return False
 
 
-def client_id(settings: OfflineSettings) -> str:
-    """How the broker's logs and quotas name this process."""
-    return f"sidecar.{settings.instance_id}" if settings.instance_id else "sidecar"
+def metadata_chars_max(holes: int, span: int) -> int:
+    """The longest metadata string that this many holes within this many offsets can need.
 
-
-def client_options(settings: OfflineSettings) -> dict[str, Any]:
-    """What each aiokafka client needs to connect. Raises SettingsError if a secret or certificate cannot be read."""
-    security = settings.security
-    options: dict[str, Any] = {
-        "bootstrap_servers": settings.bootstrap_servers,
-        "client_id": client_id(settings),
-        "security_protocol": security.protocol,
-        "request_timeout_ms": int(settings.request_timeout_s * 1000),
-    }
-    try:
-        if security.protocol.endswith("SSL"):
-            options["ssl_context"] = _ssl_context(security)
-        if security.protocol.startswith("SASL"):
-            options |= _sasl(security)
-    except OSError as error:  # ssl.SSLError is one
-        raise SettingsError(f"kafka security: {error}") from error
-    return options
-
-
-def _ssl_context(security: KafkaSecuritySettings) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=security.ca_file)
-    if security.certificate_file is not None:
-        context.load_cert_chain(security.certificate_file, security.key_file)
-    return context
-
-
-def _sasl(security: KafkaSecuritySettings) -> dict[str, Any]:
-    if security.mechanism == "OAUTHBEARER":
-        return {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": _TokenFile(security.token_file)}
-    password = security.password_file.read_text().strip() if security.password_file else security.password
-    return {
-        "sasl_mechanism": security.mechanism,
-        "sasl_plain_username": security.username,
-        "sasl_plain_password": password,
-    }
-
-
-class _TokenFile(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka is untyped
-    """Reads the token anew for each connection, so that a rotated one is used."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-
-    async def token(self) -> str:
-        return self._path.read_text().strip() if self._path else ""
+    A gap of g takes ceil(bits(g) / 7) bytes, so the worst case spends the span on as many long gaps as it can.
+    """
+    left, longer = max(0, span - holes), 0
+    for cost in (127, 16_256, 2_080_768):
+        count = min(holes, left // cost)
+        left -= count * cost
+        longer += count
+    restarts_bytes = 2 + 5  # up to 16,383 restarts, a suspect within 2**35 offsets
+    packed = 1 + restarts_bytes + 4 + holes + longer
+    return 3 + (packed * 4 + 2) // 3

@@ -5,17 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import grpc
-
 from sidecar.core.settings import FORBID_UNKNOWN, require
-from sidecar.edge.answers import CallerError
 
 MIB = 1 << 20
 _POSITIVE = (
     *("message_bytes_max", "held_bytes_max", "calls_max", "calls_per_connection_max", "connection_idle_s"),
     *("ping_interval_s", "ping_timeout_s", "handshake_timeout_s", "http_connections_max", "http_idle_s"),
 )
-RETRY_AFTER_S = 1.0  # a request ends every few tens of milliseconds, and the bytes it held are free again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,30 +56,6 @@ class LimitSettings:
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.so_reuseport", 0),  # a second sidecar on the same port is an error, not a lottery
         )
-
-
-class HeldBytes:
-    """The bytes of all requests that wait or run: under a bound on their number a few could still fill the memory."""
-
-    def __init__(self, limits: LimitSettings | None = None) -> None:
-        self.bytes_max = (limits or LimitSettings()).held_bytes_max
-        self.used = 0
-
-    def take(self, size: int) -> int:
-        """`size` more bytes are held; give the same number back. Raises CallerError if that is too much."""
-        if self.used + size > self.bytes_max:
-            raise CallerError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"requests of {self.used} bytes wait or run, {size} more are beyond the limit of {self.bytes_max} "
-                f"(limits.held_bytes_max); try again in {RETRY_AFTER_S:g} s",
-                RETRY_AFTER_S,
-            )
-        self.used += size
-        return size
-
-    def give_back(self, size: int) -> None:
-        """These bytes are held no longer."""
-        self.used -= size
 
 
 def _ms(seconds: float) -> int:

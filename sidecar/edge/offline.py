@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from sidecar.core.errors import SidecarError
 from sidecar.core.snapshot import JobSnapshot
+from sidecar.edge.aliases import Aliases
 from sidecar.edge.commits import Commits
 from sidecar.edge.intake import Intake, Source
 from sidecar.edge.item_runs import Driver, ItemRuns
@@ -32,7 +33,6 @@ from sidecar.edge.lane_state import OPERATOR, Cause, Phase, State, Stated, toget
 from sidecar.edge.one_instance import Group, OneInstance
 from sidecar.edge.partitions import Openings, Partitions
 from sidecar.edge.pauses import Pauses, wait
-from sidecar.edge.routing import Aliases
 from sidecar.edge.share import Finished, LaneStats, Share, ShareView
 from sidecar.edge.tokens import Tokens
 from sidecar.edge.tracing import Tracing

@@ -22,7 +22,6 @@ from sidecar.core.errors import SidecarError
 
 PREFIX = "T1."
 HAS_RESTARTS = 1
-METADATA_CHARS_MAX = 4096  # the broker's default offset.metadata.max.bytes, compared with the string's length
 
 
 class OffsetsError(SidecarError):
@@ -162,21 +161,6 @@ class Progress:
         """How many more records may be taken: bounds memory, and the holes by which the metadata grow."""
         ahead = sum(hole >= self.expected for hole in self.durable.holes)
         return min(pending_max - len(self.pending) - ahead, span_max - (self.expected - self.durable.watermark))
-
-
-def metadata_chars_max(holes: int, span: int) -> int:
-    """The longest metadata string that this many holes within this many offsets can need.
-
-    A gap of g takes ceil(bits(g) / 7) bytes, so the worst case spends the span on as many long gaps as it can.
-    """
-    left, longer = max(0, span - holes), 0
-    for cost in (127, 16_256, 2_080_768):
-        count = min(holes, left // cost)
-        left -= count * cost
-        longer += count
-    restarts_bytes = 2 + 5  # up to 16,383 restarts, a suspect within 2**35 offsets
-    packed = 1 + restarts_bytes + 4 + holes + longer
-    return len(PREFIX) + (packed * 4 + 2) // 3
 
 
 def _varint(value: int) -> bytes:

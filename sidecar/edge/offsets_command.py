@@ -13,7 +13,8 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, InvalidProducerEp
 from aiokafka.structs import OffsetAndMetadata
 
 from sidecar.core.errors import SidecarError
-from sidecar.edge.kafka_settings import OfflineSettings, client_options
+from sidecar.edge.kafka_clients import client_options
+from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offsets import Committed, OffsetsError
 
 WRITE_TRIES = 20

@@ -21,19 +21,19 @@ from google.protobuf.message import DecodeError
 
 from sidecar.core.work import Lane, Work
 from sidecar.edge import answers, wire
+from sidecar.edge.aliases import Aliases
 from sidecar.edge.answers import Booked, CallerError
 from sidecar.edge.booking import OURS, ScheduledModel, asked, given_by, tenant_of, work_of
 from sidecar.edge.calls import TokenCall
 from sidecar.edge.driver import Driver
-from sidecar.edge.engine_client import Metadata
 from sidecar.edge.errors import BadRequestError, EngineError, ModelRefusesError
 from sidecar.edge.faults import Faults
+from sidecar.edge.held_bytes import HeldBytes
 from sidecar.edge.joined import check_joinable, joined
-from sidecar.edge.limits import HeldBytes
+from sidecar.edge.models import Models
 from sidecar.edge.outbox import Outbox, Unread
 from sidecar.edge.passthrough import REAL_STATUS, UNREADABLE, Passthrough, StreamPassthrough, forwardable
-from sidecar.edge.ports import Call
-from sidecar.edge.routing import Aliases, Models
+from sidecar.edge.ports import Call, Metadata
 from sidecar.edge.rpc import refuse
 from sidecar.edge.schema import ModelSchema
 from sidecar.edge.sliced import sliced_call, token_call

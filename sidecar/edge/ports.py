@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from sidecar.core.events import Action, DeadLetter, Dispatch, Ended, Event, Failed, Lost, Reject, Stopped
 from sidecar.core.work import EndReason, Work
-from sidecar.edge.engine_client import Metadata
 
 TRACEPARENT = "traceparent"
+Metadata = Sequence[tuple[str, str | bytes]]  # of one gRPC call, in its order
 Terminal = Ended | Stopped | Failed | Lost
 
 

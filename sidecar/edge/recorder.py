@@ -15,17 +15,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from sidecar.core.checkpoint import Captured, capture
 from sidecar.core.errors import SettingsError
 from sidecar.core.events import Action, Event, Failed, Progressed
 from sidecar.core.record import encode
 from sidecar.core.scheduler import Scheduler
-from sidecar.core.settings import FORBID_UNKNOWN, EngineSettings, SchedulerSettings, require
+from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Work
 from sidecar.edge.ports import Outcome, Timeline
+from sidecar.edge.recorder_settings import RecorderSettings
 from sidecar.edge.segment_files import SegmentFiles, line
 
 logger = logging.getLogger(__name__)
@@ -35,23 +35,6 @@ BATCH = 64  # records between two moments in which the event loop may have the i
 POLL_S = 0.1  # how often the thread looks: waking it for each event would cost the event loop more than the record
 RETRY_S = 10.0  # after a failure
 CLOSE_TIMEOUT_S = 5.0  # a disk that hangs must not hold up the end of the process
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecorderSettings:
-    """Where decisions are recorded, and how much of them is kept."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
-
-    directory: Path
-    segment_records_max: int = 500_000  # some 15 MB compressed, half an hour of a busy engine
-    segments_max: int = 16  # older ones are deleted
-
-    def __post_init__(self) -> None:
-        require(
-            self.segment_records_max >= 1, f"recorder: segment_records_max must be >= 1, not {self.segment_records_max}"
-        )
-        require(self.segments_max >= 1, f"recorder: segments_max must be >= 1, not {self.segments_max}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ import grpc
 import grpc.aio
 
 from sidecar.edge.answers import CallerError
-from sidecar.edge.engine_client import Metadata
 from sidecar.edge.faults import Faults, leaves
-from sidecar.edge.limits import RETRY_AFTER_S, HeldBytes, LimitSettings
+from sidecar.edge.held_bytes import RETRY_AFTER_S, HeldBytes
+from sidecar.edge.limits import LimitSettings
+from sidecar.edge.ports import Metadata
 from sidecar.edge.tracing import CURRENT, Tracing
 
 Handler = Callable[[Any, Any], Awaitable[Any]]

@@ -14,9 +14,9 @@ from sidecar.edge.engine_client import SERVICE
 from sidecar.edge.grpc_server import Server
 from sidecar.edge.health import HEALTH, Health
 from sidecar.edge.limits import LimitSettings
+from sidecar.edge.models import Models
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import PASSED_THROUGH, Passthrough
-from sidecar.edge.routing import Models
 from sidecar.edge.rpc import Calls, RpcObserver
 from sidecar.edge.tracing import Tracing
 

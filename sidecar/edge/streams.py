@@ -16,10 +16,10 @@ import grpc
 from sidecar.edge import wire
 from sidecar.edge.containment import Containment
 from sidecar.edge.dispatched import Alive, Dispatched
-from sidecar.edge.engine_client import EngineClient, Metadata, send
+from sidecar.edge.engine_client import EngineClient, send
 from sidecar.edge.engine_errors import raise_if_error, translated_errors
 from sidecar.edge.errors import EngineError, StreamBrokenError
-from sidecar.edge.ports import TRACEPARENT, Tracer
+from sidecar.edge.ports import TRACEPARENT, Metadata, Tracer
 from sidecar.edge.verdicts import fault_of
 from sidecar.edge.watchdog import Watchdog
 

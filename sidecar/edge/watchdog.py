@@ -11,9 +11,6 @@ from sidecar.edge import wire
 from sidecar.edge.dispatched import Dispatched
 from sidecar.edge.errors import BadRequestError
 
-# An engine in service gives each stream a token per iteration, every some tens of ms, and a long prompt of somebody
-# else in between takes seconds. A minute is a thousand iterations: longer than any stall after which one went on.
-PROGRESS_TIMEOUT_S = 60.0
 PREFILL_TOKENS_PER_S = 500  # a 70B model on the fewest GPUs that hold it computes prompts several times faster
 OUTPUT_TOKENS_PER_S = 5  # of one sequence in a full batch: several times faster too
 LOOKS_PER_TIMEOUT = 10

@@ -10,9 +10,8 @@ from sidecar.core.work import EndReason, Lane, Work
 from sidecar.edge import answers, wire
 from sidecar.edge.answers import Booked, CallerError
 from sidecar.edge.booking import OURS
-from sidecar.edge.engine_client import Metadata
 from sidecar.edge.final_answer import final_answer
-from sidecar.edge.ports import Terminal, Timeline
+from sidecar.edge.ports import Metadata, Terminal, Timeline
 
 Deliver = Callable[[Any], None]  # a ModelStreamInferResponse
 Over = Callable[[Booked, CallerError | None], None]  # called once, after all that is delivered

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sidecar.core.errors import SidecarError
-from sidecar.edge.engine_client import EngineClient, Metadata
+from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.errors import EngineError, StreamBrokenError
+from sidecar.edge.ports import Metadata
 from sidecar.edge.tokens import Tokens
 from sidecar.local.broker import free_ports as free_ports
 

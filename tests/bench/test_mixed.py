@@ -18,7 +18,8 @@ from sidecar.core.events import Abort, Arrived, Cancelled, Dispatch, EngineUp, S
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
-from sidecar.edge.recorder import Recorder, RecorderSettings
+from sidecar.edge.recorder import Recorder
+from sidecar.edge.recorder_settings import RecorderSettings
 from sidecar.lab.driver import Driver
 from sidecar.lab.whatif import machine_of
 from sidecar.lab.workloads import by_name

@@ -14,8 +14,8 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.edge import wire
 from sidecar.edge.driver import Driver
-from sidecar.edge.engine_client import EngineClient, Metadata
-from sidecar.edge.ports import Listener
+from sidecar.edge.engine_client import EngineClient
+from sidecar.edge.ports import Listener, Metadata
 from tests.edge.checked import Checked
 
 

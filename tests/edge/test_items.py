@@ -17,6 +17,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from sidecar.core.work import EndReason
+from sidecar.edge.aliases import Rule
 from sidecar.edge.calls import Sampling
 from sidecar.edge.items import (
     DeadItemError,
@@ -28,7 +29,6 @@ from sidecar.edge.items import (
     result_headers,
     result_value,
 )
-from sidecar.edge.routing import Rule
 from tests.edge.fake_log import WordTokens, generated
 
 SCHEMAS = Path(__file__).parent.parent.parent / "kafka"

@@ -24,9 +24,10 @@ from aiokafka.structs import OffsetAndMetadata
 from sidecar.core.errors import SettingsError
 from sidecar.edge import kafka_opening
 from sidecar.edge.kafka_client import KafkaLog
+from sidecar.edge.kafka_clients import client_options
 from sidecar.edge.kafka_errors import FencedError, InvalidRecordError, LogError, PositionLostError, RecordRefusedError
 from sidecar.edge.kafka_opening import KafkaOpening, Outgoing
-from sidecar.edge.kafka_settings import KafkaSecuritySettings, OfflineSettings, client_options
+from sidecar.edge.kafka_settings import KafkaSecuritySettings, OfflineSettings
 from sidecar.edge.offsets import Committed
 from tests.edge import test_header_names
 

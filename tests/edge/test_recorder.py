@@ -21,7 +21,8 @@ from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.edge import recorder as module
 from sidecar.edge import segment_files
-from sidecar.edge.recorder import Recorder, RecorderSettings
+from sidecar.edge.recorder import Recorder
+from sidecar.edge.recorder_settings import RecorderSettings
 from sidecar.edge.segment_files import SegmentFiles, segments
 from sidecar.lab.replay import Replay, recorded, replay
 from sidecar.lab.segment import RecordingError

@@ -11,8 +11,8 @@ from tritonclient.grpc import service_pb2
 
 from sidecar.core.errors import SettingsError
 from sidecar.edge import wire
+from sidecar.edge.aliases import Rule, check_aliases, routed
 from sidecar.edge.items import DeadItemError, read_item
-from sidecar.edge.routing import Rule, check_aliases, routed
 from tests.edge.conftest import Sidecar, running_sidecar
 from tests.edge.fake_log import WordTokens
 from tests.edge.fake_triton import FakeTriton

@@ -18,7 +18,8 @@ from sidecar.core.events import Action, Arrived, Cancelled, Event, Progressed
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
-from sidecar.edge.recorder import Recorder, RecorderSettings
+from sidecar.edge.recorder import Recorder
+from sidecar.edge.recorder_settings import RecorderSettings
 from sidecar.edge.segment_files import segments
 from sidecar.lab import recording, whatif
 from sidecar.lab.driver import Driver, Observer

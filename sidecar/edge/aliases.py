@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from sidecar.core.settings import FORBID_UNKNOWN, require
-from sidecar.edge.booking import Lengths, ScheduledModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,52 +70,3 @@ def routed(
 ) -> str:
     """The engine's model that the first rule which holds names."""
     return next(rule.model for rule in rules if rule.holds(prompt_tokens, max_tokens, tenant, header))
-
-
-class Models:
-    """The models whose requests are scheduled, by every name that callers may use."""
-
-    def __init__(self, models: Iterable[ScheduledModel], aliases: Aliases) -> None:
-        self._models = {model.name: model for model in models}
-        self._texts = {model.engine_model: model for model in self._models.values() if model.takes_text}
-        self._aliases = aliases
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._models or name in self._aliases
-
-    def probable(self, request: Any) -> ScheduledModel:
-        """The model of that name; for an alias the one of its last rule. All models of an alias have the same tensors,
-        so lengths and tensors may be read with it. A text goes to the text model over the engine's."""
-        if (model := self._models.get(request.model_name)) is not None:
-            return model
-        return self._over(self._aliases[request.model_name][-1].model, request)
-
-    def final(
-        self, request: Any, probable: ScheduledModel, lengths: Lengths, tenant: str, header: Callable[[str], str | None]
-    ) -> ScheduledModel:
-        """The model that serves `request`, which names it from here on."""
-        rules = self._aliases.get(request.model_name)
-        if rules is None:
-            return probable
-        name = routed(rules, lengths.prompt_tokens, lengths.output_tokens_max, tenant, header)
-        model = self._over(name, request)
-        request.model_name = model.name
-        return model
-
-    def engine_models(self, name: str) -> list[str]:
-        """The engines' models that may run requests of that name."""
-        if name in self._aliases:
-            return [rule.model for rule in self._aliases[name]]
-        return [self._models[name].engine_model]
-
-    def named(self, name: str) -> str:
-        """Whose metadata, configuration and state are told under `name`: an alias' last model's, text before ids."""
-        if name not in self._aliases:
-            return name
-        engine_model = self._aliases[name][-1].model
-        return self._texts.get(engine_model, self._models[engine_model]).name
-
-    def _over(self, engine_model: str, request: Any) -> ScheduledModel:
-        takes_text = any(tensor.name == "text_input" for tensor in request.inputs)
-        text_model = self._texts.get(engine_model) if takes_text else None
-        return text_model or self._models[engine_model]
