@@ -33,8 +33,8 @@ from sidecar.edge.containment import Containment, place_of
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient, token_request
 from sidecar.edge.ports import Outcome, Timeline
-from tests.edge.fake_engine import FakeEngine, running_driver, until
 from tests.edge.test_generation import END, call, offline
+from tests.fakes.engine import FakeEngine, running_driver, until
 
 
 def test_what_is_raised_is_counted_and_the_first_of_its_kind_is_logged_without_its_message(

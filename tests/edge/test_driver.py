@@ -11,10 +11,10 @@ from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import EndReason, Work
 from sidecar.edge import wire
 from sidecar.edge.ports import Outcome, Timeline
-from tests.edge.conftest import running_sidecar
-from tests.edge.fake_triton import FakeTriton
 from tests.edge.test_generation import begin, call, offline
 from tests.edge.test_online import ids_request, status_of
+from tests.fakes.sidecar import running_sidecar
+from tests.fakes.triton import FakeTriton
 
 
 class Watcher:

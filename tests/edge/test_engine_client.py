@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.edge.engine_client import EngineClient
-from tests.edge.fake_triton import FakeTriton
+from tests.fakes.triton import FakeTriton
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from sidecar.edge.engine_client import EngineClient, responses, token_request
 from sidecar.edge.engine_errors import code_of
 from sidecar.edge.errors import EngineError
-from tests.edge.fake_triton import FakeTriton
+from tests.fakes.triton import FakeTriton
 
 
 @pytest.mark.parametrize(

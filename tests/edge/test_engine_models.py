@@ -17,9 +17,9 @@ from sidecar.edge.config import EngineEndpoint
 from sidecar.edge.engine_client import SERVICE, EngineClient
 from sidecar.edge.engine_models import EngineModels, Unscheduled, look
 from sidecar.edge.errors import EngineError
-from tests.edge.conftest import Sidecar
-from tests.edge.fake_triton import FakeTriton
 from tests.edge.test_online import ids_request
+from tests.fakes.sidecar import Sidecar
+from tests.fakes.triton import FakeTriton
 
 NVIDIA = {
     "ensemble": ("preprocessing", "tensorrt_llm", "postprocessing"),

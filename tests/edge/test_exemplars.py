@@ -11,9 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families as plain_fam
 
 from sidecar.edge.http import Status, serve_http
 from sidecar.local.broker import free_ports
-from tests.edge.fake_triton import FakeTriton
 from tests.edge.test_generation import begin, call, offline
 from tests.edge.test_tracing import PARENT, Traced, traced
+from tests.fakes.triton import FakeTriton
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0, text/plain;q=0.5"
 WITH_EXEMPLARS = {

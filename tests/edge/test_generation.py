@@ -13,8 +13,8 @@ from sidecar.core.work import EndReason, Lane, Work
 from sidecar.edge import wire
 from sidecar.edge.calls import Generated, Sampling, TokenCall, WorkDeadError, WorkRejectedError
 from sidecar.edge.generation import add_word_list, ends_with, seed_of
-from tests.edge.conftest import Sidecar, running_sidecar
-from tests.edge.fake_triton import FakeTriton
+from tests.fakes.sidecar import Sidecar, running_sidecar
+from tests.fakes.triton import FakeTriton
 
 END = 2
 

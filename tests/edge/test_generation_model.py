@@ -18,7 +18,7 @@ from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.edge import wire
 from sidecar.edge.calls import Generated, TokenCall
-from tests.edge.fake_engine import FakeEngine, FakeStream, running_driver
+from tests.fakes.engine import FakeEngine, FakeStream, running_driver
 
 PROMPT = (50, 51, 52)
 END = 2

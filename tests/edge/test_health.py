@@ -11,8 +11,8 @@ from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2
 
 from sidecar.edge.engine_client import SERVICE
-from tests.edge.conftest import Sidecar, running_sidecar
-from tests.edge.fake_triton import FakeTriton
+from tests.fakes.sidecar import Sidecar, running_sidecar
+from tests.fakes.triton import FakeTriton
 
 STATUS = health_pb2.HealthCheckResponse.ServingStatus
 

@@ -21,9 +21,9 @@ from sidecar.edge.http import Status, serve_http
 from sidecar.edge.metrics import Metrics
 from sidecar.edge.status_text import slot_strip
 from sidecar.local.broker import free_ports
-from tests.edge.conftest import Sidecar, running_sidecar
-from tests.edge.fake_triton import FakeTriton
 from tests.edge.test_online import ids_request
+from tests.fakes.sidecar import Sidecar, running_sidecar
+from tests.fakes.triton import FakeTriton
 
 
 @pytest.fixture

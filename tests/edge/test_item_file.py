@@ -18,8 +18,8 @@ from sidecar.edge.item_file import FAULTS_SHOWN_MAX, STDIN, Checked, ItemFileErr
 from sidecar.edge.item_reader import BOM
 from sidecar.edge.items import Headers
 from sidecar.edge.tokens import Tokens
-from tests.edge.fake_log import WordTokens
 from tests.edge.test_items import RULES, batch
+from tests.fakes.log import WordTokens
 
 ITEMS = [json.dumps({"id": str(number), "prompt": f"item {number}"}).encode() for number in range(3)]
 PLAIN = b"\n".join(ITEMS) + b"\n"

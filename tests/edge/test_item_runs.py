@@ -19,8 +19,8 @@ from sidecar.edge.items import ItemRules, Record
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.kafka_spans import KafkaSpans
 from sidecar.edge.share import Finished, LaneStats
-from tests.edge.fake_log import FakeDriver, WordTokens, generated
 from tests.edge.test_items import batch, record
+from tests.fakes.log import FakeDriver, WordTokens, generated
 
 SECRET = "the patient is called Erika"
 SETTINGS = OfflineSettings()

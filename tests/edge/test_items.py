@@ -29,7 +29,7 @@ from sidecar.edge.items import (
     result_headers,
     result_value,
 )
-from tests.edge.fake_log import WordTokens, generated
+from tests.fakes.log import WordTokens, generated
 
 SCHEMAS = Path(__file__).parent.parent.parent / "kafka"
 ITEM = jsonschema.Draft202012Validator(json.loads((SCHEMAS / "item.schema.json").read_text()))

@@ -13,10 +13,10 @@ from opentelemetry.sdk.trace import ReadableSpan
 from sidecar.edge.items import Headers
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offline import OfflineLane
-from tests.edge.fake_log import FakeCluster, WordTokens
-from tests.edge.fake_triton import FakeTriton
 from tests.edge.test_offline import running, until
 from tests.edge.test_tracing import PARENT, Traced, traced
+from tests.fakes.log import FakeCluster, WordTokens
+from tests.fakes.triton import FakeTriton
 
 UNSAMPLED = PARENT[:-2] + "00"
 ITEM = b'{"id": "1", "prompt": "one two", "max_tokens": 4}'

@@ -17,7 +17,7 @@ from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.lane_state import Cause, Phase
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offsets import Committed
-from tests.edge.fake_log import FakeCluster, FakeDriver, WordTokens, generated
+from tests.fakes.log import FakeCluster, FakeDriver, WordTokens, generated
 
 TIMEOUT_S = 20.0
 MODELS = {"tensorrt_llm": 1000, "other": 1000}

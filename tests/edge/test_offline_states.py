@@ -17,8 +17,8 @@ from sidecar.edge.kafka_errors import LogError, NoCommittedOffsetError, Position
 from sidecar.edge.lane_state import Cause, Phase
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offline_metrics import OfflineMetrics
-from tests.edge.fake_log import FakeCluster, FakeDriver, generated
 from tests.edge.test_offline import TIMEOUT_S, lane, running, until
+from tests.fakes.log import FakeCluster, FakeDriver, generated
 
 TWIN = Occupant(member_id="twin-1", host="/10.0.0.7", client_id="sidecar.pod-0")
 

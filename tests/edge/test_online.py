@@ -18,8 +18,8 @@ from sidecar.edge import outbox, wire
 from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.engine_client import token_request
 from sidecar.edge.ports import Outcome, Timeline
-from tests.edge.conftest import Sidecar, running_sidecar
-from tests.edge.fake_triton import FakeTriton
+from tests.fakes.sidecar import Sidecar, running_sidecar
+from tests.fakes.triton import FakeTriton
 
 
 def ids_request(request_id: str, *, ids: tuple[int, ...] = (1, 2, 3), output: int = 4, stream: bool = True) -> Any:

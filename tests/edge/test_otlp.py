@@ -24,12 +24,12 @@ from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.tracing import Tracing
 from sidecar.local.broker import free_ports
-from tests.edge.conftest import running_sidecar
-from tests.edge.fake_log import FakeCluster, WordTokens
-from tests.edge.fake_triton import FakeTriton
 from tests.edge.test_kafka_spans import ITEM
 from tests.edge.test_offline import running, until
 from tests.edge.test_online import ids_request
+from tests.fakes.log import FakeCluster, WordTokens
+from tests.fakes.sidecar import running_sidecar
+from tests.fakes.triton import FakeTriton
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 BATCHES = 12

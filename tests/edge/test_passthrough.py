@@ -12,9 +12,9 @@ from tritonclient.grpc import service_pb2
 
 from sidecar.edge import wire
 from sidecar.edge.engine_client import SERVICE
-from tests.edge.conftest import Sidecar, running_sidecar
-from tests.edge.fake_triton import FakeTriton
 from tests.edge.test_online import ids_of, ids_request, read_all
+from tests.fakes.sidecar import Sidecar, running_sidecar
+from tests.fakes.triton import FakeTriton
 
 REAL_STATUS = (("triton_grpc_error", "true"),)
 

@@ -14,9 +14,9 @@ from sidecar.edge.config import EngineEndpoint
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.probes import EngineHealth, Prober
 from sidecar.local.broker import free_ports
-from tests.edge.conftest import Sidecar, running_sidecar
-from tests.edge.fake_triton import FakeTriton
 from tests.edge.test_gauges import PAGE
+from tests.fakes.sidecar import Sidecar, running_sidecar
+from tests.fakes.triton import FakeTriton
 
 
 @dataclass(slots=True)

@@ -18,8 +18,8 @@ from sidecar.edge.calls import Generated, TokenCall
 from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.progress import Tally, decoded, outlook
-from tests.edge.fake_log import PROGRESS, FakeCluster, FakeDriver, WordTokens
 from tests.edge.test_offline import running, until
+from tests.fakes.log import PROGRESS, FakeCluster, FakeDriver, WordTokens
 
 SCHEMA = jsonschema.Draft202012Validator(
     json.loads((Path(__file__).parents[2] / "kafka/progress.schema.json").read_text())

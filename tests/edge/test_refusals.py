@@ -12,8 +12,8 @@ from sidecar.edge.calls import Generated, TokenCall
 from sidecar.edge.kafka_opening import Outgoing
 from sidecar.edge.lane_state import Cause, Phase
 from sidecar.edge.refusals import Refusals, Shape
-from tests.edge.fake_log import FakeCluster, FakeDriver, generated
 from tests.edge.test_offline import lane, running, until
+from tests.fakes.log import FakeCluster, FakeDriver, generated
 
 RESULTS, DEAD_LETTERS = "inference.results", "inference.requests.dlq"
 

@@ -13,11 +13,11 @@ from sidecar.core.errors import SettingsError
 from sidecar.edge import wire
 from sidecar.edge.aliases import Rule, check_aliases, routed
 from sidecar.edge.items import DeadItemError, read_item
-from tests.edge.conftest import Sidecar, running_sidecar
-from tests.edge.fake_log import WordTokens
-from tests.edge.fake_triton import FakeTriton
 from tests.edge.test_items import RULES, record
 from tests.edge.test_online import ids_request, text_request
+from tests.fakes.log import WordTokens
+from tests.fakes.sidecar import Sidecar, running_sidecar
+from tests.fakes.triton import FakeTriton
 
 RULES_OF_CHAT = (
     Rule(model="small", prompt_tokens_max=3, max_tokens_max=8),

@@ -16,9 +16,9 @@ from sidecar.edge import faults, rpc, wire
 from sidecar.edge.engine_client import SERVICE
 from sidecar.edge.limits import MIB, LimitSettings
 from sidecar.edge.online import Online
-from tests.edge.conftest import Sidecar, running_sidecar
-from tests.edge.fake_triton import FakeTriton
 from tests.edge.test_online import ids_request, status_of, text_request
+from tests.fakes.sidecar import Sidecar, running_sidecar
+from tests.fakes.triton import FakeTriton
 
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 SECRET = "the words of a prompt"

@@ -10,7 +10,7 @@ from sidecar.edge import wire
 from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.calls import TokenCall
 from sidecar.edge.sliced import token_call
-from tests.edge.fake_log import WordTokens
+from tests.fakes.log import WordTokens
 
 IDS = ScheduledModel(name="tensorrt_llm", engine_model="tensorrt_llm", tokens_max=64, tokens=None)
 TEXT = ScheduledModel(name="ensemble", engine_model="tensorrt_llm", tokens_max=64, tokens=WordTokens())

@@ -16,9 +16,9 @@ from sidecar.edge import wire
 from sidecar.edge.answers import Booked
 from sidecar.edge.engine_client import SERVICE, stop_request
 from sidecar.edge.stop_requests import Stoppable
-from tests.edge.conftest import Sidecar, running_sidecar
-from tests.edge.fake_triton import FakeTriton
 from tests.edge.test_online import ids_of, ids_request, status_of, text_request
+from tests.fakes.sidecar import Sidecar, running_sidecar
+from tests.fakes.triton import FakeTriton
 
 MALFORMED = ("no dummies", "no bytes", "two bytes", "datatype", "shape", "no data", "shared memory")
 

@@ -11,7 +11,7 @@ import pytest_asyncio
 from sidecar.edge import stops
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.errors import EngineError, StreamBrokenError
-from tests.edge.fake_triton import FakeTriton
+from tests.fakes.triton import FakeTriton
 
 MODEL = "tensorrt_llm"
 

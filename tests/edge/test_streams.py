@@ -14,9 +14,9 @@ from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import EndReason
 from sidecar.edge import wire
 from sidecar.edge.calls import Generated, WorkDeadError
-from tests.edge.fake_engine import FakeEngine, FakeStream, answer_of, running_driver, until
 from tests.edge.test_driver import Watcher
 from tests.edge.test_generation import END, call, offline
+from tests.fakes.engine import FakeEngine, FakeStream, answer_of, running_driver, until
 
 ONCE = SchedulerSettings(window_ms=0, retry_backoff_s=0.0, attempts_max=1)
 

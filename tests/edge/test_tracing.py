@@ -16,9 +16,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from sidecar.edge import wire
 from sidecar.edge.config import TracingSettings
 from sidecar.edge.tracing import Tracing, parse
-from tests.edge.conftest import Sidecar, running_sidecar
-from tests.edge.fake_triton import FakeTriton
 from tests.edge.test_online import ids_request
+from tests.fakes.sidecar import Sidecar, running_sidecar
+from tests.fakes.triton import FakeTriton
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

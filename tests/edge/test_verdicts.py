@@ -14,8 +14,8 @@ from sidecar.edge.dispatched import Alive, Dispatched
 from sidecar.edge.generation import Generation
 from sidecar.edge.ports import Timeline
 from sidecar.edge.verdicts import of_final
-from tests.edge.fake_engine import FakeEngine, answer_of, running_driver
 from tests.edge.test_generation import END, call, offline
+from tests.fakes.engine import FakeEngine, answer_of, running_driver
 
 
 async def test_an_engine_that_ends_without_a_token_has_given_no_answer() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from sidecar.core.settings import SchedulerSettings
 from sidecar.edge.calls import WorkDeadError
-from tests.edge.fake_engine import FakeEngine, running_driver
 from tests.edge.test_generation import call, offline
+from tests.fakes.engine import FakeEngine, running_driver
 
 ONCE = SchedulerSettings(window_ms=0, retry_backoff_s=0.0, attempts_max=1)
 

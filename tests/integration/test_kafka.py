@@ -50,7 +50,7 @@ from sidecar.local.chaos import AUTHORIZED
 from sidecar.local.chaos_faults import USER
 from sidecar.local.checker import Verdict, check, is_finished
 from sidecar.local.endtxn_proxy import FaultProxy, ProxyFaults
-from tests.edge.fake_log import FakeDriver, WordTokens, generated
+from tests.fakes.log import FakeDriver, WordTokens, generated
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 TIMEOUT_S = 60.0

@@ -29,8 +29,8 @@ from sidecar.edge.passthrough import Passthrough
 from sidecar.edge.ports import Listener
 from sidecar.edge.server import build_server
 from sidecar.edge.tracing import Tracing
-from tests.edge.checked import Checked
-from tests.edge.fake_triton import FakeTriton
+from tests.fakes.checked import Checked
+from tests.fakes.triton import FakeTriton
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

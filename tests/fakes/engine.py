@@ -16,7 +16,7 @@ from sidecar.edge import wire
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.ports import Listener, Metadata
-from tests.edge.checked import Checked
+from tests.fakes.checked import Checked
 
 
 class FakeStream:
