@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from engine.batcher import End
-from engine.blocks import RETENTION_DEFAULT, Ids, Retention
 from engine.sampling import Sampling
+from sidecar.inflight.batcher import End
+from sidecar.inflight.blocks import RETENTION_DEFAULT, Ids, Retention
 
 
 class UnsupportedError(ValueError):

@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.blocks import Ids, Retention, RetentionRange
 from engine.calls import Call, Piece, UnsupportedError
 from engine.sampling import Sampling
+from sidecar.inflight.blocks import Ids, Retention, RetentionRange
 
 Array: TypeAlias = NDArray[Any]
 Inputs: TypeAlias = Mapping[str, Array]

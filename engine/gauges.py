@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.batcher import Batcher, Step
+from sidecar.inflight.batcher import Batcher, Step
 
 # family → (label, its values)
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {

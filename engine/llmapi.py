@@ -15,11 +15,11 @@ from math import inf
 from threading import Thread
 from typing import Any, Protocol
 
-from engine.batcher import End
-from engine.blocks import RETENTION_DEFAULT, Ids, Retention
 from engine.calls import Call, Deliver, Piece, UnsupportedError
 from engine.gauges import GAUGES, Gauges
 from engine.parameters import Parameters
+from sidecar.inflight.batcher import End
+from sidecar.inflight.blocks import RETENTION_DEFAULT, Ids, Retention
 
 STATS_TIMEOUT_S = 2.0
 

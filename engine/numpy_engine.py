@@ -18,15 +18,15 @@ from threading import Condition, Thread
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.batcher import Batcher, BatcherSettings, End, Request, Row, Step
-from engine.blocks import Ids
 from engine.calls import Call, Deliver, Figures, Piece, UnsupportedError
 from engine.gauges import Gauges
 from engine.language import Language
 from engine.lengths import output_length
-from engine.profile import Profile
 from engine.sampling import Sampling, draw, penalise
 from engine.transformer import PRESETS, Batch, Chunk, Transformer
+from sidecar.inflight.batcher import Batcher, BatcherSettings, End, Request, Row, Step
+from sidecar.inflight.blocks import Ids
+from sidecar.inflight.profile import Profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

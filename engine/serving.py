@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from engine.batcher import BatcherSettings, Policy
 from engine.calls import Call, Deliver
 from engine.gauges import Gauges
 from engine.llmapi import LlmApiEngine
 from engine.numpy_engine import NumpyEngine, NumpySettings
 from engine.parameters import Parameters
-from engine.profile import profile_named
+from sidecar.inflight.batcher import BatcherSettings, Policy
+from sidecar.inflight.profile import profile_named
 
 
 class Engine(Protocol):

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.profile import PROFILES
 from sidecar.app import serve
 from sidecar.core.errors import SettingsError
 from sidecar.core.events import Action, Closing, EngineDown, EngineUp, Event, Woke
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.edge.config import load_settings
+from sidecar.inflight.profile import PROFILES
 from sidecar.lab.baselines import Gateway
 from sidecar.lab.policies import OFFLINE_ALONE, POLICIES, Shape
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from engine.batcher import BatcherSettings
 from engine.calls import Call, Piece
 from engine.numpy_engine import NumpyEngine, NumpySettings
-from engine.profile import profile_named
 from sidecar.bench._figures import one_blas_thread, ran_on, write
+from sidecar.inflight.batcher import BatcherSettings
+from sidecar.inflight.profile import profile_named
 
 TOKENIZER = Path(__file__).parents[2] / "model_repository/tokenizer"
 ROWS = (1, 8, 16, 32, 64)

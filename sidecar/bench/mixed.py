@@ -32,7 +32,6 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from engine.profile import PROFILES, Profile, profile_named
 from sidecar.bench._figures import ran_on, write
 from sidecar.bench._mixed_load import Online, Prompts
 from sidecar.bench._mixed_worker import BASELINES
@@ -40,6 +39,7 @@ from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings
 from sidecar.edge.segment_files import segments
+from sidecar.inflight.profile import PROFILES, Profile, profile_named
 from sidecar.lab.driver import Decides, Driver
 from sidecar.lab.policies import OFFLINE_ALONE
 from sidecar.lab.replay import recorded

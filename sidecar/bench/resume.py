@@ -16,11 +16,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from engine.batcher import End
 from engine.calls import Call, Piece
 from engine.numpy_engine import NumpyEngine
 from sidecar.bench._figures import one_blas_thread, ran_on, write
 from sidecar.bench.engine import TOKENIZER, engine_of
+from sidecar.inflight.batcher import End
 
 SLICE_TOKENS = 16
 OUTPUT_TOKENS_MAX = 1024

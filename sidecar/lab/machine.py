@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import ceil, floor, inf
 
-from engine.batcher import Batcher, BatcherSettings, End, Request, Row, State, Step
-from engine.profile import Profile
 from sidecar.core.work import Lane
+from sidecar.inflight.batcher import Batcher, BatcherSettings, End, Request, Row, State, Step
+from sidecar.inflight.profile import Profile
 
 RESTING = Step(decoding=())  # an empty step, which ends when the next call comes
 EPSILON = 1e-9  # of an iteration: keeps a boundary from being missed by rounding

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from engine.profile import Profile
 from sidecar.core.errors import SettingsError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.inflight.profile import Profile
 from sidecar.lab.baselines import Aimd, Budget, Cap, Fixed, Gateway, Nights, Tidal
 from sidecar.lab.driver import Decides
 from sidecar.lab.machine import Prices

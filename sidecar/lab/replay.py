@@ -14,9 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from engine.profile import profile_named
 from sidecar import __version__
 from sidecar.core.errors import SettingsError
+from sidecar.inflight.profile import profile_named
 from sidecar.lab import recording, whatif
 from sidecar.lab.policies import parse_overrides
 from sidecar.lab.recording import Recording

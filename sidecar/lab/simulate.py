@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from engine.profile import Profile, profile_named
 from sidecar import __version__
 from sidecar.core.errors import SettingsError
+from sidecar.inflight.profile import Profile, profile_named
 from sidecar.lab import policies, workloads
 from sidecar.lab.arrivals_file import Arrivals, read_csv, write_csv
 from sidecar.lab.figures import Estimate, MeasurementError, Paired, added, pair, ratio

@@ -9,12 +9,12 @@ from heapq import merge
 
 from numpy.random import SeedSequence, default_rng
 
-from engine.batcher import BatcherSettings
-from engine.profile import Profile
 from sidecar.core.events import Action, Dispatch, Event, Forecast, Preempt
 from sidecar.core.invariants import Invariants
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import GrantKind, Lane
+from sidecar.inflight.batcher import BatcherSettings
+from sidecar.inflight.profile import Profile
 from sidecar.lab.driver import Decides, Driver, Observer, Progress
 from sidecar.lab.faults import FaultRates, Faults
 from sidecar.lab.figures import Promise, Served

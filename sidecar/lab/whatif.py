@@ -16,12 +16,12 @@ from typing import Any
 
 from rich.table import Table
 
-from engine.batcher import BatcherSettings
-from engine.profile import Profile
 from sidecar.core.events import Action, Dispatch, Event, Preempt
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import GrantKind, Lane
+from sidecar.inflight.batcher import BatcherSettings
+from sidecar.inflight.profile import Profile
 from sidecar.lab.driver import Decides, Driver, Observer, Progress
 from sidecar.lab.figures import percentiles
 from sidecar.lab.machine import Machine

@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 from tritonclient.grpc import aio as triton_client
 
-from engine.profile import PROFILES
 from sidecar.core.errors import SidecarError
 from sidecar.edge.logs import configure
+from sidecar.inflight.profile import PROFILES
 from sidecar.local import backlog
 from sidecar.local.checker import CheckerError, check
 from sidecar.local.deployment import ENGINE, GROUP, PARTITIONS, Deployment, Kafka, Shape, deployed

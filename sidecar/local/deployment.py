@@ -13,7 +13,7 @@ import yaml
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from engine.profile import profile_named
+from sidecar.inflight.profile import profile_named
 from sidecar.local.broker import ROOT, BrokerError, LocalKafka, create_topics
 from sidecar.local.server import Server, serving
 from sidecar.local.triton import Triton, TritonSettings, free_ports, running

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from engine.lengths import output_length
-from engine.profile import PROFILES
 from sidecar.bench import mixed
 from sidecar.bench._mixed_load import Prompts
 from sidecar.bench._mixed_worker import BASELINES, Governed, governed
@@ -20,6 +19,7 @@ from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
 from sidecar.edge.recorder import Recorder
 from sidecar.edge.recorder_settings import RecorderSettings
+from sidecar.inflight.profile import PROFILES
 from sidecar.lab.driver import Driver
 from sidecar.lab.whatif import machine_of
 from sidecar.lab.workloads import by_name

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.profile import PROFILES
 from sidecar.core.latency import Batch, LatencyModel
 from sidecar.core.work import Lane
+from sidecar.inflight.profile import PROFILES
 
 TICK_S = 0.05
 

@@ -10,7 +10,6 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from engine.batcher import End
 from engine.calls import Call, Figures, Piece, UnsupportedError
 from engine.contract import INPUTS, NUMPY_TYPES, OUTPUTS, Inputs, Tensor, is_stop, outputs_of, read_call
 from engine.sampling import Sampling
@@ -20,6 +19,7 @@ from sidecar.edge.calls import Sampling as SidecarSampling
 from sidecar.edge.calls import TokenCall
 from sidecar.edge.engine_client import stop_request
 from sidecar.edge.generation import Generation
+from sidecar.inflight.batcher import End
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 

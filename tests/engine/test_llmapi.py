@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from engine.batcher import End
-from engine.blocks import Retention, RetentionRange
 from engine.calls import Call, UnsupportedError
 from engine.gauges import GAUGES
 from engine.llmapi import LlmApiEngine, cut, gauges_of, llm_arguments, retention_arguments, sampling_arguments
 from engine.sampling import Sampling
+from sidecar.inflight.batcher import End
+from sidecar.inflight.blocks import Retention, RetentionRange
 from tests.engine.test_serving import committed
 
 CALL = Call(input_ids=(5, 6, 7), output_tokens_max=9, end_id=2)

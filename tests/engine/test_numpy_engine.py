@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.batcher import End, Policy
 from engine.calls import Piece, UnsupportedError
 from engine.lengths import output_length
 from engine.numpy_engine import NumpyEngine
-from engine.profile import Profile
 from engine.sampling import Sampling
+from sidecar.inflight.batcher import End, Policy
+from sidecar.inflight.profile import Profile
 from tests.engine.builders import LANGUAGE, call, ids_of, offline_prompt, run, tiny_engine, tokens, words_of
 
 PROMPTS = ["<|offline|>Describe the river", "Why is the lake cold?", "Explain the quiet engine, please.", "Who?"]

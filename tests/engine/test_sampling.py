@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from engine.lengths import output_length
-from engine.profile import Profile, profile_named
 from engine.sampling import Sampling, draw, penalise
+from sidecar.inflight.profile import Profile, profile_named
 from tests.engine.builders import LANGUAGE, ids_of
 
 LOGITS = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine.batcher import Batcher, BatcherSettings, Policy, Request, Row, State, Step
-from engine.blocks import Retention, RetentionRange
+from sidecar.inflight.batcher import Batcher, BatcherSettings, Policy, Request, Row, State, Step
+from sidecar.inflight.blocks import Retention, RetentionRange
 
 
 def render(text: str) -> str:

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from engine.profile import profile_named
+from sidecar.inflight.profile import profile_named
 from sidecar.lab import policies, workloads
 from sidecar.lab.trial import Plan, run
 from tests.lab.test_whatif import record

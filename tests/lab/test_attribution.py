@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.profile import profile_named
 from sidecar.core.scheduler import Scheduler
+from sidecar.inflight.profile import profile_named
 from sidecar.lab import policies, workloads
 from sidecar.lab.policies import ENGINE, Policy, Shape
 from sidecar.lab.trial import Plan, Result, run

@@ -7,7 +7,7 @@ from math import inf
 import numpy as np
 import pytest
 
-from engine.profile import profile_named
+from sidecar.inflight.profile import profile_named
 from sidecar.lab import policies, workloads
 from sidecar.lab.jobs import Kept, deadline_figures, eta_figures, spread_days
 from sidecar.lab.trial import Plan, run

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from engine.batcher import BatcherSettings
-from engine.profile import Profile
 from sidecar.core.work import Lane
+from sidecar.inflight.batcher import BatcherSettings
+from sidecar.inflight.profile import Profile
 from sidecar.lab.machine import Call, Finished, FirstToken, Machine, Prices
 
 # 10 ms per iteration, nothing for rows, 1 ms per prompt token: round numbers to reckon with.

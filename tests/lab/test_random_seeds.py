@@ -12,13 +12,13 @@ from typing import get_args
 
 from numpy.random import Generator, default_rng
 
-from engine.batcher import BatcherSettings
-from engine.profile import profile_named
 from sidecar.core.events import Action, Event
 from sidecar.core.invariants import Invariants
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, OnDeadline, ReservationMode, SchedulerSettings, TenantSettings
 from sidecar.core.work import Lane, Work
+from sidecar.inflight.batcher import BatcherSettings
+from sidecar.inflight.profile import profile_named
 from sidecar.lab.driver import Driver, Observer
 from sidecar.lab.faults import FaultRates, Faults
 from sidecar.lab.machine import Machine, Prices

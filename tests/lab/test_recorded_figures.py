@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from engine.profile import PROFILES
 from sidecar.core.events import (
     Action,
     Arrived,
@@ -23,6 +22,7 @@ from sidecar.core.events import (
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import EndReason, Lane, Work
+from sidecar.inflight.profile import PROFILES
 from sidecar.lab import recording, whatif
 from sidecar.lab.recorded_figures import RecordedFigures
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.profile import profile_named
 from sidecar.__main__ import COMMANDS
 from sidecar.cli import main
 from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
+from sidecar.inflight.profile import profile_named
 from sidecar.lab import policies, simulate, workloads
 from sidecar.lab.arrivals_file import read_csv
 from sidecar.lab.policies import OFFLINE_ALONE, POLICIES, Policy

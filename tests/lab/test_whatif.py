@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from engine.profile import PROFILES
 from sidecar.__main__ import COMMANDS
 from sidecar.cli import main
 from sidecar.core.errors import SettingsError
@@ -21,6 +20,7 @@ from sidecar.core.work import Lane, Work
 from sidecar.edge.recorder import Recorder
 from sidecar.edge.recorder_settings import RecorderSettings
 from sidecar.edge.segment_files import segments
+from sidecar.inflight.profile import PROFILES
 from sidecar.lab import recording, whatif
 from sidecar.lab.driver import Driver, Observer
 from sidecar.lab.gaps import TooFewGapsError

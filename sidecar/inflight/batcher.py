@@ -53,7 +53,7 @@ from itertools import count as counter
 from math import ceil
 from typing import TypeAlias
 
-from engine.blocks import RETENTION_DEFAULT, Block, BlockPool, Ids, Match, Retention
+from sidecar.inflight.blocks import RETENTION_DEFAULT, Block, BlockPool, Ids, Match, Retention
 
 BlockKey: TypeAlias = tuple[Block | None, Ids]  # a block's parent in the reuse tree, and its ids
 

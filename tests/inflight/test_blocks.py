@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from engine.blocks import RETENTION_DEFAULT, Block, BlockPool, Ids, Retention, RetentionRange
+from sidecar.inflight.blocks import RETENTION_DEFAULT, Block, BlockPool, Ids, Retention, RetentionRange
 
 
 def begin(pool: BlockPool, ids: Ids, now_s: float = 0.0) -> tuple[list[Block], int]:
