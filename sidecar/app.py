@@ -17,7 +17,6 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.edge.advice import with_advice
 from sidecar.edge.booking import ScheduledModel
-from sidecar.edge.config import EngineEndpoint, ServeSettings
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.engine_models import Unscheduled
@@ -37,6 +36,7 @@ from sidecar.edge.server import build_server
 from sidecar.edge.share import Finished
 from sidecar.edge.tokens import Tokens
 from sidecar.edge.tracing import Tracing
+from sidecar.settings.file import EngineEndpoint, ServeSettings
 
 MakeScheduler = Callable[[SchedulerSettings, Sequence[EngineSettings]], Scheduler]
 

@@ -19,9 +19,9 @@ from sidecar.__main__ import COMMANDS
 from sidecar.app import started
 from sidecar.cli import EXAMPLES, main
 from sidecar.core.errors import SettingsError, SidecarError
-from sidecar.edge.config import EngineEndpoint, ServeSettings
-from sidecar.edge.kafka_settings import OfflineSettings
-from sidecar.edge.recorder_settings import RecorderSettings
+from sidecar.settings.file import EngineEndpoint, ServeSettings
+from sidecar.settings.offline import OfflineSettings
+from sidecar.settings.recorder import RecorderSettings
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,10 +16,10 @@ from sidecar.core.errors import SettingsError
 from sidecar.core.events import Action, Closing, EngineDown, EngineUp, Event, Woke
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.edge.config import load_settings
 from sidecar.inflight.profile import PROFILES
 from sidecar.lab.baselines import Gateway
 from sidecar.lab.policies import OFFLINE_ALONE, POLICIES, Shape
+from sidecar.settings.file import load_settings
 
 BASELINES = {
     each.name: each.baseline

@@ -26,11 +26,11 @@ from sidecar.bench._figures import ran_on, write
 from sidecar.edge.items import Record, result_headers
 from sidecar.edge.kafka_client import KafkaLog
 from sidecar.edge.kafka_opening import Outgoing
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.lane_state import Stated
 from sidecar.edge.share import Finished, Share
 from sidecar.local.broker import LocalKafka
 from sidecar.local.interrupt import run_until_told
+from sidecar.settings.offline import OfflineSettings
 
 ITEM_BYTES = 1024
 COMPRESSION: Literal["lz4"] = "lz4"

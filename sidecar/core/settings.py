@@ -1,6 +1,6 @@
 """The settings of the scheduler. A nonsense value cannot be built; each default has its reason beside it.
 
-`__pydantic_config__` is read by the settings file's loader (`sidecar/edge/config.py`): unknown names are an error.
+`__pydantic_config__` is read by the settings file's loader (`sidecar/settings/file.py`): unknown names are an error.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ssl import SSLContext
 
 from sidecar.edge.kafka_clients import client_options
-from sidecar.edge.kafka_settings import OfflineSettings
+from sidecar.settings.offline import OfflineSettings
 
 API_VERSIONS, VERSION = 18, 3
 SUPPORTED_FEATURES = 0  # tag of the response

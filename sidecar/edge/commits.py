@@ -18,13 +18,13 @@ from sidecar.edge.dead_items import DeadItemError, DeadReason
 from sidecar.edge.item_runs import ItemRuns
 from sidecar.edge.kafka_errors import RecordRefusedError
 from sidecar.edge.kafka_opening import Outgoing
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.kafka_spans import KafkaSpans
 from sidecar.edge.lane_state import Cause, Phase
 from sidecar.edge.offsets import Committed, Progress
 from sidecar.edge.progress import JobKey, Outlook, Tally, counted, encoded, job_of, outlook
 from sidecar.edge.refusals import Shape
 from sidecar.edge.share import Finished, LaneStats, Share
+from sidecar.settings.offline import OfflineSettings
 
 log = logging.getLogger(__name__)
 COMMIT_BYTES = 16 << 20  # of one transaction, one record aside: it has to be sent within call_timeout_s

@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from sidecar.core.errors import SettingsError
 from sidecar.edge.faults import Faults
-from sidecar.edge.limits import LimitSettings
+from sidecar.settings.limits import LimitSettings
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -46,7 +46,6 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.edge import verdicts
 from sidecar.edge.calls import Generated, TokenCall
-from sidecar.edge.config import PROGRESS_TIMEOUT_S
 from sidecar.edge.containment import Containment, place_of
 from sidecar.edge.dispatched import Alive, Dispatched, Ticks
 from sidecar.edge.engine_client import EngineClient
@@ -56,6 +55,7 @@ from sidecar.edge.ports import Call, Listener, Outcome, Terminal, Timeline, Trac
 from sidecar.edge.streams import Streams
 from sidecar.edge.verdicts import Verdict, fault_of
 from sidecar.edge.watchdog import Watchdog
+from sidecar.settings.file import PROGRESS_TIMEOUT_S
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")

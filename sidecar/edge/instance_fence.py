@@ -16,7 +16,7 @@ from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.transaction import InitProducerIdRequest
 from aiokafka.protocol.types import Array, Boolean, Bytes, Int16, Int32, Schema, String
 
-from sidecar.edge.kafka_settings import OfflineSettings
+from sidecar.settings.offline import OfflineSettings
 
 EPOCH_LAST = 32_766  # after it the broker gives a new producer id and begins at 0
 

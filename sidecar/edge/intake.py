@@ -11,10 +11,10 @@ from sidecar.edge.dead_items import DeadItemError, DeadReason
 from sidecar.edge.item_runs import ItemRuns
 from sidecar.edge.items import Record
 from sidecar.edge.kafka_errors import LogError, PositionLostError
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.kafka_spans import KafkaSpans
 from sidecar.edge.pauses import wait
 from sidecar.edge.share import SOLO_DEATHS, LaneStats, Share
+from sidecar.settings.offline import OfflineSettings
 
 log = logging.getLogger(__name__)
 FETCH_WAIT_S = 0.2

@@ -29,11 +29,11 @@ from sidecar.edge.items import (
     result_value,
 )
 from sidecar.edge.kafka_opening import Outgoing
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.kafka_spans import KafkaSpans, dead_context, result_context
 from sidecar.edge.share import Finished, LaneStats
 from sidecar.edge.tokens import Tokens
 from sidecar.edge.tracing import ItemTrace
+from sidecar.settings.offline import OfflineSettings
 
 log = logging.getLogger(__name__)
 

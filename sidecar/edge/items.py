@@ -18,7 +18,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sidecar.core.work import EndReason
-from sidecar.edge.aliases import Aliases, routed
 from sidecar.edge.calls import Generated, TokenCall
 from sidecar.edge.dead_items import MESSAGE_CHARS_MAX
 from sidecar.edge.dead_items import DeadItemError as DeadItemError  # others know them from here
@@ -27,8 +26,9 @@ from sidecar.edge.item_fields import NAME_CHARS_MAX
 from sidecar.edge.item_format import ChatLine, Message, Parameters, ShortItem
 from sidecar.edge.item_reader import parameters, read_line
 from sidecar.edge.item_sampling import sampling_of
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.tokens import TextTooLongError, Tokens
+from sidecar.settings.aliases import Aliases, routed
+from sidecar.settings.offline import OfflineSettings
 
 # A null value is a legal header; aiokafka gives None for it and takes None back.
 Headers = tuple[tuple[str, bytes], ...]

@@ -34,10 +34,10 @@ from sidecar.edge.kafka_errors import (
     translated,
 )
 from sidecar.edge.kafka_opening import KafkaOpening
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.kafka_topics import Topics, look
 from sidecar.edge.lane_state import Cause
 from sidecar.edge.offsets import Committed
+from sidecar.settings.offline import OfflineSettings
 
 log = logging.getLogger(__name__)
 POLL_INTERVAL_MAX_MS = 24 * 3600 * 1000  # a lane without room does not poll; the lane has a watchdog of its own

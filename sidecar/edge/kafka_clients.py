@@ -9,7 +9,7 @@ from typing import Any
 from aiokafka.abc import AbstractTokenProvider
 
 from sidecar.core.errors import SettingsError
-from sidecar.edge.kafka_settings import KafkaSecuritySettings, OfflineSettings
+from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings
 
 
 def client_id(settings: OfflineSettings) -> str:

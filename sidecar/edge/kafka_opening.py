@@ -17,9 +17,9 @@ from aiokafka.structs import OffsetAndMetadata
 from sidecar.edge.items import Headers
 from sidecar.edge.kafka_clients import client_options
 from sidecar.edge.kafka_errors import REFUSALS, STOP_TIMEOUT_S, TOO_LARGE, RecordRefusedError, call, start_client
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offsets import Committed
 from sidecar.edge.progress import JobKey, Tally, decoded
+from sidecar.settings.offline import OfflineSettings
 
 log = logging.getLogger(__name__)
 BATCH_BYTES = 262_144  # of records sent together; less where a topic takes less

@@ -15,10 +15,10 @@ from opentelemetry.trace import SpanKind
 from sidecar.core.work import Lane
 from sidecar.edge.items import Headers, Record
 from sidecar.edge.kafka_clients import client_id
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.ports import TRACEPARENT
 from sidecar.edge.share import Finished
 from sidecar.edge.tracing import ItemTrace, Tracing
+from sidecar.settings.offline import OfflineSettings
 
 TRACE_STATE = "tracestate"
 

@@ -15,8 +15,8 @@ from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from sidecar.edge.kafka_errors import LogError
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.lane_state import Cause
+from sidecar.settings.offline import OfflineSettings
 
 HEADERS_BYTES = 64 << 10  # that a dead letter may be longer than its item
 BYTES_MAX = "max.message.bytes"  # of a batch as it is stored, so after compression

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sidecar.edge.aliases import Aliases, routed
 from sidecar.edge.booking import Lengths, ScheduledModel
+from sidecar.settings.aliases import Aliases, routed
 
 
 class Models:

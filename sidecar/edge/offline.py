@@ -20,14 +20,12 @@ from typing import Any, Protocol
 
 from sidecar.core.errors import SidecarError
 from sidecar.core.snapshot import JobSnapshot
-from sidecar.edge.aliases import Aliases
 from sidecar.edge.commits import Commits
 from sidecar.edge.intake import Intake, Source
 from sidecar.edge.item_runs import Driver, ItemRuns
 from sidecar.edge.items import ItemRules
 from sidecar.edge.kafka_client import KafkaLog
 from sidecar.edge.kafka_errors import LogError, StuckError, cause_of
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.kafka_spans import KafkaSpans
 from sidecar.edge.lane_state import OPERATOR, Cause, Phase, State, Stated, together
 from sidecar.edge.one_instance import Group, OneInstance
@@ -36,6 +34,8 @@ from sidecar.edge.pauses import Pauses, wait
 from sidecar.edge.share import Finished, LaneStats, Share, ShareView
 from sidecar.edge.tokens import Tokens
 from sidecar.edge.tracing import Tracing
+from sidecar.settings.aliases import Aliases
+from sidecar.settings.offline import OfflineSettings
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from aiokafka.structs import OffsetAndMetadata
 
 from sidecar.core.errors import SidecarError
 from sidecar.edge.kafka_clients import client_options
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offsets import Committed, OffsetsError
+from sidecar.settings.offline import OfflineSettings
 
 WRITE_TRIES = 20
 

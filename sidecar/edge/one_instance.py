@@ -13,9 +13,9 @@ from typing import Protocol
 
 from sidecar.edge.instance_fence import Occupant
 from sidecar.edge.kafka_errors import InstanceInUseError, LogError
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.lane_state import Cause
 from sidecar.edge.pauses import Pauses, wait
+from sidecar.settings.offline import OfflineSettings
 
 log = logging.getLogger(__name__)
 BEATS_PER_HEARTBEAT = 2  # how often we show that this instance_id is in use

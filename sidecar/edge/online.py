@@ -21,7 +21,6 @@ from google.protobuf.message import DecodeError
 
 from sidecar.core.work import Lane, Work
 from sidecar.edge import answers, wire
-from sidecar.edge.aliases import Aliases
 from sidecar.edge.answers import Booked, CallerError
 from sidecar.edge.booking import OURS, ScheduledModel, asked, given_by, tenant_of, work_of
 from sidecar.edge.calls import TokenCall
@@ -41,6 +40,7 @@ from sidecar.edge.stop_requests import Stop, Stoppable, answers_to, is_stop
 from sidecar.edge.tracing import CURRENT, Tracing
 from sidecar.edge.well_formed import asked_by, check_well_formed
 from sidecar.edge.whole import Deliver, Over, WholeCall
+from sidecar.settings.aliases import Aliases
 
 logger = logging.getLogger(__name__)
 LARGE_REQUEST_BYTES = 4096  # tokenised in a thread: it would hold up the loop for 1 to 3 ms (measured)

@@ -10,10 +10,10 @@ from sidecar.core.errors import SidecarError
 from sidecar.edge.commits import Commits, Opening
 from sidecar.edge.intake import Intake
 from sidecar.edge.kafka_errors import FencedError, RecordRefusedError, cause_of
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.lane_state import Cause, Phase
 from sidecar.edge.pauses import Pauses, wait
 from sidecar.edge.share import LaneStats, Share
+from sidecar.settings.offline import OfflineSettings
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ import grpc.aio
 from sidecar.edge.answers import CallerError
 from sidecar.edge.faults import Faults, leaves
 from sidecar.edge.held_bytes import RETRY_AFTER_S, HeldBytes
-from sidecar.edge.limits import LimitSettings
 from sidecar.edge.ports import Metadata
 from sidecar.edge.tracing import CURRENT, Tracing
+from sidecar.settings.limits import LimitSettings
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
 

@@ -13,12 +13,12 @@ from sidecar.core.errors import SettingsError
 from sidecar.edge.engine_client import SERVICE
 from sidecar.edge.grpc_server import Server
 from sidecar.edge.health import HEALTH, Health
-from sidecar.edge.limits import LimitSettings
 from sidecar.edge.models import Models
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import PASSED_THROUGH, Passthrough
 from sidecar.edge.rpc import Calls, RpcObserver
 from sidecar.edge.tracing import Tracing
+from sidecar.settings.limits import LimitSettings
 
 ABOUT_A_MODEL = {
     "ModelMetadata": service_pb2.ModelMetadataRequest,

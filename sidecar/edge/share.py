@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from sidecar.edge.items import Record
 from sidecar.edge.kafka_errors import LogError
 from sidecar.edge.kafka_opening import Outgoing
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.lane_state import State, Stated
 from sidecar.edge.offsets import Committed, Progress
 from sidecar.edge.progress import JobKey, Tally, job_of
 from sidecar.edge.refusals import Refusals
 from sidecar.edge.tracing import ItemTrace
+from sidecar.settings.offline import OfflineSettings
 
 SOLO_DEATHS = 2  # unclean ends while one item ran alone, before it is taken for the culprit
 

@@ -19,7 +19,7 @@ from sidecar.core.errors import SidecarError
 from sidecar.edge.item_file import Digest, ItemFile, ItemFileError
 from sidecar.edge.items import Headers
 from sidecar.edge.kafka_clients import client_options
-from sidecar.edge.kafka_settings import OfflineSettings
+from sidecar.settings.offline import OfflineSettings
 
 IN_FLIGHT_MAX = 2000
 PREFIX_CHARS = 256  # prompts that begin alike get one key, so that they meet on one partition and reuse one KV prefix

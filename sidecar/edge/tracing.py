@@ -33,8 +33,8 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from sidecar.core.events import Action, Arrived, Dispatch, Ended, Event, Failed, Lost, Stopped
 from sidecar.core.work import Lane, Work
-from sidecar.edge.config import TracingSettings
 from sidecar.edge.ports import TRACEPARENT, Outcome, Terminal, Timeline
+from sidecar.settings.file import TracingSettings
 
 CURRENT: ContextVar[Trace | None] = ContextVar("trace of the RPC being served", default=None)
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"

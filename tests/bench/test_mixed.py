@@ -18,12 +18,12 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
 from sidecar.edge.recorder import Recorder
-from sidecar.edge.recorder_settings import RecorderSettings
 from sidecar.inflight.profile import PROFILES
 from sidecar.lab.driver import Driver
 from sidecar.lab.whatif import machine_of
 from sidecar.lab.workloads import by_name
 from sidecar.local.load import LoadResult
+from sidecar.settings.recorder import RecorderSettings
 from tests.lab.test_whatif import Recording
 
 TOKENIZER = Path(__file__).parents[2] / "model_repository" / "tokenizer"

@@ -13,8 +13,8 @@ from aiohttp import web
 from sidecar.core.errors import SettingsError
 from sidecar.edge.connections import HttpServer
 from sidecar.edge.faults import NoFileLeft
-from sidecar.edge.limits import LimitSettings
 from sidecar.local.broker import free_ports
+from sidecar.settings.limits import LimitSettings
 
 HALF = b"GET / HTTP/1.1\r\nHost: x\r\nX-Half: "
 SECRET = "the words of a prompt"

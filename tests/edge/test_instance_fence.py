@@ -9,7 +9,7 @@ import pytest
 from aiokafka.errors import NodeNotReadyError, TransactionalIdAuthorizationFailed
 
 from sidecar.edge.instance_fence import Bump, InstanceFence, Occupant, _DescribeGroupsResponse
-from sidecar.edge.kafka_settings import OfflineSettings
+from sidecar.settings.offline import OfflineSettings
 
 
 class FakeClient:

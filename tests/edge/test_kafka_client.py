@@ -27,8 +27,8 @@ from sidecar.edge.kafka_client import KafkaLog
 from sidecar.edge.kafka_clients import client_options
 from sidecar.edge.kafka_errors import FencedError, InvalidRecordError, LogError, PositionLostError, RecordRefusedError
 from sidecar.edge.kafka_opening import KafkaOpening, Outgoing
-from sidecar.edge.kafka_settings import KafkaSecuritySettings, OfflineSettings
 from sidecar.edge.offsets import Committed
+from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings
 from tests.edge import test_header_names
 
 SOURCE = TopicPartition("inference.requests", 3)

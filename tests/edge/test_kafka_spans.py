@@ -11,8 +11,8 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
 from sidecar.edge.items import Headers
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offline import OfflineLane
+from sidecar.settings.offline import OfflineSettings
 from tests.edge.test_offline import running, until
 from tests.edge.test_tracing import PARENT, Traced, traced
 from tests.fakes.log import FakeCluster, WordTokens

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sidecar.edge.kafka_errors import LogError
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.kafka_topics import Topic, Topics
 from sidecar.edge.lane_state import Cause
+from sidecar.settings.offline import OfflineSettings
 
 REQUESTS = Topic(name="inference.requests", partitions=3, bytes_max=None)
 

@@ -6,9 +6,9 @@ import dataclasses
 
 from sidecar.core.events import Dispatch, Ended, Failed, Lost, Preempt, Progressed, Stopped
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
-from sidecar.edge.config import EngineEndpoint
 from sidecar.edge.metrics import Metrics
 from sidecar.edge.ports import Outcome, Timeline
+from sidecar.settings.file import EngineEndpoint
 from tests.core.builders import scheduler
 
 WORK = Work(id="a", lane=Lane.ONLINE, model="tensorrt_llm", arrived_s=0.0, prompt_tokens=3, output_tokens_max=9)

@@ -13,10 +13,10 @@ import pytest
 from sidecar.core.work import Lane, Work
 from sidecar.edge import pauses
 from sidecar.edge.calls import Generated, TokenCall, WorkDeadError, WorkRejectedError
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.lane_state import Cause, Phase
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offsets import Committed
+from sidecar.settings.offline import OfflineSettings
 from tests.fakes.log import FakeCluster, FakeDriver, WordTokens, generated
 
 TIMEOUT_S = 20.0

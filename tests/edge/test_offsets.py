@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.edge.kafka_settings import metadata_chars_max
 from sidecar.edge.offsets import Committed, OffsetsError, Progress
+from sidecar.settings.offline import metadata_chars_max
 
 
 @st.composite

@@ -22,10 +22,10 @@ from sidecar.core.work import EndReason, Lane, Work
 from sidecar.edge import recorder as module
 from sidecar.edge import segment_files
 from sidecar.edge.recorder import Recorder
-from sidecar.edge.recorder_settings import RecorderSettings
 from sidecar.edge.segment_files import SegmentFiles, segments
 from sidecar.lab.replay import Replay, recorded, replay
 from sidecar.lab.segment import RecordingError
+from sidecar.settings.recorder import RecorderSettings
 
 SETTINGS = SchedulerSettings(window_ms=0.1)
 ENGINES = (EngineSettings(name="a", slots=2),)

@@ -15,8 +15,8 @@ from aiokafka.errors import KafkaTimeoutError
 
 from sidecar.edge import submit as module
 from sidecar.edge.item_file import Digest, opened
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.submit import IN_FLIGHT_MAX, PREFIX_LINES, Sent, SubmitError, prefix_key, send_file, submit, told
+from sidecar.settings.offline import OfflineSettings
 
 SETTINGS = OfflineSettings()
 LINES = 3 * IN_FLIGHT_MAX

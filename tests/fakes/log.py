@@ -13,10 +13,10 @@ from sidecar.edge.instance_fence import Occupant
 from sidecar.edge.items import Record
 from sidecar.edge.kafka_errors import FencedError, LogError, PositionLostError, RecordRefusedError
 from sidecar.edge.kafka_opening import Outgoing
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.offsets import Committed
 from sidecar.edge.progress import JobKey, Tally, decoded
 from sidecar.edge.tokens import Tokens
+from sidecar.settings.offline import OfflineSettings
 
 TOPIC, PROGRESS = "inference.requests", "inference.progress"
 

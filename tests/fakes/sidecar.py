@@ -16,19 +16,19 @@ from sidecar.core.events import EngineUp
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import SchedulerSettings
 from sidecar.edge import wire
-from sidecar.edge.aliases import Aliases
 from sidecar.edge.booking import ScheduledModel
-from sidecar.edge.config import EngineEndpoint
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import SERVICE, EngineClient, Version
 from sidecar.edge.held_bytes import HeldBytes
-from sidecar.edge.limits import LimitSettings
 from sidecar.edge.metrics import Metrics
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import Passthrough
 from sidecar.edge.ports import Listener
 from sidecar.edge.server import build_server
 from sidecar.edge.tracing import Tracing
+from sidecar.settings.aliases import Aliases
+from sidecar.settings.file import EngineEndpoint
+from sidecar.settings.limits import LimitSettings
 from tests.fakes.checked import Checked
 from tests.fakes.triton import FakeTriton
 

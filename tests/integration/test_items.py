@@ -12,11 +12,11 @@ from aiokafka import AIOKafkaConsumer
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.submit import submit
 from sidecar.local.broker import LocalKafka
 from sidecar.local.server import serving
 from sidecar.local.triton import Triton
+from sidecar.settings.offline import OfflineSettings
 from tests.integration.conftest import sidecar_settings
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]

@@ -35,10 +35,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sidecar.core.work import Work
 from sidecar.edge.broker_version import metadata_version, warning
 from sidecar.edge.calls import Generated, TokenCall
-from sidecar.edge.config import TracingSettings
 from sidecar.edge.kafka_errors import FencedError, LogError
 from sidecar.edge.kafka_opening import KafkaOpening, Outgoing
-from sidecar.edge.kafka_settings import KafkaSecuritySettings, OfflineSettings
 from sidecar.edge.lane_state import Cause, Phase
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offsets import Committed
@@ -50,6 +48,8 @@ from sidecar.local.chaos import AUTHORIZED
 from sidecar.local.chaos_faults import USER
 from sidecar.local.checker import Verdict, check, is_finished
 from sidecar.local.endtxn_proxy import FaultProxy, ProxyFaults
+from sidecar.settings.file import TracingSettings
+from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings
 from tests.fakes.log import FakeDriver, WordTokens, generated
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]

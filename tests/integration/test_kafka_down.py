@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from tritonclient.grpc import aio as aio_client
 
-from sidecar.edge.kafka_settings import OfflineSettings
 from sidecar.edge.submit import submit
 from sidecar.local.broker import LocalKafka
 from sidecar.local.server import Server, serving
 from sidecar.local.triton import Triton
+from sidecar.settings.offline import OfflineSettings
 from tests.integration.conftest import sidecar_settings, status_when
 from tests.integration.test_tritonclient import text_inputs
 

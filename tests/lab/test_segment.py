@@ -20,11 +20,11 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
 from sidecar.edge.recorder import Recorder
-from sidecar.edge.recorder_settings import RecorderSettings
 from sidecar.edge.segment_files import segments
 from sidecar.lab import segment as module
 from sidecar.lab.replay import recorded, replay
 from sidecar.lab.segment import RecordingError, opened
+from sidecar.settings.recorder import RecorderSettings
 
 ENGINES = (EngineSettings(name="a", slots=2),)
 ANYTHING = st.recursive(

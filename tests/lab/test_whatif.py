@@ -18,7 +18,6 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
 from sidecar.edge.recorder import Recorder
-from sidecar.edge.recorder_settings import RecorderSettings
 from sidecar.edge.segment_files import segments
 from sidecar.inflight.profile import PROFILES
 from sidecar.lab import recording, whatif
@@ -29,6 +28,7 @@ from sidecar.lab.replay import recorded
 from sidecar.lab.segment import RecordingError
 from sidecar.lab.whatif import machine_of
 from sidecar.lab.workloads import Job, by_name, offline_job
+from sidecar.settings.recorder import RecorderSettings
 
 PROFILE = PROFILES["70b-tp4-a100"]
 SETTINGS = SchedulerSettings(offline_queue_max=64, offline_queue_low=32)

@@ -17,10 +17,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from sidecar.core.errors import SettingsError
 from sidecar.core.settings import FORBID_UNKNOWN, EngineSettings, SchedulerSettings, require
-from sidecar.edge.aliases import Rule, check_aliases
-from sidecar.edge.kafka_settings import OfflineSettings
-from sidecar.edge.limits import LimitSettings
-from sidecar.edge.recorder_settings import RecorderSettings
+from sidecar.settings.aliases import Rule, check_aliases
+from sidecar.settings.limits import LimitSettings
+from sidecar.settings.offline import OfflineSettings
+from sidecar.settings.recorder import RecorderSettings
 
 _METADATA_NAME = re.compile(r"[0-9a-z_.-]+")  # gRPC's own rules, which it tells only when the call is made
 _METADATA_VALUE = re.compile(r"[\x20-\x7e]+")

@@ -1,0 +1,1 @@
+"""The settings: what an operator may state, and how the file is read."""
