@@ -19,17 +19,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dev.interrupt import run_until_told
+from dev.triton import Triton, TritonSettings, running
+from sidecar.call import Outcome, Timeline
 from sidecar.core.events import Abort, Action, Ended, EngineUp, Event, Failed, Lost, Progressed, Stopped
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
-from sidecar.edge.calls import Sampling, TokenCall
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient
-from sidecar.edge.ports import Outcome, Timeline
 from sidecar.edge.tokens import Tokens
-from sidecar.local.interrupt import run_until_told
-from sidecar.local.triton import Triton, TritonSettings, running
+from sidecar.token_call import Sampling, TokenCall
 
 SLOTS = 8
 OUTPUT_TOKENS = 1500

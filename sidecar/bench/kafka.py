@@ -22,14 +22,14 @@ from typing import Any, Literal
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 
+from dev.broker import LocalKafka
+from dev.interrupt import run_until_told
 from sidecar.bench._figures import ran_on, write
 from sidecar.edge.items import Record, result_headers
 from sidecar.edge.kafka_client import KafkaLog
 from sidecar.edge.kafka_opening import Outgoing
 from sidecar.edge.lane_state import Stated
 from sidecar.edge.share import Finished, Share
-from sidecar.local.broker import LocalKafka
-from sidecar.local.interrupt import run_until_told
 from sidecar.settings.offline import OfflineSettings
 
 ITEM_BYTES = 1024

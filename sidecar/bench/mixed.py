@@ -32,6 +32,12 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
+from dev.demo import engine_report, server_report
+from dev.deployment import ENGINE, PARTITIONS, Kafka, Shape, broker, settings
+from dev.interrupt import run_until_told
+from dev.load import LoadResult, percentiles, run_load
+from dev.server import Server, serving
+from dev.triton import Triton, TritonSettings, running
 from sidecar.bench._figures import ran_on, write
 from sidecar.bench._mixed_load import Online, Prompts
 from sidecar.bench._mixed_worker import BASELINES
@@ -46,12 +52,6 @@ from sidecar.lab.replay import recorded
 from sidecar.lab.trial import DRAIN_S
 from sidecar.lab.whatif import Tally, machine_of
 from sidecar.lab.workloads import Job, WorkloadError, by_name
-from sidecar.local.demo import engine_report, server_report
-from sidecar.local.deployment import ENGINE, PARTITIONS, Kafka, Shape, broker, settings
-from sidecar.local.interrupt import run_until_told
-from sidecar.local.load import LoadResult, percentiles, run_load
-from sidecar.local.server import Server, serving
-from sidecar.local.triton import Triton, TritonSettings, running
 
 OURS, ALONE = "ours", "online-only"
 TOKENS_MAX = 4112  # the lab cuts prompts at 3,072 and items at 1,024 tokens; a few more, because words are not tokens

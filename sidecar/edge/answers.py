@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import grpc
 
+from sidecar.call import Metadata, Terminal
 from sidecar.core.events import DeadLetter, Failed, Lost, Reject, RejectReason
-from sidecar.edge.calls import WorkDeadError, WorkRejectedError
-from sidecar.edge.errors import EngineError
-from sidecar.edge.ports import Metadata, Terminal
 from sidecar.edge.well_formed import asked_by
+from sidecar.errors import EngineError
+from sidecar.token_call import WorkDeadError, WorkRejectedError
 
 RETRY_HINT = "retry-after-ms"  # in the trailing metadata
 _CODES = {

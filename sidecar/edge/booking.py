@@ -19,9 +19,9 @@ import grpc
 from sidecar.core.work import Lane, Work
 from sidecar.edge import wire
 from sidecar.edge.encoder import EncoderError
-from sidecar.edge.errors import BadRequestError, EngineError, ModelRefusesError
 from sidecar.edge.tokens import TextTooLongError, Tokens
 from sidecar.edge.well_formed import SHARED_MEMORY, asked_by
+from sidecar.errors import BadRequestError, EngineError, ModelRefusesError
 
 LANE = "x-lane"
 TENANT = "x-tenant"

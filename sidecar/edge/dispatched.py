@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from sidecar.call import Call, Timeline
 from sidecar.core.events import Dispatch, Progressed
 from sidecar.core.work import Work
-from sidecar.edge.errors import EngineError
-from sidecar.edge.ports import Call, Timeline
+from sidecar.errors import EngineError
 
 TICK_S = 0.01  # tokens enter the scheduler once per tick and engine, not one by one
 

@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar, assert_never
 
 import grpc
 
+from sidecar.call import Call, Listener, Outcome, Terminal, Timeline, Tracer
 from sidecar.core.deadlines import Verdict as Forecasted
 from sidecar.core.events import (
     Abort,
@@ -45,17 +46,16 @@ from sidecar.core.events import (
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.edge import verdicts
-from sidecar.edge.calls import Generated, TokenCall
 from sidecar.edge.containment import Containment, place_of
 from sidecar.edge.dispatched import Alive, Dispatched, Ticks
 from sidecar.edge.engine_client import EngineClient
-from sidecar.edge.errors import EngineError
 from sidecar.edge.generation import Generation
-from sidecar.edge.ports import Call, Listener, Outcome, Terminal, Timeline, Tracer
 from sidecar.edge.streams import Streams
 from sidecar.edge.verdicts import Verdict, fault_of
 from sidecar.edge.watchdog import Watchdog
+from sidecar.errors import EngineError
 from sidecar.settings.file import PROGRESS_TIMEOUT_S
+from sidecar.token_call import Generated, TokenCall
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")

@@ -15,11 +15,11 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
+from sidecar.call import Metadata
 from sidecar.edge import wire
 from sidecar.edge.engine_errors import REAL_STATUS, raise_if_error, translated_errors
-from sidecar.edge.errors import StreamBrokenError
-from sidecar.edge.ports import Metadata
 from sidecar.edge.stops import StopLine
+from sidecar.errors import StreamBrokenError
 
 SERVICE = "inference.GRPCInferenceService"
 Version = tuple[int, int]

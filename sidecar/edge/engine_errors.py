@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from sidecar.edge.errors import EngineError, StreamBrokenError
+from sidecar.errors import EngineError, StreamBrokenError
 
 REAL_STATUS = "triton_grpc_error"  # metadata of a stream; Triton 24.08 and later
 # What a connection that breaks ends with, so the engine may run on. Any other status is Triton's own word.

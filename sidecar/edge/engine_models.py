@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
 
 from sidecar.edge.engine_client import SERVICE, EngineClient
-from sidecar.edge.errors import EngineError
+from sidecar.errors import EngineError
 from sidecar.settings.file import EngineEndpoint
 
 logger = logging.getLogger(__name__)

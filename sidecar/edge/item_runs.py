@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Protocol
 
 from sidecar.core.work import Lane, Work
-from sidecar.edge.calls import Generated, TokenCall, WorkDeadError, WorkRejectedError
 from sidecar.edge.dead_items import DeadItemError, DeadLetterLog, DeadReason
 from sidecar.edge.items import (
     Item,
@@ -34,6 +33,7 @@ from sidecar.edge.share import Finished, LaneStats
 from sidecar.edge.tokens import Tokens
 from sidecar.edge.tracing import ItemTrace
 from sidecar.settings.offline import OfflineSettings
+from sidecar.token_call import Generated, TokenCall, WorkDeadError, WorkRejectedError
 
 log = logging.getLogger(__name__)
 

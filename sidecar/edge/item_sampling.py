@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 
-from sidecar.edge.calls import Sampling
 from sidecar.edge.item_format import Parameters
+from sidecar.token_call import Sampling
 
 # Below these the most likely token is always drawn, but for ties; and a float32 of the engine may make 0 of them, which
 # means "no limit" for top_p. (vLLM takes temperatures below 1e-5 for 0, too; a vocabulary has fewer than 1e6 tokens.)

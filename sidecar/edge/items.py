@@ -18,7 +18,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sidecar.core.work import EndReason
-from sidecar.edge.calls import Generated, TokenCall
 from sidecar.edge.dead_items import MESSAGE_CHARS_MAX
 from sidecar.edge.dead_items import DeadItemError as DeadItemError  # others know them from here
 from sidecar.edge.dead_items import DeadReason as DeadReason
@@ -29,6 +28,7 @@ from sidecar.edge.item_sampling import sampling_of
 from sidecar.edge.tokens import TextTooLongError, Tokens
 from sidecar.settings.aliases import Aliases, routed
 from sidecar.settings.offline import OfflineSettings
+from sidecar.token_call import Generated, TokenCall
 
 # A null value is a legal header; aiokafka gives None for it and takes None back.
 Headers = tuple[tuple[str, bytes], ...]

@@ -12,10 +12,10 @@ from typing import Any
 
 from opentelemetry.trace import SpanKind
 
+from sidecar.call import TRACEPARENT
 from sidecar.core.work import Lane
 from sidecar.edge.items import Headers, Record
 from sidecar.edge.kafka_clients import client_id
-from sidecar.edge.ports import TRACEPARENT
 from sidecar.edge.share import Finished
 from sidecar.edge.tracing import ItemTrace, Tracing
 from sidecar.settings.offline import OfflineSettings

@@ -25,6 +25,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
+from sidecar.call import Outcome, Terminal, Timeline
 from sidecar.core.engine import Limit
 from sidecar.core.events import (
     Action,
@@ -43,11 +44,10 @@ from sidecar.core.events import (
 from sidecar.core.settings import ReservationMode, SchedulerSettings
 from sidecar.core.snapshot import Snapshot
 from sidecar.core.work import OFFLINE, GrantKind, Lane, Work
-from sidecar.edge.errors import EngineError
 from sidecar.edge.guard_metrics import guard_families
-from sidecar.edge.ports import Outcome, Terminal, Timeline
 from sidecar.edge.slo_metrics import SloMetrics
 from sidecar.edge.tenant_metrics import TenantMetrics
+from sidecar.errors import EngineError
 from sidecar.settings.file import EngineEndpoint
 
 DURATION_S = tuple(0.01 * 2**power for power in range(14))  # 10 ms to 82 s

@@ -19,20 +19,18 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from sidecar.call import Call, Metadata
 from sidecar.core.work import Lane, Work
 from sidecar.edge import answers, wire
 from sidecar.edge.answers import Booked, CallerError
 from sidecar.edge.booking import OURS, ScheduledModel, asked, given_by, tenant_of, work_of
-from sidecar.edge.calls import TokenCall
 from sidecar.edge.driver import Driver
-from sidecar.edge.errors import BadRequestError, EngineError, ModelRefusesError
 from sidecar.edge.faults import Faults
 from sidecar.edge.held_bytes import HeldBytes
 from sidecar.edge.joined import check_joinable, joined
 from sidecar.edge.models import Models
 from sidecar.edge.outbox import Outbox, Unread
 from sidecar.edge.passthrough import REAL_STATUS, UNREADABLE, Passthrough, StreamPassthrough, forwardable
-from sidecar.edge.ports import Call, Metadata
 from sidecar.edge.rpc import refuse
 from sidecar.edge.schema import ModelSchema
 from sidecar.edge.sliced import sliced_call, token_call
@@ -40,7 +38,9 @@ from sidecar.edge.stop_requests import Stop, Stoppable, answers_to, is_stop
 from sidecar.edge.tracing import CURRENT, Tracing
 from sidecar.edge.well_formed import asked_by, check_well_formed
 from sidecar.edge.whole import Deliver, Over, WholeCall
+from sidecar.errors import BadRequestError, EngineError, ModelRefusesError
 from sidecar.settings.aliases import Aliases
+from sidecar.token_call import TokenCall
 
 logger = logging.getLogger(__name__)
 LARGE_REQUEST_BYTES = 4096  # tokenised in a thread: it would hold up the loop for 1 to 3 ms (measured)

@@ -13,8 +13,8 @@ import aiohttp
 from sidecar.core.events import EngineUp, Measured
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient
-from sidecar.edge.errors import EngineError, StreamBrokenError
 from sidecar.edge.gauges import EngineAddress, measure
+from sidecar.errors import EngineError, StreamBrokenError
 
 PERIOD_S = 1.0  # also how soon a restarted engine gets work again
 TIMEOUT_S = 3.0

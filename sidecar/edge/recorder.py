@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sidecar.call import Outcome, Timeline
 from sidecar.core.checkpoint import Captured, capture
 from sidecar.core.errors import SettingsError
 from sidecar.core.events import Action, Event, Failed, Progressed
@@ -24,7 +25,6 @@ from sidecar.core.record import encode
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Work
-from sidecar.edge.ports import Outcome, Timeline
 from sidecar.edge.segment_files import SegmentFiles, line
 from sidecar.settings.recorder import RecorderSettings
 

@@ -14,10 +14,10 @@ from typing import Any, NoReturn, Protocol
 import grpc
 import grpc.aio
 
+from sidecar.call import Metadata
 from sidecar.edge.answers import CallerError
 from sidecar.edge.faults import Faults, leaves
 from sidecar.edge.held_bytes import RETRY_AFTER_S, HeldBytes
-from sidecar.edge.ports import Metadata
 from sidecar.edge.tracing import CURRENT, Tracing
 from sidecar.settings.limits import LimitSettings
 

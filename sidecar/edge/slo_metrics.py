@@ -9,10 +9,10 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from sidecar.call import Outcome, Timeline
 from sidecar.core.events import RejectReason
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import Lane, Work
-from sidecar.edge.ports import Outcome, Timeline
 
 SLOS = ("ttft", "e2e", "availability")
 NOT_OURS = frozenset((RejectReason.TOO_LARGE, RejectReason.UNKNOWN_MODEL))  # the caller's own fault

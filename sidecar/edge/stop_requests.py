@@ -14,15 +14,15 @@ from typing import Any
 
 import grpc
 
+from sidecar.call import Metadata
 from sidecar.core.work import Work
 from sidecar.edge import wire
 from sidecar.edge.answers import Booked, CallerError
 from sidecar.edge.booking import OURS, refusal
 from sidecar.edge.engine_client import responses
-from sidecar.edge.errors import EngineError, ModelRefusesError, StreamBrokenError
 from sidecar.edge.passthrough import Passthrough
-from sidecar.edge.ports import Metadata
 from sidecar.edge.well_formed import SHARED_MEMORY, asked_by, check_well_formed
+from sidecar.errors import EngineError, ModelRefusesError, StreamBrokenError
 
 ANSWER_TIMEOUT_S = 5.0  # an engine that lives answers within milliseconds
 

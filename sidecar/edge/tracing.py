@@ -31,9 +31,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from sidecar.call import TRACEPARENT, Outcome, Terminal, Timeline
 from sidecar.core.events import Action, Arrived, Dispatch, Ended, Event, Failed, Lost, Stopped
 from sidecar.core.work import Lane, Work
-from sidecar.edge.ports import TRACEPARENT, Outcome, Terminal, Timeline
 from sidecar.settings.file import TracingSettings
 
 CURRENT: ContextVar[Trace | None] = ContextVar("trace of the RPC being served", default=None)

@@ -7,12 +7,12 @@ from typing import assert_never
 
 import grpc
 
+from sidecar.call import Outcome, Terminal
 from sidecar.core.events import Ended, Failed, Lost, Stopped
 from sidecar.core.work import EndReason
 from sidecar.edge.containment import Containment, place_of
 from sidecar.edge.dispatched import Alive, Dispatched
-from sidecar.edge.errors import BadRequestError, EngineError
-from sidecar.edge.ports import Outcome, Terminal
+from sidecar.errors import BadRequestError, EngineError
 
 _WHOLE = (EndReason.END_ID, EndReason.STOP_WORD)  # an answer that ends so has nothing after it
 EMPTY_OUTPUT = "empty_output"  # how the reason begins where an engine ended without a token

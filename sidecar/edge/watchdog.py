@@ -9,7 +9,7 @@ from typing import Any
 from sidecar.core.events import Dispatch
 from sidecar.edge import wire
 from sidecar.edge.dispatched import Dispatched
-from sidecar.edge.errors import BadRequestError
+from sidecar.errors import BadRequestError
 
 PREFILL_TOKENS_PER_S = 500  # a 70B model on the fewest GPUs that hold it computes prompts several times faster
 OUTPUT_TOKENS_PER_S = 5  # of one sequence in a full batch: several times faster too

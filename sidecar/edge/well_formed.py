@@ -13,7 +13,7 @@ from collections.abc import Collection
 from math import prod
 from typing import Any
 
-from sidecar.edge.errors import BadRequestError
+from sidecar.errors import BadRequestError
 
 SHARED_MEMORY = "shared_memory_region"
 _ELEMENT_BYTES = {

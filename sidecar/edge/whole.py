@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sidecar.call import Metadata, Terminal, Timeline
 from sidecar.core.events import DeadLetter, Dispatch, Reject
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.edge import answers, wire
 from sidecar.edge.answers import Booked, CallerError
 from sidecar.edge.booking import OURS
 from sidecar.edge.final_answer import final_answer
-from sidecar.edge.ports import Metadata, Terminal, Timeline
 
 Deliver = Callable[[Any], None]  # a ModelStreamInferResponse
 Over = Callable[[Booked, CallerError | None], None]  # called once, after all that is delivered

@@ -14,7 +14,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from sidecar.edge.errors import BadRequestError, MalformedAnswerError
+from sidecar.errors import BadRequestError, MalformedAnswerError
 
 InferRequest = service_pb2.ModelInferRequest
 InferResponse = service_pb2.ModelInferResponse

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dev.load import LoadResult
 from engine.lengths import output_length
 from sidecar.bench import mixed
 from sidecar.bench._mixed_load import Prompts
@@ -22,7 +23,6 @@ from sidecar.inflight.profile import PROFILES
 from sidecar.lab.driver import Driver
 from sidecar.lab.whatif import machine_of
 from sidecar.lab.workloads import by_name
-from sidecar.local.load import LoadResult
 from sidecar.settings.recorder import RecorderSettings
 from tests.lab.test_whatif import Recording
 

@@ -12,7 +12,7 @@ import pytest
 from sidecar.core.work import Lane, Work
 from sidecar.edge import wire
 from sidecar.edge.booking import Lengths, ScheduledModel, given_by, work_of
-from sidecar.edge.errors import BadRequestError, ModelRefusesError
+from sidecar.errors import BadRequestError, ModelRefusesError
 from tests.fakes.log import WordTokens
 
 IDS = ScheduledModel(name="tensorrt_llm", engine_model="tensorrt_llm", tokens_max=64, tokens=None)

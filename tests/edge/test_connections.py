@@ -10,10 +10,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from dev.broker import free_ports
 from sidecar.core.errors import SettingsError
 from sidecar.edge.connections import HttpServer
 from sidecar.edge.faults import NoFileLeft
-from sidecar.local.broker import free_ports
 from sidecar.settings.limits import LimitSettings
 
 HALF = b"GET / HTTP/1.1\r\nHost: x\r\nX-Half: "

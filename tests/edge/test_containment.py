@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from sidecar.call import Outcome, Timeline
 from sidecar.core.events import (
     Action,
     Arrived,
@@ -28,11 +29,10 @@ from sidecar.core.events import (
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
-from sidecar.edge.calls import Sampling, WorkDeadError, WorkRejectedError
 from sidecar.edge.containment import Containment, place_of
 from sidecar.edge.driver import Driver
 from sidecar.edge.engine_client import EngineClient, token_request
-from sidecar.edge.ports import Outcome, Timeline
+from sidecar.token_call import Sampling, WorkDeadError, WorkRejectedError
 from tests.edge.test_generation import END, call, offline
 from tests.fakes.engine import FakeEngine, running_driver, until
 

@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.edge.engine_client import EngineClient, responses, token_request
 from sidecar.edge.engine_errors import code_of
-from sidecar.edge.errors import EngineError
+from sidecar.errors import EngineError
 from tests.fakes.triton import FakeTriton
 
 

@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from sidecar.edge import engine_models, wire
 from sidecar.edge.engine_client import SERVICE, EngineClient
 from sidecar.edge.engine_models import EngineModels, Unscheduled, look
-from sidecar.edge.errors import EngineError
+from sidecar.errors import EngineError
 from sidecar.settings.file import EngineEndpoint
 from tests.edge.test_online import ids_request
 from tests.fakes.sidecar import Sidecar

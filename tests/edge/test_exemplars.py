@@ -9,8 +9,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as plain_families
 
+from dev.broker import free_ports
 from sidecar.edge.http import Status, serve_http
-from sidecar.local.broker import free_ports
 from tests.edge.test_generation import begin, call, offline
 from tests.edge.test_tracing import PARENT, Traced, traced
 from tests.fakes.triton import FakeTriton

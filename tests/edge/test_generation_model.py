@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.edge import wire
-from sidecar.edge.calls import Generated, TokenCall
+from sidecar.token_call import Generated, TokenCall
 from tests.fakes.engine import FakeEngine, FakeStream, running_driver
 
 PROMPT = (50, 51, 52)

@@ -12,6 +12,7 @@ import aiohttp
 import grpc.aio
 import pytest
 
+from dev.broker import free_ports
 from sidecar.core.engine import Limit
 from sidecar.core.events import EngineDown
 from sidecar.core.work import Lane
@@ -19,7 +20,6 @@ from sidecar.edge import wire
 from sidecar.edge.http import Status, serve_http
 from sidecar.edge.metrics import Metrics
 from sidecar.edge.status_text import slot_strip
-from sidecar.local.broker import free_ports
 from sidecar.settings.file import EngineEndpoint
 from tests.edge.test_online import ids_request
 from tests.fakes.sidecar import Sidecar, running_sidecar

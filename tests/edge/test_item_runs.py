@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from sidecar.core.work import Work
-from sidecar.edge.calls import Generated, TokenCall, WorkDeadError, WorkRejectedError
 from sidecar.edge.dead_items import TELL_EVERY_S, DeadItemError, DeadLetterLog, DeadReason
 from sidecar.edge.item_runs import LARGE_ITEM_BYTES, ItemRuns
 from sidecar.edge.items import ItemRules, Record
 from sidecar.edge.kafka_spans import KafkaSpans
 from sidecar.edge.share import Finished, LaneStats
 from sidecar.settings.offline import OfflineSettings
+from sidecar.token_call import Generated, TokenCall, WorkDeadError, WorkRejectedError
 from tests.edge.test_items import batch, record
 from tests.fakes.log import FakeDriver, WordTokens, generated
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.edge.calls import Sampling
 from sidecar.edge.item_format import CompletionBody
 from sidecar.edge.item_sampling import sampling_of
+from sidecar.token_call import Sampling
 
 SOURCE, OTHER = "inference.requests/3/17", "inference.requests/3/18"
 

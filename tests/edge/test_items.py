@@ -17,7 +17,6 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from sidecar.core.work import EndReason
-from sidecar.edge.calls import Sampling
 from sidecar.edge.items import (
     DeadItemError,
     DeadReason,
@@ -29,6 +28,7 @@ from sidecar.edge.items import (
     result_value,
 )
 from sidecar.settings.aliases import Rule
+from sidecar.token_call import Sampling
 from tests.fakes.log import WordTokens, generated
 
 SCHEMAS = Path(__file__).parent.parent.parent / "kafka"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from sidecar.call import Outcome, Timeline
 from sidecar.core.events import Dispatch, Ended, Failed, Lost, Preempt, Progressed, Stopped
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
 from sidecar.edge.metrics import Metrics
-from sidecar.edge.ports import Outcome, Timeline
 from sidecar.settings.file import EngineEndpoint
 from tests.core.builders import scheduler
 

@@ -12,11 +12,11 @@ import pytest
 
 from sidecar.core.work import Lane, Work
 from sidecar.edge import pauses
-from sidecar.edge.calls import Generated, TokenCall, WorkDeadError, WorkRejectedError
 from sidecar.edge.lane_state import Cause, Phase
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offsets import Committed
 from sidecar.settings.offline import OfflineSettings
+from sidecar.token_call import Generated, TokenCall, WorkDeadError, WorkRejectedError
 from tests.fakes.log import FakeCluster, FakeDriver, WordTokens, generated
 
 TIMEOUT_S = 20.0

@@ -11,12 +11,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sidecar.core.errors import SettingsError, SidecarError
 from sidecar.core.work import Work
 from sidecar.edge import pauses
-from sidecar.edge.calls import Generated, TokenCall
 from sidecar.edge.instance_fence import Occupant
 from sidecar.edge.kafka_errors import LogError, NoCommittedOffsetError, PositionLostError
 from sidecar.edge.lane_state import Cause, Phase
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offline_metrics import OfflineMetrics
+from sidecar.token_call import Generated, TokenCall
 from tests.edge.test_offline import TIMEOUT_S, lane, running, until
 from tests.fakes.log import FakeCluster, FakeDriver, generated
 

@@ -11,13 +11,13 @@ import grpc.aio
 import pytest
 from tritonclient.grpc import service_pb2
 
+from sidecar.call import Outcome, Timeline
 from sidecar.core.events import Action, Arrived, Event
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import Lane, Work
 from sidecar.edge import outbox, wire
 from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.engine_client import token_request
-from sidecar.edge.ports import Outcome, Timeline
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
 

@@ -17,11 +17,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.trace import SpanKind
 
+from dev.broker import free_ports
 from sidecar.edge import tracing as module
 from sidecar.edge import wire
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.tracing import Tracing
-from sidecar.local.broker import free_ports
 from sidecar.settings.file import TracingSettings
 from sidecar.settings.offline import OfflineSettings
 from tests.edge.test_kafka_spans import ITEM

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import pytest
 from aiohttp import web
 
+from dev.broker import free_ports
 from sidecar.edge import probes
 from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.probes import EngineHealth, Prober
-from sidecar.local.broker import free_ports
 from sidecar.settings.file import EngineEndpoint
 from tests.edge.test_gauges import PAGE
 from tests.fakes.sidecar import Sidecar, running_sidecar

@@ -14,10 +14,10 @@ import pytest
 from sidecar.core.deadlines import Verdict
 from sidecar.core.snapshot import JobSnapshot
 from sidecar.core.work import Work
-from sidecar.edge.calls import Generated, TokenCall
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.progress import Tally, decoded, outlook
 from sidecar.settings.offline import OfflineSettings
+from sidecar.token_call import Generated, TokenCall
 from tests.edge.test_offline import running, until
 from tests.fakes.log import PROGRESS, FakeCluster, FakeDriver, WordTokens
 

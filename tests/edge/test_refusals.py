@@ -8,10 +8,10 @@ import pytest
 
 from sidecar.core.work import Work
 from sidecar.edge import pauses
-from sidecar.edge.calls import Generated, TokenCall
 from sidecar.edge.kafka_opening import Outgoing
 from sidecar.edge.lane_state import Cause, Phase
 from sidecar.edge.refusals import Refusals, Shape
+from sidecar.token_call import Generated, TokenCall
 from tests.edge.test_offline import lane, running, until
 from tests.fakes.log import FakeCluster, FakeDriver, generated
 

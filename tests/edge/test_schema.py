@@ -10,8 +10,8 @@ import pytest
 from tritonclient.grpc import model_config_pb2
 
 from sidecar.edge import wire
-from sidecar.edge.errors import BadRequestError
 from sidecar.edge.schema import ModelSchema, classified
+from sidecar.errors import BadRequestError
 
 
 def schema(batch_max: int = 8, *, optional: bool = True) -> ModelSchema:

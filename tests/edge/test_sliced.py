@@ -8,8 +8,8 @@ import pytest
 
 from sidecar.edge import wire
 from sidecar.edge.booking import ScheduledModel
-from sidecar.edge.calls import TokenCall
 from sidecar.edge.sliced import token_call
+from sidecar.token_call import TokenCall
 from tests.fakes.log import WordTokens
 
 IDS = ScheduledModel(name="tensorrt_llm", engine_model="tensorrt_llm", tokens_max=64, tokens=None)

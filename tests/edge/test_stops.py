@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from sidecar.edge import stops
 from sidecar.edge.engine_client import EngineClient
-from sidecar.edge.errors import EngineError, StreamBrokenError
+from sidecar.errors import EngineError, StreamBrokenError
 from tests.fakes.triton import FakeTriton
 
 MODEL = "tensorrt_llm"

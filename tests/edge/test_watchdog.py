@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from sidecar.core.settings import SchedulerSettings
-from sidecar.edge.calls import WorkDeadError
+from sidecar.token_call import WorkDeadError
 from tests.edge.test_generation import call, offline
 from tests.fakes.engine import FakeEngine, running_driver
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 
+from sidecar.call import Outcome, Timeline
 from sidecar.core.events import Action, Event
 from sidecar.core.invariants import InvariantError, Invariants
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import Lane, Work
-from sidecar.edge.ports import Outcome, Timeline
 
 
 class Checked:

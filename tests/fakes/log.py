@@ -8,7 +8,6 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 from sidecar.core.work import EndReason, Work
-from sidecar.edge.calls import Generated, TokenCall
 from sidecar.edge.instance_fence import Occupant
 from sidecar.edge.items import Record
 from sidecar.edge.kafka_errors import FencedError, LogError, PositionLostError, RecordRefusedError
@@ -17,6 +16,7 @@ from sidecar.edge.offsets import Committed
 from sidecar.edge.progress import JobKey, Tally, decoded
 from sidecar.edge.tokens import Tokens
 from sidecar.settings.offline import OfflineSettings
+from sidecar.token_call import Generated, TokenCall
 
 TOPIC, PROGRESS = "inference.requests", "inference.progress"
 

@@ -12,6 +12,7 @@ import grpc.aio
 import pytest
 
 from sidecar.app import serving
+from sidecar.call import Listener
 from sidecar.core.events import EngineUp
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import SchedulerSettings
@@ -23,7 +24,6 @@ from sidecar.edge.held_bytes import HeldBytes
 from sidecar.edge.metrics import Metrics
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import Passthrough
-from sidecar.edge.ports import Listener
 from sidecar.edge.server import build_server
 from sidecar.edge.tracing import Tracing
 from sidecar.settings.aliases import Aliases

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from sidecar.local.broker import free_ports
-from sidecar.local.server import Server, serving
-from sidecar.local.triton import Triton, TritonSettings, running
+from dev.broker import free_ports
+from dev.server import Server, serving
+from dev.triton import Triton, TritonSettings, running
 
 SLOTS = 8
 PARAMETERS = {"preset": "tiny", "profile": "8b-a100", "seed": "1"}  # paced, so that there is time to cancel something

@@ -15,10 +15,10 @@ from tritonclient import grpc as sync_client
 from tritonclient.grpc import aio as aio_client
 from tritonclient.utils import shared_memory
 
+from dev.server import Server
+from dev.triton import Triton
 from sidecar.edge import wire
 from sidecar.edge.engine_client import SERVICE, stop_request, token_request
-from sidecar.local.server import Server
-from sidecar.local.triton import Triton
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 LONG = 1500  # tokens: fifteen seconds of the paced engine, so that whatever ends sooner was ended

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.local.chaos import Options, run
+from dev.chaos import Options, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 def test_the_demo_fills_the_slots_keeps_the_reservation_and_loses_nothing(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     done = subprocess.run(
-        [sys.executable, "-m", "sidecar.local.demo", "--seconds", "6", "--seed", "3", "--json", str(file)],
+        [sys.executable, "-m", "dev.demo", "--seconds", "6", "--seed", "3", "--json", str(file)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -11,8 +11,8 @@ import pytest
 from tritonclient.grpc import aio as aio_client
 from tritonclient.utils import InferenceServerException
 
-from sidecar.local.server import serving
-from sidecar.local.triton import Triton
+from dev.server import serving
+from dev.triton import Triton
 from tests.integration.conftest import sidecar_settings, status_when
 from tests.integration.test_tritonclient import END_OF_PROMPT, ids_inputs, requests_of
 

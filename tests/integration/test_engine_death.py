@@ -10,8 +10,8 @@ import pytest
 from tritonclient.grpc import aio as aio_client
 from tritonclient.utils import InferenceServerException
 
-from sidecar.local.server import serving
-from sidecar.local.triton import TritonSettings, running
+from dev.server import serving
+from dev.triton import TritonSettings, running
 from tests.integration.conftest import PARAMETERS, SLOTS, sidecar_settings, status_when
 from tests.integration.test_tritonclient import END_OF_PROMPT, LONG, ids_inputs, requests_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from sidecar.local.fuzz import Deployment, Report, deployed, feed_items, feed_messages, footprint
+from dev.fuzz import Deployment, Report, deployed, feed_items, feed_messages, footprint
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 COUNT = 20_000

@@ -12,10 +12,10 @@ from aiokafka import AIOKafkaConsumer
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
+from dev.broker import LocalKafka
+from dev.server import serving
+from dev.triton import Triton
 from sidecar.edge.submit import submit
-from sidecar.local.broker import LocalKafka
-from sidecar.local.server import serving
-from sidecar.local.triton import Triton
 from sidecar.settings.offline import OfflineSettings
 from tests.integration.conftest import sidecar_settings
 

@@ -32,9 +32,13 @@ from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from dev.broker import LocalKafka
+from dev.chaos import AUTHORIZED
+from dev.chaos_faults import USER
+from dev.checker import Verdict, check, is_finished
+from dev.endtxn_proxy import FaultProxy, ProxyFaults
 from sidecar.core.work import Work
 from sidecar.edge.broker_version import metadata_version, warning
-from sidecar.edge.calls import Generated, TokenCall
 from sidecar.edge.kafka_errors import FencedError, LogError
 from sidecar.edge.kafka_opening import KafkaOpening, Outgoing
 from sidecar.edge.lane_state import Cause, Phase
@@ -43,13 +47,9 @@ from sidecar.edge.offsets import Committed
 from sidecar.edge.offsets_command import GroupActiveError, reset, show
 from sidecar.edge.submit import submit
 from sidecar.edge.tracing import Tracing
-from sidecar.local.broker import LocalKafka
-from sidecar.local.chaos import AUTHORIZED
-from sidecar.local.chaos_faults import USER
-from sidecar.local.checker import Verdict, check, is_finished
-from sidecar.local.endtxn_proxy import FaultProxy, ProxyFaults
 from sidecar.settings.file import TracingSettings
 from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings
+from sidecar.token_call import Generated, TokenCall
 from tests.fakes.log import FakeDriver, WordTokens, generated
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tritonclient.grpc import aio as aio_client
 
+from dev.broker import LocalKafka
+from dev.server import Server, serving
+from dev.triton import Triton
 from sidecar.edge.submit import submit
-from sidecar.local.broker import LocalKafka
-from sidecar.local.server import Server, serving
-from sidecar.local.triton import Triton
 from sidecar.settings.offline import OfflineSettings
 from tests.integration.conftest import sidecar_settings, status_when
 from tests.integration.test_tritonclient import text_inputs

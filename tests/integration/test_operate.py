@@ -11,9 +11,9 @@ import yaml
 from tritonclient.grpc import aio as grpc
 from tritonclient.utils import InferenceServerException
 
-from sidecar.local.load import text_inputs
-from sidecar.local.server import Server, serving
-from sidecar.local.triton import Triton
+from dev.load import text_inputs
+from dev.server import Server, serving
+from dev.triton import Triton
 from tests.integration.conftest import sidecar_settings
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]

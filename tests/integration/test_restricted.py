@@ -17,10 +17,10 @@ import yaml
 from tritonclient.grpc import aio as aio_client
 from tritonclient.grpc import service_pb2
 
+from dev.server import Server, serving
+from dev.triton import Triton, TritonSettings, running
 from sidecar.edge import wire
 from sidecar.edge.engine_client import SERVICE, token_request
-from sidecar.local.server import Server, serving
-from sidecar.local.triton import Triton, TritonSettings, running
 from tests.integration.conftest import PARAMETERS, SLOTS, sidecar_settings
 from tests.integration.test_tritonclient import ids_inputs
 

@@ -15,8 +15,8 @@ from tritonclient import grpc as sync_client
 from tritonclient.grpc import aio as aio_client
 from tritonclient.utils import InferenceServerException
 
-from sidecar.local.server import Server
-from sidecar.local.triton import Triton
+from dev.server import Server
+from dev.triton import Triton
 from tests.integration.conftest import status_when
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.local.broker import BrokerError, LocalKafka, free_ports, kafka_version
+from dev.broker import BrokerError, LocalKafka, free_ports, kafka_version
 
 
 def test_ports_are_free_and_different() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiokafka.protocol.metadata import MetadataResponse_v5
 
-from sidecar.local.endtxn_proxy import _without_leaders
+from dev.endtxn_proxy import _without_leaders
 
 BROKERS = [(1, "127.0.0.1", 9092, None), (2, "127.0.0.1", 9093, "rack")]
 

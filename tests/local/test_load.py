@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from sidecar.local.backlog import OFFLINE_LIKE, records
-from sidecar.local.load import arrivals
+from dev.backlog import OFFLINE_LIKE, records
+from dev.load import arrivals
 
 
 def test_the_same_seed_gives_the_same_arrivals_and_another_seed_others() -> None:

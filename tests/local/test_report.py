@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sidecar.local.load import LoadResult, percentiles
-from sidecar.local.report import interference, interference_line, phase_report, phase_table, reading
+from dev.load import LoadResult, percentiles
+from dev.report import interference, interference_line, phase_report, phase_table, reading
 
 
 def status(at_s: float, **counters: Any) -> dict[str, Any]:

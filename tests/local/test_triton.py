@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.local.triton import TritonError, TritonSettings, configured, lay_out, with_slots
+from dev.triton import TritonError, TritonSettings, configured, lay_out, with_slots
 
 CONFIG = """name: "tensorrt_llm"
 max_batch_size: 256  # sequences

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.local.verdict import judged
+from dev.verdict import judged
 
 GRANTS = {"contended": 60, "offline_of_contended": 6, "window_violations": 0}
 GOOD: dict[str, Any] = {

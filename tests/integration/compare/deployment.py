@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sidecar.local.broker import free_ports
-from sidecar.local.server import Server, serving
-from sidecar.local.triton import Triton, TritonError, TritonSettings, running
+from dev.broker import free_ports
+from dev.server import Server, serving
+from dev.triton import Triton, TritonError, TritonSettings, running
 
 SLOTS = 8
 ENGINE = "e0"

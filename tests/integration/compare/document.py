@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sidecar.local.triton import ROOT
+from dev.triton import ROOT
 from tests.integration.compare.runner import clients
 from tests.integration.compare.scenario import Difference, Scenario, Subject
 from tests.integration.compare.table import SUBJECTS

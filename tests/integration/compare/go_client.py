@@ -12,7 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from sidecar.local.triton import ROOT
+from dev.triton import ROOT
 from tests.integration.compare.player import Played, Transcript
 from tests.integration.compare.scenario import RUN, Ask, Await, Cancel, Close, Metadata, Open, Scenario, Send, Step
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sidecar.local.triton import ROOT
+from dev.triton import ROOT
 
 NEWEST, OLDER = "2.73", "2.51"  # of our own environment, and of the Triton that the tests run
 PYTHONS = {NEWEST: Path(sys.executable), OLDER: ROOT / ".cache" / f"tritonclient-{OLDER}" / "bin" / "python"}

@@ -13,10 +13,10 @@ import yaml
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from dev.broker import ROOT, BrokerError, LocalKafka, create_topics
+from dev.server import Server, serving
+from dev.triton import Triton, TritonSettings, free_ports, running
 from sidecar.inflight.profile import profile_named
-from sidecar.local.broker import ROOT, BrokerError, LocalKafka, create_topics
-from sidecar.local.server import Server, serving
-from sidecar.local.triton import Triton, TritonSettings, free_ports, running
 
 ENGINE = "a100"
 PARTITIONS = 4

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from aiokafka import AIOKafkaProducer
 
-from sidecar.local.load import PROMPT_WORDS
+from dev.load import PROMPT_WORDS
 
 OFFLINE_LIKE = "<|offline|>"  # the first token that makes the CPU engine draw a long, offline-like output
 BAD_RECORDS = (b"this is not JSON", b'{"id": "no-prompt"}', b"\xff\xfe not UTF-8")

@@ -25,19 +25,19 @@ from rich.console import Console
 from rich.table import Table
 from tritonclient.grpc import aio as triton_client
 
+from dev import backlog
+from dev.checker import CheckerError, check
+from dev.deployment import ENGINE, GROUP, PARTITIONS, Deployment, Kafka, Shape, deployed
+from dev.interrupt import INTERRUPTED, on_signals
+from dev.live import View
+from dev.load import arrivals
+from dev.report import interference, interference_line, phase_table
+from dev.stage import Stage
+from dev.triton import ENGINE_MODEL, Triton
+from dev.verdict import judged
 from sidecar.core.errors import SidecarError
 from sidecar.edge.logs import configure
 from sidecar.inflight.profile import PROFILES
-from sidecar.local import backlog
-from sidecar.local.checker import CheckerError, check
-from sidecar.local.deployment import ENGINE, GROUP, PARTITIONS, Deployment, Kafka, Shape, deployed
-from sidecar.local.interrupt import INTERRUPTED, on_signals
-from sidecar.local.live import View
-from sidecar.local.load import arrivals
-from sidecar.local.report import interference, interference_line, phase_table
-from sidecar.local.stage import Stage
-from sidecar.local.triton import ENGINE_MODEL, Triton
-from sidecar.local.verdict import judged
 
 RATE_PER_S = 2.0  # at the pace of a 70B engine some request is in it two thirds of the time
 ONLINE_TOKENS = 18.5  # mean output of an online-like prompt

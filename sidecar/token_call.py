@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from sidecar.call import Metadata
 from sidecar.core.errors import SidecarError
 from sidecar.core.work import EndReason
-from sidecar.edge.ports import Metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from sidecar.local.load import LoadResult, percentiles
-from sidecar.local.verdict import E2E_RATIO_GOAL
+from dev.load import LoadResult, percentiles
+from dev.verdict import E2E_RATIO_GOAL
 
 GRANT_COUNTERS = (
     *("contended", "offline_of_contended", "window_violations"),

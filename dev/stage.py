@@ -10,10 +10,10 @@ from typing import Any
 
 import aiohttp
 
-from sidecar.local.live import Moment, View
-from sidecar.local.load import Arrival, LoadResult, percentiles, run_load
-from sidecar.local.report import Reading, phase_report, reading
-from sidecar.local.server import Server
+from dev.live import Moment, View
+from dev.load import Arrival, LoadResult, percentiles, run_load
+from dev.report import Reading, phase_report, reading
+from dev.server import Server
 
 REFRESH_S = 0.25
 FULL_TIMEOUT_S = 15.0

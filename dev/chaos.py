@@ -25,8 +25,8 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from sidecar.local.broker import ROOT, LocalKafka, free_ports
-from sidecar.local.chaos_faults import (
+from dev.broker import ROOT, LocalKafka, free_ports
+from dev.chaos_faults import (
     GROWING,
     ONLY_FAST,
     PARTITIONS_MAX,
@@ -37,11 +37,11 @@ from sidecar.local.chaos_faults import (
     Faults,
     until,
 )
-from sidecar.local.chaos_sidecars import Sidecar
-from sidecar.local.checker import Verdict, check, is_finished
-from sidecar.local.endtxn_proxy import FaultProxy, ProxyFaults
-from sidecar.local.interrupt import run_until_told
-from sidecar.local.triton import Triton, TritonSettings, running
+from dev.chaos_sidecars import Sidecar
+from dev.checker import Verdict, check, is_finished
+from dev.endtxn_proxy import FaultProxy, ProxyFaults
+from dev.interrupt import run_until_told
+from dev.triton import Triton, TritonSettings, running
 
 GROUP = "chaos"
 PARTITIONS = 4

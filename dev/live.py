@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from sidecar.local.load import LoadResult, percentiles
+from dev.load import LoadResult, percentiles
 
 LINE_EVERY_S = 5.0  # without a terminal: often enough to see progress in a log, seldom enough to read it
 

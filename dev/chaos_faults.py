@@ -19,9 +19,9 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._acl import AclBinding, AclBindingFilter, AclOperation, AclPermissionType
 from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 
-from sidecar.local.broker import LocalKafka
-from sidecar.local.chaos_sidecars import Sidecar
-from sidecar.local.endtxn_proxy import ProxyFaults
+from dev.broker import LocalKafka
+from dev.chaos_sidecars import Sidecar
+from dev.endtxn_proxy import ProxyFaults
 
 REQUESTS, RESULTS, DEAD_LETTERS = "inference.requests", "inference.results", "inference.requests.dlq"
 USER = "sidecar"  # what the sidecars are called, so that rights can be taken from them alone

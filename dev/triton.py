@@ -19,12 +19,12 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dev.broker import free_ports as free_ports
+from sidecar.call import Metadata
 from sidecar.core.errors import SidecarError
 from sidecar.edge.engine_client import EngineClient
-from sidecar.edge.errors import EngineError, StreamBrokenError
-from sidecar.edge.ports import Metadata
 from sidecar.edge.tokens import Tokens
-from sidecar.local.broker import free_ports as free_ports
+from sidecar.errors import EngineError, StreamBrokenError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENGINE_MODEL = "tensorrt_llm"

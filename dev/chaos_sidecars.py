@@ -29,7 +29,7 @@ class Sidecar:
         log = os.open(self.directory / f"{self.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "sidecar.local.chaos_worker", json.dumps(self.settings)),
+                *(sys.executable, "-m", "dev.chaos_worker", json.dumps(self.settings)),
                 *("--seed", str(self.seed + len(self.lives))),
                 cwd=self.directory,
                 stdout=asyncio.subprocess.PIPE,

@@ -27,14 +27,14 @@ import grpc.aio
 from aiokafka import AIOKafkaProducer
 from google.protobuf.message import DecodeError
 
+from dev.broker import LocalKafka
+from dev.checker import Verdict, check, is_finished, records
+from dev.interrupt import run_until_told
+from dev.mutations import good_line, good_message, odd_message, odd_record
+from dev.server import Server, serving
+from dev.triton import Triton, TritonSettings, free_ports, running
 from sidecar.edge import wire
 from sidecar.edge.engine_client import SERVICE, EngineClient, responses
-from sidecar.local.broker import LocalKafka
-from sidecar.local.checker import Verdict, check, is_finished, records
-from sidecar.local.interrupt import run_until_told
-from sidecar.local.mutations import good_line, good_message, odd_message, odd_record
-from sidecar.local.server import Server, serving
-from sidecar.local.triton import Triton, TritonSettings, free_ports, running
 
 PROMPTS = ("how far is the sea", "the train to the coast", "hello there", "one two three four")
 PARTITIONS = 4
