@@ -24,10 +24,10 @@ from pydantic import TypeAdapter
 from sidecar.app import serve
 from sidecar.core.work import EndReason, Work
 from sidecar.edge.offline import OfflineLane
-from sidecar.edge.tokens import Tokens
 from sidecar.settings.file import ServeSettings
 from sidecar.settings.offline import OfflineSettings
 from sidecar.token_call import Generated, TokenCall, WorkDeadError
+from sidecar.triton.tokenizer import Tokens
 
 SLOW_SHARE = 0.03  # of the items take far longer than the rest, so that there are always holes
 SLOW_S = 1.5

@@ -33,8 +33,8 @@ from dev.interrupt import run_until_told
 from dev.mutations import good_line, good_message, odd_message, odd_record
 from dev.server import Server, serving
 from dev.triton import Triton, TritonSettings, free_ports, running
-from sidecar.edge import wire
-from sidecar.edge.engine_client import SERVICE, EngineClient, responses
+from sidecar.triton import wire
+from sidecar.triton.client import SERVICE, EngineClient, responses
 
 PROMPTS = ("how far is the sea", "the train to the coast", "hello there", "one two three four")
 PARTITIONS = 4

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from sidecar.edge import wire
+from sidecar.triton import wire
 
 Headers = tuple[tuple[str, bytes], ...]
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from dev.broker import free_ports as free_ports
 from sidecar.call import Metadata
 from sidecar.core.errors import SidecarError
-from sidecar.edge.engine_client import EngineClient
-from sidecar.edge.tokens import Tokens
 from sidecar.errors import EngineError, StreamBrokenError
+from sidecar.triton.client import EngineClient
+from sidecar.triton.tokenizer import Tokens
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENGINE_MODEL = "tensorrt_llm"

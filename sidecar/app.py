@@ -15,11 +15,8 @@ from sidecar import __version__
 from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.edge.advice import with_advice
 from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.driver import Driver
-from sidecar.edge.engine_client import EngineClient
-from sidecar.edge.engine_models import Unscheduled
 from sidecar.edge.faults import NoFileLeft
 from sidecar.edge.grpc_server import Server
 from sidecar.edge.held_bytes import HeldBytes
@@ -34,9 +31,12 @@ from sidecar.edge.probes import Prober
 from sidecar.edge.recorder import Recorder
 from sidecar.edge.server import build_server
 from sidecar.edge.share import Finished
-from sidecar.edge.tokens import Tokens
 from sidecar.edge.tracing import Tracing
 from sidecar.settings.file import EngineEndpoint, ServeSettings
+from sidecar.triton.advice import with_advice
+from sidecar.triton.client import EngineClient
+from sidecar.triton.models import Unscheduled
+from sidecar.triton.tokenizer import Tokens
 
 MakeScheduler = Callable[[SchedulerSettings, Sequence[EngineSettings]], Scheduler]
 

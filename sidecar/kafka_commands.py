@@ -23,9 +23,9 @@ from sidecar.edge.kafka_errors import LogError
 from sidecar.edge.offsets import Committed
 from sidecar.edge.offsets_command import PartitionOffsets, reset, show
 from sidecar.edge.submit import INTERRUPTED, Sent, SubmitError, send_file, told
-from sidecar.edge.tokens import Tokens
 from sidecar.settings.file import ServeSettings, load_settings
 from sidecar.settings.offline import OfflineSettings
+from sidecar.triton.tokenizer import Tokens
 
 Environment = Mapping[str, str]
 Answer = TypeVar("Answer")

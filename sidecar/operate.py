@@ -18,18 +18,18 @@ from aiokafka.errors import KafkaError
 
 from sidecar.core.errors import SettingsError, SidecarError
 from sidecar.edge import broker_version
-from sidecar.edge.advice import with_advice
-from sidecar.edge.engine_client import EngineClient
-from sidecar.edge.engine_models import look, shares
-from sidecar.edge.gauges import measure
 from sidecar.edge.kafka_clients import client_options
 from sidecar.edge.kafka_errors import LogError, call, hear_aiokafka
 from sidecar.edge.kafka_topics import look as look_at_topics
 from sidecar.edge.status_text import status_text
-from sidecar.edge.tokens import Tokens
 from sidecar.errors import EngineError, StreamBrokenError
 from sidecar.settings.file import EngineEndpoint, ServeSettings, is_address, load_settings
 from sidecar.settings.offline import OfflineSettings
+from sidecar.triton.advice import with_advice
+from sidecar.triton.client import EngineClient
+from sidecar.triton.gauges import measure
+from sidecar.triton.models import look, shares
+from sidecar.triton.tokenizer import Tokens
 
 CLEAR = "\x1b[H\x1b[2J"
 WATCH_S = 1.0

@@ -27,9 +27,9 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
 from sidecar.edge.driver import Driver
-from sidecar.edge.engine_client import EngineClient
-from sidecar.edge.tokens import Tokens
 from sidecar.token_call import Sampling, TokenCall
+from sidecar.triton.client import EngineClient
+from sidecar.triton.tokenizer import Tokens
 
 SLOTS = 8
 OUTPUT_TOKENS = 1500

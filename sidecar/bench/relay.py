@@ -30,9 +30,9 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from dev.broker import free_ports
 from dev.interrupt import run_until_told
 from dev.server import serving
-from sidecar.edge import wire
-from sidecar.edge.engine_client import CHANNEL_OPTIONS, SERVICE, token_request
 from sidecar.settings.limits import LimitSettings
+from sidecar.triton import wire
+from sidecar.triton.client import CHANNEL_OPTIONS, SERVICE, token_request
 
 TICK_S = 0.01  # between the tokens of one stream
 

@@ -17,11 +17,11 @@ from typing import Any
 import grpc
 
 from sidecar.core.work import Lane, Work
-from sidecar.edge import wire
-from sidecar.edge.encoder import EncoderError
-from sidecar.edge.tokens import TextTooLongError, Tokens
 from sidecar.edge.well_formed import SHARED_MEMORY, asked_by
 from sidecar.errors import BadRequestError, EngineError, ModelRefusesError
+from sidecar.triton import wire
+from sidecar.triton.encoder import EncoderError
+from sidecar.triton.tokenizer import TextTooLongError, Tokens
 
 LANE = "x-lane"
 TENANT = "x-tenant"

@@ -48,7 +48,6 @@ from sidecar.core.work import EndReason, Lane, Work
 from sidecar.edge import verdicts
 from sidecar.edge.containment import Containment, place_of
 from sidecar.edge.dispatched import Alive, Dispatched, Ticks
-from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.generation import Generation
 from sidecar.edge.streams import Streams
 from sidecar.edge.verdicts import Verdict, fault_of
@@ -56,6 +55,7 @@ from sidecar.edge.watchdog import Watchdog
 from sidecar.errors import EngineError
 from sidecar.settings.file import PROGRESS_TIMEOUT_S
 from sidecar.token_call import Generated, TokenCall
+from sidecar.triton.client import EngineClient
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sidecar.edge import wire
+from sidecar.triton import wire
 
 OF_TEXT = frozenset({"text_output"})
 OF_IDS = frozenset({"output_ids", "sequence_length"})

@@ -15,11 +15,11 @@ from typing import Any
 from sidecar.call import Metadata, Terminal, Timeline
 from sidecar.core.events import DeadLetter, Dispatch, Failed, Reject
 from sidecar.core.work import EndReason, Work
-from sidecar.edge import wire
-from sidecar.edge.engine_client import token_request
 from sidecar.edge.stop_texts import StopTexts, first_of
 from sidecar.errors import MalformedAnswerError
 from sidecar.token_call import Generated, TokenCall, WorkDeadError, WorkRejectedError
+from sidecar.triton import wire
+from sidecar.triton.client import token_request
 
 _SAMPLING = {
     "temperature": "FP32",

@@ -12,10 +12,10 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2
 
-from sidecar.edge.engine_client import SERVICE
 from sidecar.edge.models import Models
 from sidecar.edge.passthrough import UNREADABLE, Passthrough
 from sidecar.edge.rpc import refuse
+from sidecar.triton.client import SERVICE
 
 HEALTH = "grpc.health.v1.Health"
 SERVICES = ("", SERVICE, HEALTH)

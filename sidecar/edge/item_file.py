@@ -29,7 +29,7 @@ from sidecar.core.errors import SettingsError
 from sidecar.edge.dead_items import DeadItemError, DeadReason
 from sidecar.edge.item_reader import BOM
 from sidecar.edge.items import Headers, ItemRules, Record, check_item
-from sidecar.edge.tokens import Tokens
+from sidecar.triton.tokenizer import Tokens
 
 STDIN = Path("-")
 FAULTS_SHOWN_MAX = 20

@@ -25,10 +25,10 @@ from sidecar.edge.item_fields import NAME_CHARS_MAX
 from sidecar.edge.item_format import ChatLine, Message, Parameters, ShortItem
 from sidecar.edge.item_reader import parameters, read_line
 from sidecar.edge.item_sampling import sampling_of
-from sidecar.edge.tokens import TextTooLongError, Tokens
 from sidecar.settings.aliases import Aliases, routed
 from sidecar.settings.offline import OfflineSettings
 from sidecar.token_call import Generated, TokenCall
+from sidecar.triton.tokenizer import TextTooLongError, Tokens
 
 # A null value is a legal header; aiokafka gives None for it and takes None back.
 Headers = tuple[tuple[str, bytes], ...]

@@ -7,9 +7,9 @@ from typing import Any
 
 import grpc
 
-from sidecar.edge import wire
 from sidecar.edge.answers import CallerError
 from sidecar.edge.well_formed import asked_by
+from sidecar.triton import wire
 
 
 def joined(responses: Sequence[Any]) -> Any:

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 
 from sidecar.call import Call, Metadata
 from sidecar.core.work import Lane, Work
-from sidecar.edge import answers, wire
+from sidecar.edge import answers
 from sidecar.edge.answers import Booked, CallerError
 from sidecar.edge.booking import OURS, ScheduledModel, asked, given_by, tenant_of, work_of
 from sidecar.edge.driver import Driver
@@ -41,6 +41,7 @@ from sidecar.edge.whole import Deliver, Over, WholeCall
 from sidecar.errors import BadRequestError, EngineError, ModelRefusesError
 from sidecar.settings.aliases import Aliases
 from sidecar.token_call import TokenCall
+from sidecar.triton import wire
 
 logger = logging.getLogger(__name__)
 LARGE_REQUEST_BYTES = 4096  # tokenised in a thread: it would hold up the loop for 1 to 3 ms (measured)

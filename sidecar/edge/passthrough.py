@@ -20,15 +20,15 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from sidecar.call import Metadata
-from sidecar.edge import wire
-from sidecar.edge.engine_client import SERVICE, EngineClient
-from sidecar.edge.engine_errors import code_of
 from sidecar.edge.outbox import Outbox
 from sidecar.edge.readiness import Readiness
 from sidecar.edge.rpc import refuse
 from sidecar.edge.schema import ModelSchema
 from sidecar.edge.schemas import Schemas
 from sidecar.errors import EngineError
+from sidecar.triton import wire
+from sidecar.triton.client import SERVICE, EngineClient
+from sidecar.triton.errors import code_of
 
 PASSED_THROUGH = (
     *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics"),

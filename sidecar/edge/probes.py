@@ -12,9 +12,9 @@ import aiohttp
 
 from sidecar.core.events import EngineUp, Measured
 from sidecar.edge.driver import Driver
-from sidecar.edge.engine_client import EngineClient
-from sidecar.edge.gauges import EngineAddress, measure
 from sidecar.errors import EngineError, StreamBrokenError
+from sidecar.triton.client import EngineClient
+from sidecar.triton.gauges import EngineAddress, measure
 
 PERIOD_S = 1.0  # also how soon a restarted engine gets work again
 TIMEOUT_S = 3.0

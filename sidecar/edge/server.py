@@ -10,7 +10,6 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from sidecar.core.errors import SettingsError
-from sidecar.edge.engine_client import SERVICE
 from sidecar.edge.grpc_server import Server
 from sidecar.edge.health import HEALTH, Health
 from sidecar.edge.models import Models
@@ -19,6 +18,7 @@ from sidecar.edge.passthrough import PASSED_THROUGH, Passthrough
 from sidecar.edge.rpc import Calls, RpcObserver
 from sidecar.edge.tracing import Tracing
 from sidecar.settings.limits import LimitSettings
+from sidecar.triton.client import SERVICE
 
 ABOUT_A_MODEL = {
     "ModelMetadata": service_pb2.ModelMetadataRequest,

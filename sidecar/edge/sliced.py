@@ -11,15 +11,16 @@ import asyncio
 from typing import Any
 
 from sidecar.core.work import Work
-from sidecar.edge import answers, wire
+from sidecar.edge import answers
 from sidecar.edge.answers import Booked
 from sidecar.edge.booking import OURS, ScheduledModel, model_refusal
 from sidecar.edge.final_answer import OF_IDS, OF_TEXT, final_answer, wants_only
 from sidecar.edge.generation import Generation
-from sidecar.edge.tokens import Tokens
 from sidecar.edge.well_formed import SHARED_MEMORY
 from sidecar.edge.whole import Deliver, Over
 from sidecar.token_call import Generated, Sampling, TokenCall
+from sidecar.triton import wire
+from sidecar.triton.tokenizer import Tokens
 
 _COMMON = {"end_id", "pad_id", "temperature", "seed", "min_tokens", "exclude_input_in_output"}
 _OF_IDS = {"input_ids", "input_lengths", "request_output_len", "streaming", "stop_words_list"}

@@ -16,13 +16,13 @@ import grpc
 
 from sidecar.call import Metadata
 from sidecar.core.work import Work
-from sidecar.edge import wire
 from sidecar.edge.answers import Booked, CallerError
 from sidecar.edge.booking import OURS, refusal
-from sidecar.edge.engine_client import responses
 from sidecar.edge.passthrough import Passthrough
 from sidecar.edge.well_formed import SHARED_MEMORY, asked_by, check_well_formed
 from sidecar.errors import EngineError, ModelRefusesError, StreamBrokenError
+from sidecar.triton import wire
+from sidecar.triton.client import responses
 
 ANSWER_TIMEOUT_S = 5.0  # an engine that lives answers within milliseconds
 

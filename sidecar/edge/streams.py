@@ -14,14 +14,14 @@ from typing import Any, Protocol
 import grpc
 
 from sidecar.call import TRACEPARENT, Metadata, Tracer
-from sidecar.edge import wire
 from sidecar.edge.containment import Containment
 from sidecar.edge.dispatched import Alive, Dispatched
-from sidecar.edge.engine_client import EngineClient, send
-from sidecar.edge.engine_errors import raise_if_error, translated_errors
 from sidecar.edge.verdicts import fault_of
 from sidecar.edge.watchdog import Watchdog
 from sidecar.errors import EngineError, StreamBrokenError
+from sidecar.triton import wire
+from sidecar.triton.client import EngineClient, send
+from sidecar.triton.errors import raise_if_error, translated_errors
 
 STOP_RETRY_S = 0.1  # a stop may overtake its request inside Triton and find nobody: it is said again, ever more rarely
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sidecar.core.events import Dispatch
-from sidecar.edge import wire
 from sidecar.edge.dispatched import Dispatched
 from sidecar.errors import BadRequestError
+from sidecar.triton import wire
 
 PREFILL_TOKENS_PER_S = 500  # a 70B model on the fewest GPUs that hold it computes prompts several times faster
 OUTPUT_TOKENS_PER_S = 5  # of one sequence in a full batch: several times faster too

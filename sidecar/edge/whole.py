@@ -8,10 +8,11 @@ from typing import Any
 from sidecar.call import Metadata, Terminal, Timeline
 from sidecar.core.events import DeadLetter, Dispatch, Reject
 from sidecar.core.work import EndReason, Lane, Work
-from sidecar.edge import answers, wire
+from sidecar.edge import answers
 from sidecar.edge.answers import Booked, CallerError
 from sidecar.edge.booking import OURS
 from sidecar.edge.final_answer import final_answer
+from sidecar.triton import wire
 
 Deliver = Callable[[Any], None]  # a ModelStreamInferResponse
 Over = Callable[[Booked, CallerError | None], None]  # called once, after all that is delivered

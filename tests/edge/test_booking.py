@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from sidecar.core.work import Lane, Work
-from sidecar.edge import wire
 from sidecar.edge.booking import Lengths, ScheduledModel, given_by, work_of
 from sidecar.errors import BadRequestError, ModelRefusesError
+from sidecar.triton import wire
 from tests.fakes.log import WordTokens
 
 IDS = ScheduledModel(name="tensorrt_llm", engine_model="tensorrt_llm", tokens_max=64, tokens=None)

@@ -31,8 +31,8 @@ from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
 from sidecar.edge.containment import Containment, place_of
 from sidecar.edge.driver import Driver
-from sidecar.edge.engine_client import EngineClient, token_request
 from sidecar.token_call import Sampling, WorkDeadError, WorkRejectedError
+from sidecar.triton.client import EngineClient, token_request
 from tests.edge.test_generation import END, call, offline
 from tests.fakes.engine import FakeEngine, running_driver, until
 

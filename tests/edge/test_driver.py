@@ -10,7 +10,7 @@ from sidecar.call import Outcome, Timeline
 from sidecar.core.events import Action, Ended, EngineDown, EngineUp, Event, Failed, Lost, Progressed, Stopped
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import EndReason, Work
-from sidecar.edge import wire
+from sidecar.triton import wire
 from tests.edge.test_generation import begin, call, offline
 from tests.edge.test_online import ids_request, status_of
 from tests.fakes.sidecar import running_sidecar

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import EndReason, Lane, Work
-from sidecar.edge import wire
 from sidecar.token_call import Generated, TokenCall
+from sidecar.triton import wire
 from tests.fakes.engine import FakeEngine, FakeStream, running_driver
 
 PROMPT = (50, 51, 52)

@@ -10,7 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2
 
-from sidecar.edge.engine_client import SERVICE
+from sidecar.triton.client import SERVICE
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
 

@@ -17,7 +17,7 @@ import pytest
 from sidecar.edge.item_file import FAULTS_SHOWN_MAX, STDIN, Checked, ItemFileError, check, opened
 from sidecar.edge.item_reader import BOM
 from sidecar.edge.items import Headers
-from sidecar.edge.tokens import Tokens
+from sidecar.triton.tokenizer import Tokens
 from tests.edge.test_items import RULES, batch
 from tests.fakes.log import WordTokens
 

@@ -42,7 +42,7 @@ def test_our_lines_show_from_info_on_and_those_of_libraries_from_warning_on(caps
 def test_a_command_that_ends_leaves_the_libraries_out(capsys: pytest.CaptureFixture[str]) -> None:
     configure("text", verbose=False, libraries=False)
     logging.getLogger("aiokafka").error("Unable connect")
-    logging.getLogger("sidecar.edge.tokens").warning("odd")
+    logging.getLogger("sidecar.triton.tokenizer").warning("odd")
     assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == ["odd"]
 
 

@@ -15,9 +15,10 @@ from sidecar.call import Outcome, Timeline
 from sidecar.core.events import Action, Arrived, Event
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import Lane, Work
-from sidecar.edge import outbox, wire
+from sidecar.edge import outbox
 from sidecar.edge.booking import ScheduledModel
-from sidecar.edge.engine_client import token_request
+from sidecar.triton import wire
+from sidecar.triton.client import token_request
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
 

@@ -10,8 +10,8 @@ import grpc.aio
 import pytest
 from tritonclient.grpc import service_pb2
 
-from sidecar.edge import wire
-from sidecar.edge.engine_client import SERVICE
+from sidecar.triton import wire
+from sidecar.triton.client import SERVICE
 from tests.edge.test_online import ids_of, ids_request, read_all
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton

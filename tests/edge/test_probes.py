@@ -11,12 +11,12 @@ from aiohttp import web
 
 from dev.broker import free_ports
 from sidecar.edge import probes
-from sidecar.edge.engine_client import EngineClient
 from sidecar.edge.probes import EngineHealth, Prober
 from sidecar.settings.file import EngineEndpoint
-from tests.edge.test_gauges import PAGE
+from sidecar.triton.client import EngineClient
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
+from tests.triton.test_gauges import PAGE
 
 
 @dataclass(slots=True)

@@ -12,10 +12,11 @@ import grpc.aio
 import pytest
 from tritonclient.grpc import service_pb2
 
-from sidecar.edge import faults, rpc, wire
-from sidecar.edge.engine_client import SERVICE
+from sidecar.edge import faults, rpc
 from sidecar.edge.online import Online
 from sidecar.settings.limits import MIB, LimitSettings
+from sidecar.triton import wire
+from sidecar.triton.client import SERVICE
 from tests.edge.test_online import ids_request, status_of, text_request
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton

@@ -9,9 +9,9 @@ import grpc
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-from sidecar.edge import wire
 from sidecar.edge.schema import ModelSchema, classified
 from sidecar.errors import BadRequestError
+from sidecar.triton import wire
 
 
 def schema(batch_max: int = 8, *, optional: bool = True) -> ModelSchema:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from sidecar.edge import wire
 from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.sliced import token_call
 from sidecar.token_call import TokenCall
+from sidecar.triton import wire
 from tests.fakes.log import WordTokens
 
 IDS = ScheduledModel(name="tensorrt_llm", engine_model="tensorrt_llm", tokens_max=64, tokens=None)

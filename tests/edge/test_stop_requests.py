@@ -12,10 +12,10 @@ import pytest
 
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import Lane, Work
-from sidecar.edge import wire
 from sidecar.edge.answers import Booked
-from sidecar.edge.engine_client import SERVICE, stop_request
 from sidecar.edge.stop_requests import Stoppable
+from sidecar.triton import wire
+from sidecar.triton.client import SERVICE, stop_request
 from tests.edge.test_online import ids_of, ids_request, status_of, text_request
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton

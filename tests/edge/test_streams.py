@@ -12,8 +12,8 @@ import pytest
 from sidecar.core.events import Ended, Event, Failed, Lost
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import EndReason
-from sidecar.edge import wire
 from sidecar.token_call import Generated, WorkDeadError
+from sidecar.triton import wire
 from tests.edge.test_driver import Watcher
 from tests.edge.test_generation import END, call, offline
 from tests.fakes.engine import FakeEngine, FakeStream, answer_of, running_driver, until

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.edge import wire
 from sidecar.edge.well_formed import asked_by, check_well_formed
 from sidecar.errors import BadRequestError
+from sidecar.triton import wire
 
 
 def request_of(*, raw: Sequence[bytes] = (), datatype: str = "INT32", shape: Sequence[int] = ()) -> Any:

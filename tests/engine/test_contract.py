@@ -15,11 +15,11 @@ from engine.contract import INPUTS, NUMPY_TYPES, OUTPUTS, Inputs, Tensor, is_sto
 from engine.sampling import Sampling
 from sidecar.core.events import Dispatch
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
-from sidecar.edge.engine_client import stop_request
 from sidecar.edge.generation import Generation
 from sidecar.inflight.batcher import End
 from sidecar.token_call import Sampling as SidecarSampling
 from sidecar.token_call import TokenCall
+from sidecar.triton.client import stop_request
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 

@@ -14,9 +14,9 @@ from sidecar.edge.kafka_errors import FencedError, LogError, PositionLostError, 
 from sidecar.edge.kafka_opening import Outgoing
 from sidecar.edge.offsets import Committed
 from sidecar.edge.progress import JobKey, Tally, decoded
-from sidecar.edge.tokens import Tokens
 from sidecar.settings.offline import OfflineSettings
 from sidecar.token_call import Generated, TokenCall
+from sidecar.triton.tokenizer import Tokens
 
 TOPIC, PROGRESS = "inference.requests", "inference.progress"
 

@@ -16,10 +16,8 @@ from sidecar.call import Listener
 from sidecar.core.events import EngineUp
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import SchedulerSettings
-from sidecar.edge import wire
 from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.driver import Driver
-from sidecar.edge.engine_client import SERVICE, EngineClient, Version
 from sidecar.edge.held_bytes import HeldBytes
 from sidecar.edge.metrics import Metrics
 from sidecar.edge.online import Online
@@ -29,6 +27,8 @@ from sidecar.edge.tracing import Tracing
 from sidecar.settings.aliases import Aliases
 from sidecar.settings.file import EngineEndpoint
 from sidecar.settings.limits import LimitSettings
+from sidecar.triton import wire
+from sidecar.triton.client import SERVICE, EngineClient, Version
 from tests.fakes.checked import Checked
 from tests.fakes.triton import FakeTriton
 

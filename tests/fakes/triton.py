@@ -11,9 +11,9 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from sidecar.edge import wire
-from sidecar.edge.engine_client import SERVICE
-from sidecar.edge.engine_errors import REAL_STATUS
+from sidecar.triton import wire
+from sidecar.triton.client import SERVICE
+from sidecar.triton.errors import REAL_STATUS
 
 _INPUTS = {
     "tensorrt_llm": (

@@ -17,8 +17,8 @@ from tritonclient.utils import shared_memory
 
 from dev.server import Server
 from dev.triton import Triton
-from sidecar.edge import wire
-from sidecar.edge.engine_client import SERVICE, stop_request, token_request
+from sidecar.triton import wire
+from sidecar.triton.client import SERVICE, stop_request, token_request
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 LONG = 1500  # tokens: fifteen seconds of the paced engine, so that whatever ends sooner was ended

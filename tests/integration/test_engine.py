@@ -18,10 +18,10 @@ import pytest
 import pytest_asyncio
 
 from dev.triton import ROOT, Triton, TritonSettings, running
-from sidecar.edge import wire
-from sidecar.edge.engine_client import EngineClient, responses, stop_request, token_request
 from sidecar.edge.generation import add_word_list
 from sidecar.errors import EngineError
+from sidecar.triton import wire
+from sidecar.triton.client import EngineClient, responses, stop_request, token_request
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 PROMPT = (3, 300, 301, 302, 1)  # the offline marker, some words, the end-of-prompt marker

@@ -16,9 +16,9 @@ from tritonclient.grpc import service_pb2
 
 from dev.server import Server, serving
 from dev.triton import Triton, TritonSettings
-from sidecar.edge import wire
-from sidecar.edge.engine_client import SERVICE, token_request
 from sidecar.edge.passthrough import PASSED_THROUGH
+from sidecar.triton import wire
+from sidecar.triton.client import SERVICE, token_request
 from tests.integration.conftest import PARAMETERS, SLOTS, sidecar_settings, status_when
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]

@@ -19,8 +19,8 @@ from tritonclient.grpc import service_pb2
 
 from dev.server import Server, serving
 from dev.triton import Triton, TritonSettings, running
-from sidecar.edge import wire
-from sidecar.edge.engine_client import SERVICE, token_request
+from sidecar.triton import wire
+from sidecar.triton.client import SERVICE, token_request
 from tests.integration.conftest import PARAMETERS, SLOTS, sidecar_settings
 from tests.integration.test_tritonclient import ids_inputs
 

@@ -10,9 +10,9 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from sidecar.core.errors import SettingsError
-from sidecar.edge import wire
 from sidecar.edge.items import DeadItemError, read_item
 from sidecar.settings.aliases import Rule, check_aliases, routed
+from sidecar.triton import wire
 from tests.edge.test_items import RULES, record
 from tests.edge.test_online import ids_request, text_request
 from tests.fakes.log import WordTokens

@@ -14,8 +14,8 @@ import yaml
 
 from sidecar.core.errors import SettingsError
 from sidecar.core.settings import TenantSettings
-from sidecar.edge.tokens import Tokens
 from sidecar.settings.file import load_settings
+from sidecar.triton.tokenizer import Tokens
 
 ENGINE = {"name": "e0", "target": "triton:8001"}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from sidecar.edge.wire import pack
+from sidecar.triton.wire import pack
 
 ENGINE, TEXT, BEFORE, AFTER = "tensorrt_llm", "ensemble", "preprocessing", "postprocessing"
 END_OF_PROMPT = 1

@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from sidecar.edge.engine_client import SERVICE
+from sidecar.triton.client import SERVICE
 from tests.integration.compare.scenario import (
     RUN,
     Ask,

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2
 
-from sidecar.edge.wire import unpack
+from sidecar.triton.wire import unpack
 from tests.integration.compare.player import Played, Transcript
 from tests.integration.compare.scenario import RUN, Scenario
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from sidecar.edge.wire import pack
+from sidecar.triton.wire import pack
 from tests.integration.compare.messages import (
     AFTER,
     BEFORE,

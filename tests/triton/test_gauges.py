@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.events import Measured
-from sidecar.edge import gauges
-from sidecar.edge.gauges import measure, parse_gauges
+from sidecar.triton import gauges
+from sidecar.triton.gauges import measure, parse_gauges
 
 PAGE = """# HELP nv_trt_llm_request_metrics TensorRT-LLM request metrics
 # TYPE nv_trt_llm_request_metrics gauge

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.edge.advice import with_advice
+from sidecar.triton.advice import with_advice
 
 
 @pytest.mark.parametrize(

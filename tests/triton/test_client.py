@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.edge.engine_client import EngineClient
+from sidecar.triton.client import EngineClient
 from tests.fakes.triton import FakeTriton
 
 

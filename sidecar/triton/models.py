@@ -16,9 +16,9 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
 
-from sidecar.edge.engine_client import SERVICE, EngineClient
 from sidecar.errors import EngineError
 from sidecar.settings.file import EngineEndpoint
+from sidecar.triton.client import SERVICE, EngineClient
 
 logger = logging.getLogger(__name__)
 LOOK_TIMEOUT_S = 5.0

@@ -1,6 +1,6 @@
 """Long texts become token ids in another process: there they cost the event loop neither the GIL nor memory.
 
-This file is both sides. A process (`python -m sidecar.edge.encoder TOKENIZER`) reads a length and a text, writes a
+This file is both sides. A process (`python -m sidecar.triton.encoder TOKENIZER`) reads a length and a text, writes a
 length and ids, and ends when its standard input does: whoever is killed leaves none behind.
 """
 

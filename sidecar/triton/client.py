@@ -16,10 +16,10 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from sidecar.call import Metadata
-from sidecar.edge import wire
-from sidecar.edge.engine_errors import REAL_STATUS, raise_if_error, translated_errors
-from sidecar.edge.stops import StopLine
 from sidecar.errors import StreamBrokenError
+from sidecar.triton import wire
+from sidecar.triton.errors import REAL_STATUS, raise_if_error, translated_errors
+from sidecar.triton.stops import StopLine
 
 SERVICE = "inference.GRPCInferenceService"
 Version = tuple[int, int]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.edge import wire
 from sidecar.edge.joined import joined
 from sidecar.errors import BadRequestError
+from sidecar.triton import wire
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "INT32": st.integers(-(2**31), 2**31 - 1),

@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders
 
 from sidecar.core.errors import SettingsError, SidecarError
-from sidecar.edge.encoder import Encoder
+from sidecar.triton.encoder import Encoder
 
 END_OF_PROMPT = "<|end_of_prompt|>"
 END = "</s>"

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from sidecar.edge import stops
-from sidecar.edge.engine_client import EngineClient
 from sidecar.errors import EngineError, StreamBrokenError
+from sidecar.triton import stops
+from sidecar.triton.client import EngineClient
 from tests.fakes.triton import FakeTriton
 
 MODEL = "tensorrt_llm"

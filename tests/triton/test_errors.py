@@ -7,9 +7,9 @@ import asyncio
 import grpc
 import pytest
 
-from sidecar.edge.engine_client import EngineClient, responses, token_request
-from sidecar.edge.engine_errors import code_of
 from sidecar.errors import EngineError
+from sidecar.triton.client import EngineClient, responses, token_request
+from sidecar.triton.errors import code_of
 from tests.fakes.triton import FakeTriton
 
 

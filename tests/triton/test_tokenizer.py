@@ -12,8 +12,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from sidecar.core.errors import SettingsError
-from sidecar.edge.encoder import Encoder, EncoderError
-from sidecar.edge.tokens import LONG_BYTES, TextTooLongError, Tokens
+from sidecar.triton.encoder import Encoder, EncoderError
+from sidecar.triton.tokenizer import LONG_BYTES, TextTooLongError, Tokens
 
 FILE = Path(__file__).parents[2] / "model_repository/tokenizer/tokenizer.json"
 LONG = "the sea is far " * (LONG_BYTES // 15 + 1)

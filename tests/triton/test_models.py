@@ -12,11 +12,11 @@ import grpc.aio
 import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from sidecar.edge import engine_models, wire
-from sidecar.edge.engine_client import SERVICE, EngineClient
-from sidecar.edge.engine_models import EngineModels, Unscheduled, look
 from sidecar.errors import EngineError
 from sidecar.settings.file import EngineEndpoint
+from sidecar.triton import models, wire
+from sidecar.triton.client import SERVICE, EngineClient
+from sidecar.triton.models import EngineModels, Unscheduled, look
 from tests.edge.test_online import ids_request
 from tests.fakes.sidecar import Sidecar
 from tests.fakes.triton import FakeTriton
@@ -162,7 +162,7 @@ async def test_a_triton_that_hangs_is_not_waited_for() -> None:
 
 
 async def test_it_looks_when_an_engine_comes_up_and_soon_again_at_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_models, "LOOK_AGAIN_AT_A_FAULT_S", 0.0)
+    monkeypatch.setattr(models, "LOOK_AGAIN_AT_A_FAULT_S", 0.0)
     looked = asyncio.Queue[int]()
     found = [EngineModels(ready=(), over_engine=()), EngineModels(ready=("ensemble",), over_engine=("ensemble",))]
 
@@ -170,7 +170,7 @@ async def test_it_looks_when_an_engine_comes_up_and_soon_again_at_a_fault(monkey
         looked.put_nowait(len(found))
         return found.pop(0) if len(found) > 1 else found[0]
 
-    monkeypatch.setattr(engine_models, "look", next_look)
+    monkeypatch.setattr(models, "look", next_look)
     async with serving(NVIDIA) as (_, client):
         subject = unscheduled(client, "ensemble")
         running = asyncio.create_task(subject.run())

@@ -7,9 +7,9 @@ from typing import Any
 
 import grpc.aio
 
-from sidecar.edge import wire
-from sidecar.edge.engine_errors import raise_if_error, translated_errors
 from sidecar.errors import EngineError, StreamBrokenError
+from sidecar.triton import wire
+from sidecar.triton.errors import raise_if_error, translated_errors
 
 IDLE_S = 0.5  # so long a line without work stays open; a server that shuts down waits for every open stream
 

@@ -1,0 +1,1 @@
+"""The client of engines: streams, stops, statuses, tensors, tokens and gauges of one Triton."""
