@@ -36,8 +36,8 @@ from dev.stage import Stage
 from dev.triton import ENGINE_MODEL, Triton
 from dev.verdict import judged
 from sidecar.core.errors import SidecarError
-from sidecar.edge.logs import configure
 from sidecar.inflight.profile import PROFILES
+from sidecar.telemetry.logs import configure
 
 RATE_PER_S = 2.0  # at the pace of a 70B engine some request is in it two thirds of the time
 ONLINE_TOKENS = 18.5  # mean output of an online-like prompt

@@ -17,22 +17,22 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.driver import Driver
-from sidecar.edge.faults import NoFileLeft
 from sidecar.edge.grpc_server import Server
 from sidecar.edge.held_bytes import HeldBytes
-from sidecar.edge.http import Status, serve_http, watch_loop_lag
 from sidecar.edge.job_counts import JobCounts
-from sidecar.edge.metrics import Metrics
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offline_metrics import OfflineMetrics
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import Passthrough
 from sidecar.edge.probes import Prober
-from sidecar.edge.recorder import Recorder
 from sidecar.edge.server import build_server
 from sidecar.edge.share import Finished
-from sidecar.edge.tracing import Tracing
 from sidecar.settings.file import EngineEndpoint, ServeSettings
+from sidecar.telemetry.faults import NoFileLeft
+from sidecar.telemetry.http import Status, serve_http, watch_loop_lag
+from sidecar.telemetry.metrics import Metrics
+from sidecar.telemetry.recorder import Recorder
+from sidecar.telemetry.tracing import Tracing
 from sidecar.triton.advice import with_advice
 from sidecar.triton.client import EngineClient
 from sidecar.triton.models import Unscheduled

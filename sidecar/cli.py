@@ -22,8 +22,8 @@ from typing import Any
 from sidecar import __version__
 from sidecar.app import serve
 from sidecar.core.errors import SettingsError, SidecarError
-from sidecar.edge.logs import configure
 from sidecar.settings.file import ServeSettings, load_settings
+from sidecar.telemetry.logs import configure
 
 Environment = Mapping[str, str]
 Register = Callable[[Any], None]

@@ -21,10 +21,10 @@ from sidecar.edge import broker_version
 from sidecar.edge.kafka_clients import client_options
 from sidecar.edge.kafka_errors import LogError, call, hear_aiokafka
 from sidecar.edge.kafka_topics import look as look_at_topics
-from sidecar.edge.status_text import status_text
 from sidecar.errors import EngineError, StreamBrokenError
 from sidecar.settings.file import EngineEndpoint, ServeSettings, is_address, load_settings
 from sidecar.settings.offline import OfflineSettings
+from sidecar.telemetry.status_text import status_text
 from sidecar.triton.advice import with_advice
 from sidecar.triton.client import EngineClient
 from sidecar.triton.gauges import measure

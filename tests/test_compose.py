@@ -46,7 +46,7 @@ def test_a_compose_parser_accepts_the_file() -> None:
 
 def test_the_mounted_settings_are_valid_but_for_paths_of_the_container() -> None:
     tokenizer = ROOT / "model_repository/tokenizer/tokenizer.json"
-    settings = load_settings(ROOT / "sidecar/sidecar.example.yaml", {"SIDECAR__TOKENIZER": str(tokenizer)})
+    settings = load_settings(ROOT / "sidecar/data/sidecar.example.yaml", {"SIDECAR__TOKENIZER": str(tokenizer)})
 
     assert settings.offline is not None
     assert settings.offline.bootstrap_servers == "kafka:9092"

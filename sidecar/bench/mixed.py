@@ -44,7 +44,6 @@ from sidecar.bench._mixed_worker import BASELINES
 from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings
-from sidecar.edge.segment_files import segments
 from sidecar.inflight.profile import PROFILES, Profile, profile_named
 from sidecar.lab.driver import Decides, Driver
 from sidecar.lab.policies import OFFLINE_ALONE
@@ -52,6 +51,7 @@ from sidecar.lab.replay import recorded
 from sidecar.lab.trial import DRAIN_S
 from sidecar.lab.whatif import Tally, machine_of
 from sidecar.lab.workloads import Job, WorkloadError, by_name
+from sidecar.telemetry.segment_files import segments
 
 OURS, ALONE = "ours", "online-only"
 TOKENS_MAX = 4112  # the lab cuts prompts at 3,072 and items at 1,024 tokens; a few more, because words are not tokens

@@ -19,7 +19,7 @@ import grpc.aio
 from grpc._cython import cygrpc
 from grpc.aio import _server
 
-from sidecar.edge.faults import no_bad_encoding
+from sidecar.telemetry.faults import no_bad_encoding
 
 logging.getLogger("grpc._cython.cygrpc").addFilter(no_bad_encoding)
 

@@ -30,8 +30,8 @@ from sidecar.edge.items import (
 from sidecar.edge.kafka_opening import Outgoing
 from sidecar.edge.kafka_spans import KafkaSpans, dead_context, result_context
 from sidecar.edge.share import Finished, LaneStats
-from sidecar.edge.tracing import ItemTrace
 from sidecar.settings.offline import OfflineSettings
+from sidecar.telemetry.tracing import ItemTrace
 from sidecar.token_call import Generated, TokenCall, WorkDeadError, WorkRejectedError
 from sidecar.triton.tokenizer import Tokens
 

@@ -17,8 +17,8 @@ from sidecar.core.work import Lane
 from sidecar.edge.items import Headers, Record
 from sidecar.edge.kafka_clients import client_id
 from sidecar.edge.share import Finished
-from sidecar.edge.tracing import ItemTrace, Tracing
 from sidecar.settings.offline import OfflineSettings
+from sidecar.telemetry.tracing import ItemTrace, Tracing
 
 TRACE_STATE = "tracestate"
 

@@ -32,9 +32,9 @@ from sidecar.edge.one_instance import Group, OneInstance
 from sidecar.edge.partitions import Openings, Partitions
 from sidecar.edge.pauses import Pauses, wait
 from sidecar.edge.share import Finished, LaneStats, Share, ShareView
-from sidecar.edge.tracing import Tracing
 from sidecar.settings.aliases import Aliases
 from sidecar.settings.offline import OfflineSettings
+from sidecar.telemetry.tracing import Tracing
 from sidecar.triton.tokenizer import Tokens
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,6 @@ from sidecar.edge import answers
 from sidecar.edge.answers import Booked, CallerError
 from sidecar.edge.booking import OURS, ScheduledModel, asked, given_by, tenant_of, work_of
 from sidecar.edge.driver import Driver
-from sidecar.edge.faults import Faults
 from sidecar.edge.held_bytes import HeldBytes
 from sidecar.edge.joined import check_joinable, joined
 from sidecar.edge.models import Models
@@ -35,11 +34,12 @@ from sidecar.edge.rpc import refuse
 from sidecar.edge.schema import ModelSchema
 from sidecar.edge.sliced import sliced_call, token_call
 from sidecar.edge.stop_requests import Stop, Stoppable, answers_to, is_stop
-from sidecar.edge.tracing import CURRENT, Tracing
 from sidecar.edge.well_formed import asked_by, check_well_formed
 from sidecar.edge.whole import Deliver, Over, WholeCall
 from sidecar.errors import BadRequestError, EngineError, ModelRefusesError
 from sidecar.settings.aliases import Aliases
+from sidecar.telemetry.faults import Faults
+from sidecar.telemetry.tracing import CURRENT, Tracing
 from sidecar.token_call import TokenCall
 from sidecar.triton import wire
 

@@ -16,10 +16,10 @@ import grpc.aio
 
 from sidecar.call import Metadata
 from sidecar.edge.answers import CallerError
-from sidecar.edge.faults import Faults, leaves
 from sidecar.edge.held_bytes import RETRY_AFTER_S, HeldBytes
-from sidecar.edge.tracing import CURRENT, Tracing
 from sidecar.settings.limits import LimitSettings
+from sidecar.telemetry.faults import Faults, leaves
+from sidecar.telemetry.tracing import CURRENT, Tracing
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
 

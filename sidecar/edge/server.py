@@ -16,8 +16,8 @@ from sidecar.edge.models import Models
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import PASSED_THROUGH, Passthrough
 from sidecar.edge.rpc import Calls, RpcObserver
-from sidecar.edge.tracing import Tracing
 from sidecar.settings.limits import LimitSettings
+from sidecar.telemetry.tracing import Tracing
 from sidecar.triton.client import SERVICE
 
 ABOUT_A_MODEL = {

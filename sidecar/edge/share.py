@@ -14,8 +14,8 @@ from sidecar.edge.lane_state import State, Stated
 from sidecar.edge.offsets import Committed, Progress
 from sidecar.edge.progress import JobKey, Tally, job_of
 from sidecar.edge.refusals import Refusals
-from sidecar.edge.tracing import ItemTrace
 from sidecar.settings.offline import OfflineSettings
+from sidecar.telemetry.tracing import ItemTrace
 
 SOLO_DEATHS = 2  # unclean ends while one item ran alone, before it is taken for the culprit
 

@@ -18,12 +18,12 @@ from sidecar.core.events import Abort, Arrived, Cancelled, Dispatch, EngineUp, S
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
-from sidecar.edge.recorder import Recorder
 from sidecar.inflight.profile import PROFILES
 from sidecar.lab.driver import Driver
 from sidecar.lab.whatif import machine_of
 from sidecar.lab.workloads import by_name
 from sidecar.settings.recorder import RecorderSettings
+from sidecar.telemetry.recorder import Recorder
 from tests.lab.test_whatif import Recording
 
 TOKENIZER = Path(__file__).parents[2] / "model_repository" / "tokenizer"

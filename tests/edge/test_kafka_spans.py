@@ -14,9 +14,9 @@ from sidecar.edge.items import Headers
 from sidecar.edge.offline import OfflineLane
 from sidecar.settings.offline import OfflineSettings
 from tests.edge.test_offline import running, until
-from tests.edge.test_tracing import PARENT, Traced, traced
 from tests.fakes.log import FakeCluster, WordTokens
 from tests.fakes.triton import FakeTriton
+from tests.telemetry.test_tracing import PARENT, Traced, traced
 
 UNSAMPLED = PARENT[:-2] + "00"
 ITEM = b'{"id": "1", "prompt": "one two", "max_tokens": 4}'

@@ -12,9 +12,10 @@ import grpc.aio
 import pytest
 from tritonclient.grpc import service_pb2
 
-from sidecar.edge import faults, rpc
+from sidecar.edge import rpc
 from sidecar.edge.online import Online
 from sidecar.settings.limits import MIB, LimitSettings
+from sidecar.telemetry import faults
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE
 from tests.edge.test_online import ids_request, status_of, text_request

@@ -19,14 +19,14 @@ from sidecar.core.settings import SchedulerSettings
 from sidecar.edge.booking import ScheduledModel
 from sidecar.edge.driver import Driver
 from sidecar.edge.held_bytes import HeldBytes
-from sidecar.edge.metrics import Metrics
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import Passthrough
 from sidecar.edge.server import build_server
-from sidecar.edge.tracing import Tracing
 from sidecar.settings.aliases import Aliases
 from sidecar.settings.file import EngineEndpoint
 from sidecar.settings.limits import LimitSettings
+from sidecar.telemetry.metrics import Metrics
+from sidecar.telemetry.tracing import Tracing
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE, EngineClient, Version
 from tests.fakes.checked import Checked

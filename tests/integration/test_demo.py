@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.edge.segment_files import segments
 from sidecar.lab.replay import replay
+from sidecar.telemetry.segment_files import segments
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.integration

@@ -46,9 +46,9 @@ from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offsets import Committed
 from sidecar.edge.offsets_command import GroupActiveError, reset, show
 from sidecar.edge.submit import submit
-from sidecar.edge.tracing import Tracing
 from sidecar.settings.file import TracingSettings
 from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings
+from sidecar.telemetry.tracing import Tracing
 from sidecar.token_call import Generated, TokenCall
 from tests.fakes.log import FakeDriver, WordTokens, generated
 

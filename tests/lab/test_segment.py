@@ -19,12 +19,12 @@ from sidecar.core.events import Arrived, EngineUp, Event, Woke
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
-from sidecar.edge.recorder import Recorder
-from sidecar.edge.segment_files import segments
 from sidecar.lab import segment as module
 from sidecar.lab.replay import recorded, replay
 from sidecar.lab.segment import RecordingError, opened
 from sidecar.settings.recorder import RecorderSettings
+from sidecar.telemetry.recorder import Recorder
+from sidecar.telemetry.segment_files import segments
 
 ENGINES = (EngineSettings(name="a", slots=2),)
 ANYTHING = st.recursive(

@@ -17,8 +17,6 @@ from sidecar.core.events import Action, Arrived, Cancelled, Event, Progressed
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
-from sidecar.edge.recorder import Recorder
-from sidecar.edge.segment_files import segments
 from sidecar.inflight.profile import PROFILES
 from sidecar.lab import recording, whatif
 from sidecar.lab.driver import Driver, Observer
@@ -29,6 +27,8 @@ from sidecar.lab.segment import RecordingError
 from sidecar.lab.whatif import machine_of
 from sidecar.lab.workloads import Job, by_name, offline_job
 from sidecar.settings.recorder import RecorderSettings
+from sidecar.telemetry.recorder import Recorder
+from sidecar.telemetry.segment_files import segments
 
 PROFILE = PROFILES["70b-tp4-a100"]
 SETTINGS = SchedulerSettings(offline_queue_max=64, offline_queue_low=32)

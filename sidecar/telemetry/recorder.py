@@ -25,8 +25,8 @@ from sidecar.core.record import encode
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Work
-from sidecar.edge.segment_files import SegmentFiles, line
 from sidecar.settings.recorder import RecorderSettings
+from sidecar.telemetry.segment_files import SegmentFiles, line
 
 logger = logging.getLogger(__name__)
 QUEUE_MAX = 20_000  # records; at 500 events per second forty seconds of a disk that stands still

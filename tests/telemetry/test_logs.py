@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sidecar.edge.logs import JsonFormatter, OnceAMinute, TextFormatter, configure
+from sidecar.telemetry.logs import JsonFormatter, OnceAMinute, TextFormatter, configure
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sidecar.edge.wording import duration, printable
+from sidecar.telemetry.wording import duration, printable
 
 SLOT_SIGNS = (("slots_online", "O"), ("slots_offline", "o"), ("slots_draining", "d"), ("slots_free", "."))
 STRIP_MAX = 64

@@ -13,10 +13,10 @@ from aiohttp import web
 
 from sidecar.core.snapshot import Snapshot
 from sidecar.core.work import Lane
-from sidecar.edge.connections import HttpServer
-from sidecar.edge.metrics import Metrics
-from sidecar.edge.page import HEADERS, page
 from sidecar.settings.limits import LimitSettings
+from sidecar.telemetry.connections import HttpServer
+from sidecar.telemetry.metrics import Metrics
+from sidecar.telemetry.page import HEADERS, page
 
 STATUS_SCHEMA = 1
 LAG_PERIOD_S = 0.1

@@ -12,9 +12,9 @@ from aiohttp import web
 
 from dev.broker import free_ports
 from sidecar.core.errors import SettingsError
-from sidecar.edge.connections import HttpServer
-from sidecar.edge.faults import NoFileLeft
 from sidecar.settings.limits import LimitSettings
+from sidecar.telemetry.connections import HttpServer
+from sidecar.telemetry.faults import NoFileLeft
 
 HALF = b"GET / HTTP/1.1\r\nHost: x\r\nX-Half: "
 SECRET = "the words of a prompt"

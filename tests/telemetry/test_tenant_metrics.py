@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from sidecar.core.events import Arrived, Ended
 from sidecar.core.snapshot import OTHERS, TENANTS_NAMED, TenantSnapshot
 from sidecar.core.work import EndReason, Lane
-from sidecar.edge.metrics import Metrics
-from sidecar.edge.tenant_metrics import TenantMetrics, _Labels
 from sidecar.settings.file import EngineEndpoint
+from sidecar.telemetry.metrics import Metrics
+from sidecar.telemetry.tenant_metrics import TenantMetrics, _Labels
 from tests.core.builders import online, scheduler
 
 

@@ -18,11 +18,11 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.trace import SpanKind
 
 from dev.broker import free_ports
-from sidecar.edge import tracing as module
 from sidecar.edge.offline import OfflineLane
-from sidecar.edge.tracing import Tracing
 from sidecar.settings.file import TracingSettings
 from sidecar.settings.offline import OfflineSettings
+from sidecar.telemetry import tracing as module
+from sidecar.telemetry.tracing import Tracing
 from sidecar.triton import wire
 from tests.edge.test_kafka_spans import ITEM
 from tests.edge.test_offline import running, until

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.edge.page import DOCUMENT, page
-from sidecar.edge.status_text import status_text
-from sidecar.edge.wording import duration
+from sidecar.telemetry.page import DOCUMENT, page
+from sidecar.telemetry.status_text import status_text
+from sidecar.telemetry.wording import duration
 
 JOB = {
     "model": "tensorrt_llm",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.edge.wording import NAME_MAX, duration, printable
+from sidecar.telemetry.wording import NAME_MAX, duration, printable
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import hashlib
 import html
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
-from sidecar.edge.status_text import status_text
+from sidecar.telemetry.status_text import status_text
 
-DOCUMENT = Path(__file__).with_name("status.html").read_text()
+DOCUMENT = resources.files("sidecar.data").joinpath("page.html").read_text()
 
 
 def page(document: Mapping[str, Any]) -> str:

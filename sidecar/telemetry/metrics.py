@@ -44,11 +44,11 @@ from sidecar.core.events import (
 from sidecar.core.settings import ReservationMode, SchedulerSettings
 from sidecar.core.snapshot import Snapshot
 from sidecar.core.work import OFFLINE, GrantKind, Lane, Work
-from sidecar.edge.guard_metrics import guard_families
-from sidecar.edge.slo_metrics import SloMetrics
-from sidecar.edge.tenant_metrics import TenantMetrics
 from sidecar.errors import EngineError
 from sidecar.settings.file import EngineEndpoint
+from sidecar.telemetry.guard_metrics import guard_families
+from sidecar.telemetry.slo_metrics import SloMetrics
+from sidecar.telemetry.tenant_metrics import TenantMetrics
 
 DURATION_S = tuple(0.01 * 2**power for power in range(14))  # 10 ms to 82 s
 TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)

@@ -19,13 +19,13 @@ from sidecar.core.record import decode_event, encode
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import EndReason, Lane, Work
-from sidecar.edge import recorder as module
-from sidecar.edge import segment_files
-from sidecar.edge.recorder import Recorder
-from sidecar.edge.segment_files import SegmentFiles, segments
 from sidecar.lab.replay import Replay, recorded, replay
 from sidecar.lab.segment import RecordingError
 from sidecar.settings.recorder import RecorderSettings
+from sidecar.telemetry import recorder as module
+from sidecar.telemetry import segment_files
+from sidecar.telemetry.recorder import Recorder
+from sidecar.telemetry.segment_files import SegmentFiles, segments
 
 SETTINGS = SchedulerSettings(window_ms=0.1)
 ENGINES = (EngineSettings(name="a", slots=2),)

@@ -10,10 +10,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as plain_families
 
 from dev.broker import free_ports
-from sidecar.edge.http import Status, serve_http
+from sidecar.telemetry.http import Status, serve_http
 from tests.edge.test_generation import begin, call, offline
-from tests.edge.test_tracing import PARENT, Traced, traced
 from tests.fakes.triton import FakeTriton
+from tests.telemetry.test_tracing import PARENT, Traced, traced
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0, text/plain;q=0.5"
 WITH_EXEMPLARS = {

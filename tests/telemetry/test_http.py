@@ -16,10 +16,10 @@ from dev.broker import free_ports
 from sidecar.core.engine import Limit
 from sidecar.core.events import EngineDown
 from sidecar.core.work import Lane
-from sidecar.edge.http import Status, serve_http
-from sidecar.edge.metrics import Metrics
-from sidecar.edge.status_text import slot_strip
 from sidecar.settings.file import EngineEndpoint
+from sidecar.telemetry.http import Status, serve_http
+from sidecar.telemetry.metrics import Metrics
+from sidecar.telemetry.status_text import slot_strip
 from sidecar.triton import wire
 from tests.edge.test_online import ids_request
 from tests.fakes.sidecar import Sidecar, running_sidecar

@@ -7,8 +7,8 @@ import dataclasses
 from sidecar.call import Outcome, Timeline
 from sidecar.core.events import Dispatch, Ended, Failed, Lost, Preempt, Progressed, Stopped
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
-from sidecar.edge.metrics import Metrics
 from sidecar.settings.file import EngineEndpoint
+from sidecar.telemetry.metrics import Metrics
 from tests.core.builders import scheduler
 
 WORK = Work(id="a", lane=Lane.ONLINE, model="tensorrt_llm", arrived_s=0.0, prompt_tokens=3, output_tokens_max=9)

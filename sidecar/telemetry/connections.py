@@ -15,8 +15,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from sidecar.core.errors import SettingsError
-from sidecar.edge.faults import Faults
 from sidecar.settings.limits import LimitSettings
+from sidecar.telemetry.faults import Faults
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from sidecar.edge.tracing import Tracing, parse
 from sidecar.settings.file import TracingSettings
+from sidecar.telemetry.tracing import Tracing, parse
 from sidecar.triton import wire
 from tests.edge.test_online import ids_request
 from tests.fakes.sidecar import Sidecar, running_sidecar

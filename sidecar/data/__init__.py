@@ -1,0 +1,1 @@
+"""What the wheel carries beside code: the status page and example settings."""

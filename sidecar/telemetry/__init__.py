@@ -1,0 +1,1 @@
+"""What people look at: metrics, traces, recordings, logs and the status page."""
