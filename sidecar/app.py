@@ -15,8 +15,9 @@ from sidecar import __version__
 from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
+from sidecar.driver.driver import Driver
+from sidecar.driver.probes import Prober
 from sidecar.edge.booking import ScheduledModel
-from sidecar.edge.driver import Driver
 from sidecar.edge.grpc_server import Server
 from sidecar.edge.held_bytes import HeldBytes
 from sidecar.edge.job_counts import JobCounts
@@ -24,7 +25,6 @@ from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offline_metrics import OfflineMetrics
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import Passthrough
-from sidecar.edge.probes import Prober
 from sidecar.edge.server import build_server
 from sidecar.edge.share import Finished
 from sidecar.settings.file import EngineEndpoint, ServeSettings

@@ -26,7 +26,7 @@ from sidecar.core.events import Abort, Action, Ended, EngineUp, Event, Failed, L
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
-from sidecar.edge.driver import Driver
+from sidecar.driver.driver import Driver
 from sidecar.token_call import Sampling, TokenCall
 from sidecar.triton.client import EngineClient
 from sidecar.triton.tokenizer import Tokens

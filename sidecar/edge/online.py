@@ -21,10 +21,10 @@ from google.protobuf.message import DecodeError
 
 from sidecar.call import Call, Metadata
 from sidecar.core.work import Lane, Work
+from sidecar.driver.driver import Driver
 from sidecar.edge import answers
 from sidecar.edge.answers import Booked, CallerError
 from sidecar.edge.booking import OURS, ScheduledModel, asked, given_by, tenant_of, work_of
-from sidecar.edge.driver import Driver
 from sidecar.edge.held_bytes import HeldBytes
 from sidecar.edge.joined import check_joinable, joined
 from sidecar.edge.models import Models

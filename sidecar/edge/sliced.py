@@ -11,11 +11,11 @@ import asyncio
 from typing import Any
 
 from sidecar.core.work import Work
+from sidecar.driver.generation import Generation
 from sidecar.edge import answers
 from sidecar.edge.answers import Booked
 from sidecar.edge.booking import OURS, ScheduledModel, model_refusal
 from sidecar.edge.final_answer import OF_IDS, OF_TEXT, final_answer, wants_only
-from sidecar.edge.generation import Generation
 from sidecar.edge.well_formed import SHARED_MEMORY
 from sidecar.edge.whole import Deliver, Over
 from sidecar.token_call import Generated, Sampling, TokenCall

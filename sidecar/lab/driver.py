@@ -1,4 +1,4 @@
-"""The second driver: it obeys the scheduler in simulated time, where the first (`sidecar/edge/driver.py`) is asyncio.
+"""The second driver: it obeys the scheduler in simulated time, where the first (`sidecar/driver/driver.py`) is asyncio.
 
 Time is a heap of things to come. The duties are those numbered in `sidecar/core/scheduler.py`. Here they are also
 checked: a scheduler that grants unknown work, oversubscribes an engine or stops what does not run, and an engine that

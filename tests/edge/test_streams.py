@@ -14,8 +14,8 @@ from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import EndReason
 from sidecar.token_call import Generated, WorkDeadError
 from sidecar.triton import wire
-from tests.edge.test_driver import Watcher
-from tests.edge.test_generation import END, call, offline
+from tests.driver.test_driver import Watcher
+from tests.driver.test_generation import END, call, offline
 from tests.fakes.engine import FakeEngine, FakeStream, answer_of, running_driver, until
 
 ONCE = SchedulerSettings(window_ms=0, retry_backoff_s=0.0, attempts_max=1)

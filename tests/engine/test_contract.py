@@ -15,7 +15,7 @@ from engine.contract import INPUTS, NUMPY_TYPES, OUTPUTS, Inputs, Tensor, is_sto
 from engine.sampling import Sampling
 from sidecar.core.events import Dispatch
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
-from sidecar.edge.generation import Generation
+from sidecar.driver.generation import Generation
 from sidecar.inflight.batcher import End
 from sidecar.token_call import Sampling as SidecarSampling
 from sidecar.token_call import TokenCall

@@ -13,7 +13,7 @@ from sidecar.call import Listener, Metadata
 from sidecar.core.events import EngineUp
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.edge.driver import Driver
+from sidecar.driver.driver import Driver
 from sidecar.triton import wire
 from sidecar.triton.client import EngineClient
 from tests.fakes.checked import Checked

@@ -16,8 +16,8 @@ from sidecar.call import Listener
 from sidecar.core.events import EngineUp
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import SchedulerSettings
+from sidecar.driver.driver import Driver
 from sidecar.edge.booking import ScheduledModel
-from sidecar.edge.driver import Driver
 from sidecar.edge.held_bytes import HeldBytes
 from sidecar.edge.online import Online
 from sidecar.edge.passthrough import Passthrough

@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from dev.triton import ROOT, Triton, TritonSettings, running
-from sidecar.edge.generation import add_word_list
+from sidecar.driver.generation import add_word_list
 from sidecar.errors import EngineError
 from sidecar.triton import wire
 from sidecar.triton.client import EngineClient, responses, stop_request, token_request

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain_fam
 
 from dev.broker import free_ports
 from sidecar.telemetry.http import Status, serve_http
-from tests.edge.test_generation import begin, call, offline
+from tests.driver.test_generation import begin, call, offline
 from tests.fakes.triton import FakeTriton
 from tests.telemetry.test_tracing import PARENT, Traced, traced
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sidecar.core.events import Dispatch
-from sidecar.edge.dispatched import Dispatched
+from sidecar.driver.dispatches import Dispatched
 from sidecar.errors import BadRequestError
 from sidecar.triton import wire
 

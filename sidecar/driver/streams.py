@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import grpc
 
 from sidecar.call import TRACEPARENT, Metadata, Tracer
-from sidecar.edge.containment import Containment
-from sidecar.edge.dispatched import Alive, Dispatched
-from sidecar.edge.verdicts import fault_of
-from sidecar.edge.watchdog import Watchdog
+from sidecar.driver.containment import Containment
+from sidecar.driver.dispatches import Alive, Dispatched
+from sidecar.driver.verdicts import fault_of
+from sidecar.driver.watchdog import Watchdog
 from sidecar.errors import EngineError, StreamBrokenError
 from sidecar.triton import wire
 from sidecar.triton.client import EngineClient, send

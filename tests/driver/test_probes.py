@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from dev.broker import free_ports
-from sidecar.edge import probes
-from sidecar.edge.probes import EngineHealth, Prober
+from sidecar.driver import probes
+from sidecar.driver.probes import EngineHealth, Prober
 from sidecar.settings.file import EngineEndpoint
 from sidecar.triton.client import EngineClient
 from tests.fakes.sidecar import Sidecar, running_sidecar

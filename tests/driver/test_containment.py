@@ -29,11 +29,11 @@ from sidecar.core.events import (
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
-from sidecar.edge.containment import Containment, place_of
-from sidecar.edge.driver import Driver
+from sidecar.driver.containment import Containment, place_of
+from sidecar.driver.driver import Driver
 from sidecar.token_call import Sampling, WorkDeadError, WorkRejectedError
 from sidecar.triton.client import EngineClient, token_request
-from tests.edge.test_generation import END, call, offline
+from tests.driver.test_generation import END, call, offline
 from tests.fakes.engine import FakeEngine, running_driver, until
 
 
@@ -50,7 +50,7 @@ def test_what_is_raised_is_counted_and_the_first_of_its_kind_is_logged_without_i
     assert contained.run("the listener", len, "abc") == 3
     assert contained.faults == {("the listener", "KeyError"): 3, ("the listener", "ValueError"): 2}
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
-    assert "KeyError at tests/edge/test_containment.py" in caplog.text
+    assert "KeyError at tests/driver/test_containment.py" in caplog.text
     assert "secret" not in caplog.text
 
 

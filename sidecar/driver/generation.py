@@ -15,7 +15,7 @@ from typing import Any
 from sidecar.call import Metadata, Terminal, Timeline
 from sidecar.core.events import DeadLetter, Dispatch, Failed, Reject
 from sidecar.core.work import EndReason, Work
-from sidecar.edge.stop_texts import StopTexts, first_of
+from sidecar.driver.stop_texts import StopTexts, first_of
 from sidecar.errors import MalformedAnswerError
 from sidecar.token_call import Generated, TokenCall, WorkDeadError, WorkRejectedError
 from sidecar.triton import wire

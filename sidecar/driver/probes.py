@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from sidecar.core.events import EngineUp, Measured
-from sidecar.edge.driver import Driver
+from sidecar.driver.driver import Driver
 from sidecar.errors import EngineError, StreamBrokenError
 from sidecar.triton.client import EngineClient
 from sidecar.triton.gauges import EngineAddress, measure

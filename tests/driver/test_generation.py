@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import EndReason, Lane, Work
-from sidecar.edge.generation import add_word_list, ends_with, seed_of
+from sidecar.driver.generation import add_word_list, ends_with, seed_of
 from sidecar.token_call import Generated, Sampling, TokenCall, WorkDeadError, WorkRejectedError
 from sidecar.triton import wire
 from tests.fakes.sidecar import Sidecar, running_sidecar

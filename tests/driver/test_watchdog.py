@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.core.settings import SchedulerSettings
 from sidecar.token_call import WorkDeadError
-from tests.edge.test_generation import call, offline
+from tests.driver.test_generation import call, offline
 from tests.fakes.engine import FakeEngine, running_driver
 
 ONCE = SchedulerSettings(window_ms=0, retry_backoff_s=0.0, attempts_max=1)

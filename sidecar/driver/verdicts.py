@@ -10,8 +10,8 @@ import grpc
 from sidecar.call import Outcome, Terminal
 from sidecar.core.events import Ended, Failed, Lost, Stopped
 from sidecar.core.work import EndReason
-from sidecar.edge.containment import Containment, place_of
-from sidecar.edge.dispatched import Alive, Dispatched
+from sidecar.driver.containment import Containment, place_of
+from sidecar.driver.dispatches import Alive, Dispatched
 from sidecar.errors import BadRequestError, EngineError
 
 _WHOLE = (EndReason.END_ID, EndReason.STOP_WORD)  # an answer that ends so has nothing after it

@@ -45,13 +45,13 @@ from sidecar.core.events import (
 )
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import EndReason, Lane, Work
-from sidecar.edge import verdicts
-from sidecar.edge.containment import Containment, place_of
-from sidecar.edge.dispatched import Alive, Dispatched, Ticks
-from sidecar.edge.generation import Generation
-from sidecar.edge.streams import Streams
-from sidecar.edge.verdicts import Verdict, fault_of
-from sidecar.edge.watchdog import Watchdog
+from sidecar.driver import verdicts
+from sidecar.driver.containment import Containment, place_of
+from sidecar.driver.dispatches import Alive, Dispatched, Ticks
+from sidecar.driver.generation import Generation
+from sidecar.driver.streams import Streams
+from sidecar.driver.verdicts import Verdict, fault_of
+from sidecar.driver.watchdog import Watchdog
 from sidecar.errors import EngineError
 from sidecar.settings.file import PROGRESS_TIMEOUT_S
 from sidecar.token_call import Generated, TokenCall

@@ -10,11 +10,11 @@ from sidecar.call import Timeline
 from sidecar.core.events import Dispatch, Ended
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import EndReason, GrantKind
-from sidecar.edge.dispatched import Alive, Dispatched
-from sidecar.edge.generation import Generation
-from sidecar.edge.verdicts import of_final
+from sidecar.driver.dispatches import Alive, Dispatched
+from sidecar.driver.generation import Generation
+from sidecar.driver.verdicts import of_final
 from sidecar.token_call import WorkDeadError
-from tests.edge.test_generation import END, call, offline
+from tests.driver.test_generation import END, call, offline
 from tests.fakes.engine import FakeEngine, answer_of, running_driver
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from sidecar.edge.stop_texts import HELD_MAX, INCOMPLETE, WINDOW_MAX, StopTexts, first_of
+from sidecar.driver.stop_texts import HELD_MAX, INCOMPLETE, WINDOW_MAX, StopTexts, first_of
 
 OURS = Path(__file__).resolve().parents[2] / "model_repository/tokenizer/tokenizer.json"
 TEXTS = st.text(st.sampled_from("teachr jons.é𝄞中'\n"), max_size=60)
