@@ -17,16 +17,16 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.driver.driver import Driver
 from sidecar.driver.probes import Prober
-from sidecar.edge.booking import ScheduledModel
-from sidecar.edge.grpc_server import Server
-from sidecar.edge.held_bytes import HeldBytes
 from sidecar.edge.job_counts import JobCounts
 from sidecar.edge.offline import OfflineLane
 from sidecar.edge.offline_metrics import OfflineMetrics
-from sidecar.edge.online import Online
-from sidecar.edge.passthrough import Passthrough
-from sidecar.edge.server import build_server
 from sidecar.edge.share import Finished
+from sidecar.frontend.caller_request import ScheduledModel
+from sidecar.frontend.grpc_server import Server
+from sidecar.frontend.held_bytes import HeldBytes
+from sidecar.frontend.passthrough import Passthrough
+from sidecar.frontend.server import build_server
+from sidecar.frontend.service import Online
 from sidecar.settings.file import EngineEndpoint, ServeSettings
 from sidecar.telemetry.faults import NoFileLeft
 from sidecar.telemetry.http import Status, serve_http, watch_loop_lag

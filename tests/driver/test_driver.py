@@ -12,9 +12,9 @@ from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import EndReason, Work
 from sidecar.triton import wire
 from tests.driver.test_generation import begin, call, offline
-from tests.edge.test_online import ids_request, status_of
 from tests.fakes.sidecar import running_sidecar
 from tests.fakes.triton import FakeTriton
+from tests.frontend.test_service import ids_request, status_of
 
 
 class Watcher:

@@ -17,11 +17,11 @@ from sidecar.core.events import EngineUp
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import SchedulerSettings
 from sidecar.driver.driver import Driver
-from sidecar.edge.booking import ScheduledModel
-from sidecar.edge.held_bytes import HeldBytes
-from sidecar.edge.online import Online
-from sidecar.edge.passthrough import Passthrough
-from sidecar.edge.server import build_server
+from sidecar.frontend.caller_request import ScheduledModel
+from sidecar.frontend.held_bytes import HeldBytes
+from sidecar.frontend.passthrough import Passthrough
+from sidecar.frontend.server import build_server
+from sidecar.frontend.service import Online
 from sidecar.settings.aliases import Aliases
 from sidecar.settings.file import EngineEndpoint
 from sidecar.settings.limits import LimitSettings

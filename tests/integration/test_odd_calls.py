@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2
 
 from dev.server import Server, serving
 from dev.triton import Triton, TritonSettings
-from sidecar.edge.passthrough import PASSED_THROUGH
+from sidecar.frontend.passthrough import PASSED_THROUGH
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE, token_request
 from tests.integration.conftest import PARAMETERS, SLOTS, sidecar_settings, status_when

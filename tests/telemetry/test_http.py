@@ -21,9 +21,9 @@ from sidecar.telemetry.http import Status, serve_http
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.status_text import slot_strip
 from sidecar.triton import wire
-from tests.edge.test_online import ids_request
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
+from tests.frontend.test_service import ids_request
 
 
 @pytest.fixture

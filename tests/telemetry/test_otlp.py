@@ -26,10 +26,10 @@ from sidecar.telemetry.tracing import Tracing
 from sidecar.triton import wire
 from tests.edge.test_kafka_spans import ITEM
 from tests.edge.test_offline import running, until
-from tests.edge.test_online import ids_request
 from tests.fakes.log import FakeCluster, WordTokens
 from tests.fakes.sidecar import running_sidecar
 from tests.fakes.triton import FakeTriton
+from tests.frontend.test_service import ids_request
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 BATCHES = 12

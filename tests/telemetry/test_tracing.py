@@ -16,9 +16,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from sidecar.settings.file import TracingSettings
 from sidecar.telemetry.tracing import Tracing, parse
 from sidecar.triton import wire
-from tests.edge.test_online import ids_request
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
+from tests.frontend.test_service import ids_request
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

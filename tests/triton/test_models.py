@@ -17,9 +17,9 @@ from sidecar.settings.file import EngineEndpoint
 from sidecar.triton import models, wire
 from sidecar.triton.client import SERVICE, EngineClient
 from sidecar.triton.models import EngineModels, Unscheduled, look
-from tests.edge.test_online import ids_request
 from tests.fakes.sidecar import Sidecar
 from tests.fakes.triton import FakeTriton
+from tests.frontend.test_service import ids_request
 
 NVIDIA = {
     "ensemble": ("preprocessing", "tensorrt_llm", "postprocessing"),

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.edge.joined import joined
 from sidecar.errors import BadRequestError
+from sidecar.frontend.unary_response import joined
 from sidecar.triton import wire
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {

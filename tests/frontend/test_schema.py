@@ -9,8 +9,8 @@ import grpc
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-from sidecar.edge.schema import ModelSchema, classified
 from sidecar.errors import BadRequestError
+from sidecar.frontend.schema import ModelSchema, classified
 from sidecar.triton import wire
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from sidecar.core.events import DeadLetter, Ended, Failed, Lost, Reject, RejectReason
 from sidecar.core.work import EndReason
-from sidecar.edge.answers import Booked, CallerError, failed, internal, of_generation, refused
+from sidecar.frontend.statuses import Booked, CallerError, failed, internal, of_generation, refused
 from sidecar.token_call import WorkDeadError, WorkRejectedError
 
 MINE = Booked(work_id="o2", caller_id="mine")

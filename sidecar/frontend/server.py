@@ -10,12 +10,12 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from sidecar.core.errors import SettingsError
-from sidecar.edge.grpc_server import Server
-from sidecar.edge.health import HEALTH, Health
-from sidecar.edge.models import Models
-from sidecar.edge.online import Online
-from sidecar.edge.passthrough import PASSED_THROUGH, Passthrough
-from sidecar.edge.rpc import Calls, RpcObserver
+from sidecar.frontend.grpc_server import Server
+from sidecar.frontend.health import HEALTH, Health
+from sidecar.frontend.models import Models
+from sidecar.frontend.passthrough import PASSED_THROUGH, Passthrough
+from sidecar.frontend.rpc import Calls, RpcObserver
+from sidecar.frontend.service import Online
 from sidecar.settings.limits import LimitSettings
 from sidecar.telemetry.tracing import Tracing
 from sidecar.triton.client import SERVICE

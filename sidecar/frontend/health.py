@@ -12,9 +12,9 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2
 
-from sidecar.edge.models import Models
-from sidecar.edge.passthrough import UNREADABLE, Passthrough
-from sidecar.edge.rpc import refuse
+from sidecar.frontend.models import Models
+from sidecar.frontend.passthrough import UNREADABLE, Passthrough
+from sidecar.frontend.rpc import refuse
 from sidecar.triton.client import SERVICE
 
 HEALTH = "grpc.health.v1.Health"

@@ -12,15 +12,15 @@ import grpc.aio
 import pytest
 from tritonclient.grpc import service_pb2
 
-from sidecar.edge import rpc
-from sidecar.edge.online import Online
+from sidecar.frontend import rpc
+from sidecar.frontend.service import Online
 from sidecar.settings.limits import MIB, LimitSettings
 from sidecar.telemetry import faults
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE
-from tests.edge.test_online import ids_request, status_of, text_request
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
+from tests.frontend.test_service import ids_request, status_of, text_request
 
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 SECRET = "the words of a prompt"

@@ -22,21 +22,21 @@ from google.protobuf.message import DecodeError
 from sidecar.call import Call, Metadata
 from sidecar.core.work import Lane, Work
 from sidecar.driver.driver import Driver
-from sidecar.edge import answers
-from sidecar.edge.answers import Booked, CallerError
-from sidecar.edge.booking import OURS, ScheduledModel, asked, given_by, tenant_of, work_of
-from sidecar.edge.held_bytes import HeldBytes
-from sidecar.edge.joined import check_joinable, joined
-from sidecar.edge.models import Models
-from sidecar.edge.outbox import Outbox, Unread
-from sidecar.edge.passthrough import REAL_STATUS, UNREADABLE, Passthrough, StreamPassthrough, forwardable
-from sidecar.edge.rpc import refuse
-from sidecar.edge.schema import ModelSchema
-from sidecar.edge.sliced import sliced_call, token_call
-from sidecar.edge.stop_requests import Stop, Stoppable, answers_to, is_stop
-from sidecar.edge.well_formed import asked_by, check_well_formed
-from sidecar.edge.whole import Deliver, Over, WholeCall
 from sidecar.errors import BadRequestError, EngineError, ModelRefusesError
+from sidecar.frontend import statuses
+from sidecar.frontend.caller_request import OURS, ScheduledModel, asked, given_by, tenant_of, work_of
+from sidecar.frontend.held_bytes import HeldBytes
+from sidecar.frontend.models import Models
+from sidecar.frontend.offline_call import sliced_call, token_call
+from sidecar.frontend.outbox import Outbox, Unread
+from sidecar.frontend.passthrough import REAL_STATUS, UNREADABLE, Passthrough, StreamPassthrough, forwardable
+from sidecar.frontend.relayed_call import Deliver, Over, WholeCall
+from sidecar.frontend.rpc import refuse
+from sidecar.frontend.schema import ModelSchema
+from sidecar.frontend.statuses import Booked, CallerError
+from sidecar.frontend.stop_requests import Stop, Stoppable, answers_to, is_stop
+from sidecar.frontend.tensor_rules import asked_by, check_well_formed
+from sidecar.frontend.unary_response import check_joinable, joined
 from sidecar.settings.aliases import Aliases
 from sidecar.telemetry.faults import Faults
 from sidecar.telemetry.tracing import CURRENT, Tracing
@@ -145,7 +145,7 @@ class Online:
             raise CallerError(error.code, asked_by(caller_id) + str(error)) from None
         except Exception as error:
             self._faults.log("a caller's request", error)
-            raise answers.internal(error, caller_id) from None
+            raise statuses.internal(error, caller_id) from None
 
     async def _begin(
         self, request: Any, peer: str, context: Any, deliver: Deliver, over: Over, unary: bool
@@ -355,7 +355,7 @@ class _CallerStream:
         self.outbox.put(answer.SerializeToString())
 
     async def _answer_stop(self, stop: Stop, name: _Name) -> None:
-        """A task of its own: while the engine answers, further requests are read."""
+        """A task of its own: while the engine statuses, further requests are read."""
         try:
             for answer in await self._online.answers_to(stop, self._context):
                 self.outbox.put(answer.SerializeToString())

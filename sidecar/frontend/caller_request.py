@@ -17,8 +17,8 @@ from typing import Any
 import grpc
 
 from sidecar.core.work import Lane, Work
-from sidecar.edge.well_formed import SHARED_MEMORY, asked_by
 from sidecar.errors import BadRequestError, EngineError, ModelRefusesError
+from sidecar.frontend.tensor_rules import SHARED_MEMORY, asked_by
 from sidecar.triton import wire
 from sidecar.triton.encoder import EncoderError
 from sidecar.triton.tokenizer import TextTooLongError, Tokens

@@ -12,13 +12,13 @@ import pytest
 
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import Lane, Work
-from sidecar.edge.answers import Booked
-from sidecar.edge.stop_requests import Stoppable
+from sidecar.frontend.statuses import Booked
+from sidecar.frontend.stop_requests import Stoppable
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE, stop_request
-from tests.edge.test_online import ids_of, ids_request, status_of, text_request
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
+from tests.frontend.test_service import ids_of, ids_request, status_of, text_request
 
 MALFORMED = ("no dummies", "no bytes", "two bytes", "datatype", "shape", "no data", "shared memory")
 
@@ -230,7 +230,7 @@ async def test_more_stops_than_are_answered_at_a_time_are_all_answered(sidecar: 
 async def test_a_stop_that_the_engine_does_not_answer_gets_an_error(
     sidecar: Sidecar, triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sidecar.edge.stop_requests.ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("sidecar.frontend.stop_requests.ANSWER_TIMEOUT_S", 0.05)
     triton.answers_stops = False
     call = sidecar.stream()
     await call.write(stop_request("tensorrt_llm", "mine"))

@@ -8,10 +8,10 @@ from typing import Any
 from sidecar.call import Metadata, Terminal, Timeline
 from sidecar.core.events import DeadLetter, Dispatch, Reject
 from sidecar.core.work import EndReason, Lane, Work
-from sidecar.edge import answers
-from sidecar.edge.answers import Booked, CallerError
-from sidecar.edge.booking import OURS
-from sidecar.edge.final_answer import final_answer
+from sidecar.frontend import statuses
+from sidecar.frontend.caller_request import OURS
+from sidecar.frontend.final_response import final_answer
+from sidecar.frontend.statuses import Booked, CallerError
 from sidecar.triton import wire
 
 Deliver = Callable[[Any], None]  # a ModelStreamInferResponse
@@ -74,7 +74,7 @@ class WholeCall:
     def settled(self, event: Terminal, timeline: Timeline, *, over: bool) -> None:
         """Tell the caller, once there is nothing more to come."""
         del timeline
-        failure = answers.failed(event, self.booked)
+        failure = statuses.failed(event, self.booked)
         if not over or failure is not None:
             if self._held:
                 self._held.clear()  # of an attempt that failed: the next one begins anew
@@ -90,7 +90,7 @@ class WholeCall:
 
     def refused(self, action: Reject | DeadLetter) -> None:
         """Tell the caller why."""
-        self._over(self.booked, answers.refused(action, self.booked))
+        self._over(self.booked, statuses.refused(action, self.booked))
 
     def _final_without_tokens(self) -> Any:
         request = self._request

@@ -15,8 +15,8 @@ from sidecar.call import Outcome, Timeline
 from sidecar.core.events import Action, Arrived, Event
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import Lane, Work
-from sidecar.edge import outbox
-from sidecar.edge.booking import ScheduledModel
+from sidecar.frontend import outbox
+from sidecar.frontend.caller_request import ScheduledModel
 from sidecar.triton import wire
 from sidecar.triton.client import token_request
 from tests.fakes.sidecar import Sidecar, running_sidecar

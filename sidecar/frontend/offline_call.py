@@ -12,12 +12,12 @@ from typing import Any
 
 from sidecar.core.work import Work
 from sidecar.driver.generation import Generation
-from sidecar.edge import answers
-from sidecar.edge.answers import Booked
-from sidecar.edge.booking import OURS, ScheduledModel, model_refusal
-from sidecar.edge.final_answer import OF_IDS, OF_TEXT, final_answer, wants_only
-from sidecar.edge.well_formed import SHARED_MEMORY
-from sidecar.edge.whole import Deliver, Over
+from sidecar.frontend import statuses
+from sidecar.frontend.caller_request import OURS, ScheduledModel, model_refusal
+from sidecar.frontend.final_response import OF_IDS, OF_TEXT, final_answer, wants_only
+from sidecar.frontend.relayed_call import Deliver, Over
+from sidecar.frontend.statuses import Booked
+from sidecar.frontend.tensor_rules import SHARED_MEMORY
 from sidecar.token_call import Generated, Sampling, TokenCall
 from sidecar.triton import wire
 from sidecar.triton.tokenizer import Tokens
@@ -129,7 +129,7 @@ def sliced_call(
         try:
             deliver(_response(request, booked, result.result(), model, version))
         except Exception as error:  # of this request alone, be it ours or the scheduler's
-            over(booked, answers.of_generation(error, booked))
+            over(booked, statuses.of_generation(error, booked))
         else:
             over(booked, None)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import grpc
 
-from sidecar.edge.answers import CallerError
-from sidecar.edge.well_formed import asked_by
+from sidecar.frontend.statuses import CallerError
+from sidecar.frontend.tensor_rules import asked_by
 from sidecar.triton import wire
 
 

@@ -20,12 +20,12 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from sidecar.call import Metadata
-from sidecar.edge.outbox import Outbox
-from sidecar.edge.readiness import Readiness
-from sidecar.edge.rpc import refuse
-from sidecar.edge.schema import ModelSchema
-from sidecar.edge.schemas import Schemas
 from sidecar.errors import EngineError
+from sidecar.frontend.outbox import Outbox
+from sidecar.frontend.readiness import Readiness
+from sidecar.frontend.rpc import refuse
+from sidecar.frontend.schema import ModelSchema
+from sidecar.frontend.schemas import Schemas
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE, EngineClient
 from sidecar.triton.errors import code_of

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.edge.well_formed import asked_by, check_well_formed
 from sidecar.errors import BadRequestError
+from sidecar.frontend.tensor_rules import asked_by, check_well_formed
 from sidecar.triton import wire
 
 

@@ -16,11 +16,11 @@ import grpc
 
 from sidecar.call import Metadata
 from sidecar.core.work import Work
-from sidecar.edge.answers import Booked, CallerError
-from sidecar.edge.booking import OURS, refusal
-from sidecar.edge.passthrough import Passthrough
-from sidecar.edge.well_formed import SHARED_MEMORY, asked_by, check_well_formed
 from sidecar.errors import EngineError, ModelRefusesError, StreamBrokenError
+from sidecar.frontend.caller_request import OURS, refusal
+from sidecar.frontend.passthrough import Passthrough
+from sidecar.frontend.statuses import Booked, CallerError
+from sidecar.frontend.tensor_rules import SHARED_MEMORY, asked_by, check_well_formed
 from sidecar.triton import wire
 from sidecar.triton.client import responses
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2
 
-from sidecar.edge.well_formed import DATATYPES, asked_by, dims
 from sidecar.errors import BadRequestError, UnknownModelError
+from sidecar.frontend.tensor_rules import DATATYPES, asked_by, dims
 
 CLASSES = "classification"  # the parameter of an output, of Triton's classification extension
 _BATCH_NOTE = (

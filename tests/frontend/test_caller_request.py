@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sidecar.core.work import Lane, Work
-from sidecar.edge.booking import Lengths, ScheduledModel, given_by, work_of
 from sidecar.errors import BadRequestError, ModelRefusesError
+from sidecar.frontend.caller_request import Lengths, ScheduledModel, given_by, work_of
 from sidecar.triton import wire
 from tests.fakes.log import WordTokens
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import grpc
 
-from sidecar.edge.schema import ModelSchema, classified
 from sidecar.errors import BadRequestError, EngineError
+from sidecar.frontend.schema import ModelSchema, classified
 
 logger = logging.getLogger(__name__)
 AGE_MAX_S = 60.0  # a model may be loaded anew without our knowing; one small call a minute costs nothing

@@ -9,13 +9,13 @@ import grpc
 import pytest
 
 from sidecar.core.events import EngineDown
-from sidecar.edge.schema import InputRule, ModelSchema
-from sidecar.edge.schemas import AGE_MAX_S, FRESH_S, RETRY_S, Schemas
 from sidecar.errors import BadRequestError, EngineError
+from sidecar.frontend.schema import InputRule, ModelSchema
+from sidecar.frontend.schemas import AGE_MAX_S, FRESH_S, RETRY_S, Schemas
 from sidecar.triton import wire
-from tests.edge.test_online import ids_request, status_of
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
+from tests.frontend.test_service import ids_request, status_of
 
 OPEN = grpc.StatusCode.UNAVAILABLE
 

@@ -12,9 +12,9 @@ from tritonclient.grpc import service_pb2
 
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE
-from tests.edge.test_online import ids_of, ids_request, read_all
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
+from tests.frontend.test_service import ids_of, ids_request, read_all
 
 REAL_STATUS = (("triton_grpc_error", "true"),)
 

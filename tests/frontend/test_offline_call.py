@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.edge.booking import ScheduledModel
-from sidecar.edge.sliced import token_call
+from sidecar.frontend.caller_request import ScheduledModel
+from sidecar.frontend.offline_call import token_call
 from sidecar.token_call import TokenCall
 from sidecar.triton import wire
 from tests.fakes.log import WordTokens

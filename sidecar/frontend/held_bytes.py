@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 
-from sidecar.edge.answers import CallerError
+from sidecar.frontend.statuses import CallerError
 from sidecar.settings.limits import LimitSettings
 
 RETRY_AFTER_S = 1.0  # a request ends every few tens of milliseconds, and the bytes it held are free again

@@ -15,8 +15,8 @@ import grpc
 import grpc.aio
 
 from sidecar.call import Metadata
-from sidecar.edge.answers import CallerError
-from sidecar.edge.held_bytes import RETRY_AFTER_S, HeldBytes
+from sidecar.frontend.held_bytes import RETRY_AFTER_S, HeldBytes
+from sidecar.frontend.statuses import CallerError
 from sidecar.settings.limits import LimitSettings
 from sidecar.telemetry.faults import Faults, leaves
 from sidecar.telemetry.tracing import CURRENT, Tracing

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from sidecar.edge import outbox
-from sidecar.edge.outbox import Outbox, Unread
+from sidecar.frontend import outbox
+from sidecar.frontend.outbox import Outbox, Unread
 
 
 class Reader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sidecar.edge.booking import Lengths, ScheduledModel
+from sidecar.frontend.caller_request import Lengths, ScheduledModel
 from sidecar.settings.aliases import Aliases, routed
 
 
