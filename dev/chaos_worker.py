@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 
 from sidecar.app import serve
 from sidecar.core.work import EndReason, Work
-from sidecar.edge.offline import OfflineLane
+from sidecar.offline.lane import OfflineLane
 from sidecar.settings.file import ServeSettings
 from sidecar.settings.offline import OfflineSettings
 from sidecar.token_call import Generated, TokenCall, WorkDeadError

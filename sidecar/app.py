@@ -17,16 +17,16 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.driver.driver import Driver
 from sidecar.driver.probes import Prober
-from sidecar.edge.job_counts import JobCounts
-from sidecar.edge.offline import OfflineLane
-from sidecar.edge.offline_metrics import OfflineMetrics
-from sidecar.edge.share import Finished
 from sidecar.frontend.caller_request import ScheduledModel
 from sidecar.frontend.grpc_server import Server
 from sidecar.frontend.held_bytes import HeldBytes
 from sidecar.frontend.passthrough import Passthrough
 from sidecar.frontend.server import build_server
 from sidecar.frontend.service import Online
+from sidecar.offline.job_counts import JobCounts
+from sidecar.offline.lane import OfflineLane
+from sidecar.offline.metrics import OfflineMetrics
+from sidecar.offline.owned_partition import Finished
 from sidecar.settings.file import EngineEndpoint, ServeSettings
 from sidecar.telemetry.faults import NoFileLeft
 from sidecar.telemetry.http import Status, serve_http, watch_loop_lag

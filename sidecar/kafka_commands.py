@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 from aiokafka.errors import KafkaError
 
 from sidecar.core.errors import SettingsError
-from sidecar.edge.dead_items import DeadItemError
-from sidecar.edge.item_fields import INT32_MAX
-from sidecar.edge.item_file import Checked, ItemFileError, check, names_of, opened
-from sidecar.edge.items import NAME_RULE, ItemRules, deadline_of, is_name
-from sidecar.edge.kafka_errors import LogError
-from sidecar.edge.offsets import Committed
 from sidecar.edge.offsets_command import PartitionOffsets, reset, show
-from sidecar.edge.submit import INTERRUPTED, Sent, SubmitError, send_file, told
+from sidecar.offline.dead_letters import DeadItemError
+from sidecar.offline.item import NAME_RULE, ItemRules, deadline_of, is_name
+from sidecar.offline.item_fields import INT32_MAX
+from sidecar.offline.item_file import Checked, ItemFileError, check, names_of, opened
+from sidecar.offline.kafka_errors import LogError
+from sidecar.offline.offsets import Committed
+from sidecar.offline.submit import INTERRUPTED, Sent, SubmitError, send_file, told
 from sidecar.settings.file import ServeSettings, load_settings
 from sidecar.settings.offline import OfflineSettings
 from sidecar.triton.tokenizer import Tokens

@@ -17,11 +17,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from sidecar.core.errors import SettingsError, SidecarError
-from sidecar.edge import broker_version
-from sidecar.edge.kafka_clients import client_options
-from sidecar.edge.kafka_errors import LogError, call, hear_aiokafka
-from sidecar.edge.kafka_topics import look as look_at_topics
 from sidecar.errors import EngineError, StreamBrokenError
+from sidecar.offline import broker_version
+from sidecar.offline.kafka_errors import LogError, call, hear_aiokafka
+from sidecar.offline.kafka_options import client_options
+from sidecar.offline.kafka_topics import look as look_at_topics
 from sidecar.settings.file import EngineEndpoint, ServeSettings, is_address, load_settings
 from sidecar.settings.offline import OfflineSettings
 from sidecar.telemetry.status_text import status_text

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from sidecar import cli, kafka_commands
-from sidecar.edge import submit
-from sidecar.edge.offsets import Committed
 from sidecar.kafka_commands import register_offsets, register_submit
-from tests.edge.test_submit import FakeProducer
+from sidecar.offline import submit
+from sidecar.offline.offsets import Committed
+from tests.offline.test_submit import FakeProducer
 
 TOKENIZER = Path(__file__).parents[1] / "model_repository/tokenizer/tokenizer.json"
 

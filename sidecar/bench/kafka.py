@@ -25,11 +25,11 @@ from aiokafka.structs import OffsetAndMetadata
 from dev.broker import LocalKafka
 from dev.interrupt import run_until_told
 from sidecar.bench._figures import ran_on, write
-from sidecar.edge.items import Record, result_headers
-from sidecar.edge.kafka_client import KafkaLog
-from sidecar.edge.kafka_opening import Outgoing
-from sidecar.edge.lane_state import Stated
-from sidecar.edge.share import Finished, Share
+from sidecar.offline.item import Record, result_headers
+from sidecar.offline.kafka_client import KafkaLog
+from sidecar.offline.kafka_opening import Outgoing
+from sidecar.offline.lane_state import Stated
+from sidecar.offline.owned_partition import Finished, Share
 from sidecar.settings.offline import OfflineSettings
 
 ITEM_BYTES = 1024

@@ -13,8 +13,8 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, InvalidProducerEp
 from aiokafka.structs import OffsetAndMetadata
 
 from sidecar.core.errors import SidecarError
-from sidecar.edge.kafka_clients import client_options
-from sidecar.edge.offsets import Committed, OffsetsError
+from sidecar.offline.kafka_options import client_options
+from sidecar.offline.offsets import Committed, OffsetsError
 from sidecar.settings.offline import OfflineSettings
 
 WRITE_TRIES = 20

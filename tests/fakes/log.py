@@ -8,12 +8,12 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 from sidecar.core.work import EndReason, Work
-from sidecar.edge.instance_fence import Occupant
-from sidecar.edge.items import Record
-from sidecar.edge.kafka_errors import FencedError, LogError, PositionLostError, RecordRefusedError
-from sidecar.edge.kafka_opening import Outgoing
-from sidecar.edge.offsets import Committed
-from sidecar.edge.progress import JobKey, Tally, decoded
+from sidecar.offline.instance_fence import Occupant
+from sidecar.offline.item import Record
+from sidecar.offline.job_progress import JobKey, Tally, decoded
+from sidecar.offline.kafka_errors import FencedError, LogError, PositionLostError, RecordRefusedError
+from sidecar.offline.kafka_opening import Outgoing
+from sidecar.offline.offsets import Committed
 from sidecar.settings.offline import OfflineSettings
 from sidecar.token_call import Generated, TokenCall
 from sidecar.triton.tokenizer import Tokens

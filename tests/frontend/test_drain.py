@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.edge.offline_metrics import Drain
+from sidecar.offline.metrics import Drain
 
 
 def test_at_a_steady_rate_it_is_what_is_left_over_the_rate() -> None:

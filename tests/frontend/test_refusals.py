@@ -7,13 +7,13 @@ import random
 import pytest
 
 from sidecar.core.work import Work
-from sidecar.edge import pauses
-from sidecar.edge.kafka_opening import Outgoing
-from sidecar.edge.lane_state import Cause, Phase
-from sidecar.edge.refusals import Refusals, Shape
+from sidecar.offline import pauses
+from sidecar.offline.kafka_opening import Outgoing
+from sidecar.offline.lane_state import Cause, Phase
+from sidecar.offline.refusals import Refusals, Shape
 from sidecar.token_call import Generated, TokenCall
-from tests.edge.test_offline import lane, running, until
 from tests.fakes.log import FakeCluster, FakeDriver, generated
+from tests.offline.test_lane import lane, running, until
 
 RESULTS, DEAD_LETTERS = "inference.results", "inference.requests.dlq"
 

@@ -15,7 +15,7 @@ from openai.types.chat import ChatCompletion
 from dev.broker import LocalKafka
 from dev.server import serving
 from dev.triton import Triton
-from sidecar.edge.submit import submit
+from sidecar.offline.submit import submit
 from sidecar.settings.offline import OfflineSettings
 from tests.integration.conftest import sidecar_settings
 

@@ -38,14 +38,14 @@ from dev.chaos_faults import USER
 from dev.checker import Verdict, check, is_finished
 from dev.endtxn_proxy import FaultProxy, ProxyFaults
 from sidecar.core.work import Work
-from sidecar.edge.broker_version import metadata_version, warning
-from sidecar.edge.kafka_errors import FencedError, LogError
-from sidecar.edge.kafka_opening import KafkaOpening, Outgoing
-from sidecar.edge.lane_state import Cause, Phase
-from sidecar.edge.offline import OfflineLane
-from sidecar.edge.offsets import Committed
 from sidecar.edge.offsets_command import GroupActiveError, reset, show
-from sidecar.edge.submit import submit
+from sidecar.offline.broker_version import metadata_version, warning
+from sidecar.offline.kafka_errors import FencedError, LogError
+from sidecar.offline.kafka_opening import KafkaOpening, Outgoing
+from sidecar.offline.lane import OfflineLane
+from sidecar.offline.lane_state import Cause, Phase
+from sidecar.offline.offsets import Committed
+from sidecar.offline.submit import submit
 from sidecar.settings.file import TracingSettings
 from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings
 from sidecar.telemetry.tracing import Tracing

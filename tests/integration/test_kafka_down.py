@@ -12,7 +12,7 @@ from tritonclient.grpc import aio as aio_client
 from dev.broker import LocalKafka
 from dev.server import Server, serving
 from dev.triton import Triton
-from sidecar.edge.submit import submit
+from sidecar.offline.submit import submit
 from sidecar.settings.offline import OfflineSettings
 from tests.integration.conftest import sidecar_settings, status_when
 from tests.integration.test_tritonclient import text_inputs

@@ -10,14 +10,14 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from sidecar.core.errors import SettingsError
-from sidecar.edge.items import DeadItemError, read_item
+from sidecar.offline.item import DeadItemError, read_item
 from sidecar.settings.aliases import Rule, check_aliases, routed
 from sidecar.triton import wire
-from tests.edge.test_items import RULES, record
 from tests.fakes.log import WordTokens
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
 from tests.frontend.test_service import ids_request, text_request
+from tests.offline.test_item import RULES, record
 
 RULES_OF_CHAT = (
     Rule(model="small", prompt_tokens_max=3, max_tokens_max=8),

@@ -62,7 +62,7 @@ def test_a_library_that_repeats_itself_is_heard_once_a_minute_with_the_number_of
         if subject.filter(each):
             shown.append(each.getMessage())
     assert shown == ["no node 0.0", "no node 60.5 (and 2 more of this kind)"]
-    assert all(subject.filter(record("sidecar.edge.offline", "the same")) for _ in range(9))
+    assert all(subject.filter(record("sidecar.offline.lane", "the same")) for _ in range(9))
 
 
 def test_the_kinds_of_messages_that_are_remembered_are_bounded() -> None:

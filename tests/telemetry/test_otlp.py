@@ -18,18 +18,18 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.trace import SpanKind
 
 from dev.broker import free_ports
-from sidecar.edge.offline import OfflineLane
+from sidecar.offline.lane import OfflineLane
 from sidecar.settings.file import TracingSettings
 from sidecar.settings.offline import OfflineSettings
 from sidecar.telemetry import tracing as module
 from sidecar.telemetry.tracing import Tracing
 from sidecar.triton import wire
-from tests.edge.test_kafka_spans import ITEM
-from tests.edge.test_offline import running, until
 from tests.fakes.log import FakeCluster, WordTokens
 from tests.fakes.sidecar import running_sidecar
 from tests.fakes.triton import FakeTriton
 from tests.frontend.test_service import ids_request
+from tests.offline.test_lane import running, until
+from tests.offline.test_spans import ITEM
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 BATCHES = 12

@@ -1,1 +1,0 @@
-"""What touches the world: gRPC, Kafka, the clock of real time, metrics and traces."""

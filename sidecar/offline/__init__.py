@@ -1,0 +1,1 @@
+"""The offline lane: items from Kafka become results on Kafka, exactly once."""

@@ -1,0 +1,111 @@
+"""How far each job is: what the compacted progress topic says, per tenant, job and partition.
+
+A partition's counts are written in the transaction that writes its results, to the progress partition of the same
+number, and its next owner reads them back: they are exact whoever dies. Readers sum over partitions. A change of the
+outlook (a job at risk, above all) is told at the next tick even if nothing ended in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from sidecar.core.deadlines import Verdict
+from sidecar.core.snapshot import JobSnapshot
+from sidecar.offline.dead_letters import DeadItemError
+from sidecar.offline.item import TENANT_DEFAULT, Record
+
+JobKey = tuple[str, str]  # tenant, job
+_NOT_IN_TIME = (Verdict.AT_RISK, Verdict.INFEASIBLE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What of one job is durable on one partition, since the topic began, and what was last said about its end."""
+
+    done: int = 0
+    dead: int = 0  # expired ones included
+    at_risk: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """When a job will be done as this process sees it, on all its partitions. Seconds from now; None = not known."""
+
+    verdict: Verdict = Verdict.UNKNOWN
+    at_risk: bool = False
+    eta_p50_s: float | None = None
+    eta_p90_s: float | None = None
+
+
+def job_of(record: Record) -> JobKey | None:
+    """Whose item this is; None if its producer named no job, or if a name is none: then it is a dead letter."""
+    try:
+        job, tenant = record.name("x-job"), record.name("x-tenant")
+    except DeadItemError:
+        return None
+    return (tenant or TENANT_DEFAULT, job) if job else None
+
+
+def outlook(jobs: Iterable[JobSnapshot], key: JobKey, unread: int) -> Outlook:
+    """The forecast for `key`, stretched by the `unread` items that the scheduler does not know of yet.
+
+    Assumed: they are of this job, as long as those that are here, and run at the same rate. On several models the last
+    one to end counts.
+    """
+    stretched = [_stretched(each, unread) for each in jobs if (each.tenant, each.job) == key]
+    return max(stretched, key=lambda each: (each.at_risk, each.eta_p90_s or 0.0), default=Outlook())
+
+
+def _stretched(job: JobSnapshot, unread: int) -> Outlook:
+    factor = 1 + unread / max(job.items, 1)
+    p50_s, p90_s = (None if each is None else each * factor for each in (job.eta_p50_s, job.eta_p90_s))
+    verdict = job.verdict
+    if verdict is Verdict.ON_TIME and job.deadline_in_s is not None and (p90_s is None or p90_s > job.deadline_in_s):
+        verdict = Verdict.AT_RISK
+    return Outlook(verdict=verdict, at_risk=verdict in _NOT_IN_TIME, eta_p50_s=p50_s, eta_p90_s=p90_s)
+
+
+def counted(
+    tallies: Mapping[JobKey, Tally], ended: Iterable[tuple[Record, bool]], outlooks: Mapping[JobKey, Outlook]
+) -> dict[JobKey, Tally]:
+    """The tallies that are other ones once these records have ended, each well or not, and the outlooks are told."""
+    new = dict(tallies)
+    for record, well in ended:
+        if (key := job_of(record)) is not None:
+            tally = new.get(key, Tally())
+            new[key] = replace(tally, done=tally.done + well, dead=tally.dead + (not well))
+    for key, each in outlooks.items():
+        new[key] = replace(new.get(key, Tally()), at_risk=each.at_risk)
+    return {key: tally for key, tally in new.items() if tally != tallies.get(key, Tally())}
+
+
+def encoded(key: JobKey, partition: int, tally: Tally, waiting: int, outlook: Outlook) -> tuple[bytes, bytes]:
+    """Key and value of a record of the progress topic (kafka/progress.schema.json)."""
+    value = {
+        "tenant": key[0],
+        "job": key[1],
+        "partition": partition,
+        "done": tally.done,
+        "dead": tally.dead,
+        "waiting": waiting,
+        "eta_p50_s": outlook.eta_p50_s,
+        "eta_p90_s": outlook.eta_p90_s,
+        "at_risk": outlook.at_risk,
+        "verdict": outlook.verdict.value,
+    }
+    return json.dumps([*key, partition], separators=(",", ":")).encode(), json.dumps(value).encode()
+
+
+def decoded(records: Iterable[tuple[bytes, bytes | None]]) -> dict[JobKey, Tally]:
+    """The tallies of one partition, from its records of the progress topic in order: the last of each key counts."""
+    found: dict[JobKey, Tally] = {}
+    for key, value in records:
+        tenant, job, _ = json.loads(key)
+        if value is None:  # whoever deletes a job begins it anew
+            found.pop((tenant, job), None)
+            continue
+        fields = json.loads(value)
+        found[tenant, job] = Tally(done=fields["done"], dead=fields["dead"], at_risk=fields["at_risk"])
+    return found
