@@ -6,16 +6,16 @@ import os
 import sys
 
 try:
-    from sidecar import cli, kafka_commands, operate
+    from sidecar.cli import items, main, operate
     from sidecar.lab.replay import register_replay
     from sidecar.lab.simulate import register_simulate
 except KeyboardInterrupt:  # loading takes a second or two on a busy machine
     sys.exit(130)
 
 COMMANDS = (
-    cli.register_serve,
-    kafka_commands.register_submit,
-    kafka_commands.register_offsets,
+    main.register_serve,
+    items.register_submit,
+    items.register_offsets,
     operate.register_status,
     operate.register_doctor,
     register_simulate,
@@ -23,10 +23,10 @@ COMMANDS = (
 )
 
 
-def main() -> None:
+def run() -> None:
     """Run the command that the arguments name, and end with its exit code."""
-    sys.exit(cli.main(sys.argv[1:], os.environ, COMMANDS))
+    sys.exit(main.main(sys.argv[1:], os.environ, COMMANDS))
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -37,8 +37,8 @@ from dev.chaos import AUTHORIZED
 from dev.chaos_faults import USER
 from dev.checker import Verdict, check, is_finished
 from dev.endtxn_proxy import FaultProxy, ProxyFaults
+from sidecar.cli.offsets import GroupActiveError, reset, show
 from sidecar.core.work import Work
-from sidecar.edge.offsets_command import GroupActiveError, reset, show
 from sidecar.offline.broker_version import metadata_version, warning
 from sidecar.offline.kafka_errors import FencedError, LogError
 from sidecar.offline.kafka_opening import KafkaOpening, Outgoing

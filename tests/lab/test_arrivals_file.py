@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sidecar.__main__ import COMMANDS
-from sidecar.cli import main
+from sidecar.cli.main import main
 from sidecar.lab import simulate, workloads
 from sidecar.lab.arrivals_file import FIELDS, Arrivals, read_csv, write_csv
 from sidecar.lab.workloads import WorkloadError

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sidecar.__main__ import COMMANDS
-from sidecar.cli import main
+from sidecar.cli.main import main
 from sidecar.core.events import Arrived, EngineUp, Event, Woke
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.__main__ import COMMANDS
-from sidecar.cli import main
+from sidecar.cli.main import main
 from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
 from sidecar.inflight.profile import profile_named
 from sidecar.lab import policies, simulate, workloads

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.__main__ import COMMANDS
-from sidecar.cli import main
+from sidecar.cli.main import main
 from sidecar.core.errors import SettingsError
 from sidecar.core.events import Action, Arrived, Cancelled, Event, Progressed
 from sidecar.core.scheduler import Scheduler

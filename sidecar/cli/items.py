@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from aiokafka.errors import KafkaError
 
+from sidecar.cli.offsets import PartitionOffsets, reset, show
 from sidecar.core.errors import SettingsError
-from sidecar.edge.offsets_command import PartitionOffsets, reset, show
 from sidecar.offline.dead_letters import DeadItemError
 from sidecar.offline.item import NAME_RULE, ItemRules, deadline_of, is_name
 from sidecar.offline.item_fields import INT32_MAX

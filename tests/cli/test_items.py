@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from sidecar import cli, kafka_commands
-from sidecar.kafka_commands import register_offsets, register_submit
+from sidecar.cli.items import register_offsets, register_submit
+from sidecar.cli.main import items, main
 from sidecar.offline import submit
 from sidecar.offline.offsets import Committed
 from tests.offline.test_submit import FakeProducer
@@ -20,7 +20,7 @@ TOKENIZER = Path(__file__).parents[1] / "model_repository/tokenizer/tokenizer.js
 
 
 def call(*arguments: str) -> int:
-    return cli.main(arguments, {}, [register_submit, register_offsets])
+    return main.main(arguments, {}, [register_submit, register_offsets])
 
 
 def test_decode_shows_the_holes_that_kafkas_tools_hide(capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +226,7 @@ def test_an_interruption_says_where_to_go_on(
     file = written(tmp_path, *(GOOD % number for number in range(submit.IN_FLIGHT_MAX + 1)))
     assert call("submit", file) == 130
     assert "interrupted; 2000 items are acknowledged; go on with --from 2001" in capsys.readouterr().err
-    monkeypatch.setattr(kafka_commands, "check", interrupt)
+    monkeypatch.setattr(items, "check", interrupt)
     assert call("submit", file) == 130
     assert "interrupted; no item is acknowledged" in capsys.readouterr().err
 

@@ -17,13 +17,13 @@ import yaml
 
 from sidecar.__main__ import COMMANDS
 from sidecar.app import started
-from sidecar.cli import EXAMPLES, main
+from sidecar.cli.main import EXAMPLES, main
 from sidecar.core.errors import SettingsError, SidecarError
 from sidecar.settings.file import EngineEndpoint, ServeSettings
 from sidecar.settings.offline import OfflineSettings
 from sidecar.settings.recorder import RecorderSettings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def raising(error: BaseException) -> Callable[[Any], None]:
