@@ -7,8 +7,8 @@ import sys
 
 try:
     from sidecar.cli import items, main, operate
-    from sidecar.lab.replay import register_replay
-    from sidecar.lab.simulate import register_simulate
+    from sidecar.sim.replay import register_replay
+    from sidecar.sim.simulate import register_simulate
 except KeyboardInterrupt:  # loading takes a second or two on a busy machine
     sys.exit(130)
 

@@ -17,7 +17,7 @@ from dev.backlog import OFFLINE_LIKE
 from dev.load import PROMPT_WORDS, Arrival
 from engine.language import Language
 from engine.lengths import output_length
-from sidecar.lab.workloads import Job, by_name, offline_job
+from sidecar.sim.workloads import Job, by_name, offline_job
 from sidecar.triton.tokenizer import Tokens
 
 TIME_SCALE = {"origin": 8.0}  # the origin sends a request every three seconds: its time runs so much faster here

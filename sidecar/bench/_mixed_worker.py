@@ -17,9 +17,9 @@ from sidecar.core.events import Action, Closing, EngineDown, EngineUp, Event, Wo
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.inflight.profile import PROFILES
-from sidecar.lab.baselines import Gateway
-from sidecar.lab.policies import OFFLINE_ALONE, POLICIES, Shape
 from sidecar.settings.file import load_settings
+from sidecar.sim.baselines import Gateway
+from sidecar.sim.policies import OFFLINE_ALONE, POLICIES, Shape
 
 BASELINES = {
     each.name: each.baseline

@@ -45,12 +45,12 @@ from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings
 from sidecar.inflight.profile import PROFILES, Profile, profile_named
-from sidecar.lab.driver import Decides, Driver
-from sidecar.lab.policies import OFFLINE_ALONE
-from sidecar.lab.replay import recorded
-from sidecar.lab.trial import DRAIN_S
-from sidecar.lab.whatif import Tally, machine_of
-from sidecar.lab.workloads import Job, WorkloadError, by_name
+from sidecar.sim.driver import Decides, Driver
+from sidecar.sim.policies import OFFLINE_ALONE
+from sidecar.sim.replay import recorded
+from sidecar.sim.trial import DRAIN_S
+from sidecar.sim.whatif import Tally, machine_of
+from sidecar.sim.workloads import Job, WorkloadError, by_name
 from sidecar.telemetry.segment_files import segments
 
 OURS, ALONE = "ours", "online-only"

@@ -19,12 +19,12 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
 from sidecar.inflight.profile import PROFILES
-from sidecar.lab.driver import Driver
-from sidecar.lab.whatif import machine_of
-from sidecar.lab.workloads import by_name
 from sidecar.settings.recorder import RecorderSettings
+from sidecar.sim.driver import Driver
+from sidecar.sim.whatif import machine_of
+from sidecar.sim.workloads import by_name
 from sidecar.telemetry.recorder import Recorder
-from tests.lab.test_whatif import Recording
+from tests.sim.test_whatif import Recording
 
 TOKENIZER = Path(__file__).parents[2] / "model_repository" / "tokenizer"
 ENGINE = EngineSettings(name="a100", slots=2, tokens_max=4096)

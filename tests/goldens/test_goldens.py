@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sidecar.lab.replay import replay
+from sidecar.sim.replay import replay
 from tests.goldens.traces import CASES, RECORDING, TRACES, trace
 
 

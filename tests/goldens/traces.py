@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sidecar.inflight.profile import profile_named
-from sidecar.lab import policies, workloads
-from sidecar.lab.trial import Plan, run
-from tests.lab.test_whatif import record
+from sidecar.sim import policies, workloads
+from sidecar.sim.trial import Plan, run
+from tests.sim.test_whatif import record
 
 HERE = Path(__file__).parent
 TRACES = HERE / "traces.json"

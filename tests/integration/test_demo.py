@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.lab.replay import replay
+from sidecar.sim.replay import replay
 from sidecar.telemetry.segment_files import segments
 
 ROOT = Path(__file__).parent.parent.parent

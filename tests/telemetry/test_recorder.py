@@ -19,9 +19,9 @@ from sidecar.core.record import decode_event, encode
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import EndReason, Lane, Work
-from sidecar.lab.replay import Replay, recorded, replay
-from sidecar.lab.segment import RecordingError
 from sidecar.settings.recorder import RecorderSettings
+from sidecar.sim.replay import Replay, recorded, replay
+from sidecar.sim.segment import RecordingError
 from sidecar.telemetry import recorder as module
 from sidecar.telemetry import segment_files
 from sidecar.telemetry.recorder import Recorder

@@ -1,6 +1,6 @@
 """Replay: the recorded events go through the scheduler again, and must bring the recorded actions, bit for bit.
 
-With `--what-if`, the recorded arrivals are simulated under other settings instead (`sidecar/lab/whatif.py`).
+With `--what-if`, the recorded arrivals are simulated under other settings instead (`sidecar/sim/whatif.py`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 from sidecar import __version__
 from sidecar.core.errors import SettingsError
 from sidecar.inflight.profile import profile_named
-from sidecar.lab import recording, whatif
-from sidecar.lab.policies import parse_overrides
-from sidecar.lab.recording import Recording
-from sidecar.lab.segment import DamagedRecordError, Record, RecordingError, Segment, opened
-from sidecar.lab.tables import printed
+from sidecar.sim import recording, whatif
+from sidecar.sim.policies import parse_overrides
+from sidecar.sim.recording import Recording
+from sidecar.sim.segment import DamagedRecordError, Record, RecordingError, Segment, opened
+from sidecar.sim.tables import printed
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import pytest
 from sidecar.core.work import Lane
 from sidecar.inflight.batcher import BatcherSettings
 from sidecar.inflight.profile import Profile
-from sidecar.lab.machine import Call, Finished, FirstToken, Machine, Prices
+from sidecar.sim.machine import Call, Finished, FirstToken, Machine, Prices
 
 # 10 ms per iteration, nothing for rows, 1 ms per prompt token: round numbers to reckon with.
 PROFILE = Profile(name="round", overhead_ms=10.0, decode_row_ms=0.0, prefill_token_ms=1.0)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from sidecar.core.deadlines import WINDOW_S, Verdict
 from sidecar.core.events import Forecast
 from sidecar.core.scheduler import Scheduler
-from sidecar.lab.workloads import Batch
+from sidecar.sim.workloads import Batch
 
 if TYPE_CHECKING:
-    from sidecar.lab.driver import Decides, Driver, Progress
+    from sidecar.sim.driver import Decides, Driver, Progress
 
 LOOKS = 10  # forecasts per job, spread over the time to its deadline
 SAID_LATE = (Verdict.AT_RISK, Verdict.INFEASIBLE)

@@ -7,8 +7,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from sidecar.lab import workloads
-from sidecar.lab.workloads import WorkloadError
+from sidecar.sim import workloads
+from sidecar.sim.workloads import WorkloadError
 
 
 @pytest.mark.parametrize("name", workloads.WORKLOADS)

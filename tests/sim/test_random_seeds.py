@@ -19,10 +19,10 @@ from sidecar.core.settings import EngineSettings, OnDeadline, ReservationMode, S
 from sidecar.core.work import Lane, Work
 from sidecar.inflight.batcher import BatcherSettings
 from sidecar.inflight.profile import profile_named
-from sidecar.lab.driver import Driver, Observer
-from sidecar.lab.faults import FaultRates, Faults
-from sidecar.lab.machine import Machine, Prices
-from sidecar.lab.workloads import Job
+from sidecar.sim.driver import Driver, Observer
+from sidecar.sim.faults import FaultRates, Faults
+from sidecar.sim.machine import Machine, Prices
+from sidecar.sim.workloads import Job
 
 SEEDS = 200
 STORM_S = 1.5
@@ -157,7 +157,7 @@ def test_two_hundred_random_worlds_keep_every_promise_and_drain() -> None:
     assert seen == set(get_args(Action)), "an action of the union never occurred"
 
 
-if __name__ == "__main__":  # one seed again, with a debugger or more prints: python -m tests.lab.test_random_seeds 17
+if __name__ == "__main__":  # one seed again, with a debugger or more prints: python -m tests.sim.test_random_seeds 17
     import sys
 
     print(sorted(each.__name__ for each in live(int(sys.argv[1]))))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from sidecar.inflight.profile import profile_named
-from sidecar.lab import policies, workloads
-from sidecar.lab.jobs import Kept, deadline_figures, eta_figures, spread_days
-from sidecar.lab.trial import Plan, run
-from sidecar.lab.workloads import Batch
+from sidecar.sim import policies, workloads
+from sidecar.sim.jobs import Kept, deadline_figures, eta_figures, spread_days
+from sidecar.sim.trial import Plan, run
+from sidecar.sim.workloads import Batch
 
 DIURNAL = workloads.by_name("diurnal")
 

@@ -7,7 +7,7 @@ from math import inf
 
 from sidecar.core.events import Action, Arrived, Dispatch, Ended, EngineUp, Preempt, Reject, Stopped, Woke
 from sidecar.core.work import EndReason, Lane, Work
-from sidecar.lab.baselines import ONLINE_QUEUE_MAX, Aimd, Budget, Fixed, Gateway, Load, Nights, Tidal
+from sidecar.sim.baselines import ONLINE_QUEUE_MAX, Aimd, Budget, Fixed, Gateway, Load, Nights, Tidal
 
 
 def work(work_id: str, lane: Lane = Lane.ONLINE, deadline_s: float = inf) -> Work:

@@ -15,13 +15,13 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import GrantKind, Lane
 from sidecar.inflight.batcher import BatcherSettings
 from sidecar.inflight.profile import Profile
-from sidecar.lab.driver import Decides, Driver, Observer, Progress
-from sidecar.lab.faults import FaultRates, Faults
-from sidecar.lab.figures import Promise, Served
-from sidecar.lab.jobs import Jobs, Kept
-from sidecar.lab.machine import Machine, Usage
-from sidecar.lab.policies import CHUNK_TOKENS, ENGINE, NEVER, OFFLINE_ALONE, Policy, Shape
-from sidecar.lab.workloads import Job, Workload
+from sidecar.sim.driver import Decides, Driver, Observer, Progress
+from sidecar.sim.faults import FaultRates, Faults
+from sidecar.sim.figures import Promise, Served
+from sidecar.sim.jobs import Jobs, Kept
+from sidecar.sim.machine import Machine, Usage
+from sidecar.sim.policies import CHUNK_TOKENS, ENGINE, NEVER, OFFLINE_ALONE, Policy, Shape
+from sidecar.sim.workloads import Job, Workload
 
 WARM_UP_S = 300.0  # not counted for offline throughput: the batch fills in step at first, later it is spread
 PROGRESS_S = 0.25  # token counts are told four times a second instead of a hundred, to save time; first tokens as ever

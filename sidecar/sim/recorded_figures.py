@@ -23,7 +23,7 @@ from sidecar.core.events import (
 )
 from sidecar.core.item import Item
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
-from sidecar.lab.figures import percentiles
+from sidecar.sim.figures import percentiles
 
 
 @dataclass(slots=True)

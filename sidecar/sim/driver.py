@@ -38,9 +38,9 @@ from sidecar.core.events import (
     Woke,
 )
 from sidecar.core.work import EndReason, Lane, Work
-from sidecar.lab.faults import DispatchFault, Faults
-from sidecar.lab.machine import Call, Finished, FirstToken, Machine
-from sidecar.lab.workloads import Job
+from sidecar.sim.faults import DispatchFault, Faults
+from sidecar.sim.machine import Call, Finished, FirstToken, Machine
+from sidecar.sim.workloads import Job
 
 GAPS_S = (
     0.1  # an end is preceded by its tick (as with the real driver) only if there was none for so long: to save time

@@ -9,7 +9,7 @@ from math import ceil, isfinite
 from pathlib import Path
 
 from sidecar.core.work import Lane, Work
-from sidecar.lab.workloads import Job, WorkloadError
+from sidecar.sim.workloads import Job, WorkloadError
 
 FIELDS = ("arrived_s", "tenant", "prompt_tokens", "output_tokens", "output_tokens_max")
 FAULTS_TOLD = 10  # of a file; who made one mistake in each line needs no more to see it

@@ -13,10 +13,10 @@ from sidecar.__main__ import COMMANDS
 from sidecar.cli.main import main
 from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
 from sidecar.inflight.profile import profile_named
-from sidecar.lab import policies, simulate, workloads
-from sidecar.lab.arrivals_file import read_csv
-from sidecar.lab.policies import OFFLINE_ALONE, POLICIES, Policy
-from sidecar.lab.trial import Plan, Result, run
+from sidecar.sim import policies, simulate, workloads
+from sidecar.sim.arrivals_file import read_csv
+from sidecar.sim.policies import OFFLINE_ALONE, POLICIES, Policy
+from sidecar.sim.trial import Plan, Result, run
 
 ORIGIN, PROFILE = workloads.by_name("origin"), profile_named("70b-tp4-a100")
 SHORT = {"offline_queue_max": 32, "offline_queue_low": 16}  # the checks cost in proportion to what waits

@@ -1,6 +1,6 @@
 """What a recording of the decision recorder tells about the world: who came, how long outputs were, how fast engines.
 
-None of it depends on how the scheduler decided, so it can be run again under other settings (`sidecar/lab/whatif.py`).
+None of it depends on how the scheduler decided, so it can be run again under other settings (`sidecar/sim/whatif.py`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from sidecar.core.events import (
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import EndReason, Lane, Work
-from sidecar.lab.gaps import GapFit
-from sidecar.lab.recorded_figures import RecordedFigures
-from sidecar.lab.segment import Record, RecordingError
-from sidecar.lab.workloads import Job
+from sidecar.sim.gaps import GapFit
+from sidecar.sim.recorded_figures import RecordedFigures
+from sidecar.sim.segment import Record, RecordingError
+from sidecar.sim.workloads import Job
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,9 +6,9 @@ import pytest
 
 from sidecar.core.scheduler import Scheduler
 from sidecar.inflight.profile import profile_named
-from sidecar.lab import policies, workloads
-from sidecar.lab.policies import ENGINE, Policy, Shape
-from sidecar.lab.trial import Plan, Result, run
+from sidecar.sim import policies, workloads
+from sidecar.sim.policies import ENGINE, Policy, Shape
+from sidecar.sim.trial import Plan, Result, run
 
 
 @pytest.mark.parametrize("slots", [8, 64])

@@ -19,10 +19,10 @@ from sidecar.core.events import Arrived, EngineUp, Event, Woke
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
-from sidecar.lab import segment as module
-from sidecar.lab.replay import recorded, replay
-from sidecar.lab.segment import RecordingError, opened
 from sidecar.settings.recorder import RecorderSettings
+from sidecar.sim import segment as module
+from sidecar.sim.replay import recorded, replay
+from sidecar.sim.segment import RecordingError, opened
 from sidecar.telemetry.recorder import Recorder
 from sidecar.telemetry.segment_files import segments
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sidecar.lab.figures import MeasurementError, Promise, Served, added, pair, ratio
+from sidecar.sim.figures import MeasurementError, Promise, Served, added, pair, ratio
 
 
 def served(name: str, at_s: float, e2e_s: float) -> Served:

@@ -21,14 +21,14 @@ from rich.table import Table
 from sidecar import __version__
 from sidecar.core.errors import SettingsError
 from sidecar.inflight.profile import Profile, profile_named
-from sidecar.lab import policies, workloads
-from sidecar.lab.arrivals_file import Arrivals, read_csv, write_csv
-from sidecar.lab.figures import Estimate, MeasurementError, Paired, added, pair, ratio
-from sidecar.lab.jobs import deadline_figures, eta_figures, spread_days
-from sidecar.lab.policies import OFFLINE_ALONE, Policy, Shape
-from sidecar.lab.tables import printed
-from sidecar.lab.trial import Plan, Result, run
-from sidecar.lab.workloads import WorkloadError
+from sidecar.sim import policies, workloads
+from sidecar.sim.arrivals_file import Arrivals, read_csv, write_csv
+from sidecar.sim.figures import Estimate, MeasurementError, Paired, added, pair, ratio
+from sidecar.sim.jobs import deadline_figures, eta_figures, spread_days
+from sidecar.sim.policies import OFFLINE_ALONE, Policy, Shape
+from sidecar.sim.tables import printed
+from sidecar.sim.trial import Plan, Result, run
+from sidecar.sim.workloads import WorkloadError
 
 REFERENCE = "online-only"
 DEFAULT_POLICIES = "online-only,ideal,ours,plain-nth,naive,static-cap,aimd,bands,static-batch"

@@ -10,9 +10,9 @@ from sidecar.core.errors import SettingsError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.inflight.profile import Profile
-from sidecar.lab.baselines import Aimd, Budget, Cap, Fixed, Gateway, Nights, Tidal
-from sidecar.lab.driver import Decides
-from sidecar.lab.machine import Prices
+from sidecar.sim.baselines import Aimd, Budget, Cap, Fixed, Gateway, Nights, Tidal
+from sidecar.sim.driver import Decides
+from sidecar.sim.machine import Prices
 
 ENGINE = "e0"
 CHUNK_TOKENS = 512  # max_num_tokens of the engine: bounds one iteration to about 0.1 s (chunked context)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from sidecar.__main__ import COMMANDS
 from sidecar.cli.main import main
-from sidecar.lab import simulate, workloads
-from sidecar.lab.arrivals_file import FIELDS, Arrivals, read_csv, write_csv
-from sidecar.lab.workloads import WorkloadError
+from sidecar.sim import simulate, workloads
+from sidecar.sim.arrivals_file import FIELDS, Arrivals, read_csv, write_csv
+from sidecar.sim.workloads import WorkloadError
 
 HEADER = ",".join(FIELDS) + "\n"
 

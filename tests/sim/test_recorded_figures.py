@@ -23,8 +23,8 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.inflight.profile import PROFILES
-from sidecar.lab import recording, whatif
-from sidecar.lab.recorded_figures import RecordedFigures
+from sidecar.sim import recording, whatif
+from sidecar.sim.recorded_figures import RecordedFigures
 
 SETTINGS = SchedulerSettings(online_queue_max=4, window_ms=0.0)
 ENGINE = EngineSettings(name="e0", slots=2, yield_rows="never")

@@ -22,12 +22,12 @@ from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import GrantKind, Lane
 from sidecar.inflight.batcher import BatcherSettings
 from sidecar.inflight.profile import Profile
-from sidecar.lab.driver import Decides, Driver, Observer, Progress
-from sidecar.lab.figures import percentiles
-from sidecar.lab.machine import Machine
-from sidecar.lab.policies import CHUNK_TOKENS, changed, parse_overrides
-from sidecar.lab.recording import Recording
-from sidecar.lab.trial import DRAIN_S, PROGRESS_S
+from sidecar.sim.driver import Decides, Driver, Observer, Progress
+from sidecar.sim.figures import percentiles
+from sidecar.sim.machine import Machine
+from sidecar.sim.policies import CHUNK_TOKENS, changed, parse_overrides
+from sidecar.sim.recording import Recording
+from sidecar.sim.trial import DRAIN_S, PROGRESS_S
 
 
 @dataclass(slots=True)

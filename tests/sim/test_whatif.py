@@ -18,15 +18,15 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
 from sidecar.inflight.profile import PROFILES
-from sidecar.lab import recording, whatif
-from sidecar.lab.driver import Driver, Observer
-from sidecar.lab.gaps import TooFewGapsError
-from sidecar.lab.policies import parse_overrides
-from sidecar.lab.replay import recorded
-from sidecar.lab.segment import RecordingError
-from sidecar.lab.whatif import machine_of
-from sidecar.lab.workloads import Job, by_name, offline_job
 from sidecar.settings.recorder import RecorderSettings
+from sidecar.sim import recording, whatif
+from sidecar.sim.driver import Driver, Observer
+from sidecar.sim.gaps import TooFewGapsError
+from sidecar.sim.policies import parse_overrides
+from sidecar.sim.replay import recorded
+from sidecar.sim.segment import RecordingError
+from sidecar.sim.whatif import machine_of
+from sidecar.sim.workloads import Job, by_name, offline_job
 from sidecar.telemetry.recorder import Recorder
 from sidecar.telemetry.segment_files import segments
 

@@ -1,1 +1,0 @@
-"""The scheduler in simulated time: driver, workloads, baselines, reports."""

@@ -1,0 +1,1 @@
+"""The driver in simulated time, and what is measured with it."""
