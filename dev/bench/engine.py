@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from dev.bench._figures import one_blas_thread, ran_on, write
 from engine.calls import Call, Piece
 from engine.numpy_engine import NumpyEngine, NumpySettings
-from sidecar.bench._figures import one_blas_thread, ran_on, write
 from sidecar.inflight.batcher import BatcherSettings
 from sidecar.inflight.profile import profile_named
 

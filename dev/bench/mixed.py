@@ -32,15 +32,15 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
+from dev.bench._figures import ran_on, write
+from dev.bench._mixed_load import Online, Prompts
+from dev.bench._mixed_worker import BASELINES
 from dev.demo import engine_report, server_report
 from dev.deployment import ENGINE, PARTITIONS, Kafka, Shape, broker, settings
 from dev.interrupt import run_until_told
 from dev.load import LoadResult, percentiles, run_load
 from dev.server import Server, serving
 from dev.triton import Triton, TritonSettings, running
-from sidecar.bench._figures import ran_on, write
-from sidecar.bench._mixed_load import Online, Prompts
-from sidecar.bench._mixed_worker import BASELINES
 from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings
@@ -95,7 +95,7 @@ class Stack:
         """One run of so many seconds; without `online`, nobody calls."""
         directory = self.directory / f"run-{next(self._numbers)}"
         directory.mkdir()
-        command = ("sidecar", "serve") if policy in (OURS, ALONE) else ("sidecar.bench._mixed_worker", policy)
+        command = ("sidecar", "serve") if policy in (OURS, ALONE) else ("dev.bench._mixed_worker", policy)
         async with contextlib.AsyncExitStack() as stack:
             triton = await stack.enter_async_context(running(directory, self.triton_settings))
             self.triton_version = (await server_report(triton))["version"]

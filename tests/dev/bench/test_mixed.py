@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from dev.bench import mixed
+from dev.bench._mixed_load import Prompts
+from dev.bench._mixed_worker import BASELINES, Governed, governed
 from dev.load import LoadResult
 from engine.lengths import output_length
-from sidecar.bench import mixed
-from sidecar.bench._mixed_load import Prompts
-from sidecar.bench._mixed_worker import BASELINES, Governed, governed
 from sidecar.core.errors import SettingsError
 from sidecar.core.events import Abort, Arrived, Cancelled, Dispatch, EngineUp, Stopped
 from sidecar.core.scheduler import Scheduler

@@ -144,7 +144,7 @@ def settings(source_port: int, streams: int, listen: int, http: int) -> dict[str
 @contextlib.asynccontextmanager
 async def child(role: str, port: int, target: str = "") -> AsyncIterator[asyncio.subprocess.Process]:
     """A process of this module in another role; it says when it is ready, and is gone after the block."""
-    command = (sys.executable, "-m", "sidecar.bench.relay", "--role", role, "--port", str(port), "--target", target)
+    command = (sys.executable, "-m", "dev.bench.relay", "--role", role, "--port", str(port), "--target", target)
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
         if process.stdout is None or not await process.stdout.readline():

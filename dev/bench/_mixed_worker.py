@@ -1,6 +1,6 @@
 """`sidecar serve` with a baseline of the lab in the place of the scheduler, for `scripts/bench mixed`.
 
-python -m sidecar.bench._mixed_worker POLICY --config FILE
+python -m dev.bench._mixed_worker POLICY --config FILE
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ from typing import Any, Literal
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 
+from dev.bench._figures import ran_on, write
 from dev.broker import LocalKafka
 from dev.interrupt import run_until_told
-from sidecar.bench._figures import ran_on, write
 from sidecar.offline.item import Record, result_headers
 from sidecar.offline.kafka_client import KafkaLog
 from sidecar.offline.kafka_opening import Outgoing

@@ -16,10 +16,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from dev.bench._figures import one_blas_thread, ran_on, write
+from dev.bench.engine import TOKENIZER, engine_of
 from engine.calls import Call, Piece
 from engine.numpy_engine import NumpyEngine
-from sidecar.bench._figures import one_blas_thread, ran_on, write
-from sidecar.bench.engine import TOKENIZER, engine_of
 from sidecar.inflight.batcher import End
 
 SLICE_TOKENS = 16
