@@ -1,1 +1,1 @@
-"""The workshop: a whole deployment on one machine, the demo, chaos, fuzzing. It imports everything; nothing imports it."""
+"""The workshop: a whole deployment on one machine, demo, chaos and fuzzing. Nothing of the product imports it."""

@@ -29,7 +29,7 @@ from aiokafka.errors import KafkaError
 
 from sidecar.core.errors import SidecarError
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 JARS = ROOT / ".cache" / "kafka" / "libs"
 START_TIMEOUT_S = 60.0  # measured: 1.1 s for one node, 3.2 s for three, on two idle cores
 STOP_TIMEOUT_S = 10.0  # measured: 0.3 s after SIGTERM

@@ -26,7 +26,7 @@ from sidecar.errors import EngineError, StreamBrokenError
 from sidecar.triton.client import EngineClient
 from sidecar.triton.tokenizer import Tokens
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 ENGINE_MODEL = "tensorrt_llm"
 START_TIMEOUT_S = 60.0  # 1.4 s when idle; sixty leaves room for a machine busy with other things
 STOP_TIMEOUT_S = 10.0  # a healthy server stops in 2 to 3 s, a hanging one never

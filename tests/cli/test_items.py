@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from sidecar.cli import items, main
 from sidecar.cli.items import register_offsets, register_submit
-from sidecar.cli.main import items, main
 from sidecar.offline import submit
 from sidecar.offline.offsets import Committed
 from tests.offline.test_submit import FakeProducer
 
-TOKENIZER = Path(__file__).parents[1] / "model_repository/tokenizer/tokenizer.json"
+TOKENIZER = Path(__file__).parents[2] / "model_repository/tokenizer/tokenizer.json"
 
 
 def call(*arguments: str) -> int:

@@ -67,7 +67,7 @@ def test_each_kind_of_failure_has_its_line_and_its_code(
 def test_a_defect_is_one_line_and_a_traceback_only_if_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fail"], {}, [raising(RuntimeError("odd"))]) == 70
     told = capsys.readouterr().err
-    assert told.endswith("CRITICAL sidecar.cli: a defect of the sidecar: RuntimeError: odd\n")
+    assert told.endswith("CRITICAL sidecar.cli.main: a defect of the sidecar: RuntimeError: odd\n")
     assert told.count("\n") == 1
     assert main(["--verbose", "fail"], {}, [raising(RuntimeError("odd"))]) == 70
     assert "Traceback" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from sidecar.sim.workloads import by_name
 from sidecar.telemetry.recorder import Recorder
 from tests.sim.test_whatif import Recording
 
-TOKENIZER = Path(__file__).parents[2] / "model_repository" / "tokenizer"
+TOKENIZER = Path(__file__).parents[3] / "model_repository" / "tokenizer"
 ENGINE = EngineSettings(name="a100", slots=2, tokens_max=4096)
 
 
