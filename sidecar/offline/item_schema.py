@@ -13,10 +13,10 @@ LINE_CHARS = 120
 DESCRIPTION = " ".join(
     """
     One line of the OpenAI Batch input format, or the short form. Made from sidecar/offline/item_format.py, which is
-    also the reader. What a schema cannot say and the reader refuses: a name twice in one object, half of a surrogate pair,
-    max_tokens and max_completion_tokens that differ, min_tokens above max_tokens; and what depends on the engines: an
-    unknown model, a prompt that is too long, token ids outside the vocabulary. Headers (text): x-tenant, x-job,
-    x-deadline (RFC 3339), x-model, traceparent; unknown ones are kept on the result.
+    also the reader. What a schema cannot say and the reader refuses: a name twice in one object, half of a
+    surrogate pair, max_tokens and max_completion_tokens that differ, min_tokens above max_tokens; and what depends
+    on the engines: an unknown model, a prompt that is too long, token ids outside the vocabulary. Headers (text):
+    x-tenant, x-job, x-deadline (RFC 3339), x-model, traceparent; unknown ones are kept on the result.
     """.split()
 )
 

@@ -212,7 +212,7 @@ async def test_only_a_programming_error_stops_the_lane_and_says_where() -> None:
     with pytest.raises(KeyError):
         await asyncio.wait_for(offline.run(), TIMEOUT_S)
     assert (offline.state_now.phase, offline.state_now.cause) == (Phase.STOPPED, Cause.DEFECT)
-    assert offline.state.startswith("stopped: a programming error: KeyError at fake_log.py:")
+    assert offline.state.startswith("stopped: a programming error: KeyError at log.py:")
     assert "prompt" not in offline.state
 
 
