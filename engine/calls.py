@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.sampling import Sampling
-from sidecar.inflight.batcher import End
+from sidecar.inflight.batch import End
 from sidecar.inflight.blocks import RETENTION_DEFAULT, Ids, Retention
 
 

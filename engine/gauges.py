@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidecar.inflight.batcher import Batcher, Step
+from sidecar.inflight.batch import Step
+from sidecar.inflight.batcher import Batcher
 
 # family → (label, its values)
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {

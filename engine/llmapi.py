@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from engine.calls import Call, Deliver, Piece, UnsupportedError
 from engine.gauges import GAUGES, Gauges
 from engine.parameters import Parameters
-from sidecar.inflight.batcher import End
+from sidecar.inflight.batch import End
 from sidecar.inflight.blocks import RETENTION_DEFAULT, Ids, Retention
 
 STATS_TIMEOUT_S = 2.0

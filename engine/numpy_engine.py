@@ -24,7 +24,8 @@ from engine.language import Language
 from engine.lengths import output_length
 from engine.sampling import Sampling, draw, penalise
 from engine.transformer import PRESETS, Batch, Chunk, Transformer
-from sidecar.inflight.batcher import Batcher, BatcherSettings, End, Request, Row, Step
+from sidecar.inflight.batch import BatcherSettings, End, Request, Row, Step
+from sidecar.inflight.batcher import Batcher
 from sidecar.inflight.blocks import Ids
 from sidecar.inflight.profile import Profile
 

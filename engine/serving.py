@@ -16,7 +16,7 @@ from engine.gauges import Gauges
 from engine.llmapi import LlmApiEngine
 from engine.numpy_engine import NumpyEngine, NumpySettings
 from engine.parameters import Parameters
-from sidecar.inflight.batcher import BatcherSettings, Policy
+from sidecar.inflight.batch import BatcherSettings, Policy
 from sidecar.inflight.profile import profile_named
 
 

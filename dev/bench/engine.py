@@ -21,7 +21,7 @@ import numpy as np
 from dev.bench._figures import one_blas_thread, ran_on, write
 from engine.calls import Call, Piece
 from engine.numpy_engine import NumpyEngine, NumpySettings
-from sidecar.inflight.batcher import BatcherSettings
+from sidecar.inflight.batch import BatcherSettings
 from sidecar.inflight.profile import profile_named
 
 TOKENIZER = Path(__file__).parents[2] / "model_repository/tokenizer"

@@ -20,7 +20,7 @@ from dev.bench._figures import one_blas_thread, ran_on, write
 from dev.bench.engine import TOKENIZER, engine_of
 from engine.calls import Call, Piece
 from engine.numpy_engine import NumpyEngine
-from sidecar.inflight.batcher import End
+from sidecar.inflight.batch import End
 
 SLICE_TOKENS = 16
 OUTPUT_TOKENS_MAX = 1024

@@ -12,7 +12,8 @@ from itertools import count
 from math import ceil, floor, inf
 
 from sidecar.core.work import Lane
-from sidecar.inflight.batcher import Batcher, BatcherSettings, End, Request, Row, State, Step
+from sidecar.inflight.batch import BatcherSettings, End, Request, Row, State, Step
+from sidecar.inflight.batcher import Batcher
 from sidecar.inflight.profile import Profile
 
 RESTING = Step(decoding=())  # an empty step, which ends when the next call comes

@@ -20,7 +20,7 @@ from sidecar.core.events import Action, Dispatch, Event, Preempt
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import GrantKind, Lane
-from sidecar.inflight.batcher import BatcherSettings
+from sidecar.inflight.batch import BatcherSettings
 from sidecar.inflight.profile import Profile
 from sidecar.sim.driver import Decides, Driver, Observer, Progress
 from sidecar.sim.figures import percentiles

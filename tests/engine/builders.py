@@ -12,7 +12,7 @@ from engine.calls import Call, Piece
 from engine.language import Language
 from engine.lengths import output_length
 from engine.numpy_engine import NumpyEngine, NumpySettings
-from sidecar.inflight.batcher import BatcherSettings
+from sidecar.inflight.batch import BatcherSettings
 
 FOLDER = Path(__file__).parents[2] / "model_repository/tokenizer"
 TOKENIZER: Any = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))

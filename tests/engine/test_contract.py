@@ -16,7 +16,7 @@ from engine.sampling import Sampling
 from sidecar.core.events import Dispatch
 from sidecar.core.work import EndReason, GrantKind, Lane, Work
 from sidecar.driver.generation import Generation
-from sidecar.inflight.batcher import End
+from sidecar.inflight.batch import End
 from sidecar.token_call import Sampling as SidecarSampling
 from sidecar.token_call import TokenCall
 from sidecar.triton.client import stop_request

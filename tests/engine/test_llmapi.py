@@ -10,7 +10,7 @@ from engine.calls import Call, UnsupportedError
 from engine.gauges import GAUGES
 from engine.llmapi import LlmApiEngine, cut, gauges_of, llm_arguments, retention_arguments, sampling_arguments
 from engine.sampling import Sampling
-from sidecar.inflight.batcher import End
+from sidecar.inflight.batch import End
 from sidecar.inflight.blocks import Retention, RetentionRange
 from tests.engine.test_serving import committed
 

@@ -14,7 +14,7 @@ from engine.calls import Piece, UnsupportedError
 from engine.lengths import output_length
 from engine.numpy_engine import NumpyEngine
 from engine.sampling import Sampling
-from sidecar.inflight.batcher import End, Policy
+from sidecar.inflight.batch import End, Policy
 from sidecar.inflight.profile import Profile
 from tests.engine.builders import LANGUAGE, call, ids_of, offline_prompt, run, tiny_engine, tokens, words_of
 

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sidecar.inflight.batcher import Batcher, BatcherSettings, Policy, Request, Row, State, Step
+from sidecar.inflight.batch import BatcherSettings, Policy, Request, Row, State, Step
+from sidecar.inflight.batcher import Batcher
 from sidecar.inflight.blocks import Retention, RetentionRange
 
 

@@ -7,7 +7,8 @@ from random import Random
 
 import pytest
 
-from sidecar.inflight.batcher import Batcher, BatcherSettings, End, Policy, Request, RequestError, Row, Step
+from sidecar.inflight.batch import BatcherSettings, End, Policy, Request, RequestError, Row, Step
+from sidecar.inflight.batcher import Batcher
 
 SETTINGS = BatcherSettings(max_batch_size=2, max_num_tokens=64, max_seq_len=256, kv_tokens_max=1024, tokens_per_block=8)
 

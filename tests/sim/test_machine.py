@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sidecar.core.work import Lane
-from sidecar.inflight.batcher import BatcherSettings
+from sidecar.inflight.batch import BatcherSettings
 from sidecar.inflight.profile import Profile
 from sidecar.sim.machine import Call, Finished, FirstToken, Machine, Prices
 

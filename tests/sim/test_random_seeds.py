@@ -17,7 +17,7 @@ from sidecar.core.invariants import Invariants
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, OnDeadline, ReservationMode, SchedulerSettings, TenantSettings
 from sidecar.core.work import Lane, Work
-from sidecar.inflight.batcher import BatcherSettings
+from sidecar.inflight.batch import BatcherSettings
 from sidecar.inflight.profile import profile_named
 from sidecar.sim.driver import Driver, Observer
 from sidecar.sim.faults import FaultRates, Faults

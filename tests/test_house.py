@@ -1,0 +1,160 @@
+"""Rooms stand in their order: imports go strictly downward, pure rooms touch nothing, and nothing grows unseen."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# What each room may import beside itself. The upper rooms (frontend, offline) never see each other.
+BELOW: dict[str, set[str]] = {
+    "core": set(),
+    "inflight": set(),
+    "sim": {"core", "inflight"},
+    "errors": {"core"},
+    "call": {"core"},
+    "token_call": {"core", "call"},
+    "settings": {"core"},
+    "telemetry": {"core", "call", "errors", "settings"},
+    "triton": {"core", "call", "errors", "settings"},
+    "driver": {"core", "call", "token_call", "errors", "settings", "triton"},
+}
+BELOW["frontend"] = BELOW["driver"] | {"driver", "telemetry"}
+BELOW["offline"] = BELOW["driver"] | {"telemetry"}
+BELOW["app"] = BELOW["frontend"] | {"frontend", "offline"}
+BELOW["cli"] = BELOW["app"] | {"app", "sim", "inflight", "data"}
+BELOW["__main__"] = {"cli", "sim"}
+BELOW["engine"] = {"inflight"}
+PURE = ("core", "inflight")
+IMPURE_STDLIB = {
+    *("asyncio", "contextvars", "datetime", "http", "logging", "multiprocessing", "os", "pathlib", "queue", "random"),
+    *("secrets", "select", "signal", "socket", "subprocess", "sys", "threading", "time", "urllib", "uuid"),
+}
+# Lines of each room as they stand; a room may grow by a twentieth before somebody has to say why here.
+LINES = {
+    "core": 5834,
+    "inflight": 874,
+    "sim": 3849,
+    "settings": 531,
+    "triton": 1103,
+    "driver": 1383,
+    "frontend": 2616,
+    "offline": 5332,
+    "telemetry": 2146,
+    "cli": 791,
+    "engine": 1651,
+    "dev": 5238,
+}
+FILE_LINES_MAX, FUNCTION_LINES_MAX = 400, 50
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the product and the workshop, by its dotted name."""
+    found = {}
+    for top in ("sidecar", "engine", "dev"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
+    return found
+
+
+def room(module: str) -> str:
+    """`core` for sidecar.core.order, `app` for sidecar.app, `engine` for engine.serving."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "sidecar" and len(parts) > 1 else parts[0]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The full names of everything that a file imports, for type checking too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@cache
+def ours() -> dict[str, set[str]]:
+    """The modules of this project that each module imports."""
+    known = modules()
+    found: dict[str, set[str]] = {}
+    for module, path in known.items():
+        names = {name if name in known else name.rpartition(".")[0] for name in imported(path)}
+        found[module] = names & known.keys() - {"sidecar"}  # its version is everybody's
+    return found
+
+
+def test_imports_go_strictly_downward() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in ours().items()
+        for other in others
+        if room(module) not in ("dev", room(other)) and room(other) not in BELOW.get(room(module), set())
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("pure", PURE)
+def test_a_pure_room_imports_nothing_that_waits_reads_a_clock_draws_or_logs(pure: str) -> None:
+    for module, path in modules().items():
+        for name in imported(path) if room(module) == pure else ():
+            top = name.split(".")[0]
+            assert top == "sidecar" or (top in sys.stdlib_module_names and top not in IMPURE_STDLIB), (
+                f"{module}: {name}"
+            )
+
+
+def test_nothing_imports_itself_by_way_of_others() -> None:
+    assert list(circles(ours())) == []
+
+
+def circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
+    """The groups of modules that reach each other: Tarjan's strongly connected components of two or more."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    path: list[str] = []
+
+    def visit(module: str) -> Iterator[list[str]]:
+        order[module] = lowest[module] = len(order)
+        path.append(module)
+        for other in sorted(graph[module]):
+            if other not in order:
+                yield from visit(other)
+                lowest[module] = min(lowest[module], lowest[other])
+            elif other in path:
+                lowest[module] = min(lowest[module], order[other])
+        if lowest[module] == order[module]:
+            group = path[path.index(module) :]
+            del path[path.index(module) :]
+            if len(group) > 1:
+                yield group
+
+    for module in graph:
+        if module not in order:
+            yield from visit(module)
+
+
+def test_no_room_outgrows_what_is_written_down() -> None:
+    lines: defaultdict[str, int] = defaultdict(int)
+    for module, path in modules().items():
+        lines[room(module)] += len(path.read_text().splitlines())
+    assert {name: lines[name] for name, bound in LINES.items() if lines[name] > bound * 1.05} == {}
+
+
+def test_no_file_and_no_function_is_too_long_to_read() -> None:
+    files = {module: len(path.read_text().splitlines()) for module, path in modules().items()}
+    functions = {
+        f"{module}.{node.name}": node.end_lineno - node.lineno + 1
+        for module, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
+    }
+    assert {name: lines for name, lines in files.items() if lines > FILE_LINES_MAX} == {}
+    assert {name: lines for name, lines in functions.items() if lines > FUNCTION_LINES_MAX} == {}
