@@ -28,7 +28,7 @@ from sidecar.frontend.schema import ModelSchema
 from sidecar.frontend.schemas import Schemas
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE, EngineClient
-from sidecar.triton.errors import code_of
+from sidecar.triton.errors import REAL_STATUS, STATUS_LOST, code_of
 
 PASSED_THROUGH = (
     *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics"),
@@ -37,12 +37,10 @@ PASSED_THROUGH = (
     *("CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"),
     *("TraceSetting", "LogSettings"),
 )
-REAL_STATUS = "triton_grpc_error"  # Triton then ends the stream with the status of the first error of a response
 UNREADABLE = (grpc.StatusCode.INTERNAL, "Unable to parse request")  # what Triton, a C++ gRPC server, answers
 _CHANGES_MODELS = ("RepositoryModelLoad", "RepositoryModelUnload")
 _HOP_BY_HOP = ("grpc-", ":")
 _OURS = {"user-agent", "te", "content-type", REAL_STATUS}  # the last acts on a whole stream: see `stream`
-_WRITE_FAILED = "Internal error from Core"  # grpc.aio's own status, INTERNAL, for a write to a stream that broke
 FETCH_TIMEOUT_S = 1.0  # ModelConfig and ServerLive take a millisecond or two; an engine that takes longer hangs
 LOOK_AGAIN_S = 1.0  # an engine that did not answer is asked again no sooner
 
@@ -224,7 +222,7 @@ class StreamPassthrough:
                 self._outbox.put(raw)
                 await self._outbox.room()  # a slow reader slows Triton's stream, as it would without us
         except grpc.aio.AioRpcError as error:
-            if error.details() == _WRITE_FAILED:
+            if error.details() == STATUS_LOST:
                 return EngineError("the stream to the engine broke", grpc.StatusCode.UNAVAILABLE)
             return EngineError(error.details() or "", error.code())
         finally:

@@ -29,7 +29,7 @@ from sidecar.frontend.held_bytes import HeldBytes
 from sidecar.frontend.models import Models
 from sidecar.frontend.offline_call import sliced_call, token_call
 from sidecar.frontend.outbox import Outbox, Unread
-from sidecar.frontend.passthrough import REAL_STATUS, UNREADABLE, Passthrough, StreamPassthrough, forwardable
+from sidecar.frontend.passthrough import UNREADABLE, Passthrough, StreamPassthrough, forwardable
 from sidecar.frontend.relayed_call import Deliver, Over, WholeCall
 from sidecar.frontend.rpc import refuse
 from sidecar.frontend.schema import ModelSchema
@@ -42,6 +42,7 @@ from sidecar.telemetry.faults import Faults
 from sidecar.telemetry.tracing import CURRENT, Tracing
 from sidecar.token_call import TokenCall
 from sidecar.triton import wire
+from sidecar.triton.errors import REAL_STATUS
 
 logger = logging.getLogger(__name__)
 LARGE_REQUEST_BYTES = 4096  # tokenised in a thread: it would hold up the loop for 1 to 3 ms (measured)

@@ -24,6 +24,9 @@ REAL_STATUS = "triton_grpc_error"  # metadata of a stream; Triton 24.08 and late
 # What a connection that breaks ends with, so the engine may run on. Any other status is Triton's own word.
 _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
+# grpc.aio's own words where a write meets a stream that the server has ended already: the server's status is lost then.
+STATUS_LOST = "Internal error from Core"
+_ENDED_EARLY = "the engine ended the stream before it took the request"
 _RESTRICTED = "This protocol is restricted"  # how Triton refuses whoever lacks a key, with UNAVAILABLE
 _SAID = re.compile(r" \[([A-Z_]{2,32})\]$")  # by a model of ours, at the end of its text
 
@@ -61,6 +64,8 @@ def raise_if_error(response: Any) -> None:
 def _translated(error: grpc.aio.AioRpcError) -> EngineError | StreamBrokenError:
     """Answered with an error, so the slot is free; or broken while the engine may run on."""
     message = error.details() or error.code().name
+    if message == STATUS_LOST:
+        return EngineError(_ENDED_EARLY, grpc.StatusCode.UNAVAILABLE)
     if error.code() in _BROKEN and not message.startswith(_RESTRICTED):
         return StreamBrokenError(f"{error.code().name}: {message}")
     return EngineError(message, error.code())

@@ -95,7 +95,7 @@ async def test_a_model_that_fails_ends_the_stream_if_the_caller_asked_for_that_a
     restarts = triton.restarts
     for _ in range(10):  # Triton 2.51 itself dies of the second to fourth
         found, code, details = await stream(sidecar.listen, preprocessing("bad", b"\xff\xff"), metadata=REAL_STATUS)
-        assert (found, code) == ([], grpc.StatusCode.INTERNAL)
+        assert (found, code) == ([], grpc.StatusCode.INVALID_ARGUMENT)
         assert details.startswith("tensor 'QUERY' is not UTF-8")
     (text,), code, _ = await stream(sidecar.listen, UNKNOWN_MODEL, metadata=REAL_STATUS)
     assert (text, code) == ("Request for unknown model: 'nobody' is not found", grpc.StatusCode.OK)

@@ -18,6 +18,7 @@ import grpc
 import grpc.aio
 
 from sidecar.triton.client import SERVICE
+from sidecar.triton.errors import STATUS_LOST
 from tests.integration.compare.scenario import (
     RUN,
     Ask,
@@ -40,7 +41,6 @@ OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_leng
 COMPRESSIONS = {"": None, "gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
 TRIES_MAX = 5  # of a scenario whose status gRPC lost
 HUNG = "HUNG"  # the status of a call that had not ended in time
-STATUS_LOST = "Internal error from Core"  # grpc.aio's own words when a write meets a stream that the server has ended
 
 
 @dataclass(slots=True, kw_only=True)

@@ -22,7 +22,8 @@ from tests.integration.compare.reading import read
 from tests.integration.compare.scenario import DIRECT, THROUGH, Ask, Program, Scenario, Where
 
 SIDE_BY_SIDE = 6
-TRIES_MAX = 4  # of a round: errors on streams with triton_grpc_error end Triton 2.51 once in fifty times
+TRIES_MAX = 4  # of a round: Triton 2.51 dies now and then of errors with triton_grpc_error, and of models unloaded
+CRASHED = ("Socket closed)", "Connection refused")
 KEYS = (header(INFERENCE),)
 BACK = tuple(  # directly, and through the sidecar, which has to see that the engine is there; at once but after a crash
     Scenario(name="back", steps=(Ask(method="ModelInfer", body=body, metadata=KEYS, until_status="OK"),))
@@ -92,28 +93,41 @@ async def _on_guarded(at: dict[Where, list[Scenario]], directory: Path, go: Path
 
 
 async def _both(scenarios: Sequence[Scenario], pair: Pair, go: Path | None) -> list[Outcome]:
-    direct = await _survived(scenarios, pair, pair.direct, DIRECT, go)
-    through = await _survived(scenarios, pair, pair.through, THROUGH, go)
+    """What came of each. One that contradicts its verdict is played again, alone: a difference comes back each time,
+    what two free-running programs and a busy host do to each other does not."""
+    found = await _twice(scenarios, pair, go, "")
+    for number in range(1, TRIES_MAX):
+        for doubted in {id(each.scenario): each.scenario for each in found if each.wrong}.values():
+            again = {each.client: each for each in await _twice([doubted], pair, go, str(number))}
+            found = [again[each.client] if each.scenario is doubted and each.wrong else each for each in found]
+    return found
+
+
+async def _twice(scenarios: Sequence[Scenario], pair: Pair, go: Path | None, number: str) -> list[Outcome]:
+    """Played directly and through the sidecar, under names of its own."""
+    direct = await _survived(scenarios, pair, pair.direct, DIRECT + number, go)
+    through = await _survived(scenarios, pair, pair.through, THROUGH + number, go)
     return [_outcome(each, client, direct, through) for each in scenarios for client in clients(each)]
 
 
 async def _survived(scenarios: Sequence[Scenario], pair: Pair, target: str, word: str, go: Path | None) -> Seen:
     """A round that Triton survived: what a caller sees of a crash is no answer that could be compared."""
     seen: Seen = {}
+    gone = scenarios[0].where is Where.GONE
     for _ in range(TRIES_MAX):
-        if scenarios[0].where is not Where.GONE:
+        if not gone:
             await play(BACK[0], pair.direct, DIRECT)
             await play(BACK[1], pair.through, THROUGH)
         before = pair.incarnation
         seen = await _round(scenarios, target, word, go)
-        if pair.incarnation == before and not any(map(_unavailable, seen.values())):
+        if gone or (pair.incarnation == before and not any(map(_unavailable, seen.values()))):
             break
     return seen
 
 
 def _unavailable(calls: dict[str, Any]) -> bool:
-    """A crash shows in the call before it shows in the process."""
-    return any(each.get("details", "").endswith("Socket closed)") for each in calls.values())
+    """A crash shows in the calls before it shows in the process."""
+    return any(words in str(calls) for words in CRASHED)
 
 
 def _outcome(scenario: Scenario, client: str, direct: Seen, through: Seen) -> Outcome:

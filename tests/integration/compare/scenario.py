@@ -159,7 +159,7 @@ class Scenario:
 
     def sent(self, run: str) -> tuple[Step, ...]:
         """The steps of this run."""
-        return self.directly if self.directly and run == DIRECT else self.steps
+        return self.directly if self.directly and run.startswith(DIRECT) else self.steps
 
     @property
     def expected(self) -> frozenset[Part]:

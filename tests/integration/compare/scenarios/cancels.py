@@ -76,7 +76,7 @@ CANCELS = Subject(
         ),
         Scenario(
             name="a deadline that is over when the call is made",
-            steps=(Ask(method="ModelInfer", body=query(), timeout_s=0.0), Ask(method="ModelInfer", body=query())),
+            steps=(Ask(method="ModelInfer", body=query(), timeout_s=-1.0), Ask(method="ModelInfer", body=query())),
             clients=("python",),
         ),
         Scenario(

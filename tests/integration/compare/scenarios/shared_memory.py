@@ -36,9 +36,9 @@ def register(name: str, key: str, size: int, offset: int = 0) -> Ask:
 
 
 def unregister(name: str) -> Ask:
-    """The server has forgotten the region."""
+    """The server has forgotten the region: it refuses while a request that has been answered still holds it."""
     body = service_pb2.SystemSharedMemoryUnregisterRequest(name=name)
-    return Ask(method="SystemSharedMemoryUnregister", body=body.SerializeToString())
+    return Ask(method="SystemSharedMemoryUnregister", body=body.SerializeToString(), until_status="OK")
 
 
 def status(name: str) -> Ask:
