@@ -87,25 +87,9 @@ class OfflineLane:
         rules = ItemRules.of(settings, tokens_max, aliases)
         self._runs = ItemRuns(settings, rules, driver, tokens, self._spans, self.stats, clock)
         self._shares: dict[int, Share] = {}
-        self._intake = Intake(
-            settings,
-            self._runs,
-            self._spans,
-            self.stats,
-            shares=self._shares,
-            clock=clock,
-            on_trouble=lambda error: self._trouble("nothing can be fetched", error),
-        )
-        commits = Commits(
-            settings,
-            self._runs,
-            self._spans,
-            self.stats,
-            shares=self._shares,
-            jobs=jobs,
-            on_durable=on_durable,
-            clock=clock,
-        )
+        common = (settings, self._runs, self._spans, self.stats)
+        self._intake = Intake(*common, shares=self._shares, clock=clock, on_trouble=self._cannot_fetch)
+        commits = Commits(*common, shares=self._shares, jobs=jobs, on_durable=on_durable, clock=clock)
         self._servers: asyncio.TaskGroup | None = None  # of the session, if there is one
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
@@ -303,6 +287,9 @@ class OfflineLane:
         for number, share in self._shares.items():
             share.end_known = number in ends
             share.end = ends.get(number, share.end)
+
+    def _cannot_fetch(self, error: LogError | None) -> None:
+        self._trouble("nothing can be fetched", error)
 
     def _trouble(self, what: str, error: LogError | None) -> None:
         """The consumer's state follows from what it cannot do."""

@@ -10,6 +10,7 @@ import pytest
 
 from dev.bench import mixed
 from dev.bench._mixed_load import Prompts
+from dev.bench._mixed_prediction import Run, World, predicted, prediction, simulate
 from dev.bench._mixed_worker import BASELINES, Governed, governed
 from dev.load import LoadResult
 from engine.lengths import output_length
@@ -105,9 +106,9 @@ def test_the_simulator_gets_the_lengths_that_the_engine_will_draw(prompts: Promp
         assert job.output_tokens == min(arrival.output_tokens_max, output_length(ids, prompts.language, 0))
 
 
-def run(policy: str, seed: int, tokens_per_s: float, overruns: float, directory: Path = Path()) -> mixed.Run:
+def run(policy: str, seed: int, tokens_per_s: float, overruns: float, directory: Path = Path()) -> Run:
     load = LoadResult(sent=2, ttft_ms=[10.0 * seed, 20.0 * seed], e2e_ms=[30.0, 40.0])
-    return mixed.Run(
+    return Run(
         policy=policy,
         seed=seed,
         load=load,
@@ -152,9 +153,9 @@ def test_a_simulator_fitted_to_a_run_predicts_another_of_the_same_engine(prompts
         driver.begin(iter([*items, *load.jobs]))
         driver.run(seconds)
         recorder.close()
-        measured = mixed.simulate(Scheduler(SchedulerSettings(), [engine]), engine, profile, load.jobs, items, seconds)
+        measured = simulate(Scheduler(SchedulerSettings(), [engine]), engine, profile, load.jobs, items, seconds)
         ttft_ms = [measured.ttft_ms[share] or 0.0 for share in ("p50", "p95")]
-        runs[seed] = mixed.Run(
+        runs[seed] = Run(
             policy="ours",
             seed=seed,
             load=LoadResult(ttft_ms=[ttft_ms[0]] * 94 + [ttft_ms[1]] * 6),
@@ -163,10 +164,10 @@ def test_a_simulator_fitted_to_a_run_predicts_another_of_the_same_engine(prompts
             directory=tmp_path / str(seed),
         )
     alone = governed("offline-only", SchedulerSettings(), [engine])
-    ceiling = mixed.simulate(alone, engine, profile, [], items, seconds).offline_tokens_per_s
-    world = mixed.World(loads=loads, items=items, ceiling_tokens_per_s=ceiling, seconds=seconds)
+    ceiling = simulate(alone, engine, profile, [], items, seconds).offline_tokens_per_s
+    world = World(loads=loads, items=items, ceiling_tokens_per_s=ceiling, seconds=seconds)
 
-    found = mixed.prediction(runs[1], runs[2], world)
+    found = prediction(runs[1], runs[2], world)
     assert max(found[name] for name in ("p50", "p95", "harvest")) < 0.1
     fitted = found["fitted"]
     assert (
@@ -175,10 +176,10 @@ def test_a_simulator_fitted_to_a_run_predicts_another_of_the_same_engine(prompts
 
 
 def test_one_seed_is_too_few_to_predict_and_the_report_says_so() -> None:
-    world = mixed.World(loads={}, items=[], ceiling_tokens_per_s=1.0, seconds=1.0)
+    world = World(loads={}, items=[], ceiling_tokens_per_s=1.0, seconds=1.0)
 
-    assert mixed.predicted([run("ours", 1, 1.0, 0.0)], world)["why_not"] == "it takes `ours` on two seeds"
-    late = mixed.predicted([run("ours", 1, 1.0, 0.0, Path("/nonexistent"))] * 2, world)
+    assert predicted([run("ours", 1, 1.0, 0.0)], world)["why_not"] == "it takes `ours` on two seeds"
+    late = predicted([run("ours", 1, 1.0, 0.0, Path("/nonexistent"))] * 2, world)
     assert (late["p50"], late["why_not"]) == (None, "run ours, seed 1 left no recording")
 
 
