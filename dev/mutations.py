@@ -5,6 +5,7 @@ Nothing here knows what the sidecar makes of them. What is still right after a c
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def _change_line(draw: Random, line: dict[str, Any]) -> None:
     body = line["body"] if isinstance(line.get("body"), dict) else line
     kind = draw.randrange(6)
     if kind == 0:
-        line[draw.choice(LINE_FIELDS)] = draw.choice((*ODD, *URLS))
+        line[draw.choice(LINE_FIELDS)] = _drawn(draw, *ODD, *URLS)
     elif kind == 1 and line:
         del line[draw.choice(sorted(line))]
     elif kind == 2 and body:
@@ -97,17 +98,22 @@ def _change_line(draw: Random, line: dict[str, Any]) -> None:
     elif kind == 3 and isinstance(body.get("messages"), list) and body["messages"]:
         _change_message(draw, body["messages"])
     else:
-        body[draw.choice(FIELDS)] = draw.choice(ODD)
+        body[draw.choice(FIELDS)] = _drawn(draw, *ODD)
 
 
 def _change_message(draw: Random, messages: list[Any]) -> None:
     message = messages[0]
     if not isinstance(message, dict) or draw.random() < 0.2:
-        messages.append(draw.choice(ODD))
+        messages.append(_drawn(draw, *ODD))
         return
     field = draw.choice(("role", "content", "name", "tool_calls", "tool_call_id", "refusal", "audio", "x"))
     parts = ([{"type": "text", "text": "a"}], [{"type": "image_url", "image_url": {"url": "a"}}], [{"type": "text"}])
-    message[field] = draw.choice((*ODD, *parts, "system", "assistant", "developer", "tool"))
+    message[field] = _drawn(draw, *ODD, *parts, "system", "assistant", "developer", "tool")
+
+
+def _drawn(draw: Random, *values: Any) -> Any:
+    """One of them, as a copy: the next change may change it."""
+    return copy.deepcopy(draw.choice(values))
 
 
 def _encoded(draw: Random, line: dict[str, Any]) -> bytes:
