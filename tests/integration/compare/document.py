@@ -21,6 +21,8 @@ gone.
 
 Not compared is what differs between any two runs against one server: how the responses to different requests on a
 stream interleave, how many tokens a request had said when it was stopped, times, what the KV cache held, and counts.
+A scenario that contradicts its verdict is played again, up to four times in all: a difference comes back each time,
+what two programs that run freely do to each other on a busy host does not.
 
 Written by `python -m tests.integration.compare --write` from `tests/integration/compare/scenarios/`; played by
 `tests/integration/test_compare.py`. Clients: grpc.aio, grpc-go (where Go is installed), and programs on top of
