@@ -27,7 +27,7 @@ from sidecar.settings.offline import OfflineSettings
 from sidecar.telemetry.status_text import status_text
 from sidecar.triton.advice import with_advice
 from sidecar.triton.client import EngineClient
-from sidecar.triton.gauges import measure
+from sidecar.triton.gauges import block_fault, measure
 from sidecar.triton.models import look, shares
 from sidecar.triton.tokenizer import Tokens
 
@@ -174,6 +174,8 @@ async def _engine_findings(engine: EngineEndpoint) -> AsyncIterator[tuple[str, s
         yield "warning", f"{where}: no gauges of TensorRT-LLM on {engine.metrics_url}"
     else:
         yield "ok", f"{where}: gauges say {measured.active_requests} active requests"
+    if fault := block_fault(engine, measured):
+        yield "FAILED", f"{where}: {fault}"
 
 
 async def _model_findings(client: EngineClient, engine: EngineEndpoint, where: str) -> AsyncIterator[tuple[str, str]]:

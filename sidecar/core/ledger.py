@@ -47,7 +47,7 @@ class Ledger:
         """The books of an engine that we have asked nothing of."""
         return cls(
             kv_tokens_max=engine.kv_tokens or inf,
-            block_tokens=engine.kv_block_tokens,
+            block_tokens=engine.block_tokens,
             kv_tokens_set=engine.kv_tokens,
             guard_share_min=scheduler.kv_guard_share_min,
             guard_share_max=scheduler.kv_guard_share_max,

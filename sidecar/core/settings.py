@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from sidecar.core.errors import SettingsError
 
 WIDE_SLOTS = 16  # engines with more of them are bound by the length of an iteration, narrower ones by slots
+BLOCK_TOKENS = 32  # TensorRT-LLM's default
 FORBID_UNKNOWN: dict[str, Any] = {"extra": "forbid"}
 
 
@@ -50,7 +51,7 @@ class EngineSettings:
     tokens_max: int = 2048  # prompt + output of one sequence: the engine's max_seq_len
     lost_hold_s: float = 0.15  # after Lost: the engine's cancellation check period and two iterations
     kv_tokens: int = 0  # the KV cache, in tokens; 0 = as the engine's gauges say, or unbounded without gauges
-    kv_block_tokens: int = 32  # the engine reserves whole blocks (TensorRT-LLM's tokens_per_block)
+    kv_block_tokens: int = 0  # it reserves whole blocks; 0 = as its gauges say, and TensorRT-LLM's default before
     # Rows that offline keeps while online is resident: so many, all of them, or as many as the guard finds harmless.
     yield_rows: int | Literal["auto", "never"] = "auto"
     yield_hold_ms: float | None = (
@@ -74,13 +75,18 @@ class EngineSettings:
         require(piece is None or piece >= 0, f"engine {self.name}: prefill_slice_tokens must be >= 0, not {piece}")
         require(self.kv_tokens >= 0, f"engine {self.name}: kv_tokens must be >= 0, not {self.kv_tokens}")
         require(
-            self.kv_block_tokens >= 1, f"engine {self.name}: kv_block_tokens must be >= 1, not {self.kv_block_tokens}"
+            self.kv_block_tokens >= 0, f"engine {self.name}: kv_block_tokens must be >= 0, not {self.kv_block_tokens}"
         )
         require(
             self.yield_rows in ("auto", "never")
             or (isinstance(self.yield_rows, int) and 0 <= self.yield_rows <= self.slots),
             f"engine {self.name}: yield_rows must be in 0..{self.slots}, auto or never, not {self.yield_rows}",
         )
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens per block of the KV cache, as long as no gauge says otherwise."""
+        return self.kv_block_tokens or BLOCK_TOKENS
 
     @property
     def piece_tokens(self) -> int:

@@ -14,7 +14,7 @@ from sidecar.core.events import EngineUp, Measured
 from sidecar.driver.driver import Driver
 from sidecar.errors import EngineError, StreamBrokenError
 from sidecar.triton.client import EngineClient
-from sidecar.triton.gauges import EngineAddress, measure
+from sidecar.triton.gauges import EngineAddress, block_fault, measure
 
 PERIOD_S = 1.0  # also how soon a restarted engine gets work again
 TIMEOUT_S = 3.0
@@ -41,6 +41,7 @@ class Prober:
 
     def __init__(self, driver: Driver, engine: EngineAddress, client: EngineClient, changed: Changed) -> None:
         self.health = EngineHealth(up=False, reason="not probed yet", since_s=driver.now_s)
+        self.block_fault = ""  # how the engine's gauges contradict the settings
         self._driver = driver
         self._engine = engine
         self._client = client
@@ -90,9 +91,13 @@ class Prober:
                 self._tell()
 
     def _measured(self, gauges: Measured) -> None:
-        """Tell the driver. Say when load that is not ours comes and when it goes."""
+        """Tell the driver. Say what contradicts the settings, and when load that is not ours comes and goes."""
         name, before = self._engine.name, self._foreign_slots
         self._driver.handle(gauges)
+        if (fault := block_fault(self._engine, gauges)) and fault != self.block_fault:
+            logger.error("engine %s: %s", name, fault)
+        if gauges.tokens_per_block:
+            self.block_fault = fault
         self._foreign_slots = foreign = self._driver.scheduler.foreign_slots(name)
         if foreign and not before:
             logger.warning(

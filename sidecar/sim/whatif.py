@@ -81,7 +81,7 @@ def machine_of(engine: EngineSettings, profile: Profile) -> Machine:
         max_num_tokens=max(CHUNK_TOKENS, engine.slots),
         max_seq_len=engine.tokens_max,
         kv_tokens_max=engine.kv_tokens or profile.kv_tokens_max,
-        tokens_per_block=engine.kv_block_tokens,
+        tokens_per_block=engine.block_tokens,
     )
     return Machine(settings, profile)
 

@@ -34,6 +34,8 @@ class EngineAddress(Protocol):
     def model(self) -> str: ...
     @property
     def metrics_url(self) -> str | None: ...
+    @property
+    def kv_block_tokens(self) -> int: ...
 
 
 class PageError(Exception):
@@ -67,6 +69,17 @@ async def _page(http: aiohttp.ClientSession, url: str) -> str:
         return page.decode()
     except UnicodeDecodeError:
         raise PageError("it is not UTF-8") from None
+
+
+def block_fault(engine: EngineAddress, measured: Measured) -> str:
+    """How the setting of tokens per KV block differs from the engine's gauge; "" if it does not, or one is unknown."""
+    set_to, gauge = engine.kv_block_tokens, measured.tokens_per_block
+    if not set_to or not gauge or set_to == gauge:
+        return ""
+    return (
+        f"kv_block_tokens is {set_to} in the settings, but a block of this engine's KV cache holds {gauge} tokens,"
+        " which is what counts; leave the setting out"
+    )
 
 
 def parse_gauges(engine: str, model: str, text: str) -> Measured:

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from dev.broker import free_ports
+from sidecar.core.events import Measured
 from sidecar.driver import probes
 from sidecar.driver.probes import EngineHealth, Prober
 from sidecar.settings.file import EngineEndpoint
@@ -106,6 +107,21 @@ async def test_a_fault_of_a_probe_is_a_reason_to_be_down_and_no_end(triton: Fake
         await sidecar.until(lambda: prober.health.reason == "the probe failed: KeyError")
         task.cancel()
         await asyncio.wait((task,))
+
+
+async def test_a_block_size_that_the_gauges_contradict_is_said_once_and_kept(
+    triton: FakeTriton, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_sidecar({"e0": triton}) as sidecar, EngineClient(triton.target) as client:
+        engine = EngineEndpoint(name="e0", target=triton.target, kv_block_tokens=32)
+        prober = Prober(sidecar.driver, engine, client, lambda *_: None)
+        for tokens in (None, 64, 64, None):  # None: the engine does not iterate yet, or a scrape failed
+            prober._measured(Measured(engine="e0", ok=True, tokens_per_block=tokens))
+        assert "kv_block_tokens is 32 in the settings" in prober.block_fault
+        assert caplog.text.count(prober.block_fault) == 1
+        assert sidecar.driver.scheduler.block_tokens("e0") == 64
+        prober._measured(Measured(engine="e0", ok=True, tokens_per_block=32))
+        assert prober.block_fault == ""
 
 
 async def test_load_that_is_not_ours_is_said_and_counted(

@@ -100,6 +100,16 @@ async def test_a_wrong_port_is_named_with_what_is_expected_there(triton: Triton,
     assert "what listens there speaks no gRPC" in output
 
 
+async def test_a_block_size_that_is_not_the_engines_fails_the_doctor(triton: Triton, tmp_path: Path) -> None:
+    settings = sidecar_settings(triton)
+    settings["engines"][0]["kv_block_tokens"] = 16
+    file = tmp_path / "sidecar.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    code, output = await run("doctor", "--config", str(file))
+    assert code == 1
+    assert "kv_block_tokens is 16 in the settings, but a block of this engine's KV cache holds 32 tokens" in output
+
+
 async def test_a_model_that_is_not_there_is_named_with_the_setting(triton: Triton, tmp_path: Path) -> None:
     settings = sidecar_settings(triton)
     settings["engines"][0]["model"] = "tensorrt"

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.events import Measured
+from sidecar.settings.file import EngineEndpoint
 from sidecar.triton import gauges
-from sidecar.triton.gauges import measure, parse_gauges
+from sidecar.triton.gauges import block_fault, measure, parse_gauges
 
 PAGE = """# HELP nv_trt_llm_request_metrics TensorRT-LLM request metrics
 # TYPE nv_trt_llm_request_metrics gauge
@@ -40,6 +41,18 @@ FAILED = Measured(engine="e0", ok=False)
 
 def test_the_gauges_of_this_model_are_read_whatever_the_order_of_the_labels() -> None:
     assert parse_gauges("e0", "tensorrt_llm", PAGE) == FULL
+
+
+@pytest.mark.parametrize(
+    ("set_to", "gauge", "is_fault"),
+    [(0, 64, False), (64, 64, False), (32, None, False), (32, 0, False), (32, 64, True), (64, 32, True)],
+)
+def test_a_block_size_that_the_gauge_contradicts_is_named_with_both_numbers(
+    set_to: int, gauge: int | None, is_fault: bool
+) -> None:
+    fault = block_fault(EngineEndpoint(name="e0", kv_block_tokens=set_to), replace(FULL, tokens_per_block=gauge))
+    assert bool(fault) is is_fault
+    assert not is_fault or (f"kv_block_tokens is {set_to} in" in fault and f"holds {gauge} tokens" in fault)
 
 
 def test_a_page_without_gauges_measures_nothing_but_did_answer() -> None:
@@ -84,6 +97,7 @@ class Engine:
     metrics_url: str | None
     name: str = "e0"
     model: str = "tensorrt_llm"
+    kv_block_tokens: int = 0
 
 
 @dataclass
