@@ -270,7 +270,9 @@ def _probe(
 
     def faults(name: str) -> list[str]:
         down = "" if probers[name].up else f"down: {with_advice(probers[name].health.reason)}"
-        return [each for each in (down, unscheduled.faults.get(name, ""), probers[name].block_fault) if each]
+        prober = probers[name]
+        said = (down, unscheduled.faults.get(name, ""), prober.block_fault, prober.slices_off)
+        return [each for each in said if each]
 
     status.engine_faults = faults
     return [

@@ -172,6 +172,14 @@ class Scheduler:
         """Tokens per KV block of this engine. O(1)."""
         return self._engines[engine].ledger.block_tokens
 
+    def reuse_of(self, engine: str) -> tuple[int, float]:
+        """How often the configured length a slice has here, and the share of what resumes need that the cache held.
+
+        0 times = none are cut, because that share is too small. O(1).
+        """
+        slices = self._engines[engine].slices
+        return slices.factor, slices.hit
+
     def snapshot(self) -> Snapshot:
         """The state as of the last event. O(waiting): for some calls per second."""
         return Snapshot(

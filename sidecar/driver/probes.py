@@ -42,6 +42,7 @@ class Prober:
     def __init__(self, driver: Driver, engine: EngineAddress, client: EngineClient, changed: Changed) -> None:
         self.health = EngineHealth(up=False, reason="not probed yet", since_s=driver.now_s)
         self.block_fault = ""  # how the engine's gauges contradict the settings
+        self.slices_off = ""  # why offline work is not cut into slices, while it is not
         self._driver = driver
         self._engine = engine
         self._client = client
@@ -66,6 +67,7 @@ class Prober:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as http:
             while True:
                 self._judge(await self._fault())
+                self._look_at_reuse()
                 if self._engine.metrics_url is not None:
                     self._measured(await measure(http, self._engine))
                 self._look_now.clear()
@@ -106,6 +108,21 @@ class Prober:
             )
         elif before and not foreign:
             logger.info("engine %s: no slot is in use that is not ours any more", name)
+
+    def _look_at_reuse(self) -> None:
+        """Say when the engine forgets too much for slices, and when they are back."""
+        name, before = self._engine.name, self.slices_off
+        factor, hit = self._driver.scheduler.reuse_of(name)
+        if factor and before:
+            self.slices_off = ""
+            logger.info("engine %s: offline items run in slices again", name)
+        elif not factor:
+            self.slices_off = (
+                f"offline items run in one piece, and their prompts too: of what resumes need only {hit:.0%} was still"
+                " in the KV cache. Does the engine reuse blocks (enable_kv_cache_reuse), and has the cache room?"
+            )
+            if not before:
+                logger.warning("engine %s: %s", name, self.slices_off)
 
     async def _fault(self) -> str:
         """Why a request does not get through to the engine; "" if one does.

@@ -31,6 +31,10 @@ def test_slices_widen_step_by_step_and_then_end_where_the_engine_forgets() -> No
     assert slices.hit == pytest.approx(0.5, abs=0.01)
 
 
+def test_the_scheduler_tells_whether_slices_are_cut_and_how_much_is_reused() -> None:
+    assert scheduler().reuse_of("e") == (1, 1.0)
+
+
 def test_slices_come_back_where_the_engine_remembers_again() -> None:
     slices = Slices(64, 32)
     _verdicts(slices, 0, 4)

@@ -124,6 +124,24 @@ async def test_a_block_size_that_the_gauges_contradict_is_said_once_and_kept(
         assert prober.block_fault == ""
 
 
+async def test_why_nothing_is_cut_into_slices_is_said_once_and_so_is_that_it_is_again(
+    triton: FakeTriton, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", logger=probes.__name__)
+    async with running_sidecar({"e0": triton}) as sidecar, EngineClient(triton.target) as client:
+        prober = Prober(sidecar.driver, EngineEndpoint(name="e0", target=triton.target), client, lambda *_: None)
+        for factor, hit in ((1, 1.0), (2, 0.8), (0, 0.12), (0, 0.25), (8, 0.95), (4, 0.99)):
+            monkeypatch.setattr(sidecar.driver.scheduler, "reuse_of", lambda _engine, found=(factor, hit): found)
+            prober._look_at_reuse()
+            assert bool(prober.slices_off) is (factor == 0)
+    told = [record.getMessage() for record in caplog.records if record.name == probes.__name__]
+    assert [each.split(":")[1] for each in told] == [
+        " offline items run in one piece, and their prompts too",
+        " offline items run in slices again",
+    ]
+    assert "only 12% was still in the KV cache" in told[0]
+
+
 async def test_load_that_is_not_ours_is_said_and_counted(
     triton: FakeTriton, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
