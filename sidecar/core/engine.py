@@ -127,9 +127,9 @@ class Engine:
             )
         # One odd scrape is no reason: what is refused may be a dead letter. Until the size is known, work waits.
         settled = self.settings.kv_tokens or self.kv_size[1] >= SCRAPES
-        if settled and tokens * work.slots > self.ledger.kv_tokens_max:
-            kv_tokens_max = self.ledger.kv_tokens_max
-            return f"it needs {tokens * work.slots} tokens of KV cache, and the engine has {kv_tokens_max:.0f}"
+        needed = self.ledger.need(tokens) * work.slots  # each sequence takes whole blocks
+        if settled and needed > self.ledger.kv_tokens_max:
+            return f"it needs {needed} tokens of KV cache, and the engine has {self.ledger.kv_tokens_max:.0f}"
         return ""
 
     @property

@@ -22,7 +22,7 @@ from sidecar.core.events import (
     Stopped,
 )
 from sidecar.core.settings import EngineSettings, TenantSettings
-from sidecar.core.work import EndReason, GrantKind
+from sidecar.core.work import EndReason, GrantKind, Work
 from tests.core.builders import offline, online, scheduler
 
 ONE_SLOT = {"t": TenantSettings(slots_max=1)}
@@ -153,10 +153,29 @@ def test_what_an_engine_cannot_hold_any_more_is_refused_when_three_scrapes_say_s
         assert subject.handle(scrape, now_s) == []
     why = "it needs {} tokens of KV cache, and the engine has 512"
     assert subject.handle(scrape, 3.0) == [
-        Reject(work_id="a2", reason=RejectReason.TOO_LARGE, message=why.format(1000)),
+        Reject(work_id="a2", reason=RejectReason.TOO_LARGE, message=why.format(1024)),
         Reject(work_id="b1", reason=RejectReason.TOO_LARGE, message=why.format(1600)),
     ]
     assert subject.handle(scrape, 4.0) == []
+
+
+@pytest.mark.parametrize(
+    ("work", "kv_tokens", "needed"),
+    [
+        (online("a1", prompt_tokens=900, output_tokens_max=95), 1000, 1024),
+        (online("a1", prompt_tokens=300, output_tokens_max=90, slots=8), 3200, 3328),
+        (offline("a1", prompt_tokens=300, output_tokens_max=90, slots=8), 3200, 3328),
+    ],
+)
+def test_what_does_not_fit_in_whole_blocks_is_refused_and_holds_up_nobody(
+    work: Work, kv_tokens: int, needed: int
+) -> None:
+    subject = scheduler(engines=(EngineSettings(name="e", kv_tokens=kv_tokens, yield_rows="never"),))
+    message = f"it needs {needed} tokens of KV cache, and the engine has {kv_tokens}"
+    refused = Reject(work_id="a1", reason=RejectReason.TOO_LARGE, message=message)
+    assert subject.handle(Arrived(work=work), 0.0) == [refused]
+    [granted] = subject.handle(Arrived(work=online("a2")), 0.1)
+    assert isinstance(granted, Dispatch)
 
 
 SMALL = EngineSettings(name="small", slots=1, tokens_max=200, yield_rows="never")
