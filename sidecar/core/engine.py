@@ -407,8 +407,11 @@ class Engine:
             self.prefixes.learn(item.work.prefix_key, reused_tokens)
         elif item.expected_reuse:
             self.counts.resumed_tokens += item.expected_reuse
+            # Only whole blocks can be found again: with large ones the rest would look like a cache that forgets.
+            findable = item.expected_reuse - item.expected_reuse % self.ledger.block_tokens
+            if reused_tokens is not None and findable:
+                self.slices.observe(findable, reused_tokens)
             if reused_tokens is not None:
-                self.slices.observe(item.expected_reuse, reused_tokens)
                 self.counts.recomputed_tokens += max(0, item.expected_reuse - reused_tokens)
         # The engine keeps all but the last token of a sequence for reuse; a piece of a prompt it keeps whole.
         cached_tokens = item.expected_reuse

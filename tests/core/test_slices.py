@@ -6,6 +6,7 @@ import pytest
 
 from sidecar.core.events import Arrived, Ended, Stopped
 from sidecar.core.item import Item
+from sidecar.core.settings import EngineSettings
 from sidecar.core.slices import SAMPLES, Slices
 from sidecar.core.work import EndReason
 from tests.core.builders import offline, scheduler
@@ -56,11 +57,22 @@ def test_a_slice_never_exceeds_what_is_left_and_never_cuts_what_cannot_resume(
     assert _budget(Slices(64, 32), left=left, resumable=resumable) == budget
 
 
+@pytest.mark.parametrize(("reused_tokens", "ratio"), [(128, 1.0), (64, 0.975)])
+def test_what_fills_no_whole_block_is_not_missed_in_the_cache(reused_tokens: int, ratio: float) -> None:
+    """With blocks of 64 tokens a context of 189 is found again up to its token 128."""
+    engine = EngineSettings(name="e", kv_block_tokens=64, yield_rows="never")
+    subject = scheduler(engines=(engine,), slice_tokens=8)
+    subject.handle(Arrived(work=offline("b", prompt_tokens=182)), 0.0)
+    subject.handle(Ended(work_id="b", reason=EndReason.LENGTH, output_tokens=8, reused_tokens=0), 0.1)
+    subject.handle(Ended(work_id="b", reason=EndReason.LENGTH, output_tokens=8, reused_tokens=reused_tokens), 0.2)
+    assert subject.snapshot().engines["e"].reuse_ratio == pytest.approx(ratio, abs=0.001)
+
+
 @pytest.mark.parametrize(("output_tokens", "ratio"), [(0, 1.0), (3, 0.95)])
 def test_a_resume_that_was_stopped_without_a_token_says_nothing_of_the_cache(output_tokens: int, ratio: float) -> None:
     """It may have been in the engine's queue: then it reports that nothing was reused."""
     subject = scheduler(slice_tokens=8)
-    subject.handle(Arrived(work=offline("b")), 0.0)
+    subject.handle(Arrived(work=offline("b", prompt_tokens=40)), 0.0)
     subject.handle(Ended(work_id="b", reason=EndReason.LENGTH, output_tokens=8, reused_tokens=0), 0.1)
     subject.handle(Stopped(work_id="b", output_tokens=output_tokens, reused_tokens=0), 0.2)
     assert subject.snapshot().engines["e"].reuse_ratio == pytest.approx(ratio, abs=0.001)
