@@ -14,6 +14,7 @@ from sidecar.errors import BadRequestError, UnknownModelError
 from sidecar.frontend.tensor_rules import DATATYPES, asked_by, dims
 
 CLASSES = "classification"  # the parameter of an output, of Triton's classification extension
+VERSION_CHARACTERS_MAX = 64  # of a version that is refused: a status has to fit into gRPC's trailers
 _BATCH_NOTE = (
     "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each "
     "input shape. If you want to specify the full shape including the batch dim in your input dims config, try setting "
@@ -102,10 +103,12 @@ class ModelSchema:
         """As Triton reads it: a number, whatever stands behind it. None = the latest."""
         if not text:
             return
-        number = re.match(r"\s*([+-]?\d+)", text)
-        asked = None if number is None else int(number[1])
+        number = re.match(r"[ \t-\r]*([+-]?)0*([0-9]+)", text)
+        # One of more digits does not fit 64 bits, and Python would not read one of some thousands.
+        asked = None if number is None or len(number[2]) > 19 else int(number[1] + number[2])
         if asked is None or not -(2**63) <= asked < 2**63:
-            shown = f"failed to get model version from specified version string '{text}' (details: stol)"
+            cut = text if len(text) <= VERSION_CHARACTERS_MAX else text[:VERSION_CHARACTERS_MAX] + "…"
+            shown = f"failed to get model version from specified version string '{cut}' (details: stol)"
             raise BadRequestError(f"{shown}, version should be an integral value > 0")
         if asked < 1:
             raise BadRequestError(f"invalid model version specified '{text}' , version should be an integral value > 0")

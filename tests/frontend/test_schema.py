@@ -156,6 +156,8 @@ def test_a_version_is_read_as_triton_reads_it(asked: str) -> None:
         ("0", "invalid model version specified '0' ,", grpc.StatusCode.INVALID_ARGUMENT),
         ("x", "failed to get model version from specified version string 'x'", grpc.StatusCode.INVALID_ARGUMENT),
         ("9" * 20, "failed to get model version", grpc.StatusCode.INVALID_ARGUMENT),
+        ("9" * 5000, "failed to get model version", grpc.StatusCode.INVALID_ARGUMENT),
+        ("\N{ARABIC-INDIC DIGIT ONE}", "failed to get model version", grpc.StatusCode.INVALID_ARGUMENT),
     ],
 )
 def test_a_version_that_there_is_not_is_refused_in_tritons_words(asked: str, text: str, code: grpc.StatusCode) -> None:
