@@ -87,7 +87,7 @@ class ScheduledModel:
             raise model_refusal(
                 request, f"input 'input_ids' is missing or empty; model '{self.name}' requires a prompt"
             )
-        lengths = _read(request, tensors, "input_lengths") or (ids,)
+        lengths = _read(request, tensors, "input_lengths", wire.INTEGERS) or (ids,)
         for length in lengths:
             if not 1 <= length <= ids:
                 raise model_refusal(request, f"input 'input_lengths' is {length}, but input 'input_ids' holds {ids}")
@@ -97,7 +97,7 @@ class ScheduledModel:
         given = tensors.get("text_input")
         if given is not None and SHARED_MEMORY in given.parameters:
             return self._estimate(_bytes_in_shared_memory(given), output_tokens_max)
-        texts = _read(request, tensors, "text_input") or ()
+        texts = _read(request, tensors, "text_input", ("BYTES",)) or ()
         if not texts or not all(texts):
             raise model_refusal(
                 request, f"input 'text_input' is missing or empty; model '{self.name}' requires a prompt"
@@ -233,14 +233,22 @@ def _timeout_s(request: Any) -> float:
     return timeout_us / 1e6 if timeout_us > 0 else inf
 
 
-def _read(request: Any, tensors: Mapping[str, Any], name: str) -> Sequence[Any] | None:
-    """The values of an input; None if it is not there or lies in shared memory."""
-    return wire.input_values(request, name) if name in tensors else None
+def _read(request: Any, tensors: Mapping[str, Any], name: str, datatypes: Sequence[str]) -> Sequence[Any] | None:
+    """The values of an input; None if it is not there or lies in shared memory.
+
+    Raises BadRequestError for another datatype: where nobody tells the ModelConfig, nobody has looked at it yet.
+    """
+    if name not in tensors:
+        return None
+    if (given := tensors[name].datatype) not in datatypes:
+        model = f"model '{request.model_name}' expects '{datatypes[0]}'"
+        raise refusal(request, f"inference input '{name}' data-type is '{given}', but {model}")
+    return wire.input_values(request, name)
 
 
 def _least_one(request: Any, tensors: Mapping[str, Any], name: str) -> int | None:
     """The largest value of an input whose values are counts; None as for `_read`."""
-    values = _read(request, tensors, name)
+    values = _read(request, tensors, name, wire.INTEGERS)
     if not values:
         return None
     if min(values) < 1:

@@ -22,9 +22,25 @@ from sidecar.token_call import Generated, Sampling, TokenCall
 from sidecar.triton import wire
 from sidecar.triton.tokenizer import Tokens
 
-_COMMON = {"end_id", "pad_id", "temperature", "seed", "min_tokens", "exclude_input_in_output"}
-_OF_IDS = {"input_ids", "input_lengths", "request_output_len", "streaming", "stop_words_list"}
-_OF_TEXT = {"text_input", "max_tokens", "stream", "stop_words"}
+# What is understood here, with its datatype: another one is for the engine to refuse.
+_COMMON = {
+    **dict.fromkeys(("end_id", "pad_id", "min_tokens"), "INT32"),
+    "temperature": "FP32",
+    "seed": "UINT64",
+    "exclude_input_in_output": "BOOL",
+}
+_OF_IDS = {
+    **dict.fromkeys(("input_ids", "input_lengths", "request_output_len", "stop_words_list", "runtime_top_k"), "INT32"),
+    "runtime_top_p": "FP32",
+    "streaming": "BOOL",
+}
+_OF_TEXT = {
+    **dict.fromkeys(("text_input", "stop_words"), "BYTES"),
+    "max_tokens": "INT32",
+    "top_k": "INT32",
+    "top_p": "FP32",
+    "stream": "BOOL",
+}
 _PARAMETERS = OURS | {wire.EMPTY_FINAL, "timeout", "priority"}  # served here, or refused before
 
 
@@ -41,10 +57,9 @@ def token_call(request: Any, model: ScheduledModel, *, excludes_input: bool) -> 
 
 
 def _may_be_sliced(request: Any, model: ScheduledModel) -> bool:
-    top = {"top_k", "top_p"} if model.takes_text else {"runtime_top_k", "runtime_top_p"}
-    known = _COMMON | top | (_OF_TEXT if model.takes_text else _OF_IDS)
+    known = _COMMON | (_OF_TEXT if model.takes_text else _OF_IDS)
     return (
-        all(each.name in known and each.shape[:1] == [1] and SHARED_MEMORY not in each.parameters
+        all(known.get(each.name) == each.datatype and each.shape[:1] == [1] and SHARED_MEMORY not in each.parameters
             for each in request.inputs)
         and wants_only(request, OF_TEXT if model.takes_text else OF_IDS)
         and request.parameters.keys() <= _PARAMETERS

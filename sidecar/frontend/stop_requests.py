@@ -80,6 +80,9 @@ def is_stop(request: Any) -> bool:
     if SHARED_MEMORY in stop.parameters:
         raise refusal(request, "input 'stop' must not lie in shared memory: it is obeyed here, not in the engine alone")
     check_well_formed(request, OURS)
+    if stop.datatype != "BOOL":  # where nobody tells the ModelConfig, nobody has looked at it yet
+        model = f"model '{request.model_name}' expects 'BOOL'"
+        raise refusal(request, f"inference input 'stop' data-type is '{stop.datatype}', but {model}")
     stops = bool(wire.scalar(request, "stop", False))
     if stops and not request.id:
         raise ModelRefusesError(f"{asked_by('')}a stop request needs the id of the request to stop")

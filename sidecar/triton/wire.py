@@ -32,7 +32,7 @@ _TYPED = {
     "BYTES": "bytes_contents",
 }
 _SHARED_MEMORY = "shared_memory_region"
-_INTEGERS = ("INT32", "INT64", "UINT64")
+INTEGERS = ("INT32", "INT64", "UINT64")
 
 
 def add_tensor(request: Any, name: str, datatype: str, values: Sequence[Any], shape: Sequence[int]) -> None:
@@ -152,7 +152,7 @@ def output_ids(response: Any) -> tuple[int, ...]:
     if not ids:
         return ()
     (tensor,) = (each for each in response.outputs if each.name == "output_ids")
-    if tensor.datatype not in _INTEGERS:
+    if tensor.datatype not in INTEGERS:
         raise MalformedAnswerError(f"output 'output_ids' is {tensor.datatype}, which is no token id")
     if tensor.shape[-1] != len(ids):
         raise MalformedAnswerError(

@@ -69,6 +69,25 @@ def refusal(request: Any, model: ScheduledModel = IDS, given: Mapping[str, str] 
     return str(raised.value)
 
 
+@pytest.mark.parametrize("datatype", ["BYTES", "FP32", "FP16", "BOOL", "INT8"])
+@pytest.mark.parametrize("name", ["request_output_len", "input_lengths", "num_return_sequences", "beam_width"])
+def test_a_count_of_another_datatype_is_refused_by_name_where_no_modelconfig_is_known(name: str, datatype: str) -> None:
+    request = ids_request(num_return_sequences=1, beam_width=1)
+    (at,) = (at for at, each in enumerate(request.inputs) if each.name == name)
+    request.inputs[at].datatype = datatype
+    request.raw_input_contents[at] = b"\1"
+    expected = f"inference input '{name}' data-type is '{datatype}', but model 'tensorrt_llm' expects 'INT32'"
+    assert refusal(request) == f"[request id: r] {expected}"
+
+
+def test_a_text_of_another_datatype_is_refused_by_name_where_no_modelconfig_is_known() -> None:
+    request = text_request()
+    request.inputs[0].datatype = "INT32"
+    request.raw_input_contents[0] = wire.pack("INT32", (5,))
+    expected = "inference input 'text_input' data-type is 'INT32', but model 'ensemble' expects 'BYTES'"
+    assert refusal(request, TEXT) == f"[request id: r] {expected}"
+
+
 def test_lengths_are_read_from_the_tensors() -> None:
     assert IDS.lengths(ids_request(5, output=7)) == lengths(5, 7)
     assert IDS.lengths(ids_request(5, num_return_sequences=3, beam_width=2)) == lengths(5, 7, 3)

@@ -47,6 +47,15 @@ def test_a_greedy_call_is_sliced_with_all_it_asks_for() -> None:
     assert (call.sampling.min_tokens, call.sampling.seed, call.sampling.top_k) == (2, 5, 1)
 
 
+@pytest.mark.parametrize("name", ["input_ids", "input_lengths", "end_id", "streaming"])
+def test_what_has_a_datatype_that_is_not_the_engines_runs_whole_for_the_engine_to_refuse(name: str) -> None:
+    request = ids_request(end_id=("INT32", 9), streaming=("BOOL", True))
+    assert sliced(request) is not None
+    (at,) = (at for at, each in enumerate(request.inputs) if each.name == name)
+    request.inputs[at].datatype = "FP32"
+    assert sliced(request) is None
+
+
 def test_only_the_ids_that_input_lengths_names_are_the_prompt() -> None:
     request = ids_request()
     request.raw_input_contents[1] = wire.pack("INT32", (2,))

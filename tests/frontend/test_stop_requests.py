@@ -12,8 +12,9 @@ import pytest
 
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import Lane, Work
+from sidecar.errors import BadRequestError
 from sidecar.frontend.statuses import Booked
-from sidecar.frontend.stop_requests import Stoppable
+from sidecar.frontend.stop_requests import Stoppable, is_stop
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE, stop_request
 from tests.fakes.sidecar import Sidecar, running_sidecar
@@ -270,3 +271,15 @@ def test_what_is_over_cannot_be_named_and_leaves_nothing_behind() -> None:
         stoppable.discard(booked)
         assert stoppable.named(caller_id, "here", "t", ["m"]) == []
     assert not stoppable._owners
+
+
+@pytest.mark.parametrize("datatype", ["BYTES", "FP32", "INT8"])
+def test_a_stop_of_another_datatype_is_refused_where_no_modelconfig_is_known(datatype: str) -> None:
+    request = stop_request("tensorrt_llm", "a")
+    request.inputs[-1].datatype = datatype
+    content = {"BYTES": wire.pack("BYTES", [b"1"]), "FP32": wire.pack("FP32", [1.0]), "INT8": b"\1"}[datatype]
+    request.raw_input_contents[-1] = content
+    with pytest.raises(BadRequestError) as raised:
+        is_stop(request)
+    expected = f"inference input 'stop' data-type is '{datatype}', but model 'tensorrt_llm' expects 'BOOL'"
+    assert str(raised.value) == f"[request id: a] {expected}"
