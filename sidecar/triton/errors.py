@@ -34,7 +34,9 @@ _SAID = re.compile(r" \[([A-Z_]{2,32})\]$")  # by a model of ours, at the end of
 def code_of(text: str) -> grpc.StatusCode:
     """The status that a model of ours says at the end of its error's text; INTERNAL for any other text."""
     said = _SAID.search(text[-40:])
-    return grpc.StatusCode.__members__.get(said[1], grpc.StatusCode.INTERNAL) if said else grpc.StatusCode.INTERNAL
+    code = grpc.StatusCode.__members__.get(said[1]) if said else None
+    # An error is never OK: grpc.aio cannot end a call with that, and the caller would wait for ever.
+    return grpc.StatusCode.INTERNAL if code is None or code is grpc.StatusCode.OK else code
 
 
 @contextmanager

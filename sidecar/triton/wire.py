@@ -154,7 +154,7 @@ def output_ids(response: Any) -> tuple[int, ...]:
     (tensor,) = (each for each in response.outputs if each.name == "output_ids")
     if tensor.datatype not in INTEGERS:
         raise MalformedAnswerError(f"output 'output_ids' is {tensor.datatype}, which is no token id")
-    if tensor.shape[-1] != len(ids):
+    if list(tensor.shape[-1:]) != [len(ids)]:
         raise MalformedAnswerError(
             f"output 'output_ids' has the shape {list(tensor.shape)}; one sequence was asked for"
         )

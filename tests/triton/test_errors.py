@@ -25,6 +25,7 @@ from tests.fakes.triton import FakeTriton
         "in the [INVALID_ARGUMENT] middle",
         "of no status [SEGFAULT]",
         "of none either []",
+        "an error that is none [OK]",
         "",
     ],
 )

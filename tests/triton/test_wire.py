@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.errors import BadRequestError
+from sidecar.errors import BadRequestError, MalformedAnswerError
 from sidecar.frontend.unary_response import joined
 from sidecar.triton import wire
 
@@ -90,3 +90,8 @@ def test_of_other_outputs_the_last_stands() -> None:
 def test_responses_without_data_add_nothing() -> None:
     part = response(output_ids=("INT32", (1, 1, 1), (4,)))
     assert joined([part, wire.InferResponse()]) == part
+
+
+def test_token_ids_without_a_shape_are_an_answer_that_cannot_be_read() -> None:
+    with pytest.raises(MalformedAnswerError, match=r"has the shape \[\]"):
+        wire.output_ids(response(output_ids=("INT32", (), (4,))))
