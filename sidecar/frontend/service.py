@@ -111,7 +111,10 @@ class Online:
                 self._driver.cancel(booked.work_id)
         if error is not None:
             await refuse(context, error.code, str(error), error.trailing)
-        return joined([each.infer_response for each in found])
+        try:
+            return joined([each.infer_response for each in found])
+        except EngineError as unfit:
+            await refuse(context, unfit.code, asked_by(found[0].infer_response.id) + str(unfit))
 
     async def model_stream_infer(self, requests: AsyncIterator[Any], context: Any) -> None:
         """ModelStreamInfer: a task reads the caller's requests, the outbox writes what each of them gets."""
