@@ -93,10 +93,12 @@ class Streams:
 
     def _take(self, alive: Alive, running: Dispatched, response: Any) -> None:
         """Take in one response. Raises EngineError if it is an error of the engine."""
-        if response is not None:  # what grpc.aio gives for bytes that are no message
+        if response is not None:
             raise_if_error(response)
         final = False
         try:
+            if response is None:  # bytes that are no message: the engine may go on, so it is to be stopped
+                raise_if_error(response)
             final = wire.is_final(response.infer_response)
             if running.fault is None and (tokens := alive.call.receive(response)):
                 self._driver.progress(alive, running, tokens)

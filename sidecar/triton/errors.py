@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from sidecar.errors import EngineError, StreamBrokenError
+from sidecar.errors import EngineError, MalformedAnswerError, StreamBrokenError
 
 REAL_STATUS = "triton_grpc_error"  # metadata of a stream; Triton 24.08 and later
 # What a connection that breaks ends with, so the engine may run on. Any other status is Triton's own word.
@@ -58,7 +58,9 @@ def translated_errors(call: Any) -> Iterator[None]:
 
 
 def raise_if_error(response: Any) -> None:
-    """Raise EngineError if a ModelStreamInferResponse is one."""
+    """Raise EngineError if a ModelStreamInferResponse is one, or is None, as grpc.aio reads bytes that are none."""
+    if response is None:
+        raise MalformedAnswerError("the engine's answer is no message")
     if response.error_message:
         raise EngineError(response.error_message, code_of(response.error_message))
 

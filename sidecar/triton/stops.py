@@ -80,7 +80,7 @@ class StopLine:
         try:
             with translated_errors(self._call):
                 while (response := await self._call.read()) is not grpc.aio.EOF:
-                    answered = self._waiting.get(response.infer_response.id)
+                    answered = None if response is None else self._waiting.get(response.infer_response.id)
                     if answered is None:
                         raise_if_error(response)  # nobody waits for it, or it cannot be told who does
                     elif not answered.done():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from sidecar.triton.client import EngineClient
+from sidecar.errors import MalformedAnswerError
+from sidecar.triton.client import EngineClient, responses, stop_request
+from tests.fakes.engine import FakeStream
 from tests.fakes.triton import FakeTriton
 
 
@@ -35,3 +39,11 @@ async def test_the_version_of_a_server_that_does_not_answer_is_unknown(triton: F
         await triton.kill()
         await client.look_up_version(5.0)
     assert client.version is None
+
+
+async def test_an_answer_that_is_no_message_is_the_engines_error() -> None:
+    stream = FakeStream(asyncio.Queue(), ())
+    stream.answers.put_nowait(None)  # what grpc.aio gives for bytes that it cannot parse
+    with pytest.raises(MalformedAnswerError, match="no message"):
+        await responses(stream, stop_request("tensorrt_llm", "a"))
+    assert stream.cancelled.is_set()

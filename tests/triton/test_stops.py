@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from sidecar.errors import EngineError, StreamBrokenError
+from sidecar.errors import EngineError, MalformedAnswerError, StreamBrokenError
 from sidecar.triton import stops
-from sidecar.triton.client import EngineClient
+from sidecar.triton.client import EngineClient, stop_request
+from tests.fakes.engine import FakeStream, until
 from tests.fakes.triton import FakeTriton
 
 MODEL = "tensorrt_llm"
@@ -74,3 +75,15 @@ async def test_no_stream_stays_open_without_work(
             await asyncio.sleep(0.01)
     await client.stop(MODEL, "b", 5.0)
     assert triton.streams == 2
+
+
+async def test_an_answer_that_is_no_message_is_an_error_at_once() -> None:
+    stream = FakeStream(asyncio.Queue(), ())
+    line = stops.StopLine(stream)
+    asking = asyncio.create_task(line.stop(stop_request(MODEL, "a"), 60.0))
+    await until(lambda: stream.request is not None)
+    stream.answers.put_nowait(None)  # what grpc.aio gives for bytes that it cannot parse
+    with pytest.raises(MalformedAnswerError, match="no message"):
+        await asking
+    assert not line.usable
+    await line.close()
