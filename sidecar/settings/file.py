@@ -17,6 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from sidecar.core.errors import SettingsError
 from sidecar.core.settings import FORBID_UNKNOWN, EngineSettings, SchedulerSettings, require
+from sidecar.driver.watchdog import PROGRESS_TIMEOUT_S
+from sidecar.edge.settings_values import mistakes
 from sidecar.settings.aliases import Rule, check_aliases
 from sidecar.settings.limits import LimitSettings
 from sidecar.settings.offline import OfflineSettings
@@ -28,6 +30,7 @@ OVERRIDE_PREFIX = "SIDECAR__"
 # An engine in service gives each stream a token per iteration, every some tens of ms, and a long prompt of somebody
 # else in between takes seconds. A minute is a thousand iterations: longer than any stall after which one went on.
 PROGRESS_TIMEOUT_S = 60.0
+_ABOUT_NAMES = ("unexpected_keyword_argument", "missing", "missing_argument", "missing_keyword_only_argument")
 _ADDRESS = re.compile(r"([^\s:/\[\]@]+|\[[0-9a-fA-F:.%a-z]+\]):[0-9]{1,5}")
 
 
@@ -189,9 +192,12 @@ def load_settings(path: Path, environment: Mapping[str, str]) -> ServeSettings:
         if name.startswith(OVERRIDE_PREFIX):
             _override(document, name, value)
     try:
-        return TypeAdapter(ServeSettings).validate_python(document)
+        settings = TypeAdapter(ServeSettings).validate_python(document)
     except ValidationError as error:
         raise SettingsError("\n".join(_line(each) for each in error.errors())) from None
+    if found := list(mistakes(document, settings)):
+        raise SettingsError("\n".join(found))
+    return settings
 
 
 def _override(document: dict[str, Any], name: str, value: str) -> None:
@@ -201,7 +207,8 @@ def _override(document: dict[str, Any], name: str, value: str) -> None:
     try:
         for parent in parents:
             at = at[int(parent)] if isinstance(at, list) else at.setdefault(parent, {})
-        at[int(last) if isinstance(at, list) else last] = yaml.safe_load(value)
+        # A password is taken as it is: as YAML `0123` would be a number, and another one.
+        at[int(last) if isinstance(at, list) else last] = value if last == "password" else yaml.safe_load(value)
     except (yaml.YAMLError, RecursionError):
         raise SettingsError(f"{name} is not YAML") from None
     except (ValueError, IndexError, TypeError, AttributeError):
@@ -210,7 +217,9 @@ def _override(document: dict[str, Any], name: str, value: str) -> None:
 
 def _line(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
-    if "metadata" in error["loc"]:  # the value may be a key
+    value = error["input"]
+    secret = {"metadata", "security"} & set(error["loc"]) or isinstance(value, Mapping | list | tuple)
+    if secret and error["type"] not in _ABOUT_NAMES:  # a key or a password may stand in it
         return f"{where}: {error['msg']}"
     match error["type"]:
         case "unexpected_keyword_argument":
@@ -218,4 +227,4 @@ def _line(error: Any) -> str:
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return f"{where}: missing"
         case _:
-            return f"{where}: {error['msg']}, not {error['input']!r}"
+            return f"{where}: {error['msg']}, not {value!r}"

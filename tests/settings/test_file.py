@@ -226,3 +226,51 @@ def test_a_file_that_is_not_yaml_is_refused_without_the_line(tmp_path: Path) -> 
 )
 def test_a_limit_that_cannot_hold_is_refused(tmp_path: Path, limits: dict[str, int], expected: str) -> None:
     assert re.search(expected, mistake(tmp_path, engines=[ENGINE], limits=limits))
+
+
+SECRET = "sesame-777"
+
+
+@pytest.mark.parametrize(
+    "offline",
+    [
+        {"security": {"password": 777777}},
+        {"security": {"password": [SECRET]}},
+        [{"security": {"password": SECRET}}],
+        {"security": [SECRET]},
+        {"security": SECRET},
+    ],
+)
+def test_a_mistake_beside_a_password_does_not_show_it(tmp_path: Path, offline: Any) -> None:
+    message = mistake(tmp_path, engines=[ENGINE], offline=offline)
+    assert message.startswith("offline")
+    assert "777" not in message
+
+
+def test_a_password_of_the_environment_is_taken_as_it_stands(tmp_path: Path) -> None:
+    environment = {
+        "SIDECAR__OFFLINE__SECURITY__PASSWORD": "0123",
+        "SIDECAR__OFFLINE__SECURITY__PROTOCOL": "SASL_PLAINTEXT",
+        "SIDECAR__OFFLINE__SECURITY__USERNAME": "u",
+    }
+    file = written(tmp_path, engines=[ENGINE], tokenizer=str(tmp_path / "sidecar.yaml"), offline={})
+    settings = load_settings(file, environment)
+    assert settings.offline is not None
+    assert settings.offline.security.password == "0123"
+
+
+@pytest.mark.parametrize(
+    ("where", "document"),
+    [
+        ("engines.0.slots", {"engines": [{**ENGINE, "slots": True}]}),
+        ("engines.0.yield_rows", {"engines": [{**ENGINE, "yield_rows": False}]}),
+        ("engines.0.usd_per_hour", {"engines": [{**ENGINE, "usd_per_hour": float("inf")}]}),
+        ("engines.0.tokens_max", {"engines": [{**ENGINE, "tokens_max": 10**30}]}),
+        ("scheduler.window_ms", {"engines": [ENGINE], "scheduler": {"window_ms": True}}),
+        ("scheduler.tenants.a.slots_max", {"engines": [ENGINE], "scheduler": {"tenants": {"a": {"slots_max": True}}}}),
+        ("drain_timeout_s", {"engines": [ENGINE], "drain_timeout_s": float("inf")}),
+        ("limits.ping_timeout_s", {"engines": [ENGINE], "limits": {"ping_timeout_s": 1e300}}),
+    ],
+)
+def test_a_number_that_is_none_is_named(tmp_path: Path, where: str, document: dict[str, Any]) -> None:
+    assert mistake(tmp_path, **document).startswith(f"{where}: must be a number")
