@@ -33,6 +33,8 @@ def client_options(settings: OfflineSettings) -> dict[str, Any]:
             options |= _sasl(security)
     except OSError as error:  # ssl.SSLError is one
         raise SettingsError(f"kafka security: {error}") from error
+    except UnicodeDecodeError:
+        raise SettingsError(f"kafka security: {security.password_file} is not UTF-8") from None
     return options
 
 
@@ -46,7 +48,9 @@ def _ssl_context(security: KafkaSecuritySettings) -> ssl.SSLContext:
 def _sasl(security: KafkaSecuritySettings) -> dict[str, Any]:
     if security.mechanism == "OAUTHBEARER":
         return {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": _TokenFile(security.token_file)}
-    password = security.password_file.read_text().strip() if security.password_file else security.password
+    password = security.password_file.read_text("utf-8").strip() if security.password_file else security.password
+    if not password:
+        raise SettingsError(f"kafka security: {security.password_file} is empty")
     return {
         "sasl_mechanism": security.mechanism,
         "sasl_plain_username": security.username,

@@ -7,7 +7,7 @@ value is read as YAML.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -132,6 +132,7 @@ class ServeSettings:
         names = [engine.name for engine in self.engines]
         require(len(set(names)) == len(names), f"engines: each needs a name of its own: {names}")
         models = {engine.model for engine in self.engines}
+        _check_models(self.engines, models)
         check_aliases(self.aliases, models, models | {engine.text_model or "" for engine in self.engines})
         require(self.stop_timeout_s > 0, f"stop_timeout_s must be > 0, not {self.stop_timeout_s}")
         require(self.progress_timeout_s >= 0, f"progress_timeout_s must be >= 0, not {self.progress_timeout_s}")
@@ -140,11 +141,30 @@ class ServeSettings:
             f"offline_drain_timeout_s must be in 0..{self.drain_timeout_s}, not {self.offline_drain_timeout_s}",
         )
         require(self.offline is None or self.tokenizer is not None, "offline: items need a tokenizer")
+        if self.offline is not None:
+            known = sorted(models | self.aliases.keys())
+            fault = f"offline: no engine serves model_default {self.offline.model_default}; known: {known}"
+            require(self.offline.model_default in known, fault)
         for name in ("listen", "http"):
             address = getattr(self, name)
             require(is_address(address), f"{name} must be host:port, without http://, not '{address}'")
         require(self.listen != self.http or not port_of(self.http), f"listen and http are the same: {self.http}")
         require(self.tokenizer is None or self.tokenizer.is_file(), f"tokenizer: no such file: {self.tokenizer}")
+
+
+def _check_models(engines: Sequence[EngineEndpoint], models: Collection[str]) -> None:
+    """Raise SettingsError unless each text model leads to one model, and is none itself."""
+    over: dict[str, str] = {}
+    for engine in engines:
+        require(bool(engine.name and engine.model), "engines: name and model must not be empty")
+        if (text := engine.text_model) is None:
+            continue
+        where = f"engine {engine.name}: text_model"
+        require(bool(text), f"{where} must not be empty; null = none")
+        require(text not in models, f"{where} {text} is the model of an engine; it must be one over it, or null")
+        first = over.setdefault(text, engine.model)
+        fault = f"{where} {text} is over {engine.model} here and over {first} elsewhere; a name leads to one model"
+        require(first == engine.model, fault)
 
 
 def is_address(text: str) -> bool:

@@ -15,6 +15,11 @@ SERVERS = "host:port of a broker, or several with commas between, without a prot
 TOPIC_RULE = "1 to 249 of the characters a-z A-Z 0-9 . _ -"
 PORT_MAX = 65535
 METADATA_CHARS_MAX = 4096  # the broker's default offset.metadata.max.bytes, compared with the string's length
+# These go to the broker, or to its client, as whole milliseconds of 32 bits.
+_PROTOCOL_TIMES = (
+    *("session_timeout_s", "heartbeat_s", "rebalance_timeout_s", "transaction_timeout_s", "request_timeout_s"),
+    "metadata_max_age_s",
+)
 _SERVER = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+)(?::(?P<port>\d{1,5}))?", re.ASCII)
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
@@ -97,6 +102,12 @@ class OfflineSettings:
         for name in (*topics, "progress_topic") if self.progress_topic else topics:
             topic = getattr(self, name)
             require(_TOPIC.fullmatch(topic) is not None, f"kafka: {name} must be {TOPIC_RULE}, not {topic!r:.60}")
+        names = [getattr(self, name) for name in topics] + [self.progress_topic] * bool(self.progress_topic)
+        twice = sorted({topic for topic in names if names.count(topic) > 1})
+        # What the lane writes would be read as items, or as something else than it is.
+        require(not twice, f"kafka: each topic needs a name of its own, but {', '.join(twice)} is named twice")
+        require(bool(self.group), "kafka: group must name the consumer group")
+        require(bool(self.model_default), "kafka: model_default must name a model")
         require(1 <= self.pending_max <= 1000, f"kafka: pending_max must be in 1..1000, not {self.pending_max}")
         require(self.span_max >= self.pending_max, f"kafka: span_max must be >= pending_max, not {self.span_max}")
         needed = metadata_chars_max(self.pending_max, self.span_max)
@@ -121,8 +132,15 @@ class OfflineSettings:
             "poison_restarts",
         )
         positive += ("look_again_s", "metadata_max_age_s")
-        for name in (*positive, "max_tokens_default", "pending_bytes_max", "item_bytes_max"):
+        for name in (*positive, *_PROTOCOL_TIMES, "max_tokens_default", "pending_bytes_max", "item_bytes_max"):
             require(getattr(self, name) > 0, f"kafka: {name} must be > 0, not {getattr(self, name)}")
+        for name in _PROTOCOL_TIMES:
+            milliseconds = getattr(self, name) * 1000
+            require(
+                1 <= milliseconds < 2**31,
+                f"kafka: {name} must be 0.001 to 2147483 seconds, not {milliseconds / 1000:g}",
+            )
+        require(self.revoke_commit_s >= 0, f"kafka: revoke_commit_s must be >= 0, not {self.revoke_commit_s}")
 
 
 def _is_server(text: str) -> bool:

@@ -15,6 +15,7 @@ import yaml
 from sidecar.core.errors import SettingsError
 from sidecar.core.settings import TenantSettings
 from sidecar.settings.file import load_settings
+from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings, client_options
 from sidecar.triton.tokenizer import Tokens
 
 ENGINE = {"name": "e0", "target": "triton:8001"}
@@ -274,3 +275,66 @@ def test_a_password_of_the_environment_is_taken_as_it_stands(tmp_path: Path) -> 
 )
 def test_a_number_that_is_none_is_named(tmp_path: Path, where: str, document: dict[str, Any]) -> None:
     assert mistake(tmp_path, **document).startswith(f"{where}: must be a number")
+
+
+def with_offline(tmp_path: Path, **offline: Any) -> str:
+    return mistake(tmp_path, engines=[ENGINE], tokenizer=str(tmp_path / "sidecar.yaml"), offline=offline)
+
+
+@pytest.mark.parametrize("topic", ["results_topic", "dead_letter_topic", "progress_topic"])
+def test_a_topic_that_is_named_twice_is_refused_because_what_is_written_would_be_read_as_items(
+    tmp_path: Path, topic: str
+) -> None:
+    message = with_offline(tmp_path, **{topic: "inference.requests"})
+    assert message == "kafka: each topic needs a name of its own, but inference.requests is named twice"
+
+
+def test_results_and_dead_letters_do_not_share_a_topic(tmp_path: Path) -> None:
+    assert "but both is named twice" in with_offline(tmp_path, results_topic="both", dead_letter_topic="both")
+
+
+@pytest.mark.parametrize("value", [0, -1, 1e9])
+@pytest.mark.parametrize("name", ["heartbeat_s", "rebalance_timeout_s", "transaction_timeout_s", "request_timeout_s"])
+def test_a_time_that_the_protocol_cannot_carry_is_named(tmp_path: Path, name: str, value: float) -> None:
+    assert f"kafka: {name} " in with_offline(tmp_path, **{name: value, "session_timeout_s": 2e6})
+
+
+@pytest.mark.parametrize("name", ["group", "model_default"])
+def test_an_empty_name_is_refused(tmp_path: Path, name: str) -> None:
+    assert f"kafka: {name} must name" in with_offline(tmp_path, **{name: ""})
+
+
+def test_a_default_model_that_no_engine_serves_is_named_with_those_that_are(tmp_path: Path) -> None:
+    assert with_offline(tmp_path, model_default="gpt") == (
+        "offline: no engine serves model_default gpt; known: ['tensorrt_llm']"
+    )
+
+
+@pytest.mark.parametrize(
+    ("engines", "expected"),
+    [
+        ([{"name": ""}], "engines: name and model must not be empty"),
+        ([{"name": "e", "model": ""}], "engines: name and model must not be empty"),
+        ([{"name": "e", "text_model": ""}], "engine e: text_model must not be empty; null = none"),
+        (
+            [{"name": "e", "model": "ensemble"}],
+            "engine e: text_model ensemble is the model of an engine; it must be one over it, or null",
+        ),
+        (
+            [{"name": "e", "model": "a"}, {"name": "f", "model": "b"}],
+            "engine f: text_model ensemble is over b here and over a elsewhere; a name leads to one model",
+        ),
+    ],
+)
+def test_models_that_cannot_be_told_apart_are_named(tmp_path: Path, engines: list[Any], expected: str) -> None:
+    assert mistake(tmp_path, engines=engines) == expected
+
+
+@pytest.mark.parametrize(("content", "why"), [(b"\xff\xfe", "is not UTF-8"), (b"\n", "is empty"), (None, "Errno 2")])
+def test_a_password_file_that_holds_none_is_named(tmp_path: Path, content: bytes | None, why: str) -> None:
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+    security = KafkaSecuritySettings(protocol="SASL_PLAINTEXT", username="u", password_file=file)
+    with pytest.raises(SettingsError, match=f"^kafka security: .*{why}"):
+        client_options(OfflineSettings(security=security))
