@@ -7,14 +7,19 @@ outlook (a job at risk, above all) is told at the next tick even if nothing ende
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sidecar.core.deadlines import Verdict
 from sidecar.core.snapshot import JobSnapshot
 from sidecar.offline.dead_letters import DeadItemError
 from sidecar.offline.item import TENANT_DEFAULT, Record
+
+log = logging.getLogger(__name__)
 
 JobKey = tuple[str, str]  # tenant, job
 _NOT_IN_TIME = (Verdict.AT_RISK, Verdict.INFEASIBLE)
@@ -70,14 +75,17 @@ def _stretched(job: JobSnapshot, unread: int) -> Outlook:
 def counted(
     tallies: Mapping[JobKey, Tally], ended: Iterable[tuple[Record, bool]], outlooks: Mapping[JobKey, Outlook]
 ) -> dict[JobKey, Tally]:
-    """The tallies that are other ones once these records have ended, each well or not, and the outlooks are told."""
-    new = dict(tallies)
+    """The tallies that are other ones once these records have ended, each well or not, and the outlooks are told.
+
+    The cost follows from what ended: a topic may hold the tallies of any number of jobs.
+    """
+    new: dict[JobKey, Tally] = {}
     for record, well in ended:
         if (key := job_of(record)) is not None:
-            tally = new.get(key, Tally())
+            tally = new.get(key) or tallies.get(key) or Tally()
             new[key] = replace(tally, done=tally.done + well, dead=tally.dead + (not well))
     for key, each in outlooks.items():
-        new[key] = replace(new.get(key, Tally()), at_risk=each.at_risk)
+        new[key] = replace(new.get(key) or tallies.get(key) or Tally(), at_risk=each.at_risk)
     return {key: tally for key, tally in new.items() if tally != tallies.get(key, Tally())}
 
 
@@ -98,14 +106,44 @@ def encoded(key: JobKey, partition: int, tally: Tally, waiting: int, outlook: Ou
     return json.dumps([*key, partition], separators=(",", ":")).encode(), json.dumps(value).encode()
 
 
-def decoded(records: Iterable[tuple[bytes, bytes | None]]) -> dict[JobKey, Tally]:
-    """The tallies of one partition, from its records of the progress topic in order: the last of each key counts."""
+def decoded(records: Iterable[tuple[bytes | None, bytes | None]]) -> dict[JobKey, Tally]:
+    """The tallies of one partition, from its records of the progress topic in order: the last of each key counts.
+
+    What somebody else wrote there is left out: it must not keep the partition from being opened.
+    """
     found: dict[JobKey, Tally] = {}
+    foreign = 0
     for key, value in records:
-        tenant, job, _ = json.loads(key)
-        if value is None:  # whoever deletes a job begins it anew
-            found.pop((tenant, job), None)
-            continue
-        fields = json.loads(value)
-        found[tenant, job] = Tally(done=fields["done"], dead=fields["dead"], at_risk=fields["at_risk"])
+        job, tally = _job(key), None if value is None else _tally(value)
+        if job is None or (tally is None and value is not None):
+            foreign += 1
+        elif tally is None:  # whoever deletes a job begins it anew
+            found.pop(job, None)
+        else:
+            found[job] = tally
+    if foreign:
+        log.warning("the progress topic holds %d records that are no job's counts; they are left out", foreign)
     return found
+
+
+def _job(key: bytes | None) -> JobKey | None:
+    match _json(key):
+        case [str(tenant), str(job), int()]:
+            return tenant, job
+        case _:
+            return None
+
+
+def _tally(value: bytes) -> Tally | None:
+    match _json(value):
+        case {"done": int(done), "dead": int(dead), "at_risk": bool(at_risk)} if min(done, dead) >= 0:
+            return Tally(done=done, dead=dead, at_risk=at_risk)
+        case _:
+            return None
+
+
+def _json(text: bytes | None) -> Any:
+    """None for what is no JSON."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return None if text is None else json.loads(text)
+    return None

@@ -150,7 +150,7 @@ class KafkaOpening:
     async def _read_tallies(self) -> dict[JobKey, Tally]:
         """What the progress topic holds of this partition. Short, because it is compacted; ours alone to write."""
         source = TopicPartition(self._settings.progress_topic, self._source.partition)
-        found: list[tuple[bytes, bytes | None]] = []
+        found: list[tuple[bytes | None, bytes | None]] = []
         # Not seek_to_beginning: by default the first reset goes to the end, and won against it (seen, aiokafka 0.14.0).
         options = {"isolation_level": "read_committed", "auto_offset_reset": "earliest"}
         consumer = AIOKafkaConsumer(**client_options(self._settings), **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import pytest
 from sidecar.core.deadlines import Verdict
 from sidecar.core.snapshot import JobSnapshot
 from sidecar.core.work import Work
-from sidecar.offline.job_progress import Tally, decoded, outlook
+from sidecar.offline.job_progress import Outlook, Tally, counted, decoded, outlook
+from sidecar.offline.kafka_opening import Outgoing
 from sidecar.offline.lane import OfflineLane
 from sidecar.settings.offline import OfflineSettings
 from sidecar.token_call import Generated, TokenCall
@@ -161,3 +162,56 @@ def test_a_tombstone_begins_a_job_anew() -> None:
     key, value = b'["acme","nightly",0]', b'{"done": 5, "dead": 1, "at_risk": false}'
     assert decoded([(key, value)]) == {NIGHTLY: Tally(done=5, dead=1)}
     assert decoded([(key, value), (key, None)]) == {}
+
+
+FOREIGN: list[tuple[bytes | None, bytes | None]] = [
+    (None, b"{}"),
+    (b"", None),
+    (b"\xff", b"{}"),
+    (b"junk", b"junk"),
+    (b"[" * 100_000, b"{}"),
+    (b'["acme"]', b"{}"),
+    (b'["acme", "nightly", 0]', b"\xff"),
+    (b'["acme", "nightly", 0]', b"[]"),
+    (b'["acme", "nightly", 0]', b'{"done": "3", "dead": 0, "at_risk": false}'),
+    (b'["acme", "nightly", 0]', b'{"done": 3, "dead": -1, "at_risk": false}'),
+    (b'["acme", "nightly", 0]', b'{"done": 3}'),
+    (b'[1, "nightly", 0]', b'{"done": 3, "dead": 0, "at_risk": false}'),
+]
+
+
+def test_what_others_wrote_on_the_progress_topic_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    ours = (b'["acme","nightly",0]', b'{"done": 3, "dead": 1, "at_risk": false, "more": null}')
+    assert decoded([*FOREIGN, ours, *FOREIGN]) == {NIGHTLY: Tally(done=3, dead=1)}
+    assert "24 records that are no job's counts" in caplog.text
+
+
+async def test_a_foreign_record_on_the_progress_topic_stops_no_partition() -> None:
+    cluster = of_job(3)
+    for key, value in FOREIGN:
+        cluster.written.append((0, Outgoing(topic=PROGRESS, key=key, value=value, headers=())))
+    told = len(FOREIGN)
+    async with running(lane(cluster)):
+        await until(
+            cluster, lambda: len(cluster.progress()) > told and json.loads(cluster.progress()[-1][1])["done"] == 3
+        )
+
+
+def test_what_a_commit_tells_is_counted_from_what_ended_and_from_nothing_else() -> None:
+    class Counting(dict[tuple[str, str], Tally]):
+        def __iter__(self) -> Iterator[tuple[str, str]]:
+            raise AssertionError("a topic may hold the counts of a million jobs")
+
+        def items(self) -> Any:
+            return iter(self)
+
+        def keys(self) -> Any:
+            return iter(self)
+
+    record = of_job(1).records[0][0]
+    tallies = Counting({NIGHTLY: Tally(done=5), ("acme", "other"): Tally(dead=1)})
+    assert counted(tallies, [(record, True), (record, False)], {}) == {NIGHTLY: Tally(done=6, dead=1)}
+    assert counted(tallies, [], {("acme", "other"): Outlook(at_risk=True)}) == {
+        ("acme", "other"): Tally(dead=1, at_risk=True)
+    }
+    assert counted(tallies, [], {("acme", "other"): Outlook()}) == {}
