@@ -235,12 +235,14 @@ def _show(options: argparse.Namespace, environment: Environment) -> int:
 
 def _decode(options: argparse.Namespace, environment: Environment) -> int:
     del environment
+    if options.offset < 0:
+        raise SettingsError(f"an offset must be >= 0, not {options.offset}")
     print(json.dumps(_committed(Committed.decode(options.offset, options.metadata)), indent=2))
     return 0
 
 
 def _reset(options: argparse.Namespace, environment: Environment) -> int:
-    if options.to not in ("earliest", "latest") and not options.to.isdigit():
+    if options.to not in ("earliest", "latest") and not (options.to.isascii() and options.to.isdecimal()):
         raise SettingsError(f"--to must be earliest, latest or an offset, not {options.to!r}")
     for partition, offset in _run(reset(_where(options, environment), options.to, options.partition)).items():
         print(f"partition {partition} begins at {offset}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +12,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError, InvalidProducerEpoch, ProducerFenced
 from aiokafka.structs import OffsetAndMetadata
 
-from sidecar.core.errors import SidecarError
+from sidecar.core.errors import SettingsError, SidecarError
+from sidecar.offline.kafka_errors import LogError
 from sidecar.offline.kafka_options import client_options
+from sidecar.offline.lane_state import Cause
 from sidecar.offline.offsets import Committed, OffsetsError
 from sidecar.settings.offline import OfflineSettings
 
@@ -52,6 +54,8 @@ async def show(settings: OfflineSettings) -> list[PartitionOffsets]:
         await consumer.start()
         topic = (await admin.describe_topics([settings.requests_topic]))[0]
         sources = [TopicPartition(settings.requests_topic, each["partition"]) for each in topic["partitions"]]
+        if not sources:
+            raise LogError(f"topic {settings.requests_topic} does not exist", Cause.TOPIC_MISSING)
         offsets = await _committed_offsets(admin, settings.group, sources)
         begins, ends = await consumer.beginning_offsets(sources), await consumer.end_offsets(sources)
         return [_place(source.partition, offsets[source], begins[source], ends[source]) for source in sorted(sources)]
@@ -69,6 +73,7 @@ async def reset(settings: OfflineSettings, to: str, partitions: Sequence[int] = 
     under their eyes: they look again by themselves.
     """
     places = {each.partition: each for each in await show(settings)}
+    _check(settings, places, to, partitions)
     if any(not each.problem for each in places.values() if not partitions or each.partition in partitions):
         await _refuse_if_active(settings)
     targets = {
@@ -79,6 +84,22 @@ async def reset(settings: OfflineSettings, to: str, partitions: Sequence[int] = 
     for number, offset in targets.items():
         await _write(settings, number, offset)
     return targets
+
+
+def _check(
+    settings: OfflineSettings, places: Mapping[int, PartitionOffsets], to: str, partitions: Sequence[int]
+) -> None:
+    """Raise SettingsError, before anything is written, for a partition that is not there, or an offset outside its log.
+
+    From outside no sidecar could work: the group's position would be lost.
+    """
+    for number in partitions:
+        if number not in places:
+            raise SettingsError(f"--partition {number}: {settings.requests_topic} has 0..{max(places)}")
+    for number in partitions or places:
+        place = places[number]
+        if to not in ("earliest", "latest") and not place.begin <= int(to) <= place.end:
+            raise SettingsError(f"--to {to}: partition {number} holds {place.begin} to {place.end}")
 
 
 async def _write(settings: OfflineSettings, partition: int, offset: int) -> None:
@@ -130,4 +151,8 @@ def _place(partition: int, found: OffsetAndMetadata, begin: int, end: int) -> Pa
         return replace(place, problem=str(error))
     if not begin <= found.offset <= end:
         return replace(place, problem=f"the log holds {begin} to {end}")
+    if place.committed is not None and place.committed.high > end:
+        return replace(
+            place, problem=f"items up to {place.committed.high} are done, and the log holds {begin} to {end}"
+        )
     return place

@@ -150,7 +150,7 @@ class KafkaLog:
             if opening.state is None:
                 opening.state = await self._first_position(partition)
             else:
-                await self._check_position(partition, opening.state.watermark)
+                await self._check_position(partition, opening.state)
         except BaseException:
             await opening.close()
             raise
@@ -238,16 +238,20 @@ class KafkaLog:
     async def _topics(self) -> Topics:
         return await look(self._queries._client, self._settings)
 
-    async def _check_position(self, partition: int, watermark: int) -> None:
-        """Raises PositionLostError if the log does not hold the watermark: nothing is skipped silently."""
+    async def _check_position(self, partition: int, state: Committed) -> None:
+        """Raises PositionLostError unless the log holds the watermark, and what was done above it: nothing is skipped.
+
+        Of a log that was made anew, and is shorter, items would else count as done that nobody has seen.
+        """
         source = self._source(partition)
         async with call(self._settings.request_timeout_s):
             begin = int((await self._queries.beginning_offsets([source]))[source])
             end = int((await self._queries.end_offsets([source]))[source])
-        if not begin <= watermark <= end:
+        if not begin <= state.watermark <= state.high <= end:
+            done = "" if state.high == state.watermark else f" with items up to {state.high} done"
             raise PositionLostError(
-                f"the group is at offset {watermark}, and the log holds {begin} to {end}: its retention passed it, or "
-                f"the topic was made anew; decide with `sidecar offsets reset`",
+                f"the group is at offset {state.watermark}{done}, and the log holds {begin} to {end}: its retention "
+                f"passed it, or the topic was made anew; decide with `sidecar offsets reset`",
                 [partition],
             )
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from sidecar.cli import items, main
+from sidecar.cli import items, main, offsets
 from sidecar.cli.items import register_offsets, register_submit
+from sidecar.cli.offsets import PartitionOffsets
 from sidecar.offline import submit
 from sidecar.offline.offsets import Committed
+from sidecar.settings.offline import OfflineSettings
 from tests.offline.test_submit import FakeProducer
 
 TOKENIZER = Path(__file__).parents[2] / "model_repository/tokenizer/tokenizer.json"
@@ -43,6 +45,42 @@ def test_metadata_of_another_program_are_refused_in_one_line(capsys: pytest.Capt
 def test_a_reset_to_nowhere_is_an_error_of_the_caller(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("offsets", "reset", "--to", "yesterday") == 2
     assert "--to must be earliest, latest or an offset, not 'yesterday'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT ONE}", "-1", "1.0", ""])
+def test_a_reset_to_what_only_looks_like_a_number_is_one_too(to: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("offsets", "reset", f"--to={to}") == 2
+    assert "--to must be earliest, latest or an offset" in capsys.readouterr().err
+
+
+def test_a_negative_offset_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("offsets", "decode", "--", "-5", "") == 2
+    assert capsys.readouterr().err == "sidecar: an offset must be >= 0, not -5\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--to", "99"), "--to 99: partition 0 holds 5 to 50"),
+        (("--to", "4", "--partition", "1"), "--to 4: partition 1 holds 5 to 51"),
+        (("--to", "51"), "--to 51: partition 0 holds 5 to 50"),
+        (("--to", "earliest", "--partition", "2"), "--partition 2: inference.requests has 0..1"),
+        (("--to", "earliest", "--partition", "-1"), "--partition -1: inference.requests has 0..1"),
+    ],
+)
+def test_a_reset_to_where_no_sidecar_could_work_writes_nothing(
+    arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def show(_: OfflineSettings) -> list[PartitionOffsets]:
+        return [PartitionOffsets(partition=n, committed=None, begin=5, end=50 + n, problem="none") for n in (0, 1)]
+
+    async def write(*_: Any) -> None:
+        raise AssertionError("nothing may be written")
+
+    monkeypatch.setattr(offsets, "show", show)
+    monkeypatch.setattr(offsets, "_write", write)
+    assert call("offsets", "reset", *arguments) == 2
+    assert capsys.readouterr().err == f"sidecar: {said}\n"
 
 
 def test_a_broker_that_does_not_answer_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

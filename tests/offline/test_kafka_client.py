@@ -264,6 +264,39 @@ async def test_a_fetch_of_no_partition_is_refused_because_aiokafka_would_read_it
     await log.stop()
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (Committed(watermark=4, high=4), "at offset 4, and the log holds 5 to 50"),
+        (Committed(watermark=51, high=51), "at offset 51, and the log holds 5 to 50"),
+        (Committed(watermark=40, high=60, holes=(40,)), "at offset 40 with items up to 60 done, and the log"),
+        (Committed(watermark=40, high=50, holes=(40,)), ""),
+        (Committed(watermark=50, high=50), ""),
+    ],
+)
+async def test_a_log_that_does_not_hold_what_is_durable_is_a_lost_position(
+    state: Committed, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_: Any) -> None:
+        """Not called."""
+
+    async def begins(_: Any, sources: list[Any]) -> dict[Any, int]:
+        return dict.fromkeys(sources, 5)
+
+    async def ends(_: Any, sources: list[Any]) -> dict[Any, int]:
+        return dict.fromkeys(sources, 50)
+
+    log = KafkaLog(OfflineSettings(), revoked=nothing, assigned=lambda _: None)
+    monkeypatch.setattr(AIOKafkaConsumer, "beginning_offsets", begins)
+    monkeypatch.setattr(AIOKafkaConsumer, "end_offsets", ends)
+    if said:
+        with pytest.raises(PositionLostError, match=said):
+            await log._check_position(0, state)
+    else:
+        await log._check_position(0, state)
+    await log.stop()
+
+
 async def test_after_a_name_that_is_not_utf8_answers_are_made_readable(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(*_: Any) -> None:
         """Not called."""
