@@ -47,7 +47,8 @@ class Rule:
             (self.prompt_tokens_max is None or prompt_tokens <= self.prompt_tokens_max)
             and (self.max_tokens_max is None or max_tokens <= self.max_tokens_max)
             and (not self.tenants or tenant in self.tenants)
-            and all(header(name) == value for name, value in self.headers.items())
+            # Names of gRPC metadata are in lower case, however the rule writes them.
+            and all(value in (header(name), header(name.lower())) for name, value in self.headers.items())
         )
 
 

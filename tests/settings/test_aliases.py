@@ -47,6 +47,14 @@ def to_chat(request: Any, **parameters: str) -> Any:
     return request
 
 
+@pytest.mark.parametrize("name", ["x-tier", "X-Tier"])
+def test_a_rule_for_a_header_holds_however_its_name_is_written(name: str) -> None:
+    rule = Rule(model="small", headers={name: "economy"})
+    assert rule.holds(1, 1, "t", {"x-tier": "economy"}.get)  # as gRPC has metadata
+    assert rule.holds(1, 1, "t", {name: "economy"}.get)
+    assert not rule.holds(1, 1, "t", {"x-tier": "first"}.get)
+
+
 @pytest.mark.parametrize(
     ("asked", "model"),
     [
