@@ -19,6 +19,7 @@ from sidecar.core.events import Measured
 logger = logging.getLogger(__name__)
 PAGE_BYTES_MAX = 4 << 20  # a page of a hundred models is a tenth of it; an endless one ends here
 VALUE_MAX = 2**53  # beyond it a float is no exact count
+BLOCK_TOKENS_MAX = 4096  # TensorRT-LLM has up to 1,024; with one of a million nothing would fit, and all be refused
 
 _LINE = re.compile(r"^(nv_trt_llm_\w{1,80})\{([^{}\n]{1,1000})\} +(\S{1,40})(?: +-?\d{1,20})?\r?$", re.M)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"(?:,|$)')
@@ -95,13 +96,16 @@ def parse_gauges(engine: str, model: str, text: str) -> Measured:
                 # Two lines that differ (two versions of the model, say) leave the gauge unknown.
                 found[key] = count if found.get(key, count) == count else None
     blocks = "nv_trt_llm_kv_cache_block_metrics"
+    tokens_per_block = found.get((blocks, "tokens_per"))
+    if tokens_per_block is not None and tokens_per_block > BLOCK_TOKENS_MAX:
+        tokens_per_block = None
     return Measured(
         engine=engine,
         ok=True,
         active_requests=found.get(("nv_trt_llm_request_metrics", "active")),
         kv_blocks_max=found.get((blocks, "max")),
         kv_blocks_free=found.get((blocks, "free")),
-        tokens_per_block=found.get((blocks, "tokens_per")),
+        tokens_per_block=tokens_per_block,
         iterations=found.get(("nv_trt_llm_general_metrics", "iteration_counter")),
     )
 

@@ -59,6 +59,12 @@ def test_a_page_without_gauges_measures_nothing_but_did_answer() -> None:
     assert parse_gauges("e0", "tensorrt_llm", "nv_inference_count 3\n") == Measured(engine="e0", ok=True)
 
 
+def test_a_block_that_is_larger_than_any_is_unknown() -> None:
+    for shown, expected in (("4096", 4096), ("1e6", None)):
+        page = PAGE.replace("} 32\n", f"}} {shown}\n")
+        assert parse_gauges("e0", "tensorrt_llm", page) == replace(FULL, tokens_per_block=expected)
+
+
 def test_line_ends_and_time_stamps_do_not_matter() -> None:
     assert parse_gauges("e0", "tensorrt_llm", PAGE.replace("\n", " 1700000000000\r\n")) == FULL
 
