@@ -168,10 +168,12 @@ def given_by(request: Any, metadata: Iterable[tuple[str, str | bytes]]) -> Mappi
 
 
 def tenant_of(request: Any, metadata: Mapping[str, str]) -> str:
-    """Whose request it is. Raises BadRequestError if the name is too long to be kept."""
+    """Whose request it is. Raises BadRequestError if the name is too long to be kept, or cannot be shown."""
     tenant = asked(request, metadata, TENANT) or "default"
     if len(tenant) > TENANT_CHARACTERS_MAX:
         raise refusal(request, f"{TENANT} has {len(tenant)} characters; at most {TENANT_CHARACTERS_MAX} are taken")
+    if not tenant.isprintable():  # as for items and for metadata: it becomes a label of metrics
+        raise refusal(request, f"{TENANT} must be printable characters")
     return tenant
 
 

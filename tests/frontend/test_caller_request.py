@@ -191,6 +191,13 @@ def test_a_tenants_name_has_a_bound() -> None:
     assert "x-tenant has 257 characters" in refusal(ids_request(), given={"x-tenant": "t" * 257})
 
 
+@pytest.mark.parametrize("tenant", ["a\nb", "\0", "\x1b[2J", "\N{RIGHT-TO-LEFT OVERRIDE}"])
+def test_a_tenant_that_cannot_be_shown_is_refused_as_it_is_for_items(tenant: str) -> None:
+    request = ids_request()
+    request.parameters["x-tenant"].string_param = tenant
+    assert refusal(request) == "[request id: r] x-tenant must be printable characters"
+
+
 @pytest.mark.parametrize(("field", "value"), [("int64_param", 0), ("uint64_param", 0)])
 def test_priority_0_is_the_default(field: str, value: int) -> None:
     request = ids_request()
