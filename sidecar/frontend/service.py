@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from sidecar.call import Call, Metadata
 from sidecar.core.work import Lane, Work
 from sidecar.driver.driver import Driver
+from sidecar.edge.message_fields import FIELDS_MAX, too_many
 from sidecar.errors import BadRequestError, EngineError, ModelRefusesError
 from sidecar.frontend import statuses
 from sidecar.frontend.caller_request import OURS, ScheduledModel, asked, given_by, tenant_of, work_of
@@ -46,6 +47,7 @@ from sidecar.triton.errors import REAL_STATUS
 
 logger = logging.getLogger(__name__)
 LARGE_REQUEST_BYTES = 4096  # tokenised in a thread: it would hold up the loop for 1 to 3 ms (measured)
+TOO_MANY = f"the request has more than {FIELDS_MAX} inputs, outputs, parameters and raw contents"
 STOPS_MAX = 16  # of one stream, at the same time
 # What Triton's core refuses (a shape, a name) comes as a text without a status, and reads as INTERNAL.
 DOUBTS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL)
@@ -74,6 +76,8 @@ class Online:
 
     async def model_infer(self, raw: bytes, context: Any) -> Any:
         """ModelInfer: a message, or bytes as they came. A decoupled model's responses are joined into one."""
+        if (request_id := too_many(raw)) is not None:
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, asked_by(request_id) + TOO_MANY)
         try:
             request = wire.InferRequest.FromString(raw)
         except DecodeError:
@@ -285,6 +289,11 @@ class _CallerStream:
         which then ends the stream with OK. Here it ends with the status that Triton has for a unary call.
         """
         async for raw in requests:
+            if (request_id := too_many(raw)) is not None:
+                error = CallerError(grpc.StatusCode.INVALID_ARGUMENT, asked_by(request_id) + TOO_MANY)
+                self._answer_error(_Name(id=request_id, model="", version=""), error)
+                await self.outbox.room()
+                continue
             try:
                 request = wire.InferRequest.FromString(raw)
             except DecodeError:
