@@ -17,6 +17,7 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.driver.driver import Driver
 from sidecar.driver.probes import Prober
+from sidecar.edge.driver_metrics import DriverMetrics
 from sidecar.frontend.caller_request import ScheduledModel
 from sidecar.frontend.grpc_server import Server
 from sidecar.frontend.held_bytes import HeldBytes
@@ -88,6 +89,8 @@ async def serve(
         online = Online(driver, scheduled_models(settings, tokens), passthrough, tracing, settings.aliases, held)
         server, _ = build_server(settings.listen, online, passthrough, metrics, tracing, settings.limits)
         status = Status(driver.scheduler.snapshot, metrics, __version__)
+        models = {each.name: each.model for each in settings.engines}
+        status.looks.append(DriverMetrics(metrics.registry, driver, models).look)
         if recorder is not None:
             status.parts["recorder"] = recorder.document
         offline = _offline_lane(settings, driver, tokens, metrics, status, tracing)
