@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,11 +21,12 @@ from sidecar.offline.dead_letters import DeadItemError
 from sidecar.offline.item import NAME_RULE, ItemRules, deadline_of, is_name
 from sidecar.offline.item_fields import INT32_MAX
 from sidecar.offline.item_file import Checked, ItemFileError, check, names_of, opened
-from sidecar.offline.kafka_errors import LogError
+from sidecar.offline.kafka_errors import LogError, hear_aiokafka, translated
 from sidecar.offline.offsets import Committed
 from sidecar.offline.submit import INTERRUPTED, Sent, SubmitError, send_file, told
 from sidecar.settings.file import ServeSettings, load_settings
 from sidecar.settings.offline import OfflineSettings
+from sidecar.telemetry.wording import counted, verb
 from sidecar.triton.tokenizer import Tokens
 
 Environment = Mapping[str, str]
@@ -150,7 +152,7 @@ def _submitted(options: argparse.Namespace, environment: Environment, sent: Sent
         if tokens is None:
             print("sidecar: lengths are not checked without --config and its tokenizer", file=sys.stderr)
         if options.check:
-            print(f"{checked.items} items are valid; nothing was sent")
+            print(f"{counted(checked.items, 'item')} {verb(checked.items)} valid; nothing was sent")
             return 0
         job = {"x-job": JOB_OF_DIGEST.format(checked.digest)} | stated
         sending = send_file(settings, file, checked.digest, names_of(job), first_line=options.first_line, sent=sent)
@@ -161,7 +163,7 @@ def _submitted(options: argparse.Namespace, environment: Environment, sent: Sent
     if sent.error:
         print(f"sidecar: {sent.error}; {told(sent, options.first_line)}", file=sys.stderr)
         return INTERRUPTED_CODE if sent.error == INTERRUPTED else 1
-    print(f"{sent.acknowledged} items sent to {settings.requests_topic} as job {job['x-job']}")
+    print(f"{counted(sent.acknowledged, 'item')} sent to {settings.requests_topic} as job {job['x-job']}")
     return 0
 
 
@@ -200,7 +202,9 @@ def _refuse_faults(name: str, checked: Checked, options: argparse.Namespace, rul
     if checked.faulty > len(told_faults):
         told_faults.append(f"and {checked.faulty - len(told_faults)} more")
     if checked.faulty:
-        told_faults.append(f"{checked.faulty} of {checked.items} lines are at fault; nothing was sent")
+        told_faults.append(
+            f"{checked.faulty} of {counted(checked.items, 'line')} {verb(checked.faulty)} at fault; nothing was sent"
+        )
     elif not checked.items:
         told_faults.append(f"{name} holds no item; nothing was sent")
     elif not 1 <= options.first_line <= checked.last_line:
@@ -265,8 +269,10 @@ def _committed(committed: Committed) -> dict[str, Any]:
 
 
 def _run(command: Coroutine[Any, Any, Answer]) -> Answer:
-    """What the command gives. Raises LogError if Kafka does not answer."""
+    """What the command gives. Raises LogError if Kafka does not answer, with the last cause."""
+    hear_aiokafka()
+    begun_s = time.monotonic()
     try:
         return asyncio.run(command)
     except (KafkaError, OSError) as error:
-        raise LogError(f"Kafka: {error}") from None
+        raise LogError(f"Kafka: {translated(error, begun_s)}") from None

@@ -13,9 +13,8 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, InvalidProducerEp
 from aiokafka.structs import OffsetAndMetadata
 
 from sidecar.core.errors import SettingsError, SidecarError
-from sidecar.offline.kafka_errors import LogError
 from sidecar.offline.kafka_options import client_options
-from sidecar.offline.lane_state import Cause
+from sidecar.offline.kafka_topics import require_topic
 from sidecar.offline.offsets import Committed, OffsetsError
 from sidecar.settings.offline import OfflineSettings
 
@@ -46,16 +45,15 @@ class PartitionOffsets:
 
 
 async def show(settings: OfflineSettings) -> list[PartitionOffsets]:
-    """Every partition of the requests topic. Raises KafkaError."""
+    """Every partition of the requests topic. Raises LogError if it is not there, KafkaError."""
     consumer = AIOKafkaConsumer(**client_options(settings), isolation_level="read_committed")
     admin = AIOKafkaAdminClient(**client_options(settings))
     await admin.start()
     try:
         await consumer.start()
+        await require_topic(admin._client, settings.requests_topic)
         topic = (await admin.describe_topics([settings.requests_topic]))[0]
         sources = [TopicPartition(settings.requests_topic, each["partition"]) for each in topic["partitions"]]
-        if not sources:
-            raise LogError(f"topic {settings.requests_topic} does not exist", Cause.TOPIC_MISSING)
         offsets = await _committed_offsets(admin, settings.group, sources)
         begins, ends = await consumer.beginning_offsets(sources), await consumer.end_offsets(sources)
         return [_place(source.partition, offsets[source], begins[source], ends[source]) for source in sorted(sources)]

@@ -23,6 +23,7 @@ from sidecar.offline.offsets import OffsetsError
 
 STOP_TIMEOUT_S = 3.0
 DETAIL_CHARS = 300
+_GIVEN_UP = "Unable to bootstrap"  # what aiokafka raises where it has logged why
 
 
 class LogError(SidecarError):
@@ -177,11 +178,11 @@ def translated(error: BaseException, since_s: float) -> LogError:
     if not isinstance(error, (kafka.KafkaError, OSError)):
         chain = chain[: len(list(_chain(error)))]
     for types, cause, words in _CAUSES:
-        for each in chain:
-            if isinstance(each, types):
-                if isinstance(each, TimeoutError):
-                    continue  # of ours: it says nothing of the broker, unless nothing else does
-                return LogError(f"{words}: {_words(each)}", cause)
+        # A timeout is ours: it says nothing of the broker, unless nothing else does.
+        found = [each for each in chain if isinstance(each, types) and not isinstance(each, TimeoutError)]
+        if found:
+            first = next((each for each in found if _GIVEN_UP not in str(each)), found[0])
+            return LogError(f"{words}: {_words(first)}", cause)
     if isinstance(error, TimeoutError):
         return LogError("Kafka does not answer in time (TimeoutError)", Cause.UNREACHABLE)
     return LogError(_words(error), Cause.KAFKA)

@@ -92,6 +92,16 @@ async def look(client: AIOKafkaClient, settings: OfflineSettings) -> Topics:
     return Topics(cluster_id=str(answer.get("cluster_id") or ""), requests=requests, targets=tuple(targets))
 
 
+async def require_topic(client: AIOKafkaClient, name: str) -> None:
+    """The topic is there. Raises LogError if it is not, or may not be seen, and KafkaError.
+
+    A producer alone would wait for it, or have a broker that makes topics by itself make one that nobody reads.
+    """
+    answer = await client.send(client.get_random_node(), MetadataRequest([name], allow_auto_topic_creation=False))
+    if not any(map(_partitions, answer.to_object()["topics"])):
+        raise LogError(f"topic {name} does not exist", Cause.TOPIC_MISSING)
+
+
 def _partitions(topic: Mapping[str, object]) -> int:
     error = for_code(topic["error_code"])
     if error is UnknownTopicOrPartitionError:

@@ -7,8 +7,9 @@ import contextlib
 import hashlib
 import json
 import signal
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -18,8 +19,11 @@ from aiokafka.errors import KafkaError
 from sidecar.core.errors import SidecarError
 from sidecar.offline.item import Headers
 from sidecar.offline.item_file import Digest, ItemFile, ItemFileError
+from sidecar.offline.kafka_errors import translated
 from sidecar.offline.kafka_options import client_options
+from sidecar.offline.kafka_topics import require_topic
 from sidecar.settings.offline import OfflineSettings
+from sidecar.telemetry.wording import counted, verb
 
 IN_FLIGHT_MAX = 2000
 PREFIX_CHARS = 256  # prompts that begin alike get one key, so that they meet on one partition and reuse one KV prefix
@@ -42,15 +46,20 @@ class Sent:
     open_line: int | None = None  # the first line that is not
     beyond: int = 0  # acknowledged ones after it: sent again from there, they are there twice
     error: str = ""  # why it ended early
+    begun_s: float = field(default_factory=time.monotonic, compare=False)
 
     def note(self, line: int, error: BaseException | None) -> None:
         """This line has an answer; lines are noted in their order."""
         if error is not None:
             self.open_line = line if self.open_line is None else self.open_line
-            self.error = self.error or f"{type(error).__name__}: {error}"
+            self.error = self.error or self._told(error)
             return
         self.acknowledged += 1
         self.beyond += self.open_line is not None
+
+    def _told(self, error: BaseException) -> str:
+        """Why it ended early, with the last cause: a client often says only that it has given up."""
+        return str(translated(error, self.begun_s)) if isinstance(error, KafkaError) else str(error)
 
 
 def prefix_key(value: bytes, line: int = 0) -> bytes:
@@ -81,7 +90,8 @@ async def send_file(
 ) -> None:
     """The file's items from `first_line` on are sent, or `sent` says how many were. Ends early at a SIGINT.
 
-    Raises SubmitError if the file is another one than the `digest` was made of, KafkaError if no broker answers.
+    Raises SubmitError if the file is another one than the `digest` was made of, LogError if its topic is not there,
+    KafkaError if no broker answers.
     """
     stop, read = asyncio.Event(), Digest()
 
@@ -113,8 +123,9 @@ def told(sent: Sent, first_line: int) -> str:
     if not sent.acknowledged:
         return "no item is acknowledged"
     line = first_line if sent.open_line is None else sent.open_line
-    doubled = f" ({sent.beyond} of those are after it and will be there twice)" if sent.beyond else ""
-    return f"{sent.acknowledged} items are acknowledged; go on with --from {line}{doubled}"
+    doubled = f" ({sent.beyond} of those {verb(sent.beyond)} after it and will be there twice)" if sent.beyond else ""
+    items = f"{counted(sent.acknowledged, 'item')} {verb(sent.acknowledged)}"
+    return f"{items} acknowledged; go on with --from {line}{doubled}"
 
 
 async def send(
@@ -130,6 +141,7 @@ async def send(
     waiting = iter(lines)
     try:
         await producer.start()
+        await require_topic(producer.client, settings.requests_topic)
         while batch := [*islice(waiting, IN_FLIGHT_MAX)]:
             await _send_batch(producer, settings.requests_topic, batch, headers, sent, stop)
             if sent.error:

@@ -1,4 +1,4 @@
-"""Durations and foreign names as people read them, in a terminal, on the page and in the log."""
+"""Durations, numbers of things and foreign names as people read them, in a terminal, on the page and in the log."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ def duration(seconds: float) -> str:
             whole, rest = divmod(int(seconds / part + 0.5), size // part)
             return f"{whole} {unit} {rest} {smaller}" if rest else f"{whole} {unit}"
     return f"{int(seconds + 0.5)} s" if seconds >= 0.5 else "under 1 s"
+
+
+def counted(number: int, thing: str) -> str:
+    """How many of a thing there are: `1 item`, `5000 items`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def verb(number: int) -> str:
+    """What goes with a number of things: `is` or `are`."""
+    return "is" if number == 1 else "are"
 
 
 def printable(name: str) -> str:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaTimeoutError
+from aiokafka.errors import KafkaTimeoutError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError
 
 from sidecar.offline import submit as module
 from sidecar.offline.item_file import Digest, opened
+from sidecar.offline.kafka_errors import LogError
 from sidecar.offline.submit import IN_FLIGHT_MAX, PREFIX_LINES, Sent, SubmitError, prefix_key, send_file, submit, told
 from sidecar.settings.offline import OfflineSettings
 
@@ -22,12 +23,33 @@ SETTINGS = OfflineSettings()
 LINES = 3 * IN_FLIGHT_MAX
 
 
+class FakeClient:
+    """Knows topics; it is asked for them without leave to make one."""
+
+    def __init__(self) -> None:
+        self.error_code = 0
+
+    def get_random_node(self) -> int:
+        return 1
+
+    async def send(self, node: int, request: Any) -> Any:
+        assert (node, request._allow_auto_topic_creation) == (1, False)
+        return self
+
+    def to_object(self) -> dict[str, Any]:
+        partitions = [] if self.error_code else [{"partition": 0}]
+        topic = {"topic": "missing", "error_code": self.error_code, "partitions": partitions}
+        return {"topics": [topic]}
+
+
 class FakeProducer:
     """Answers each record at once; some fail, or never get an answer, or send a signal to this process."""
 
     def __init__(self, **_: Any) -> None:
+        self.client = FakeClient()
         self.sent: list[tuple[bytes, bytes, list[tuple[str, bytes]]]] = []
         self.fails: set[int] = set()
+        self.failure: Exception = KafkaTimeoutError("no answer")
         self.refuses: int | None = None
         self.interrupts_at: int | None = None
         self.silent_after: int | None = None
@@ -50,7 +72,7 @@ class FakeProducer:
             os.kill(os.getpid(), signal.SIGINT)
         future = asyncio.get_running_loop().create_future()
         if number in self.fails:
-            future.set_exception(KafkaTimeoutError("no answer"))
+            future.set_exception(self.failure)
         elif self.silent_after is None or number <= self.silent_after:
             future.set_result(None)
         return future
@@ -177,3 +199,33 @@ def test_what_is_no_item_has_a_key_too() -> None:
 @pytest.mark.parametrize("body", [{}, {"prompt": None}, {"messages": [{"role": "user"}]}, {"input_ids": [1, 2]}])
 def test_every_object_has_a_key(body: dict[str, Any]) -> None:
     assert prefix_key(json.dumps({"body": body}).encode()) == prefix_key(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (UnknownTopicOrPartitionError, "topic inference.requests does not exist"),
+        (TopicAuthorizationFailedError, "a right is missing: Describe on topic missing"),
+    ],
+)
+async def test_a_topic_that_is_not_there_is_named_and_not_made(
+    producer: FakeProducer, path: Path, error: Any, expected: str
+) -> None:
+    producer.client.error_code = error.errno
+    with pytest.raises(LogError, match=f"^{expected}$"):
+        await sending(path)
+    assert producer.sent == []
+
+
+async def test_a_record_that_kafka_refuses_has_its_cause_in_words(producer: FakeProducer, path: Path) -> None:
+    producer.fails, producer.failure = {1}, TopicAuthorizationFailedError()
+    sent = await sending(path)
+    assert sent.error.startswith("a right is missing: TopicAuthorizationFailedError")
+
+
+def test_what_was_sent_is_counted_in_words() -> None:
+    assert told(Sent(), 1) == "no item is acknowledged"
+    one = Sent(acknowledged=1, open_line=2, beyond=1)
+    assert told(one, 1) == (
+        "1 item is acknowledged; go on with --from 2 (1 of those is after it and will be there twice)"
+    )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.telemetry.wording import NAME_MAX, duration, printable
+from sidecar.telemetry.wording import NAME_MAX, counted, duration, printable, verb
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,8 @@ def test_a_name_is_one_printable_line_that_any_terminal_takes(name: str) -> None
 def test_a_usual_name_stays_as_it_is() -> None:
     assert printable("nightly-Übersicht 7") == "nightly-Übersicht 7"
     assert printable("a\x1b[2Jb\n") == "a\\x1b[2Jb\\n"
+
+
+def test_one_thing_is_no_plural() -> None:
+    told = [f"{counted(number, 'line')} {verb(number)} at fault" for number in (0, 1, 2)]
+    assert told == ["0 lines are at fault", "1 line is at fault", "2 lines are at fault"]
