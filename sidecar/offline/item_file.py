@@ -33,21 +33,31 @@ from sidecar.triton.tokenizer import Tokens
 
 STDIN = Path("-")
 FAULTS_SHOWN_MAX = 20
-HEAD_BYTES = 16
+HEAD_BYTES = 512  # a tar archive names itself behind the name of its first file
 HASH_BYTES = 8  # of a custom_id: two of a million differing ones are equal once in 40 million files
 _OPENERS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\x00": lzma.LZMAFile,
 }
+_ZSTD = "compressed by zstd; send it as: zstd -dc {path} | sidecar submit -"
 _NO_TEXT = {
-    b"\x28\xb5\x2f\xfd": "compressed by zstd; send it as: zstd -dc {path} | sidecar submit -",
+    b"\x28\xb5\x2f\xfd": _ZSTD,
+    **{bytes([first]) + b"\x2a\x4d\x18": _ZSTD for first in range(0x50, 0x60)},  # a skippable frame first, as by pzstd
+    b"\x04\x22\x4d\x18": "compressed by lz4; send it as: lz4 -dc {path} | sidecar submit -",
+    b"\xff\x06\x00\x00sNaPpY": "compressed by snappy; send it as: snzip -dc {path} | sidecar submit -",
+    b"\x1f\x9d": "compressed by compress; send it as: gzip -dc {path} | sidecar submit -",
+    b"LZIP": "compressed by lzip; send it as: lzip -dc {path} | sidecar submit -",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; send it as: 7z x -so {path} | sidecar submit -",
     b"PK\x03\x04": "a zip archive; send it as: unzip -p {path} | sidecar submit -",
     b"PAR1": "a Parquet file; write its rows as JSON, one object a line",
     b"\xff\xfe": "UTF-16 or UTF-32; send it as: iconv -f UTF-16 -t UTF-8 {path} | sidecar submit -",
     b"\xfe\xff": "UTF-16; send it as: iconv -f UTF-16 -t UTF-8 {path} | sidecar submit -",
     b"[": "a JSON array; one object a line is needed: jq -c '.[]' {path} | sidecar submit -",
 }
+
+
+_TAR_AT, _TAR = 257, b"ustar"
 
 
 class ItemFileError(SettingsError):
@@ -78,6 +88,7 @@ class ItemFile:
                 while not rest.endswith(b"\n") and (rest := text.readline(self.line_bytes_max)):
                     pass  # too long: its end is not kept
                 if value := (line.removeprefix(BOM) if number == 1 else line).strip():
+                    self._refuse_bare_returns(value)
                     yield number, value
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise ItemFileError(f"cannot read {self.name}: {getattr(error, 'strerror', None) or error}") from None
@@ -94,8 +105,17 @@ class ItemFile:
         for magic, kind in _NO_TEXT.items():
             if head.removeprefix(BOM).lstrip().startswith(magic):
                 raise ItemFileError(f"{self.name} is {kind.format(path=self.name)}")
+        if head[_TAR_AT:].startswith(_TAR):
+            raise ItemFileError(f"{self.name} is a tar archive; send it as: tar -xOf {self.name} | sidecar submit -")
         if b"\0" in head:
             raise ItemFileError(f"{self.name} is no UTF-8 text; each line has to be a JSON object in UTF-8")
+
+    def _refuse_bare_returns(self, value: bytes) -> None:
+        """Raises ItemFileError if several items stand in one line, with CR alone between them."""
+        first, end, rest = value.partition(b"\r")
+        if end and first.rstrip().endswith(b"}") and rest.lstrip().startswith(b"{"):
+            convert = f"tr '\\r' '\\n' < {self.name} | sidecar submit -"
+            raise ItemFileError(f"{self.name} ends its lines with CR alone; send it as: {convert}")
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def _json(value: bytes | None, bytes_max: int) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise DeadItemError(DeadReason.NOT_UTF8, f"byte {error.start} is not UTF-8") from None
     except json.JSONDecodeError as error:  # its own text counts lines, where there is one
-        message = f"no JSON object: {error.msg} at character {error.pos + 1}"
+        message = f"no JSON object: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
         raise DeadItemError(DeadReason.NOT_JSON, message) from None
     except _ConstantError as error:
         raise DeadItemError(DeadReason.NOT_JSON, str(error)) from None

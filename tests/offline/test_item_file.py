@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
+import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +38,16 @@ def checked(path: Path, *, headers: Headers = (), tokens: Tokens | None = None, 
     rules = {"record_bytes_max": 2000, "allow_duplicates": False} | options
     with opened(path, 1000) as file:
         return check(file, RULES, tokens, headers, **rules)
+
+
+def tarred(name: str) -> bytes:
+    """An archive of one file."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(PLAIN)
+        tar.addfile(entry, io.BytesIO(PLAIN))
+    return archive.getvalue()
 
 
 def written(directory: Path, content: bytes) -> Path:
@@ -83,6 +95,16 @@ def test_a_line_of_any_length_costs_bounded_memory(tmp_path: Path) -> None:
         (PLAIN.decode().encode("utf-32"), "UTF-16 or UTF-32"),
         (gzip.compress(PLAIN.decode().encode("utf-16")), "UTF-16 or UTF-32"),
         (b"\x28\xb5\x2f\xfd....", "compressed by zstd; send it as: zstd -dc"),
+        (b"\x50\x2a\x4d\x18\x04\0\0\0....\x28\xb5\x2f\xfd....", "compressed by zstd; send it as: zstd -dc"),
+        (b"\x04\x22\x4d\x18....", "compressed by lz4; send it as: lz4 -dc"),
+        (b"\xff\x06\x00\x00sNaPpY....", "compressed by snappy; send it as: snzip -dc"),
+        (b"\x1f\x9d....", "compressed by compress; send it as: gzip -dc"),
+        (b"LZIP\x01....", "compressed by lzip; send it as: lzip -dc"),
+        (b"7z\xbc\xaf\x27\x1c....", "a 7z archive; send it as: 7z x -so"),
+        (tarred("items.jsonl"), "a tar archive; send it as: tar -xOf"),
+        (gzip.compress(tarred("a" * 90)), "a tar archive"),
+        (BOM + b"\r" + PLAIN.replace(b"\n", b"\r"), "ends its lines with CR alone; send it as: tr"),
+        (PLAIN.replace(b"\n", b" \r") * 1000, "ends its lines with CR alone"),
         (b"PK\x03\x04....", "a zip archive"),
         (b"PAR1....", "a Parquet file"),
         (BOM + b" [" + ITEMS[0] + b"]", "a JSON array; one object a line is needed: jq -c"),
@@ -93,6 +115,11 @@ def test_a_line_of_any_length_costs_bounded_memory(tmp_path: Path) -> None:
 def test_what_is_no_file_of_items_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(ItemFileError, match=message):
         read(written(tmp_path, content))
+
+
+def test_a_return_inside_an_item_is_white_space(tmp_path: Path) -> None:
+    spread = b'{"id": "1",\r"prompt": "p", "metadata": {}\r}\n'
+    assert read(written(tmp_path, spread + ITEMS[0])) == [(1, spread.strip()), (2, ITEMS[0])]
 
 
 def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
