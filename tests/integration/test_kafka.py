@@ -263,6 +263,18 @@ async def admin_of(kafka: LocalKafka) -> AsyncIterator[AIOKafkaAdminClient]:
         await admin.close()
 
 
+async def test_submit_and_offsets_name_a_topic_that_does_not_exist_and_make_none(kafka: LocalKafka) -> None:
+    settings = OfflineSettings(bootstrap_servers=kafka.bootstrap_servers, requests_topic="nowhere.requests")
+    with pytest.raises(LogError, match=r"^topic nowhere\.requests does not exist$"):
+        await submit(settings, [b'{"id": "1", "prompt": "p"}'], {})
+    with pytest.raises(LogError, match=r"^topic nowhere\.requests does not exist$"):
+        await show(settings)
+    made = await asyncio.to_thread(
+        AdminClient({"bootstrap.servers": kafka.bootstrap_servers}).list_topics, timeout=TIMEOUT_S
+    )
+    assert "nowhere.requests" not in made.topics
+
+
 async def test_partitions_without_a_place_for_results_wait_until_they_have_one(
     kafka: LocalKafka, tmp_path: Path
 ) -> None:
