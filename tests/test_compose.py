@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from sidecar.settings.file import load_settings
+from sidecar.settings.file import ServeSettings, load_settings
 
 ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -51,3 +52,24 @@ def test_the_mounted_settings_are_valid_but_for_paths_of_the_container() -> None
     assert settings.offline is not None
     assert settings.offline.bootstrap_servers == "kafka:9092"
     assert [engine.target for engine in settings.engines] == ["triton:8001"]
+
+
+def test_every_setting_that_the_example_shows_is_known_and_those_that_users_look_for_are_shown(tmp_path: Path) -> None:
+    """Also the settings that stand there as comments."""
+    key, file = tmp_path / "key", tmp_path / "sidecar.yaml"
+    key.write_text("secret")
+    text = (ROOT / "sidecar/data/sidecar.example.yaml").read_text()
+    document = yaml.safe_load(re.sub(r"^( *)# (?= *(?:[a-z_]+:|- \{))", r"\1", text, flags=re.M))
+    document["tokenizer"] = str(ROOT / "model_repository/tokenizer/tokenizer.json")
+    (engine,) = document["engines"]
+    engine["metadata_files"] = dict.fromkeys(engine["metadata_files"], str(key))
+    document["engines"].append({"name": "small", "model": "tensorrt_llm_small", "text_model": None})
+    file.write_text(yaml.safe_dump(document))
+
+    load_settings(file, {})
+    left_out = {"stop_timeout_s", "offline_drain_timeout_s"}  # nobody needs them before reading config.py
+    assert {each.name for each in fields(ServeSettings)} - document.keys() == left_out
+    wanted = {"reservation_every", "window_ms", "on_deadline", "online_queue_max", "ttft_objective_ms", "tenants"}
+    assert wanted <= document["scheduler"].keys()
+    wanted = {"bootstrap_servers", "security", "group", "instance_id", "first_start", "model_default", "progress_topic"}
+    assert wanted <= document["offline"].keys()
