@@ -21,7 +21,6 @@ from typing import Any, ParamSpec, TypeVar, assert_never
 import grpc
 
 from sidecar.call import Call, Listener, Outcome, Terminal, Timeline, Tracer
-from sidecar.core.deadlines import Verdict as Forecasted
 from sidecar.core.events import (
     Abort,
     Action,
@@ -52,6 +51,7 @@ from sidecar.driver.generation import Generation
 from sidecar.driver.streams import Streams
 from sidecar.driver.verdicts import Verdict, fault_of
 from sidecar.driver.watchdog import Watchdog
+from sidecar.edge import forecasts
 from sidecar.errors import EngineError
 from sidecar.settings.file import PROGRESS_TIMEOUT_S
 from sidecar.token_call import Generated, TokenCall
@@ -242,12 +242,7 @@ class Driver:
             case Reject() | DeadLetter():
                 self._refused(action)
             case Forecast():
-                logger.log(
-                    logging.INFO if action.verdict is Forecasted.ON_TIME else logging.WARNING,
-                    "job %s: %s",
-                    action.job,
-                    action,
-                )
+                forecasts.tell(action, self.now_s)
             case PauseIntake(model=model):
                 self._tell_intake(model, False)
             case ResumeIntake(model=model):

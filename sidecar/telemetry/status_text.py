@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sidecar.telemetry.wording import duration, printable
+from sidecar.telemetry.wording import outlook, printable
 
 SLOT_SIGNS = (("slots_online", "O"), ("slots_offline", "o"), ("slots_draining", "d"), ("slots_free", "."))
 STRIP_MAX = 64
@@ -59,21 +59,8 @@ def _job(job: Mapping[str, Any]) -> str:
     parts = [f"{job['items']} here"]
     if job.get("done") is not None:
         parts.insert(0, f"{job['done']} done and {job['failed']} failed since the start")
-    return f"{name} of {printable(job['tenant'])}: {', '.join(parts)}; {_outlook(job)}"
-
-
-def _outlook(job: Mapping[str, Any]) -> str:
-    p50_s, p90_s, due_s = job["eta_p50_s"], job["eta_p90_s"], job["deadline_in_s"]
-    if p50_s is None:
-        end = "end not known yet"
-    else:
-        latest = f", at most {duration(p90_s)} in nine cases of ten" if p90_s is not None else ""
-        end = f"done in about {duration(p50_s)}{latest}"
-    if due_s is None:
-        return f"no deadline, {end}"
-    due = f"due in {duration(due_s)}" if due_s >= 0 else f"was due {duration(-due_s)} ago"
-    verdict = "" if job["verdict"] == "unknown" else f", {job['verdict']}"
-    return f"{due}, {end}{verdict}"
+    told = outlook(job["eta_p50_s"], job["eta_p90_s"], job["deadline_in_s"], job["verdict"])
+    return f"{name} of {printable(job['tenant'])}: {', '.join(parts)}; {told}"
 
 
 def _offline(offline: Mapping[str, Any] | None) -> Iterator[str]:

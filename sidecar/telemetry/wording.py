@@ -16,6 +16,19 @@ def duration(seconds: float) -> str:
     return f"{int(seconds + 0.5)} s" if seconds >= 0.5 else "under 1 s"
 
 
+def outlook(p50_s: float | None, p90_s: float | None, due_s: float | None, verdict: str) -> str:
+    """When a job is due and when it will be done, both from now. None is not known, or no deadline."""
+    if p50_s is None:
+        end = "end not known yet"
+    else:
+        latest = f", at most {duration(p90_s)} in nine cases of ten" if p90_s is not None else ""
+        end = f"done in about {duration(p50_s)}{latest}"
+    if due_s is None:
+        return f"no deadline, {end}"
+    due = f"due in {duration(due_s)}" if due_s >= 0 else f"was due {duration(-due_s)} ago"
+    return f"{due}, {end}" if verdict == "unknown" else f"{due}, {end}, {verdict}"
+
+
 def counted(number: int, thing: str) -> str:
     """How many of a thing there are: `1 item`, `5000 items`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
