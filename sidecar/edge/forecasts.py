@@ -18,7 +18,8 @@ def tell(forecast: Forecast, now_s: float) -> None:
     p50_s, p90_s = _known(forecast.eta_p50_s), _known(forecast.eta_p90_s)
     told = outlook(p50_s, p90_s, _known(forecast.deadline_s - now_s), forecast.verdict)
     level = logging.WARNING if forecast.verdict in _IN_DANGER else logging.INFO
-    logger.log(level, "job %s of %s: %s", printable(forecast.job), printable(forecast.tenant), told)
+    name = f"job {printable(forecast.job)}" if forecast.job else "items without a job"
+    logger.log(level, "%s of %s: %s", name, printable(forecast.tenant), told)
 
 
 def _known(seconds: float) -> float | None:

@@ -45,3 +45,9 @@ def test_a_forecast_is_told_in_human_times_and_what_is_not_known_is_said(
     )
     tell(forecast, 100.0)
     assert [f"{record.levelname} {record.message}" for record in caplog.records] == [expected]
+
+
+def test_items_without_a_job_are_told_as_that(caplog: pytest.LogCaptureFixture) -> None:
+    ends = {"deadline_s": 70.0, "eta_p50_s": 90.0, "eta_p90_s": inf}
+    tell(Forecast(model="m", tenant="labels", job="", verdict=Verdict.INFEASIBLE, **ends), 10.0)
+    assert caplog.messages == ["items without a job of labels: due in 1 min, done in about 1 min 30 s, infeasible"]
