@@ -88,6 +88,11 @@ class Ledger:
         """KV tokens that neither we nor others hold."""
         return self.kv_tokens_max - self.kv_tokens - self.foreign_kv_tokens
 
+    @property
+    def foreign_known(self) -> bool:
+        """True if the last scrape succeeded and told of load: without a page, or with another's, nobody knows."""
+        return bool(self._foreign) and self.offline_slots_max == inf
+
     def guard_tokens(self, online_expected: int) -> float:
         """KV tokens left to online: two deviations above what the expected arrivals need, inside the band."""
         if self.kv_tokens_max == inf:
@@ -110,6 +115,10 @@ class Ledger:
             if event.kv_blocks_free is not None:
                 kv_used = (event.kv_blocks_max - event.kv_blocks_free) * self.block_tokens
             self.kv_tokens_max = self.kv_tokens_set or event.kv_blocks_max * self.block_tokens
+        if event.active_requests is None and event.kv_blocks_free is None:  # a page that does not tell of this model
+            self._foreign.clear()
+            self.foreign_slots = self.foreign_kv_tokens = 0
+            return
         slots_used = event.active_requests if event.active_requests is not None else 0
         if not slots_ours and event.iterations is not None and event.iterations == self._iterations:
             # An engine with a request iterates. This one is at rest, and its gauges show who ran in the last iteration.

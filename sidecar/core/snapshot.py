@@ -32,7 +32,7 @@ class EngineSnapshot:
     slots_draining: int
     slots_free: int
     headroom_slots: int
-    foreign_slots: int  # load on it that is not ours
+    foreign_slots: int | None  # load on it that is not ours; None = no gauges tell
     limit_binding: Limit  # what holds offline back now
     window_ms: float  # how long a slot that comes free now waits for online
     online_rate_per_s: float
@@ -147,7 +147,7 @@ def engine_snapshot(engine: Engine, model: str, now_s: float) -> EngineSnapshot:
         slots_draining=engine.draining,
         slots_free=engine.free.slots,
         headroom_slots=engine.headroom,
-        foreign_slots=ledger.foreign_slots,
+        foreign_slots=ledger.foreign_slots if ledger.foreign_known else None,
         limit_binding=engine.limit_binding,
         window_ms=engine.window_s(now_s) * 1000,
         online_rate_per_s=engine.arrivals.per_s(now_s),

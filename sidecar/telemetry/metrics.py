@@ -341,14 +341,17 @@ class _SnapshotCollector:
         slots = GaugeMetricFamily("sidecar_slots", "Slots owned", labels=("model", "engine"))
         in_use = GaugeMetricFamily("sidecar_slots_in_use", "Slots in use", labels=("model", "engine", "lane"))
         reserved = GaugeMetricFamily("sidecar_slots_reserved", "Headroom", labels=("model", "engine", "lane"))
-        foreign = GaugeMetricFamily("sidecar_slots_foreign", "In use, not by us", labels=("model", "engine"))
+        foreign = GaugeMetricFamily(
+            "sidecar_slots_foreign", "In use, not by us, if gauges tell", labels=("model", "engine")
+        )
         ready = GaugeMetricFamily("sidecar_engine_ready", "Engine is up", labels=("model", "server_address"))
         turns = CounterMetricFamily("sidecar_reserved_turns", "Turns of offline", labels=("model", "engine", "result"))
         seconds = CounterMetricFamily("sidecar_slot_seconds", "Integral of use", labels=("model", "engine", "lane"))
         for name, engine in snapshot.engines.items():
             slots.add_metric((engine.model, name), engine.slots)
             reserved.add_metric((engine.model, name, Lane.ONLINE), engine.headroom_slots)
-            foreign.add_metric((engine.model, name), engine.foreign_slots)
+            if engine.foreign_slots is not None:
+                foreign.add_metric((engine.model, name), engine.foreign_slots)
             ready.add_metric((engine.model, self._metrics.address(name)), engine.up)
             for lane, used in ((Lane.ONLINE, engine.slots_online), (Lane.OFFLINE, engine.slots_offline)):
                 in_use.add_metric((engine.model, name, lane), used)

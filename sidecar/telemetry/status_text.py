@@ -36,7 +36,8 @@ def slot_strip(engine: Mapping[str, Any]) -> str:
 
 def _engine(name: str, engine: Mapping[str, Any]) -> Iterator[str]:
     up = "up" if engine["up"] else "DOWN"
-    foreign = f", {engine['foreign_slots']} used by others" if engine["foreign_slots"] else ""
+    others = engine["foreign_slots"]
+    foreign = ", others' load not known" if others is None else f", {others} used by others" if others else ""
     yield f"engine {name} ({engine['model']}) is {up}: [{slot_strip(engine)}] of {engine['slots']} slots{foreign}"
     for fault in engine.get("faults", ()):
         yield f"  {fault}"

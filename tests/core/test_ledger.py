@@ -54,6 +54,16 @@ def test_a_failing_scrape_freezes_offline_and_a_good_one_thaws_it() -> None:
     assert ledger.offline_slots_max == inf
 
 
+def test_the_load_of_others_is_known_only_while_gauges_tell_of_it() -> None:
+    ledger = _ledger()
+    known = [ledger.foreign_known]
+    for scrape in (_scrape(5, 10), _scrape(5, 10, ok=False), _scrape(5, 10), Measured(engine="e", ok=True)):
+        ledger.measured(scrape, slots_ours=0, offline_slots=0)
+        known.append(ledger.foreign_known)
+    assert known == [False, True, False, True, False]
+    assert (ledger.foreign_slots, ledger.foreign_kv_tokens) == (0, 0)
+
+
 def test_the_gauges_tell_the_size_of_the_cache_where_the_settings_do_not() -> None:
     ledger = _ledger(kv_tokens=0)
     assert ledger.guard_tokens(1) == 0

@@ -14,7 +14,7 @@ import pytest
 
 from dev.broker import free_ports
 from sidecar.core.engine import Limit
-from sidecar.core.events import EngineDown
+from sidecar.core.events import EngineDown, Measured
 from sidecar.core.work import Lane
 from sidecar.settings.file import EngineEndpoint
 from sidecar.telemetry.http import Status, serve_http
@@ -100,6 +100,14 @@ async def test_every_counter_is_there_before_its_first_event(get: Any) -> None:
     assert sample(page, "sidecar_requests_total", lane="offline", outcome="rejected", error_type="queue_full") == 0
     for result in ("due", "taken", "postponed", "lapsed"):
         assert sample(page, "sidecar_reserved_turns_total", result=result) == 0
+
+
+async def test_the_load_of_others_has_no_sample_where_no_gauges_tell_of_it(sidecar: Sidecar, get: Any) -> None:
+    _, page, _ = await get("/metrics")
+    assert "sidecar_slots_foreign{" not in page
+    sidecar.driver.handle(Measured(engine="e0", ok=True, active_requests=0))
+    _, page, _ = await get("/metrics")
+    assert sample(page, "sidecar_slots_foreign", engine="e0") == 0
 
 
 async def test_the_limit_that_binds_is_one_and_all_others_zero(get: Any) -> None:

@@ -89,6 +89,9 @@ def test_what_is_wrong_with_an_engine_stands_below_it() -> None:
         "engine e0 (tensorrt_llm) is DOWN: [..] of 2 slots",
         "  down: nothing listens there",
     ]
+    for others, told in ((None, ", others' load not known"), (3, ", 3 used by others")):
+        (line,) = status_text(document(engines={"e0": {**engine, "foreign_slots": others}})).splitlines()[1:2]
+        assert line == f"engine e0 (tensorrt_llm) is DOWN: [..] of 2 slots{told}"
 
 
 def test_a_lane_that_has_not_begun_is_told_as_that() -> None:
