@@ -21,6 +21,7 @@ def guard_families(snapshot: Snapshot) -> Iterable[Metric]:
     yield from _model(engines)
     yield from _guard(engines)
     yield from _signals(engines)
+    yield from _slices(engines)
 
 
 def _limits(engines: list[EngineSnapshot]) -> Metric:
@@ -30,6 +31,17 @@ def _limits(engines: list[EngineSnapshot]) -> Metric:
         for limit in Limit:
             family.add_metric((engine.model, engine.name, limit), engine.limit_binding is limit)
     return family
+
+
+def _slices(engines: list[EngineSnapshot]) -> Iterable[Metric]:
+    """How long slices are, and what makes them so. Before the first resume nothing is known of reuse."""
+    factor = GaugeMetricFamily("sidecar_slice_factor", "Slices ÷ slice_tokens; 0: items run whole", labels=_LABELS)
+    reuse = GaugeMetricFamily("sidecar_kv_reuse_ratio", "Share of a resume's tokens found cached", labels=_LABELS)
+    for engine in engines:
+        factor.add_metric((engine.model, engine.name), engine.slice_factor)
+        if engine.resumed_tokens:
+            reuse.add_metric((engine.model, engine.name), engine.reuse_ratio)
+    return (factor, reuse)
 
 
 def _model(engines: list[EngineSnapshot]) -> Iterable[Metric]:

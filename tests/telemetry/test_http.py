@@ -102,6 +102,12 @@ async def test_every_counter_is_there_before_its_first_event(get: Any) -> None:
         assert sample(page, "sidecar_reserved_turns_total", result=result) == 0
 
 
+async def test_what_is_not_known_of_reuse_has_no_sample_and_the_length_of_slices_has(get: Any) -> None:
+    _, page, _ = await get("/metrics")
+    assert sample(page, "sidecar_slice_factor", engine="e0") == 1
+    assert "sidecar_kv_reuse_ratio{" not in page
+
+
 async def test_the_load_of_others_has_no_sample_where_no_gauges_tell_of_it(sidecar: Sidecar, get: Any) -> None:
     _, page, _ = await get("/metrics")
     assert "sidecar_slots_foreign{" not in page
