@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -51,22 +52,37 @@ async def served(sidecar: Sidecar, triton: FakeTriton) -> None:
     await sidecar.until(lambda: sidecar.driver.in_flight == 0)
 
 
-def sample(page: str, name: str, **labels: str) -> float:
-    """The value of the one sample of this name that has these labels."""
-    found = [
+def samples(page: str, name: str, **labels: str) -> list[float]:
+    """The values of the samples of this name that have these labels."""
+    return [
         float(line.rsplit(" ", 1)[1])
         for line in page.splitlines()
         if re.match(rf"{name}[{{ ]", line) and all(f'{key}="{value}"' in line for key, value in labels.items())
     ]
+
+
+def sample(page: str, name: str, **labels: str) -> float:
+    """The value of the one sample of this name that has these labels."""
+    found = samples(page, name, **labels)
     assert len(found) == 1, (name, labels, found)
     return found[0]
+
+
+async def page_with(get: Any, name: str, **labels: str) -> str:
+    """The metrics once they have this sample: an RPC is counted after its caller has heard how it ended."""
+    async with asyncio.timeout(20):
+        while True:
+            _, page, _ = await get("/metrics")
+            if samples(page, name, **labels):
+                return str(page)
 
 
 async def test_a_request_is_counted_once_in_every_family_it_belongs_to(
     sidecar: Sidecar, triton: FakeTriton, get: Any
 ) -> None:
     await served(sidecar, triton)
-    _, page, _ = await get("/metrics")
+    rpc = {"rpc_method": "inference.GRPCInferenceService/ModelInfer", "rpc_status_code": "OK"}
+    page = await page_with(get, "rpc_server_call_duration_seconds_count", **rpc)
     online = {"lane": "online", "model": "tensorrt_llm"}
     assert sample(page, "sidecar_requests_total", **online, outcome="ok") == 1
     assert sample(page, "sidecar_tokens_total", **online, token_type="output") == 2
@@ -76,8 +92,7 @@ async def test_a_request_is_counted_once_in_every_family_it_belongs_to(
     assert sample(page, "gen_ai_server_time_to_first_token_seconds_count", lane="online") == 1
     assert sample(page, "gen_ai_server_time_per_output_token_seconds_count", lane="online") == 1
     assert sample(page, "gen_ai_server_request_duration_seconds_count", lane="online", error_type="") == 1
-    method = "inference.GRPCInferenceService/ModelInfer"
-    assert sample(page, "rpc_server_call_duration_seconds_count", rpc_method=method, rpc_status_code="OK") == 1
+    assert sample(page, "rpc_server_call_duration_seconds_count", **rpc) == 1
     assert sample(page, "sidecar_slot_seconds_total", lane="online") > 0
     assert sample(page, "sidecar_slots", model="tensorrt_llm") == 2
 
@@ -86,9 +101,8 @@ async def test_a_refused_rpc_is_counted_under_its_status(sidecar: Sidecar, get: 
     request = ids_request("u", ids=(1,) * 40, output=30)
     with pytest.raises(grpc.aio.AioRpcError):
         await sidecar.unary("ModelInfer", request, wire.InferResponse)
-    _, page, _ = await get("/metrics")
-    method = "inference.GRPCInferenceService/ModelInfer"
-    refused = {"rpc_method": method, "rpc_status_code": "INVALID_ARGUMENT"}
+    refused = {"rpc_method": "inference.GRPCInferenceService/ModelInfer", "rpc_status_code": "INVALID_ARGUMENT"}
+    page = await page_with(get, "rpc_server_call_duration_seconds_count", **refused)
     assert sample(page, "rpc_server_call_duration_seconds_count", **refused) == 1
     assert sample(page, "sidecar_requests_total", lane="online", outcome="rejected", error_type="too_large") == 1
 
