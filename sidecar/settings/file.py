@@ -17,7 +17,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from sidecar.core.errors import SettingsError
 from sidecar.core.settings import FORBID_UNKNOWN, EngineSettings, SchedulerSettings, require
-from sidecar.driver.watchdog import PROGRESS_TIMEOUT_S
 from sidecar.edge.settings_values import mistakes
 from sidecar.settings.aliases import Rule, check_aliases
 from sidecar.settings.limits import LimitSettings

@@ -14,8 +14,9 @@ import yaml
 
 from sidecar.core.errors import SettingsError
 from sidecar.core.settings import TenantSettings
+from sidecar.offline.kafka_options import client_options
 from sidecar.settings.file import load_settings
-from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings, client_options
+from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings
 from sidecar.triton.tokenizer import Tokens
 
 ENGINE = {"name": "e0", "target": "triton:8001"}
