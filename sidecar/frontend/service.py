@@ -236,6 +236,8 @@ class Online:
         ):
             self._driver.cancel(work_id)
         request.model_name = model.name
+        for name in OURS & request.parameters.keys():
+            del request.parameters[name]  # heard here; Triton would not take them in every type
         request.id = self._driver.mint("s")
         return Stop(request=request, caller_id=caller_id, model=model.name)
 

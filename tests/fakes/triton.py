@@ -102,6 +102,7 @@ class FakeTriton:
         self._arrived: asyncio.Queue[FakeRequest] = asyncio.Queue()
         self.running: dict[str, FakeRequest] = {}
         self.stopped: list[str] = []
+        self.stop_parameters: set[str] = set()  # of all stops so far
         self.confirms_stops = True
         self.answers_stops = True
         self.mute_stops: set[str] = set()  # ids whose stops get no answer
@@ -203,6 +204,7 @@ class FakeTriton:
                 self.running.pop(request.id, None)
 
     async def _stop(self, message: Any, context: Any) -> None:
+        self.stop_parameters.update(message.parameters)
         if message.id in self.running:
             self.stopped.append(message.id)
             if self.confirms_stops:

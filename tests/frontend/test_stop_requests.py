@@ -283,3 +283,16 @@ def test_a_stop_of_another_datatype_is_refused_where_no_modelconfig_is_known(dat
         is_stop(request)
     expected = f"inference input 'stop' data-type is '{datatype}', but model 'tensorrt_llm' expects 'BOOL'"
     assert str(raised.value) == f"[request id: a] {expected}"
+
+
+async def test_what_a_stop_says_to_the_sidecar_stays_here(sidecar: Sidecar, triton: FakeTriton) -> None:
+    stop = stop_request("tensorrt_llm", "nobody")
+    stop.parameters["x-tenant"].SetInParent()  # of no type, which Triton refuses
+    stop.parameters["ttft_objective_ms"].double_param = 5.0
+    stop.parameters["theirs"].string_param = "kept"
+    call = sidecar.stream()
+    await call.write(stop)
+    await call.done_writing()
+    assert [about(each)[0] for each in await rest(call)] == ["nobody"]
+    assert "theirs" in triton.stop_parameters
+    assert not {"x-tenant", "ttft_objective_ms"} & triton.stop_parameters
