@@ -16,8 +16,8 @@ from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.driver.driver import Driver
+from sidecar.driver.metrics import DriverMetrics
 from sidecar.driver.probes import Prober
-from sidecar.edge.driver_metrics import DriverMetrics
 from sidecar.frontend.caller_request import ScheduledModel
 from sidecar.frontend.grpc_server import Server
 from sidecar.frontend.held_bytes import HeldBytes

@@ -23,10 +23,10 @@ BELOW: dict[str, set[str]] = {
     "settings": {"core"},
     "telemetry": {"core", "call", "errors", "settings"},
     "triton": {"core", "call", "errors", "settings"},
-    "driver": {"core", "call", "token_call", "errors", "settings", "triton"},
+    "driver": {"core", "call", "token_call", "errors", "settings", "triton", "telemetry"},
 }
-BELOW["frontend"] = BELOW["driver"] | {"driver", "telemetry"}
-BELOW["offline"] = BELOW["driver"] | {"telemetry"}
+BELOW["frontend"] = BELOW["driver"] | {"driver"}
+BELOW["offline"] = BELOW["driver"]
 BELOW["app"] = BELOW["frontend"] | {"frontend", "offline"}
 BELOW["cli"] = BELOW["app"] | {"app", "sim", "inflight", "data"}
 BELOW["__main__"] = {"cli", "sim"}

@@ -44,14 +44,13 @@ from sidecar.core.events import (
 )
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import EndReason, Lane, Work
-from sidecar.driver import verdicts
+from sidecar.driver import forecasts, verdicts
 from sidecar.driver.containment import Containment, place_of
 from sidecar.driver.dispatches import Alive, Dispatched, Ticks
 from sidecar.driver.generation import Generation
 from sidecar.driver.streams import Streams
 from sidecar.driver.verdicts import Verdict, fault_of
 from sidecar.driver.watchdog import Watchdog
-from sidecar.edge import forecasts
 from sidecar.errors import EngineError
 from sidecar.settings.file import PROGRESS_TIMEOUT_S
 from sidecar.token_call import Generated, TokenCall

@@ -22,11 +22,11 @@ from google.protobuf.message import DecodeError
 from sidecar.call import Call, Metadata
 from sidecar.core.work import Lane, Work
 from sidecar.driver.driver import Driver
-from sidecar.edge.message_fields import FIELDS_MAX, too_many
 from sidecar.errors import BadRequestError, EngineError, ModelRefusesError
 from sidecar.frontend import statuses
 from sidecar.frontend.caller_request import OURS, ScheduledModel, asked, given_by, tenant_of, work_of
 from sidecar.frontend.held_bytes import HeldBytes
+from sidecar.frontend.message_fields import FIELDS_MAX, too_many
 from sidecar.frontend.models import Models
 from sidecar.frontend.offline_call import sliced_call, token_call
 from sidecar.frontend.outbox import Outbox, Unread

@@ -17,11 +17,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from sidecar.core.errors import SettingsError
 from sidecar.core.settings import FORBID_UNKNOWN, EngineSettings, SchedulerSettings, require
-from sidecar.edge.settings_values import mistakes
 from sidecar.settings.aliases import Rule, check_aliases
 from sidecar.settings.limits import LimitSettings
 from sidecar.settings.offline import OfflineSettings
 from sidecar.settings.recorder import RecorderSettings
+from sidecar.settings.values import mistakes
 
 _METADATA_NAME = re.compile(r"[0-9a-z_.-]+")  # gRPC's own rules, which it tells only when the call is made
 _METADATA_VALUE = re.compile(r"[\x20-\x7e]+")

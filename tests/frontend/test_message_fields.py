@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.edge.message_fields import FIELDS_MAX, too_many
+from sidecar.frontend.message_fields import FIELDS_MAX, too_many
 from sidecar.triton import wire
 from tests.fakes.sidecar import Sidecar
 from tests.fakes.triton import FakeTriton

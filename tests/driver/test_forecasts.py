@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.core.deadlines import Verdict
 from sidecar.core.events import Forecast
-from sidecar.edge.forecasts import tell
+from sidecar.driver.forecasts import tell
 
 
 @pytest.mark.parametrize(

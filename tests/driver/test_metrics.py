@@ -6,7 +6,7 @@ import asyncio
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from sidecar.edge.driver_metrics import DriverMetrics
+from sidecar.driver.metrics import DriverMetrics
 from tests.driver.test_generation import call, offline
 from tests.fakes.engine import FakeEngine, running_driver
 
