@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from sidecar import __version__
 from sidecar.core.errors import SettingsError
@@ -26,7 +25,7 @@ from sidecar.sim.arrivals_file import Arrivals, read_csv, write_csv
 from sidecar.sim.figures import Estimate, MeasurementError, Paired, added, pair, ratio
 from sidecar.sim.jobs import deadline_figures, eta_figures, spread_days
 from sidecar.sim.policies import OFFLINE_ALONE, Policy, Shape
-from sidecar.sim.tables import printed
+from sidecar.sim.tables import Table, printed
 from sidecar.sim.trial import Plan, Result, run
 from sidecar.sim.workloads import WorkloadError
 
@@ -328,11 +327,8 @@ def _least(values: Iterable[float | None]) -> float | None:
 
 def table(name: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """The figures that decide, one line per policy. Times in ms, end to end; gap and turns in contended grants."""
-    shown = Table(title=name)
-    shown.add_column("policy", no_wrap=True)
     titles = ("p50", "p99", "+p50", "+p99", "95 % of +p99", "ttft p99", "harvest", "tok/s", "wasted", "turns", "gap")
-    for title in titles:
-        shown.add_column(title, justify="right", no_wrap=True)
+    shown = Table(title=name, columns=("policy", *titles))
     for policy, row in rows.items():
         shown.add_row(policy, *_cells(row))
     return shown

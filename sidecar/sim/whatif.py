@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from rich.table import Table
-
 from sidecar.core.events import Action, Dispatch, Event, Preempt
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
@@ -27,6 +25,7 @@ from sidecar.sim.figures import percentiles
 from sidecar.sim.machine import Machine
 from sidecar.sim.policies import CHUNK_TOKENS, changed, parse_overrides
 from sidecar.sim.recording import Recording
+from sidecar.sim.tables import Table
 from sidecar.sim.trial import DRAIN_S, PROGRESS_S
 
 
@@ -143,15 +142,14 @@ def run(
 def table(report: dict[str, Any]) -> Table:
     """What was recorded, and both simulated runs, one figure a row."""
     change = ", ".join(f"{name}={value}" for name, value in report["what_if"].items())
-    shown = Table(title=f"{report['records']} records over {report['seconds']:.0f} s, simulated with {_times(report)}")
-    for title in ("", "as recorded", "replayed", change):
-        shown.add_column(title, justify="right" if title else "left")
+    title = f"{report['records']} records over {report['seconds']:.0f} s, simulated with {_times(report)}"
+    shown = Table(title=title, columns=("", "as recorded", "replayed", change))
     runs = report["recorded"], report["replayed"], report["changed"]
     for name in ("n", "refused", "cancelled", "failed"):
         shown.add_row(f"online {name}", *(str(each["online"][name]) for each in runs))
-    for name, title in (("ttft_ms", "TTFT"), ("e2e_ms", "end to end")):
+    for name, latency in (("ttft_ms", "TTFT"), ("e2e_ms", "end to end")):
         for share in ("p50", "p95", "p99"):
-            shown.add_row(f"{title} {share}", *(_cell(each["online"][name][share], " ms") for each in runs))
+            shown.add_row(f"{latency} {share}", *(_cell(each["online"][name][share], " ms") for each in runs))
     shown.add_row("offline tokens/s", *(_cell(each["offline_tokens_per_s"]) for each in runs))
     shown.add_row("offline items waiting at the end", *(str(each["offline_waiting"]) for each in runs))
     shown.add_row("preemptions", *(str(each["preemptions"]) for each in runs))
