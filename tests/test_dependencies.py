@@ -1,0 +1,43 @@
+"""What an installation brings: ranges for those who install the wheel, one exact version each for this checkout."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pins(file: str) -> dict[str, str]:
+    """The version of each package that `file` pins."""
+    lines = [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")]
+    found = [Requirement(line) for line in lines]
+    for each in found:
+        assert each.url is None, f"{file} names a place: {each}"
+        assert [part.operator for part in each.specifier] == ["=="], f"{file} must pin one version: {each}"
+    return {canonicalize_name(each.name): next(iter(each.specifier)).version for each in found}
+
+
+@pytest.mark.parametrize("text", PROJECT["dependencies"])
+def test_a_dependency_of_the_wheel_is_a_range_with_both_ends_that_holds_the_pinned_version(text: str) -> None:
+    wanted = Requirement(text)
+    assert {part.operator for part in wanted.specifier} == {">=", "<"}
+    assert wanted.specifier.contains(pins("constraints.txt")[canonicalize_name(wanted.name)])
+
+
+def test_every_tool_of_the_workshop_is_pinned() -> None:
+    tools = {canonicalize_name(Requirement(text).name) for text in PROJECT["optional-dependencies"]["dev"]}
+    assert tools <= pins("constraints.txt").keys()
+
+
+def test_the_server_counts_tokens_with_the_version_that_the_sidecar_counts_with() -> None:
+    assert pins("model_repository/requirements.txt")["tokenizers"] == pins("constraints.txt")["tokenizers"]
+
+
+def test_the_wheel_asks_for_nothing_that_only_the_demo_shows() -> None:
+    assert "rich" not in {Requirement(text).name for text in PROJECT["dependencies"]}
