@@ -6,7 +6,7 @@ import os
 import sys
 
 try:
-    from sidecar.cli import items, main, operate
+    from sidecar.cli import items, main, operate, topics
     from sidecar.sim.replay import register_replay
     from sidecar.sim.simulate import register_simulate
 except KeyboardInterrupt:  # loading takes a second or two on a busy machine
@@ -16,6 +16,7 @@ COMMANDS = (
     main.register_serve,
     items.register_submit,
     items.register_offsets,
+    topics.register_topics,
     operate.register_status,
     operate.register_doctor,
     register_simulate,

@@ -22,6 +22,13 @@ HEADERS_BYTES = 64 << 10  # that a dead letter may be longer than its item
 BYTES_MAX = "max.message.bytes"  # of a batch as it is stored, so after compression
 
 
+def bytes_needed(settings: OfflineSettings, topic: str) -> int | None:
+    """Return the `max.message.bytes` that takes every record of the lane, or None where records are short."""
+    if topic == settings.progress_topic:
+        return None
+    return settings.message_bytes_max + (HEADERS_BYTES if topic == settings.dead_letter_topic else 0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topic:
     """One topic. `bytes_max` is None where we may not read its configuration."""
@@ -66,8 +73,8 @@ class Topics:
                 )
             else:
                 yield "ok", f"kafka: topic {topic.name} has {topic.partitions} partitions"
-            needed = settings.message_bytes_max + (HEADERS_BYTES if topic.name == settings.dead_letter_topic else 0)
-            if topic.name == settings.progress_topic or topic.bytes_max is None or topic.bytes_max >= needed:
+            needed = bytes_needed(settings, topic.name)
+            if needed is None or topic.bytes_max is None or topic.bytes_max >= needed:
                 continue
             becomes = "is cut" if topic.name == settings.dead_letter_topic else "becomes a dead letter"
             yield (
