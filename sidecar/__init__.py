@@ -1,3 +1,3 @@
 """A scheduling sidecar in front of NVIDIA Triton: online first, offline backfill, exactly-once results."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

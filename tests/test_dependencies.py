@@ -9,6 +9,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from sidecar import __version__
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -41,3 +43,9 @@ def test_the_server_counts_tokens_with_the_version_that_the_sidecar_counts_with(
 
 def test_the_wheel_asks_for_nothing_that_only_the_demo_shows() -> None:
     assert "rich" not in {Requirement(text).name for text in PROJECT["dependencies"]}
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    first = next(line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## "))
+    assert first == f"## {__version__}"
+    assert PROJECT["dynamic"] == ["version"], "it is stated in sidecar/__init__.py alone"
