@@ -1,7 +1,8 @@
-"""The production shape: it parses, and says the same as the rest of the project about versions and topics."""
+"""The production shape: it parses, and says the same as the rest of the project about versions, topics and settings."""
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -12,36 +13,50 @@ from typing import Any
 import pytest
 import yaml
 
+from sidecar import __version__
+from sidecar.__main__ import COMMANDS
 from sidecar.settings.file import ServeSettings, load_settings
 
 ROOT = Path(__file__).parent.parent
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-TOPICS: dict[str, Any] = yaml.safe_load((ROOT / "kafka/topics.yaml").read_text())
+PRODUCTION = ROOT / "docker-compose.yml"
+SERVICES: dict[Path, dict[str, Any]] = {PRODUCTION: yaml.safe_load(PRODUCTION.read_text())["services"]}
+BOTH = pytest.mark.parametrize("file", SERVICES, ids=["production"])
 
 
 def test_compose_runs_the_broker_version_that_the_tests_run() -> None:
     pinned = re.search(r"kafka_2\.13</artifactId><version>([^<]+)<", (ROOT / "kafka/pom.xml").read_text())
     assert pinned is not None
-    assert {COMPOSE["services"][name]["image"] for name in ("kafka", "topics")} == {f"apache/kafka:{pinned[1]}"}
+    assert SERVICES[PRODUCTION]["kafka"]["image"] == f"apache/kafka:{pinned[1]}"
 
 
-def test_compose_creates_the_topics_of_topics_yaml_with_equal_partitions() -> None:
-    created = re.findall(r"^create (\S+) --partitions (\d+)", COMPOSE["services"]["topics"]["command"][0], re.MULTILINE)
-    assert dict(created) == dict.fromkeys(TOPICS["topics"], str(TOPICS["partitions"]))
+@BOTH
+def test_compose_runs_commands_of_this_version_that_the_sidecar_would_take(file: Path) -> None:
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers(dest="command")
+    for register in COMMANDS:
+        register(subparsers)
+    for name, command in (("topics", "topics"), ("sidecar", "serve")):
+        service = SERVICES[file][name]
+        assert f"backfill-sidecar:{__version__}" in service["image"]
+        options = parser.parse_args(service["command"])
+        assert (options.command, str(options.config)) == (command, "sidecar.yaml")
+        assert service["working_dir"] == "/etc/sidecar"
 
 
 def test_every_mounted_file_of_the_project_exists() -> None:
-    for service in COMPOSE["services"].values():
+    for service in SERVICES[PRODUCTION].values():
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
             assert not source.startswith("./") or (ROOT / source).exists(), volume
 
 
-def test_a_compose_parser_accepts_the_file() -> None:
+@BOTH
+def test_a_compose_parser_accepts_the_file(file: Path) -> None:
     parser = shutil.which("docker-compose")
     if parser is None:
         pytest.skip("docker-compose is not installed; .ci/run installs it")
-    done = subprocess.run([parser, "config", "-q"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [parser, "-f", str(file), "config", "-q"]
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
