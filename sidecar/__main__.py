@@ -6,13 +6,14 @@ import os
 import sys
 
 try:
-    from sidecar.cli import items, main, operate, topics
+    from sidecar.cli import init, items, main, operate, topics
     from sidecar.sim.replay import register_replay
     from sidecar.sim.simulate import register_simulate
 except KeyboardInterrupt:  # loading takes a second or two on a busy machine
     sys.exit(130)
 
 COMMANDS = (
+    init.register_init,
     main.register_serve,
     items.register_submit,
     items.register_offsets,

@@ -1,4 +1,4 @@
-"""The production shape: it parses, and says the same as the rest of the project about versions, topics and settings."""
+"""Both compose files parse, and say the same as the rest of the project about versions, topics and settings."""
 
 from __future__ import annotations
 
@@ -15,18 +15,26 @@ import yaml
 
 from sidecar import __version__
 from sidecar.__main__ import COMMANDS
+from sidecar.cli.init import FILES
 from sidecar.settings.file import ServeSettings, load_settings
 
 ROOT = Path(__file__).parent.parent
 PRODUCTION = ROOT / "docker-compose.yml"
-SERVICES: dict[Path, dict[str, Any]] = {PRODUCTION: yaml.safe_load(PRODUCTION.read_text())["services"]}
-BOTH = pytest.mark.parametrize("file", SERVICES, ids=["production"])
+STARTING = ROOT / "sidecar/data/compose.yml"
+SERVICES: dict[Path, dict[str, Any]] = {
+    file: yaml.safe_load(file.read_text())["services"] for file in (PRODUCTION, STARTING)
+}
+BOTH = pytest.mark.parametrize("file", SERVICES, ids=("production", "starting set"))
 
 
 def test_compose_runs_the_broker_version_that_the_tests_run() -> None:
     pinned = re.search(r"kafka_2\.13</artifactId><version>([^<]+)<", (ROOT / "kafka/pom.xml").read_text())
     assert pinned is not None
     assert SERVICES[PRODUCTION]["kafka"]["image"] == f"apache/kafka:{pinned[1]}"
+
+
+def test_the_starting_set_has_the_broker_of_the_production_shape() -> None:
+    assert SERVICES[STARTING]["kafka"] == SERVICES[PRODUCTION]["kafka"]
 
 
 @BOTH
@@ -48,6 +56,12 @@ def test_every_mounted_file_of_the_project_exists() -> None:
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
             assert not source.startswith("./") or (ROOT / source).exists(), volume
+
+
+def test_the_starting_set_mounts_only_its_own_directory() -> None:
+    for name in ("topics", "sidecar"):
+        assert SERVICES[STARTING][name]["volumes"] == [".:/etc/sidecar:ro"]
+    assert {"sidecar.yaml", "topics.yaml"} <= FILES.keys()
 
 
 @BOTH

@@ -31,6 +31,7 @@ Register = Callable[[Any], None]
 logger = logging.getLogger(__name__)
 FAILED, MISTAKEN, DEFECT, INTERRUPTED, UNREAD = 1, 2, 70, 130, 141
 EXAMPLES: dict[str, tuple[str, ...]] = {
+    "init": ("sidecar init", "sidecar init /srv/sidecar"),
     "serve": (
         "sidecar serve --config sidecar.yaml",
         "SIDECAR__ENGINES__0__TARGET=triton-1:8001 sidecar serve --config sidecar.yaml --log-format json",
