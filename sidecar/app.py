@@ -1,4 +1,4 @@
-"""One sidecar: the driver, the callers' gRPC server, the probes and the HTTP server, in one TaskGroup."""
+"""One sidecar: its parts, wired by their constructors, and how they run until a signal ends them."""
 
 from __future__ import annotations
 
@@ -8,33 +8,38 @@ import logging
 import resource
 import signal
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from opentelemetry.sdk.trace import SpanProcessor
 
 from sidecar import __version__
+from sidecar.call import Listener
 from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.driver.driver import Driver
+from sidecar.driver.engine_watch import EngineWatch
 from sidecar.driver.metrics import DriverMetrics
-from sidecar.driver.probes import Prober
-from sidecar.frontend.caller_request import ScheduledModel
 from sidecar.frontend.grpc_server import Server
 from sidecar.frontend.held_bytes import HeldBytes
+from sidecar.frontend.models import scheduled_models, serving
 from sidecar.frontend.passthrough import Passthrough
-from sidecar.frontend.server import build_server
+from sidecar.frontend.server import bind, build_server
 from sidecar.frontend.service import Online
+from sidecar.offline.gates import ModelGates
 from sidecar.offline.job_counts import JobCounts
 from sidecar.offline.lane import OfflineLane
-from sidecar.offline.metrics import OfflineMetrics
+from sidecar.offline.metrics import ItemDurations, OfflineMetrics
 from sidecar.offline.owned_partition import Finished
-from sidecar.settings.file import EngineEndpoint, ServeSettings
+from sidecar.settings.file import ServeSettings
 from sidecar.telemetry.faults import NoFileLeft
 from sidecar.telemetry.http import Status, serve_http, watch_loop_lag
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.recorder import Recorder
 from sidecar.telemetry.tracing import Tracing
-from sidecar.triton.advice import with_advice
 from sidecar.triton.client import EngineClient
 from sidecar.triton.models import Unscheduled
 from sidecar.triton.tokenizer import Tokens
@@ -43,9 +48,236 @@ MakeScheduler = Callable[[SchedulerSettings, Sequence[EngineSettings]], Schedule
 
 logger = logging.getLogger(__name__)
 _NO_FILE_LEFT = NoFileLeft()
-VERSION_TIMEOUT_S = 5.0
 FILES_WANTED = 65_536  # a connection is a file
 LAST_ANSWERS_S = 2.0  # for answers that are written already, once nothing runs any more
+
+
+# ---- the parts -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offline:
+    """The lane that reads from Kafka, and what shows how it does."""
+
+    lane: OfflineLane
+    figures: OfflineMetrics
+    counts: JobCounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sidecar:
+    """The parts of one sidecar. Close it when nothing of it runs any more."""
+
+    settings: ServeSettings
+    clients: Mapping[str, EngineClient]
+    driver: Driver
+    metrics: Metrics
+    tracing: Tracing | None
+    passthrough: Passthrough
+    online: Online
+    server: Server
+    watch: EngineWatch
+    offline: Offline | None
+    status: Status
+    stack: AsyncExitStack
+
+    async def close(self) -> None:
+        """Close channels, files and threads. Spans and decisions that waited have been written."""
+        await self.stack.aclose()
+
+
+def build(
+    settings: ServeSettings,
+    *,
+    instance: str,
+    config_hash: str,
+    scheduler: Scheduler | None = None,
+    watchers: Sequence[Listener] = (),
+    spans: SpanProcessor | None = None,
+) -> Sidecar:
+    """Wire the parts of one sidecar. Nothing runs, and no port is taken. Raises SettingsError.
+
+    `instance` is unique among the sidecars of these engines. `watchers` listen to the driver beside those that the
+    settings ask for. `spans` takes the spans in the place of the collector that the settings name.
+    """
+    scheduler = scheduler or Scheduler(settings.scheduler, for_scheduler(settings))
+    stack = AsyncExitStack()
+    clients = _clients(settings, stack)
+    tracing = _tracing(settings, scheduler, spans, stack)
+    recorder = _recorder(settings, scheduler, stack)
+    metrics = _metrics(settings, config_hash, scheduler, tracing, recorder)
+    tokens = _tokens(settings, stack)
+    gates, suspected = ModelGates(), {name: asyncio.Event() for name in clients}
+    listeners = [each for each in (metrics, tracing, recorder, *watchers) if each is not None]
+    driver = _driver(settings, instance, scheduler, clients, listeners, tracing, gates, suspected)
+    unscheduled = Unscheduled(settings.engines, clients, tuple(serving(settings.engines)))
+    passthrough = Passthrough(clients, serving(settings.engines), refused=unscheduled.refused)
+    changed = passthrough.engine_is
+    watch = EngineWatch(driver, settings.engines, clients, unscheduled, suspected=suspected, changed=changed)
+    online = _online(settings, driver, tokens, passthrough, tracing)
+    offline = _offline(settings, driver, tokens, metrics, tracing, gates)
+    return Sidecar(
+        settings=settings,
+        clients=clients,
+        driver=driver,
+        metrics=metrics,
+        tracing=tracing,
+        passthrough=passthrough,
+        online=online,
+        server=build_server(online, passthrough, metrics, tracing, settings.limits),
+        watch=watch,
+        offline=offline,
+        status=_status(settings, driver, metrics, watch, recorder, offline),
+        stack=stack,
+    )
+
+
+def for_scheduler(settings: ServeSettings) -> list[EngineSettings]:
+    """What the scheduler has to know of the engines."""
+    return [each.for_scheduler() for each in settings.engines]
+
+
+def _clients(settings: ServeSettings, stack: AsyncExitStack) -> dict[str, EngineClient]:
+    """A channel to each engine, closed with `stack`."""
+    clients = {each.name: EngineClient(each.target, each.own_metadata()) for each in settings.engines}
+    for client in clients.values():
+        stack.push_async_exit(client)
+    return clients
+
+
+def _tracing(
+    settings: ServeSettings, scheduler: Scheduler, spans: SpanProcessor | None, stack: AsyncExitStack
+) -> Tracing | None:
+    """The spans' maker, closed with `stack`. None without an endpoint: then no span is made."""
+    if settings.tracing.endpoint is None:
+        return None
+    tracing = Tracing(
+        settings.tracing,
+        address=settings.listen,
+        version=__version__,
+        ttft_objective_ms=settings.scheduler.ttft_objective_ms,
+        processor=spans,
+        queue_of=scheduler.queue_of,
+    )
+    stack.push_async_callback(tracing.close)
+    return tracing
+
+
+def _recorder(settings: ServeSettings, scheduler: Scheduler, stack: AsyncExitStack) -> Recorder | None:
+    """The decision recorder, closed with `stack`. None without a directory for it."""
+    if settings.recorder is None:
+        return None
+    recorder = Recorder(settings.recorder, scheduler)
+    stack.callback(recorder.close)
+    return recorder
+
+
+def _tokens(settings: ServeSettings, stack: AsyncExitStack) -> Tokens | None:
+    """The tokenizer, closed with `stack`. None if the settings name none."""
+    if settings.tokenizer is None:
+        return None
+    tokens = Tokens.load(settings.tokenizer)
+    stack.callback(tokens.close)
+    return tokens
+
+
+def _metrics(
+    settings: ServeSettings, config_hash: str, scheduler: Scheduler, tracing: Tracing | None, recorder: Recorder | None
+) -> Metrics:
+    return Metrics(
+        settings.engines,
+        version=__version__,
+        config_hash=config_hash,
+        scheduler=settings.scheduler,
+        queue_of=scheduler.queue_of,
+        exemplar=(lambda _work_id: None) if tracing is None else tracing.exemplar,
+        dropped_spans=lambda: 0 if tracing is None else tracing.dropped_spans,
+        recorder=None if recorder is None else recorder.document,
+    )
+
+
+def _driver(
+    settings: ServeSettings,
+    instance: str,
+    scheduler: Scheduler,
+    clients: Mapping[str, EngineClient],
+    listeners: Sequence[Listener],
+    tracing: Tracing | None,
+    gates: ModelGates,
+    suspected: Mapping[str, asyncio.Event],
+) -> Driver:
+    return Driver(
+        scheduler,
+        clients,
+        instance=instance,
+        stop_timeout_s=settings.stop_timeout_s,
+        progress_timeout_s=settings.progress_timeout_s,
+        listeners=listeners,
+        tracer=tracing,
+        intake=gates.turn,
+        trouble=lambda engine: suspected[engine].set(),
+    )
+
+
+def _online(
+    settings: ServeSettings, driver: Driver, tokens: Tokens | None, passthrough: Passthrough, tracing: Tracing | None
+) -> Online:
+    held = HeldBytes(settings.limits)
+    return Online(driver, scheduled_models(settings.engines, tokens), passthrough, tracing, settings.aliases, held)
+
+
+def _offline(
+    settings: ServeSettings,
+    driver: Driver,
+    tokens: Tokens | None,
+    metrics: Metrics,
+    tracing: Tracing | None,
+    gates: ModelGates,
+) -> Offline | None:
+    """The offline lane; None if the settings name no Kafka."""
+    if settings.offline is None or tokens is None:
+        return None
+    topic, counts = settings.offline.requests_topic, JobCounts()
+    durations = ItemDurations(metrics.registry, topic)
+
+    def on_durable(done: Finished) -> None:
+        durations.durable(done)
+        counts.durable(done)
+
+    lane = OfflineLane(
+        settings.offline,
+        driver,
+        tokens,
+        {each.model: each.tokens_max for each in settings.engines},
+        on_durable=on_durable,
+        tracing=tracing,
+        aliases=settings.aliases,
+        jobs=driver.scheduler.jobs_named,
+        gates=gates,
+    )
+    return Offline(lane=lane, figures=OfflineMetrics(metrics.registry, topic, lane), counts=counts)
+
+
+def _status(
+    settings: ServeSettings,
+    driver: Driver,
+    metrics: Metrics,
+    watch: EngineWatch,
+    recorder: Recorder | None,
+    offline: Offline | None,
+) -> Status:
+    snapshot, parts = driver.scheduler.snapshot, dict[str, Callable[[], Any]]()
+    looks = [DriverMetrics(metrics.registry, driver, {each.name: each.model for each in settings.engines}).look]
+    if recorder is not None:
+        parts["recorder"] = recorder.document
+    if offline is None:
+        return Status(snapshot, metrics, __version__, engines=watch, parts=parts, looks=looks)
+    parts["offline"], counts = offline.figures.document, offline.counts.of
+    looks.append(offline.figures.look)
+    return Status(snapshot, metrics, __version__, engines=watch, parts=parts, looks=looks, job_counts=counts)
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------------
 
 
 async def serve(
@@ -58,72 +290,89 @@ async def serve(
     """
     closing = asyncio.Event()
     prepare_for_many_connections()
+    scheduler = make_scheduler(settings.scheduler, for_scheduler(settings))
+    sidecar = build(settings, instance=instance, config_hash=config_hash, scheduler=scheduler)
     async with AsyncExitStack() as stack:
-        clients = {
-            each.name: await stack.enter_async_context(EngineClient(each.target, each.own_metadata()))
-            for each in settings.engines
-        }
-        metrics = Metrics(settings.engines, version=__version__, config_hash=config_hash, scheduler=settings.scheduler)
-        scheduler = make_scheduler(settings.scheduler, [each.for_scheduler() for each in settings.engines])
-        metrics.queue_of = scheduler.queue_of
-        tracing = _tracing(settings)
-        if tracing is not None:
-            tracing.queue_of, metrics.exemplar = scheduler.queue_of, tracing.exemplar
-            metrics.dropped_spans = lambda: tracing.dropped_spans
-            stack.push_async_callback(tracing.close)
-        recorder = _recorder(settings, scheduler, metrics, stack)
-        driver = Driver(
-            scheduler,
-            clients,
-            instance=instance,
-            stop_timeout_s=settings.stop_timeout_s,
-            progress_timeout_s=settings.progress_timeout_s,
-            listeners=[each for each in (metrics, tracing, recorder) if each is not None],
-            tracer=tracing,
-        )
-        passthrough = Passthrough(clients, serving(settings.engines))
-        tokens = Tokens.load(settings.tokenizer) if settings.tokenizer else None
-        if tokens is not None:
-            stack.callback(tokens.close)
-        held = HeldBytes(settings.limits)
-        online = Online(driver, scheduled_models(settings, tokens), passthrough, tracing, settings.aliases, held)
-        server, _ = build_server(settings.listen, online, passthrough, metrics, tracing, settings.limits)
-        status = Status(driver.scheduler.snapshot, metrics, __version__)
-        models = {each.name: each.model for each in settings.engines}
-        status.looks.append(DriverMetrics(metrics.registry, driver, models).look)
-        if recorder is not None:
-            status.parts["recorder"] = recorder.document
-        offline = _offline_lane(settings, driver, tokens, metrics, status, tracing)
-        runner = await serve_http(settings.http, status, metrics, settings.limits)
+        stack.push_async_callback(sidecar.close)
+        bind(sidecar.server, settings.listen)
+        runner = await serve_http(settings.http, sidecar.status, sidecar.metrics, settings.limits)
         stack.push_async_callback(runner.cleanup)
         async with asyncio.TaskGroup() as tasks:
-            obeying = tasks.create_task(driver.run(), name="driver")
+            obeying = tasks.create_task(sidecar.driver.run(), name="driver")
             _on_signals(closing.set, obeying.cancel)
             watching = [
-                tasks.create_task(watch_loop_lag(metrics), name="loop lag"),
-                *_probe(settings, driver, clients, passthrough, status, tasks),
+                tasks.create_task(watch_loop_lag(sidecar.metrics), name="loop lag"),
+                tasks.create_task(sidecar.watch.run(), name="engine watch"),
             ]
-            reading = None if offline is None else tasks.create_task(_read_items(offline), name="offline lane")
+            reading = None
+            if sidecar.offline is not None:
+                reading = tasks.create_task(_read_items(sidecar.offline.lane), name="offline lane")
             gc.collect()
             gc.freeze()  # what is loaded stays; full collections walked it again and held up the loop for tens of ms
-            await server.start()
-            watching.append(tasks.create_task(_until_it_ends(server, closing), name="gRPC server"))
+            await sidecar.server.start()
+            watching.append(tasks.create_task(_until_it_ends(sidecar.server, closing), name="gRPC server"))
             logger.info("serving on %s", started(settings))
             await closing.wait()
-            logger.info(
-                "draining, for at most %g s; a second signal breaks off what still runs", settings.drain_timeout_s
-            )
-            until_s = driver.now_s + settings.drain_timeout_s
-            passthrough.readiness.drain()
-            driver.close()
-            if offline is not None and reading is not None and not reading.done():
-                await offline.drain(settings.offline_drain_timeout_s)
-            await _drain(driver, obeying, max(until_s - driver.now_s, 0.0))
-            passthrough.readiness.end()
-            await server.stop(max(until_s - driver.now_s, LAST_ANSWERS_S) if passthrough.running else LAST_ANSWERS_S)
+            await _drain(sidecar, obeying, reading)
             for task in watching:
                 task.cancel()
         logger.info("drained")
+
+
+async def _drain(sidecar: Sidecar, obeying: asyncio.Task[None], reading: asyncio.Task[None] | None) -> None:
+    """Take no new work, let what runs end in time, then stop the callers' server."""
+    settings, driver, passthrough = sidecar.settings, sidecar.driver, sidecar.passthrough
+    logger.info("draining, for at most %g s; a second signal breaks off what still runs", settings.drain_timeout_s)
+    until_s = driver.now_s + settings.drain_timeout_s
+    passthrough.readiness.drain()
+    driver.close()
+    if sidecar.offline is not None and reading is not None and not reading.done():
+        await sidecar.offline.lane.drain(settings.offline_drain_timeout_s)
+    await _until_idle(driver, obeying, max(until_s - driver.now_s, 0.0))
+    passthrough.readiness.end()
+    left_s = max(until_s - driver.now_s, LAST_ANSWERS_S)
+    await sidecar.server.stop(left_s if passthrough.running else LAST_ANSWERS_S)
+
+
+async def _until_it_ends(server: Server, closing: asyncio.Event) -> None:
+    """Raise SidecarError if the callers' server ends by itself: a sidecar that nobody can call must not live on."""
+    await asyncio.shield(server.wait_for_termination())  # cancelled, it would cancel the server's own future
+    if not closing.is_set():
+        raise SidecarError("the gRPC server for callers has ended")
+
+
+async def _until_idle(driver: Driver, obeying: asyncio.Task[None], timeout_s: float) -> None:
+    """Nothing runs any more: it ended by itself, or was broken off after the timeout."""
+    done, _ = await asyncio.wait({obeying}, timeout=timeout_s)
+    if not done:
+        logger.warning("%d dispatches still run after %g s; breaking off", driver.in_flight, timeout_s)
+        obeying.cancel()
+        await asyncio.wait({obeying})
+
+
+async def _read_items(lane: OfflineLane) -> None:
+    """Run the lane. Only a defect stops it, and then it says so; online goes on."""
+    try:
+        await lane.run()
+    except Exception as error:
+        places = "; ".join(f"{each.filename}:{each.lineno}" for each in traceback.extract_tb(error.__traceback__))
+        logger.error(
+            "the offline lane is %s (%s)", lane.state, places
+        )  # without the text: it may hold a part of an item
+
+
+def _on_signals(close: Callable[[], None], break_off: Callable[[], object]) -> None:
+    """The first SIGTERM or SIGINT closes, the second breaks off."""
+    signals_seen = 0
+
+    def on_signal() -> None:
+        nonlocal signals_seen
+        signals_seen += 1
+        close() if signals_seen == 1 else break_off()
+
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, on_signal)
 
 
 def prepare_for_many_connections() -> None:
@@ -145,170 +394,3 @@ def started(settings: ServeSettings) -> str:
         offline = f"{kafka.requests_topic} at {kafka.bootstrap_servers}, group {kafka.group}"
     recorder = "" if settings.recorder is None else f"; decisions in {settings.recorder.directory}"
     return f"{settings.listen}; http {settings.http}; engines {engines}; offline {offline}{recorder}"
-
-
-def serving(engines: Sequence[EngineEndpoint]) -> dict[str, list[str]]:
-    """The engines that serve each model, by its name."""
-    names: dict[str, list[str]] = {}
-    for engine in engines:
-        for model in filter(None, (engine.model, engine.text_model)):
-            names.setdefault(model, []).append(engine.name)
-    return names
-
-
-def scheduled_models(settings: ServeSettings, tokens: Tokens | None) -> list[ScheduledModel]:
-    """The models whose requests are granted slots: the engines' own, and the text models over them."""
-    tokens_max: dict[tuple[str, str], int] = {}
-    for engine in settings.engines:
-        for name in (engine.model, engine.text_model):
-            if name is not None:
-                key = (name, engine.model)
-                tokens_max[key] = max(tokens_max.get(key, 0), engine.tokens_max)
-    return [
-        ScheduledModel(name=name, engine_model=model, tokens_max=most, tokens=tokens)
-        for (name, model), most in sorted(tokens_max.items())
-    ]
-
-
-def _recorder(
-    settings: ServeSettings, scheduler: Scheduler, metrics: Metrics, stack: AsyncExitStack
-) -> Recorder | None:
-    """The decision recorder, closed with `stack`; None without a directory for it."""
-    if settings.recorder is None:
-        return None
-    recorder = Recorder(settings.recorder, scheduler)
-    stack.callback(recorder.close)
-    metrics.recorder = recorder.document
-    return recorder
-
-
-def _tracing(settings: ServeSettings) -> Tracing | None:
-    """None without an endpoint: then no span is made."""
-    if settings.tracing.endpoint is None:
-        return None
-    objective_ms = settings.scheduler.ttft_objective_ms
-    return Tracing(settings.tracing, address=settings.listen, version=__version__, ttft_objective_ms=objective_ms)
-
-
-def _offline_lane(
-    settings: ServeSettings,
-    driver: Driver,
-    tokens: Tokens | None,
-    metrics: Metrics,
-    status: Status,
-    tracing: Tracing | None,
-) -> OfflineLane | None:
-    """The lane that reads from Kafka, not running yet; None if the settings name no Kafka."""
-    if settings.offline is None or tokens is None:
-        return None
-    figures = OfflineMetrics(metrics.registry, settings.offline.requests_topic)
-    tokens_max = {each.model: each.tokens_max for each in settings.engines}
-    counts = JobCounts()
-    status.job_counts = counts.of
-
-    def on_durable(done: Finished) -> None:
-        figures.durable(done)
-        counts.durable(done)
-
-    lane = figures.lane = OfflineLane(
-        settings.offline,
-        driver,
-        tokens,
-        tokens_max,
-        on_durable=on_durable,
-        tracing=tracing,
-        aliases=settings.aliases,
-        jobs=driver.scheduler.jobs_named,
-    )
-    driver.intake_listeners.append(lambda model, more: (lane.resume if more else lane.pause)(model))
-    status.parts["offline"] = figures.document
-    status.looks.append(figures.look)
-    return lane
-
-
-async def _read_items(lane: OfflineLane) -> None:
-    """Run the lane. Only a defect stops it, and then it says so; online goes on."""
-    try:
-        await lane.run()
-    except Exception as error:
-        places = "; ".join(f"{each.filename}:{each.lineno}" for each in traceback.extract_tb(error.__traceback__))
-        logger.error(
-            "the offline lane is %s (%s)", lane.state, places
-        )  # without the text: it may hold a part of an item
-
-
-def _probe(
-    settings: ServeSettings,
-    driver: Driver,
-    clients: dict[str, EngineClient],
-    passthrough: Passthrough,
-    status: Status,
-    tasks: asyncio.TaskGroup,
-) -> list[asyncio.Task[None]]:
-    """One prober per engine is running, and one look at the models beside what they probe."""
-
-    endpoints = {each.name: each for each in settings.engines}
-
-    def changed(name: str, up: bool, reason: str) -> None:
-        engine = endpoints[name]
-        fields = {"engine": name, "model": engine.model, "target": engine.target, "up": up}
-        if up:
-            logger.info("engine %s is up: model %s at %s", name, engine.model, engine.target, extra=fields)
-        else:
-            told = with_advice(reason)
-            logger.warning(
-                "engine %s is down: model %s at %s: %s", name, engine.model, engine.target, told, extra=fields
-            )
-        passthrough.engine_is(name, up)
-        status.engine_changed(name, up, reason)
-        if up:
-            unscheduled.look_soon(name)
-            # It may be another Triton than before.
-            tasks.create_task(clients[name].look_up_version(VERSION_TIMEOUT_S), name=f"version of {name}")
-
-    unscheduled = Unscheduled(settings.engines, clients, tuple(serving(settings.engines)))
-    passthrough.refused = unscheduled.refused
-    probers = {each.name: Prober(driver, each, clients[each.name], changed) for each in settings.engines}
-    driver.trouble = lambda name: probers[name].look_now()
-
-    def faults(name: str) -> list[str]:
-        down = "" if probers[name].up else f"down: {with_advice(probers[name].health.reason)}"
-        prober = probers[name]
-        said = (down, unscheduled.faults.get(name, ""), prober.block_fault, prober.slices_off)
-        return [each for each in said if each]
-
-    status.engine_faults = faults
-    return [
-        tasks.create_task(unscheduled.run(), name="models"),
-        *(tasks.create_task(prober.run(), name=f"probe {name}") for name, prober in probers.items()),
-    ]
-
-
-async def _until_it_ends(server: Server, closing: asyncio.Event) -> None:
-    """Raise SidecarError if the callers' server ends by itself: a sidecar that nobody can call must not live on."""
-    await asyncio.shield(server.wait_for_termination())  # cancelled, it would cancel the server's own future
-    if not closing.is_set():
-        raise SidecarError("the gRPC server for callers has ended")
-
-
-async def _drain(driver: Driver, obeying: asyncio.Task[None], timeout_s: float) -> None:
-    """Nothing runs any more: it ended by itself, or was broken off after the timeout."""
-    done, _ = await asyncio.wait({obeying}, timeout=timeout_s)
-    if not done:
-        logger.warning("%d dispatches still run after %g s; breaking off", driver.in_flight, timeout_s)
-        obeying.cancel()
-        await asyncio.wait({obeying})
-
-
-def _on_signals(close: Callable[[], None], break_off: Callable[[], object]) -> None:
-    """The first SIGTERM or SIGINT closes, the second breaks off."""
-    signals_seen = 0
-
-    def on_signal() -> None:
-        nonlocal signals_seen
-        signals_seen += 1
-        close() if signals_seen == 1 else break_off()
-
-    loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, on_signal)

@@ -43,7 +43,7 @@ LINES = {
     "sim": 3849,
     "settings": 531,
     "triton": 1103,
-    "driver": 1383,
+    "driver": 1510,
     "frontend": 2616,
     "offline": 5332,
     "telemetry": 2146,

@@ -74,15 +74,19 @@ class Driver:
         progress_timeout_s: float = PROGRESS_TIMEOUT_S,
         listeners: Sequence[Listener] = (),
         tracer: Tracer | None = None,
+        intake: Callable[[str, bool], None] = lambda _model, _may_take_more: None,
+        trouble: Callable[[str], None] = lambda _engine: None,
     ) -> None:
         """`instance` sets the request ids of this process apart from those of others on the same engine.
 
         `progress_timeout_s`: a dispatch that gives no token for so long is given up; 0 = none is.
+        `listeners` hear everything; their order does not matter. `intake` hears whether the scheduler may take more
+        items of a model, and `trouble` the name of an engine to which a stream broke.
         """
         self.scheduler = scheduler
         self.contained = Containment()
-        self.intake_listeners: list[Callable[[str, bool], None]] = []  # (model, may take more), for the offline lane
-        self.trouble: Callable[[str], None] = lambda _engine: None  # a stream to it broke
+        self._intake = intake
+        self._trouble = trouble
         self._tokens_max = {each.name: each.tokens_max for each in scheduler.settings[1]}
         self._instance = instance
         self._listeners = listeners
@@ -250,8 +254,7 @@ class Driver:
                 assert_never(action)
 
     def _tell_intake(self, model: str, may_take_more: bool) -> None:
-        for listener in self.intake_listeners:
-            self.contained.run("an intake listener", listener, model, may_take_more)
+        self.contained.run("the intake", self._intake, model, may_take_more)
 
     def _arm(self) -> None:
         """Set the timer to the scheduler's next deadline."""
@@ -346,7 +349,7 @@ class Driver:
 
     def broke(self, engine: str) -> None:
         """A stream to this engine broke."""
-        self.contained.run("the listener for trouble", self.trouble, engine)
+        self.contained.run("the listener for trouble", self._trouble, engine)
 
     def _stalled(self, running: Dispatched, silent_s: float) -> None:
         """An engine gave no token of a dispatch for too long: it is stopped there, and tried again or given up."""

@@ -39,7 +39,16 @@ class EngineHealth:
 class Prober:
     """Keeps one engine's health. `changed` hears each change of it, after the driver."""
 
-    def __init__(self, driver: Driver, engine: EngineAddress, client: EngineClient, changed: Changed) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        engine: EngineAddress,
+        client: EngineClient,
+        changed: Changed,
+        *,
+        look_now: asyncio.Event | None = None,
+    ) -> None:
+        """Whoever sets `look_now` asks for a probe at once."""
         self.health = EngineHealth(up=False, reason="not probed yet", since_s=driver.now_s)
         self.block_fault = ""  # how the engine's gauges contradict the settings
         self.slices_off = ""  # why offline work is not cut into slices, while it is not
@@ -47,7 +56,7 @@ class Prober:
         self._engine = engine
         self._client = client
         self._changed = changed
-        self._look_now = asyncio.Event()
+        self._look_now = look_now or asyncio.Event()
         self._foreign_slots = 0
         self._failures = 0
         self._said = ""  # the reason that was told last

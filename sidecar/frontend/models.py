@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sidecar.frontend.caller_request import Lengths, ScheduledModel
 from sidecar.settings.aliases import Aliases, routed
+from sidecar.settings.file import EngineEndpoint
+from sidecar.triton.tokenizer import Tokens
 
 
 class Models:
@@ -56,3 +58,26 @@ class Models:
         takes_text = any(tensor.name == "text_input" for tensor in request.inputs)
         text_model = self._texts.get(engine_model) if takes_text else None
         return text_model or self._models[engine_model]
+
+
+def serving(engines: Sequence[EngineEndpoint]) -> dict[str, list[str]]:
+    """The engines that serve each model, by its name."""
+    names: dict[str, list[str]] = {}
+    for engine in engines:
+        for model in filter(None, (engine.model, engine.text_model)):
+            names.setdefault(model, []).append(engine.name)
+    return names
+
+
+def scheduled_models(engines: Sequence[EngineEndpoint], tokens: Tokens | None) -> list[ScheduledModel]:
+    """The models whose requests are granted slots: the engines' own, and the text models over them."""
+    tokens_max: dict[tuple[str, str], int] = {}
+    for engine in engines:
+        for name in (engine.model, engine.text_model):
+            if name is not None:
+                key = (name, engine.model)
+                tokens_max[key] = max(tokens_max.get(key, 0), engine.tokens_max)
+    return [
+        ScheduledModel(name=name, engine_model=model, tokens_max=most, tokens=tokens)
+        for (name, model), most in sorted(tokens_max.items())
+    ]

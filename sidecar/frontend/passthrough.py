@@ -61,12 +61,14 @@ class Passthrough:
         engines: Mapping[str, EngineClient],
         serving: Mapping[str, Sequence[str]] | None = None,
         readiness: Readiness | None = None,
+        refused: Mapping[str, str] | None = None,
     ) -> None:
+        """`refused` holds the models that must not pass by the scheduler, and what callers are told. It may change."""
         self._engines = engines
         self._serving = serving or {}
         self.readiness = readiness or Readiness()  # kept by whoever probes the engines
         self.schemas = Schemas(self.schema, self.serves)
-        self.refused: Mapping[str, str] = {}  # models that must not pass by the scheduler, and what callers are told
+        self.refused = {} if refused is None else refused
         self.running = 0  # unary calls that wait for their answer
         self._looks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._hung_until_s: dict[str, float] = {}

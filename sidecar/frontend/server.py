@@ -29,14 +29,13 @@ UnaryHandler = Callable[[bytes, Any], Awaitable[Any]]
 
 
 def build_server(
-    address: str,
     online: Online,
     passthrough: Passthrough,
     observer: RpcObserver,
     tracing: Tracing | None = None,
     limits: LimitSettings | None = None,
-) -> tuple[Server, int]:
-    """A server bound to `address` (host:port), not started, and its port. Raises SettingsError if it is taken."""
+) -> Server:
+    """Return a server with all methods. It has no port yet, and does not run."""
     limits = limits or LimitSettings()
     server = Server(limits.server_options())
     calls = Calls(observer, tracing, online.held, limits)
@@ -63,8 +62,13 @@ def build_server(
     }
     server.serve(SERVICE, handlers)
     server.serve(HEALTH, health_handlers)
+    return server
+
+
+def bind(server: Server, address: str) -> int:
+    """Bind the server to `address` (host:port), and return its port. Raises SettingsError if it is taken."""
     try:
-        return server, server.add_insecure_port(address)
+        return server.add_insecure_port(address)
     except RuntimeError as error:
         raise SettingsError(f"listen: cannot bind {address}: {error}") from None
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from sidecar.core.errors import SidecarError
 from sidecar.core.snapshot import JobSnapshot
 from sidecar.offline.commits import Commits
+from sidecar.offline.gates import ModelGates
 from sidecar.offline.intake import Intake, Source
 from sidecar.offline.item import ItemRules
 from sidecar.offline.kafka_client import KafkaLog
@@ -76,8 +77,9 @@ class OfflineLane:
         tracing: Tracing | None = None,
         aliases: Aliases | None = None,
         jobs: Callable[[str, str], Iterable[JobSnapshot]] = lambda _tenant, _job: (),
+        gates: ModelGates | None = None,
     ) -> None:
-        """`jobs` forecasts those of one name: `Scheduler.jobs_named`."""
+        """`jobs` forecasts those of one name: `Scheduler.jobs_named`. `gates` hold items back for the driver."""
         self.stats = LaneStats()
         self._stated = Stated("the offline lane", clock)
         self._settings = settings
@@ -85,7 +87,7 @@ class OfflineLane:
         self._make_log = make_log
         self._spans = KafkaSpans(settings, tracing, clock)
         rules = ItemRules.of(settings, tokens_max, aliases)
-        self._runs = ItemRuns(settings, rules, driver, tokens, self._spans, self.stats, clock)
+        self._runs = ItemRuns(settings, rules, driver, tokens, self._spans, self.stats, clock, gates or ModelGates())
         self._shares: dict[int, Share] = {}
         common = (settings, self._runs, self._spans, self.stats)
         self._intake = Intake(*common, shares=self._shares, clock=clock, on_trouble=self._cannot_fetch)
@@ -146,14 +148,6 @@ class OfflineLane:
         self._intake.wake.set()
         await self._leave_all()
         await self._closed.wait()
-
-    def pause(self, model: str) -> None:
-        """Items of this model wait before the scheduler: its offline queue is at its high mark."""
-        self._runs.pause(model)
-
-    def resume(self, model: str) -> None:
-        """Items of this model may go on to the scheduler."""
-        self._runs.resume(model)
 
     def shares(self) -> list[ShareView]:
         """The partitions assigned to this process, in order."""

@@ -45,16 +45,10 @@ class Drain:
         return left / self.per_s if self.per_s else None
 
 
-class OfflineMetrics:
-    """Families of one offline lane. `durable` is to be called for each item whose result is."""
+class ItemDurations:
+    """How long the items of one lane took. `durable` is to be called for each item whose result is."""
 
     def __init__(self, registry: CollectorRegistry, topic: str) -> None:
-        self.lane: OfflineLane | None = None
-        self._topic = topic
-        self._shares: list[ShareView] = []
-        self._state = State()
-        self._ends: dict[tuple[str, str], int] = {}
-        self._drain = Drain()
         duration = Histogram(
             "messaging_process_duration_seconds",
             "Consumed to result acknowledged",
@@ -63,31 +57,40 @@ class OfflineMetrics:
             registry=registry,
         )
         self._durations = {reason: duration.labels(topic, reason) for reason in ("", *DeadReason)}
-        registry.register(self)
 
     def durable(self, done: Finished) -> None:
         """Note how long this item took."""
         self._durations[done.reason].observe(time.monotonic() - done.taken_s)
 
+
+class OfflineMetrics:
+    """Families of one offline lane, read off it at each scrape."""
+
+    def __init__(self, registry: CollectorRegistry, topic: str, lane: OfflineLane) -> None:
+        self._lane = lane
+        self._topic = topic
+        self._shares: list[ShareView] = []
+        self._state = State()
+        self._ends: dict[tuple[str, str], int] = {}
+        self._drain = Drain()
+        registry.register(self)
+
     def look(self) -> None:
         """The next scrape, which runs in a thread, shows the lane as it is now."""
-        if self.lane is not None:
-            self._shares = self.lane.shares()
-            self._state = self.lane.state_now
-            self._ends = dict(self.lane.stats.items)
-            self._drain.look(sum(self._ends.values()), time.monotonic())
+        self._shares = self._lane.shares()
+        self._state = self._lane.state_now
+        self._ends = dict(self._lane.stats.items)
+        self._drain.look(sum(self._ends.values()), time.monotonic())
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing ahead of time: the lane does not exist yet."""
+        """Nothing ahead of time: nobody has looked at the lane yet."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
         """The families as of the last look."""
-        if self.lane is None:
-            return
         shares = self._shares
-        yield self._consumed(self.lane)
-        yield self._items(self.lane)
+        yield self._consumed(self._lane)
+        yield self._items(self._lane)
         in_flight = GaugeMetricFamily("sidecar_offline_in_flight", "Consumed, not durable", labels=("topic",))
         in_flight.add_metric((self._topic,), sum(share.in_flight + share.finished for share in shares))
         yield in_flight
@@ -151,18 +154,16 @@ class OfflineMetrics:
 
     def document(self) -> dict[str, Any]:
         """The lane as the status page shows it. What is not known is null."""
-        if self.lane is None:
-            return {"state": "starting"}
-        now_s = self.lane.now_s
-        stats = dataclasses.asdict(self.lane.stats)
-        items = [{"outcome": o, "reason": r, "count": n} for (o, r), n in sorted(self.lane.stats.items.items())]
+        now_s = self._lane.now_s
+        stats = dataclasses.asdict(self._lane.stats)
+        items = [{"outcome": o, "reason": r, "count": n} for (o, r), n in sorted(self._lane.stats.items.items())]
         return {
-            **_state(self.lane.state_now, now_s),
+            **_state(self._lane.state_now, now_s),
             "topic": self._topic,
             "stats": stats | {"items": items},
             "partitions": [
                 {**dataclasses.asdict(share), **_state(share.state, now_s), "lag": share.lag}
-                for share in self.lane.shares()
+                for share in self._lane.shares()
             ],
         }
 

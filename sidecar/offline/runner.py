@@ -18,6 +18,7 @@ from typing import Protocol
 
 from sidecar.core.work import Lane, Work
 from sidecar.offline.dead_letters import DeadItemError, DeadLetterLog, DeadReason
+from sidecar.offline.gates import ModelGates
 from sidecar.offline.item import (
     Item,
     ItemRules,
@@ -64,6 +65,7 @@ class ItemRuns:
         spans: KafkaSpans,
         stats: LaneStats,
         clock: Callable[[], float],
+        gates: ModelGates,
     ) -> None:
         self._settings = settings
         self._driver = driver
@@ -76,7 +78,7 @@ class ItemRuns:
         self._large_item = asyncio.Lock()  # each keeps a thread busy; what callers send needs threads, too
         self._minted = 0
         self._ahead_s = -inf
-        self._gates: dict[str, asyncio.Event] = {}
+        self._gates = gates
 
     def look(self) -> None:
         """Dead letters that were only counted are told when it is time. To be called now and then."""
@@ -85,20 +87,6 @@ class ItemRuns:
     def close(self) -> None:
         """Dead letters that were only counted are told."""
         self._dead_letters.close()
-
-    def pause(self, model: str) -> None:
-        """Items of this model wait before the scheduler: its offline queue is at its high mark."""
-        self._gate(model).clear()
-
-    def resume(self, model: str) -> None:
-        """Items of this model may go on to the scheduler."""
-        self._gate(model).set()
-
-    def _gate(self, model: str) -> asyncio.Event:
-        if model not in self._gates:
-            self._gates[model] = asyncio.Event()
-            self._gates[model].set()
-        return self._gates[model]
 
     async def run(self, record: Record) -> Finished:
         """Its result or its dead letter; nothing is left of it when cancelled."""
@@ -129,7 +117,7 @@ class ItemRuns:
 
     async def _generated(self, record: Record, item: Item, taken_s: float, trace: ItemTrace | None) -> Generated:
         while True:
-            await self._gate(item.model).wait()
+            await self._gates.wait(item.model)
             self._stats.executions += 1
             try:
                 work = self._work(record, item, taken_s)

@@ -6,8 +6,8 @@ import asyncio
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from aiohttp import web
 
@@ -23,26 +23,54 @@ LAG_PERIOD_S = 0.1
 NOT_WHOLE = ("stopped", "waiting", "degraded")  # states of the offline lane in which items do not get on as they should
 
 
-class Status:
-    """Makes the status document. `parts` are further sections that other lanes contribute."""
+class Health(Protocol):
+    """How an engine is: why it is down ("" if it is up), and since when, in seconds of the loop's clock."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], metrics: Metrics, version: str) -> None:
+    @property
+    def reason(self) -> str: ...
+    @property
+    def since_s(self) -> float: ...
+
+
+class Engines(Protocol):
+    """Who watches the engines."""
+
+    def health(self, name: str) -> Health | None:
+        """Return how this engine is, or None if nobody knows yet."""
+
+    def faults(self, name: str) -> list[str]:
+        """Return what is wrong with this engine, in words."""
+
+
+class Status:
+    """Makes the status document."""
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        metrics: Metrics,
+        version: str,
+        *,
+        engines: Engines | None = None,
+        parts: Mapping[str, Callable[[], Any]] | None = None,
+        job_counts: Callable[[str, str], dict[str, Any]] = lambda _tenant, _job: {},
+        looks: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        """`parts` are further sections of the document. `job_counts` says what of a job has ended.
+
+        `looks` read what a scrape, which runs in a thread, shows besides the snapshot.
+        """
         self._snapshot = snapshot
         self._metrics = metrics
         self._version = version
-        self.parts: dict[str, Callable[[], Any]] = {}
-        self.job_counts: Callable[[str, str], dict[str, Any]] = lambda _tenant, _job: {}  # what of a job has ended
-        self.engine_faults: Callable[[str], list[str]] = lambda _engine: []  # what is wrong with it, in words
-        self.looks: list[Callable[[], None]] = []  # what else has to be read in the loop before a scrape
-        self._engines: dict[str, tuple[float, str]] = {}  # since when each is up or down, and why it is down
-
-    def engine_changed(self, name: str, up: bool, reason: str) -> None:
-        """The engine is up or down from now on."""
-        self._engines[name] = (time.monotonic(), "" if up else reason)
+        self._engines = engines
+        self._parts = parts or {}
+        self._job_counts = job_counts
+        self._looks = looks
 
     def snapshot(self) -> Snapshot:
         """The scheduler's state now; the next rendering of the metrics shows the same."""
-        for look in self.looks:
+        for look in self._looks:
             look()
         self._metrics.snapshot = self._snapshot()
         return self._metrics.snapshot
@@ -50,7 +78,7 @@ class Status:
     def document(self) -> dict[str, Any]:
         """Everything the status page and the demo show. Counters grow from the start of the process."""
         snapshot = self.snapshot()
-        parts = {name: part() for name, part in self.parts.items()}
+        parts = {name: part() for name, part in self._parts.items()}
         state, offline = state_of(snapshot), str(parts.get("offline", {}).get("state", ""))
         if state == "serving" and offline.startswith(NOT_WHOLE):
             state = f"degraded: the offline lane is {offline}"
@@ -66,7 +94,7 @@ class Status:
             "rejects": dict(snapshot.rejects),
             "engines": {name: self._engine(name, each, snapshot.now_s) for name, each in snapshot.engines.items()},
             "lanes": [dataclasses.asdict(each) for each in snapshot.lanes],
-            "jobs": [{**dataclasses.asdict(each), **self.job_counts(each.tenant, each.job)} for each in snapshot.jobs],
+            "jobs": [{**dataclasses.asdict(each), **self._job_counts(each.tenant, each.job)} for each in snapshot.jobs],
             **parts,
         }
 
@@ -80,17 +108,17 @@ class Status:
             since_s, reason = self._engine_state(name)
             up = "up" if engine.up else "down"
             lines.append(f"engine {name} ({engine.model}): {up}{_since(since_s)}{f': {reason}' if reason else ''}")
-        if (lane := self.parts["offline"]() if "offline" in self.parts else None) is not None:
+        if (lane := self._parts["offline"]() if "offline" in self._parts else None) is not None:
             lines.append(_line("offline lane", lane))
             lines += [_line(f"partition {each['partition']}", each) for each in lane.get("partitions", ())]
         return not state.startswith(("draining", "engine down")), "\n".join(lines) + "\n"
 
     def _engine_state(self, name: str) -> tuple[float | None, str]:
         """For how many seconds the engine has been up or down, if that is known, and why it is down."""
-        if name not in self._engines:
+        health = None if self._engines is None else self._engines.health(name)
+        if health is None:
             return None, ""
-        at_s, reason = self._engines[name]
-        return time.monotonic() - at_s, reason
+        return time.monotonic() - health.since_s, health.reason
 
     def _engine(self, name: str, engine: Any, now_s: float) -> dict[str, Any]:
         since_s, reason = self._engine_state(name)
@@ -99,7 +127,7 @@ class Status:
             **dataclasses.asdict(engine),
             "reason": reason,
             "since_s": None if since_s is None else round(since_s, 3),
-            "faults": self.engine_faults(name),
+            "faults": [] if self._engines is None else self._engines.faults(name),
             "slots_busy": engine.slots_busy,
             "slot_seconds": {lane: round(each.at(now_s), 3) for lane, each in usage.items()},
             "output_tokens": {lane: each.output_tokens for lane, each in usage.items()},

@@ -117,8 +117,15 @@ class Metrics:
         version: str,
         config_hash: str,
         scheduler: SchedulerSettings | None = None,
+        queue_of: Callable[[str, Lane], tuple[int, str]] = lambda _model, _lane: (0, Limit.NONE),
+        exemplar: Callable[[str], dict[str, str] | None] = lambda _work_id: None,
+        dropped_spans: Callable[[], int] = lambda: 0,
+        recorder: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
-        """`scheduler` says what is promised: the objectives, and how long a turn that is due may be put off."""
+        """`scheduler` says what is promised: the objectives, and how long a turn that is due may be put off.
+
+        The others are `Scheduler.queue_of`, `Tracing.exemplar`, `Tracing.dropped_spans` and `Recorder.document`.
+        """
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each, which nothing reads
         self.registry = CollectorRegistry()
         self._engines = {engine.name: engine for engine in engines}
@@ -137,15 +144,11 @@ class Metrics:
             self.rpc_client.labels("grpc", _UPSTREAM, "OK", engine.target)
         self._lanes = {(model, lane): _Lane(self, model, lane) for model in models for lane in Lane}
         self.usage = {(name, lane): Usage() for name in self._engines for lane in Lane}
-        # The trace and span of a sampled work: `Tracing.exemplar`, asked before the tracing hears that it is over.
-        self.exemplar: Callable[[str], dict[str, str] | None] = lambda _work_id: None
-        self.dropped_spans: Callable[[], int] = lambda: 0
-        # The state of the decision recorder: `Recorder.document`; None without one.
-        self.recorder: Callable[[], Mapping[str, Any]] | None = None
-        # How many works of a model and lane wait, and what holds offline back: `Scheduler.queue_of`.
-        self.queue_of: Callable[[str, Lane], tuple[int, str]] = lambda _model, _lane: (0, Limit.NONE)
+        self._queue_of, self._exemplar = queue_of, exemplar
+        self.dropped_spans, self.recorder = dropped_spans, recorder
         self.began_s = time.monotonic()  # the loop's clock
         self._works: dict[str, Work] = {}
+        self._exemplars: dict[str, dict[str, str]] = {}  # of the sampled works among them
         self._running: dict[str, tuple[Usage, Dispatch, float]] = {}
         self.snapshot: Snapshot | None = None
         self.loop_lag_max_s = 0.0  # since the last scrape
@@ -201,8 +204,10 @@ class Metrics:
                 self._progressed(event)
             case Arrived(work=work):
                 self._works[work.id] = work
+                if (exemplar := self._exemplar(work.id)) is not None:
+                    self._exemplars[work.id] = exemplar
                 if work.lane is OFFLINE and not any(isinstance(each, Dispatch | Reject) for each in actions):
-                    self.held.labels(work.model, self.queue_of(work.model, OFFLINE)[1]).inc()
+                    self.held.labels(work.model, self._queue_of(work.model, OFFLINE)[1]).inc()
             case Ended() | Stopped() | Failed() | Lost():
                 self._over(now_s, event)
             case _:
@@ -239,16 +244,16 @@ class Metrics:
         self._running[action.work_id] = (usage, action, now_s)
         lane = self._lanes[work.model, work.lane]
         lane.grants[action.kind].inc()
-        lane.queue_wait.observe(action.queue_wait_s, self.exemplar(work.id))
+        lane.queue_wait.observe(action.queue_wait_s, self._exemplars.get(work.id))
 
     def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
         """Count a work that is over, and how long it took."""
         self._works.pop(work.id, None)
+        exemplar = self._exemplars.pop(work.id, None)
         if (lane := self._lanes.get((work.model, work.lane))) is None:
             return
         end_s = timeline.finished_s or timeline.arrived_s
         gen_ai = ("text_completion", "triton", work.model)
-        exemplar = self.exemplar(work.id)
         error_type = outcome.error_type if outcome.error_type in _ERROR_TYPES else "other"
         self.duration.labels(*gen_ai, work.lane, error_type).observe(end_s - timeline.arrived_s, exemplar)
         self.requests.labels(work.model, work.lane, outcome.outcome, error_type).inc()

@@ -115,8 +115,12 @@ class Tracing:
         ttft_objective_ms: float = inf,
         processor: SpanProcessor | None = None,
         seed: int | None = None,
+        queue_of: Callable[[str, Lane], tuple[int, str]] = lambda _model, _lane: (0, ""),
     ) -> None:
-        """Online works that begin later than `ttft_objective_ms`, or than their own objective, are always kept."""
+        """Online works that begin later than `ttft_objective_ms`, or than their own objective, are always kept.
+
+        `queue_of` tells how many works of a model and lane wait, and what holds offline back: `Scheduler.queue_of`.
+        """
         self._settings = settings
         self._ttft_objective_ms = ttft_objective_ms
         self._address = address
@@ -129,8 +133,7 @@ class Tracing:
         self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer("sidecar", version, SCHEMA_URL)
         self._works: dict[str, _Traced] = {}
-        # How many works of a model and lane wait, and what holds offline back: `Scheduler.queue_of`.
-        self.queue_of: Callable[[str, Lane], tuple[int, str]] = lambda _model, _lane: (0, "")
+        self._queue_of = queue_of
 
     @property
     def dropped_spans(self) -> int:
@@ -215,7 +218,7 @@ class Tracing:
         traced.work = work = work or traced.work
         if work is not None:
             traced.trace.lanes.add(work.lane)
-            traced.queue_depth, traced.limit_binding = self.queue_of(work.model, work.lane)
+            traced.queue_depth, traced.limit_binding = self._queue_of(work.model, work.lane)
 
     def _ended(self, event: Terminal, now_s: float) -> None:
         traced = self._works.get(event.work_id)

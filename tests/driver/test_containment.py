@@ -73,8 +73,11 @@ class Raising:
 
 async def test_a_listener_that_always_raises_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     engine = FakeEngine()
-    async with running_driver(engine, listeners=(Raising(),), tracer=Raising()) as driver:
-        driver.intake_listeners.append(lambda model, more: Raising().headers(f"{model}{more}"))
+
+    def intake(model: str, may_take_more: bool) -> None:
+        raise LookupError(f"{model} {may_take_more}")
+
+    async with running_driver(engine, listeners=(Raising(),), tracer=Raising(), intake=intake) as driver:
         task = asyncio.ensure_future(driver.generate(offline(), call()))
         (await engine.next()).tokens(4, END, final=True)
         assert (await task).output_ids == (4, END)

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
 import pytest
+from opentelemetry.sdk.trace import SpanProcessor
 
-from sidecar.app import serving
+from sidecar.app import build
 from sidecar.call import Listener
 from sidecar.core.events import EngineUp
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import SchedulerSettings
 from sidecar.driver.driver import Driver
-from sidecar.frontend.caller_request import ScheduledModel
 from sidecar.frontend.held_bytes import HeldBytes
 from sidecar.frontend.passthrough import Passthrough
-from sidecar.frontend.server import build_server
-from sidecar.frontend.service import Online
-from sidecar.settings.aliases import Aliases
-from sidecar.settings.file import EngineEndpoint
+from sidecar.frontend.server import bind
+from sidecar.settings.aliases import Rule
+from sidecar.settings.file import EngineEndpoint, ServeSettings, TracingSettings
 from sidecar.settings.limits import LimitSettings
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
 from sidecar.triton import wire
-from sidecar.triton.client import SERVICE, EngineClient, Version
+from sidecar.triton.client import SERVICE, Version
 from tests.fakes.checked import Checked
 from tests.fakes.triton import FakeTriton
 
@@ -43,6 +42,7 @@ class Sidecar:
     address: str
     passthrough: Passthrough
     held: HeldBytes
+    tracing: Tracing | None
 
     def stream(self, **options: Any) -> Any:
         """A ModelStreamInfer call."""
@@ -73,18 +73,19 @@ async def running_sidecar(
     *,
     slots: int = 2,
     scheduler: SchedulerSettings | None = None,
-    tracing: Tracing | None = None,
+    tracing: TracingSettings | None = None,
+    spans: SpanProcessor | None = None,
     watcher: Listener | None = None,
     up: bool = True,
-    aliases: Aliases | None = None,
+    aliases: Mapping[str, tuple[Rule, ...]] | None = None,
     own_metadata: dict[str, str] | None = None,
     limits: LimitSettings | None = None,
     prefill_slice_tokens: int | None = None,
     version: Version = (2, 71),
     **options: Any,
 ) -> AsyncIterator[Sidecar]:
-    """A sidecar whose engines are up, unless told otherwise."""
-    engines = [
+    """A sidecar whose engines are up, unless told otherwise. Nobody probes them."""
+    engines = tuple(
         EngineEndpoint(
             name=name,
             target=each.target,
@@ -98,46 +99,43 @@ async def running_sidecar(
             metadata=own_metadata or {},
         )
         for name, each in tritons.items()
-    ]
+    )
+    settings = ServeSettings(
+        engines=engines,
+        listen="127.0.0.1:0",
+        scheduler=scheduler or SchedulerSettings(window_ms=0),
+        tracing=tracing or TracingSettings(),
+        aliases=aliases or {},
+        limits=limits or LimitSettings(),
+        **options,
+    )
+    core = Scheduler(settings.scheduler, engines)
+    checked = Checked(core)
+    watchers = [each for each in (watcher, checked) if each is not None]
+    made = build(settings, instance="t-", config_hash="test", scheduler=core, watchers=watchers, spans=spans)
     async with AsyncExitStack() as stack:
-        clients = {
-            each.name: await stack.enter_async_context(EngineClient(each.target, each.own_metadata()))
-            for each in engines
-        }
-        metrics = Metrics(engines, version="test", config_hash="test")
-        core = Scheduler(scheduler or SchedulerSettings(window_ms=0), engines)
-        if tracing is not None:
-            tracing.queue_of, metrics.exemplar = core.queue_of, tracing.exemplar
-        checked = Checked(core)
-        listeners = tuple(each for each in (metrics, tracing, watcher, checked) if each is not None)
-        driver = Driver(core, clients, instance="t-", listeners=listeners, tracer=tracing, **options)
-        passthrough = Passthrough(clients, serving(engines))
-        models = [
-            ScheduledModel(name=name, engine_model=each.engine_model, tokens_max=64, tokens=None)
-            for each in tritons.values()
-            for name in (each.text_model, each.engine_model)
-        ]
-        online = Online(driver, models, passthrough, tracing, aliases, HeldBytes(limits))
-        server, port = build_server("127.0.0.1:0", online, passthrough, metrics, tracing, limits)
-        await server.start()
-        stack.push_async_callback(server.stop, None)
+        stack.push_async_callback(made.close)
+        port = bind(made.server, settings.listen)
+        await made.server.start()
+        stack.push_async_callback(made.server.stop, None)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(driver.run(), name="driver")
+            tasks.create_task(made.driver.run(), name="driver")
             for name in tritons if up else ():
-                driver.handle(EngineUp(engine=name))
-                passthrough.engine_is(name, True)
-                clients[name].version = version
+                made.driver.handle(EngineUp(engine=name))
+                made.passthrough.engine_is(name, True)
+                made.clients[name].version = version
             address = f"127.0.0.1:{port}"
             async with grpc.aio.insecure_channel(address) as channel:
                 yield Sidecar(
-                    driver=driver,
-                    metrics=metrics,
+                    driver=made.driver,
+                    metrics=made.metrics,
                     channel=channel,
                     address=address,
-                    passthrough=passthrough,
-                    held=online.held,
+                    passthrough=made.passthrough,
+                    held=made.online.held,
+                    tracing=made.tracing,
                 )
-            driver.close()
+            made.driver.close()
         checked.check_idle()
 
 

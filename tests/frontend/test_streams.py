@@ -180,8 +180,7 @@ async def test_an_error_of_the_engine_frees_the_slot_and_one_of_the_stream_holds
     def status(code: grpc.StatusCode) -> Exception:
         return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "why")
 
-    async with running_driver(engine, listeners=(watcher,)) as driver:
-        driver.trouble = said.append
+    async with running_driver(engine, listeners=(watcher,), trouble=said.append) as driver:
         task = asyncio.ensure_future(driver.generate(offline(), call()))
         for ends in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE):
             (await engine.next()).answers.put_nowait(status(ends))

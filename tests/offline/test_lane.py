@@ -12,6 +12,7 @@ import pytest
 
 from sidecar.core.work import Lane, Work
 from sidecar.offline import pauses
+from sidecar.offline.gates import ModelGates
 from sidecar.offline.lane import OfflineLane
 from sidecar.offline.lane_state import Cause, Phase
 from sidecar.offline.offsets import Committed
@@ -28,7 +29,9 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pauses, "BACKOFF_S", (0.001, 0.002, 0.005))
 
 
-def lane(cluster: FakeCluster, driver: FakeDriver | None = None, **settings: Any) -> OfflineLane:
+def lane(
+    cluster: FakeCluster, driver: FakeDriver | None = None, gates: ModelGates | None = None, **settings: Any
+) -> OfflineLane:
     defaults: dict[str, Any] = {"tick_s": 0.001, "pending_max": 50}
     return OfflineLane(
         OfflineSettings(**(defaults | settings)),
@@ -37,6 +40,7 @@ def lane(cluster: FakeCluster, driver: FakeDriver | None = None, **settings: Any
         MODELS,
         seed=1,
         make_log=cluster.make_log,
+        gates=gates,
     )
 
 
@@ -185,12 +189,13 @@ async def test_items_of_a_paused_model_wait_and_the_others_go_on() -> None:
     for number in range(20):
         model = b"other" if number % 2 else b"tensorrt_llm"
         cluster.produce(b'{"id": "%d", "prompt": "p"}' % number, headers=[("x-model", model)])
-    offline = lane(cluster)
-    offline.pause("other")
+    gates = ModelGates()
+    offline = lane(cluster, gates=gates)
+    gates.turn("other", may_take_more=False)
     async with running(offline):
         await until(cluster, lambda: len(cluster.written) == 10)
         assert offline.stats.executions == 10
-        offline.resume("other")
+        gates.turn("other", may_take_more=True)
         await until(cluster, cluster.everything_once)
 
 

@@ -227,8 +227,8 @@ async def test_a_lane_that_waits_shows_its_reason_and_nothing_that_it_does_not_k
     cluster = FakeCluster(items=4, partitions=2)
     cluster.open_errors[1] = LogError("a right is missing", Cause.RIGHTS)
     registry = CollectorRegistry()
-    figures = OfflineMetrics(registry, "t")
-    offline = figures.lane = lane(cluster, look_again_s=0.005)
+    offline = lane(cluster, look_again_s=0.005)
+    figures = OfflineMetrics(registry, "t", offline)
     assert samples(figures, registry) == ['sidecar_offline_state{reason="none",state="starting",topic="t"} 1.0']
     async with running(offline):
         await until(cluster, lambda: len(cluster.written) == 2 and offline.state_now.phase is Phase.DEGRADED)

@@ -13,6 +13,7 @@ import pytest
 
 from sidecar.core.work import Work
 from sidecar.offline.dead_letters import TELL_EVERY_S, DeadItemError, DeadLetterLog, DeadReason
+from sidecar.offline.gates import ModelGates
 from sidecar.offline.item import ItemRules, Record
 from sidecar.offline.owned_partition import Finished, LaneStats
 from sidecar.offline.runner import LARGE_ITEM_BYTES, ItemRuns
@@ -34,7 +35,7 @@ RULES = ItemRules(
 
 def runs(driver: FakeDriver, tokens: WordTokens | None = None) -> ItemRuns:
     spans = KafkaSpans(SETTINGS, None, lambda: 0.0)
-    return ItemRuns(SETTINGS, RULES, driver, tokens or WordTokens(), spans, LaneStats(), lambda: 0.0)
+    return ItemRuns(SETTINGS, RULES, driver, tokens or WordTokens(), spans, LaneStats(), lambda: 0.0, ModelGates())
 
 
 def answering(answer: Generated | Exception) -> FakeDriver:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from dev.broker import free_ports
 from sidecar.core.engine import Limit
 from sidecar.core.events import EngineDown, Measured
 from sidecar.core.work import Lane
+from sidecar.driver.probes import EngineHealth
 from sidecar.settings.file import EngineEndpoint
 from sidecar.telemetry.http import Status, serve_http
 from sidecar.telemetry.metrics import Metrics
@@ -30,8 +32,8 @@ from tests.frontend.test_service import ids_request
 @pytest.fixture
 async def get(sidecar: Sidecar) -> AsyncIterator[Any]:
     address = f"127.0.0.1:{free_ports(1)[0]}"
-    status = Status(sidecar.driver.scheduler.snapshot, sidecar.metrics, "test")
-    status.parts["offline"] = lambda: {"state": "<running>", "stats": {"items": []}, "partitions": []}
+    lane: Callable[[], Any] = partial(dict, state="<running>", stats={"items": []}, partitions=[])
+    status = Status(sidecar.driver.scheduler.snapshot, sidecar.metrics, "test", parts={"offline": lane})
     runner = await serve_http(address, status, sidecar.metrics)
     async with aiohttp.ClientSession() as session:
 
@@ -186,7 +188,6 @@ async def test_a_call_of_the_engine_is_counted_under_its_status(sidecar: Sidecar
 
 async def test_an_offline_work_that_finds_no_slot_is_counted_under_what_held_it(triton: FakeTriton) -> None:
     async with running_sidecar({"e0": triton}, slots=1) as sidecar:
-        sidecar.metrics.queue_of = sidecar.driver.scheduler.queue_of
         offline = (("x-lane", "offline"),)
         answers = [
             sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse, metadata=offline) for _ in range(2)
@@ -236,16 +237,29 @@ async def test_the_status_document_holds_slots_tokens_and_what_other_lanes_add(
 
 
 async def test_a_stopped_offline_lane_is_a_degraded_state(sidecar: Sidecar) -> None:
-    status = Status(sidecar.driver.scheduler.snapshot, sidecar.metrics, "test")
     for state in ("waiting: no broker answers", "degraded: partition 3: fenced", "stopped: a programming error"):
-        status.parts["offline"] = partial(dict, state=state)
+        parts: dict[str, Callable[[], Any]] = {"offline": partial(dict, state=state)}
+        status = Status(sidecar.driver.scheduler.snapshot, sidecar.metrics, "test", parts=parts)
         assert status.document()["state"] == f"degraded: the offline lane is {state}"
 
 
+class Watched:
+    """Who watches an engine that came up just now, and beside which something is wrong."""
+
+    def health(self, name: str) -> EngineHealth | None:
+        return EngineHealth(up=True, reason="", since_s=time.monotonic()) if name == "e0" else None
+
+    def faults(self, name: str) -> list[str]:
+        return [f"{name} has no text model"]
+
+
+async def test_the_document_says_what_is_wrong_with_an_engine(sidecar: Sidecar) -> None:
+    status = Status(sidecar.driver.scheduler.snapshot, sidecar.metrics, "test", engines=Watched())
+    assert status.document()["engines"]["e0"]["faults"] == ["e0 has no text model"]
+
+
 async def test_readyz_says_of_each_engine_and_partition_what_it_does_why_and_since_when(sidecar: Sidecar) -> None:
-    status = Status(sidecar.driver.scheduler.snapshot, sidecar.metrics, "test")
-    status.engine_changed("e0", up=True, reason="")
-    status.parts["offline"] = lambda: {
+    lane = {
         "state": "degraded: 1 of 2 partitions; partition 1: a right is missing",
         "reason": "rights",
         "since_s": 12.2,
@@ -254,6 +268,9 @@ async def test_readyz_says_of_each_engine_and_partition_what_it_does_why_and_sin
             {"partition": 1, "state": "waiting: a right is missing", "reason": "rights", "since_s": 12.2},
         ],
     }
+    status = Status(
+        sidecar.driver.scheduler.snapshot, sidecar.metrics, "test", engines=Watched(), parts={"offline": lambda: lane}
+    )
     assert status.health() == (
         True,
         "serving\n"

@@ -18,6 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.trace import SpanKind
 
 from dev.broker import free_ports
+from sidecar import __version__
 from sidecar.offline.lane import OfflineLane
 from sidecar.settings.file import TracingSettings
 from sidecar.settings.offline import OfflineSettings
@@ -70,22 +71,25 @@ async def listening(collector: Collector) -> AsyncIterator[str]:
         await server.stop(None)
 
 
+def everything_to(endpoint: str) -> TracingSettings:
+    return TracingSettings(endpoint=endpoint, online_ratio=1.0, offline_ratio=1.0, broker_ratio=0.0)
+
+
 def sending_to(endpoint: str) -> Tracing:
-    settings = TracingSettings(endpoint=endpoint, online_ratio=1.0, offline_ratio=1.0, broker_ratio=0.0)
-    return Tracing(settings, address="127.0.0.1:8101", version="test", seed=1)
+    return Tracing(everything_to(endpoint), address="127.0.0.1:8101", version="test", seed=1)
 
 
 async def test_a_request_arrives_as_a_tree_under_its_callers_span(triton: FakeTriton) -> None:
     collector = Collector()
-    async with listening(collector) as endpoint:
-        tracing = sending_to(endpoint)
-        async with running_sidecar({"e0": triton}, tracing=tracing) as sidecar:
-            metadata = (("traceparent", PARENT),)
-            answer = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse, metadata=metadata)
-            (await triton.next()).tokens(3, final=True)
-            await answer
-            await sidecar.until(lambda: sidecar.driver.in_flight == 0)
-        await tracing.close()
+    async with (
+        listening(collector) as endpoint,
+        running_sidecar({"e0": triton}, tracing=everything_to(endpoint)) as sidecar,
+    ):
+        metadata = (("traceparent", PARENT),)
+        answer = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse, metadata=metadata)
+        (await triton.next()).tokens(3, final=True)
+        await answer
+        await sidecar.until(lambda: sidecar.driver.in_flight == 0)
     spans = collector.spans()
     rpc = spans.pop("inference.GRPCInferenceService/ModelInfer")
     assert (rpc.kind, rpc.parent_span_id.hex()) == (Span.SPAN_KIND_SERVER, "b7ad6b7169203331")
@@ -97,21 +101,21 @@ async def test_a_request_arrives_as_a_tree_under_its_callers_span(triton: FakeTr
     resource = {
         each.key: each.value.string_value for each in collector.requests[0].resource_spans[0].resource.attributes
     }
-    assert (resource["service.name"], resource["service.version"]) == ("sidecar", "test")
+    assert (resource["service.name"], resource["service.version"]) == ("sidecar", __version__)
 
 
 async def test_an_item_arrives_as_a_root_with_a_link_over_wait_completion_and_send(triton: FakeTriton) -> None:
     collector, cluster = Collector(), FakeCluster()
     cluster.produce(ITEM, headers=(("traceparent", PARENT.encode()),))
-    async with listening(collector) as endpoint:
-        tracing = sending_to(endpoint)
-        async with running_sidecar({"e0": triton}, tracing=tracing) as sidecar:
-            parts = (OfflineSettings(tick_s=0.001), sidecar.driver, WordTokens(), {"tensorrt_llm": 64})
-            lane = OfflineLane(*parts, make_log=cluster.make_log, tracing=tracing)
-            async with running(lane):
-                (await triton.next()).tokens(7, 2, final=True)
-                await until(cluster, cluster.everything_once)
-        await tracing.close()
+    async with (
+        listening(collector) as endpoint,
+        running_sidecar({"e0": triton}, tracing=everything_to(endpoint)) as sidecar,
+    ):
+        parts = (OfflineSettings(tick_s=0.001), sidecar.driver, WordTokens(), {"tensorrt_llm": 64})
+        lane = OfflineLane(*parts, make_log=cluster.make_log, tracing=sidecar.tracing)
+        async with running(lane):
+            (await triton.next()).tokens(7, 2, final=True)
+            await until(cluster, cluster.everything_once)
     spans = collector.spans()
     process = spans.pop("process inference.requests")
     assert (process.kind, process.parent_span_id) == (Span.SPAN_KIND_CONSUMER, b"")

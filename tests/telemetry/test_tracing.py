@@ -48,9 +48,9 @@ async def traced(triton: FakeTriton, ratio: float) -> AsyncIterator[Traced]:
     exporter = InMemorySpanExporter()
     settings = TracingSettings(endpoint="http://unused", online_ratio=ratio, offline_ratio=ratio, broker_ratio=ratio)
     processor = SimpleSpanProcessor(exporter)
-    tracing = Tracing(settings, address="127.0.0.1:8101", version="test", processor=processor, seed=1)
-    async with running_sidecar({"e0": triton}, tracing=tracing) as sidecar:
-        yield Traced(sidecar=sidecar, tracing=tracing, exporter=exporter)
+    async with running_sidecar({"e0": triton}, tracing=settings, spans=processor) as sidecar:
+        assert sidecar.tracing is not None
+        yield Traced(sidecar=sidecar, tracing=sidecar.tracing, exporter=exporter)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 import pytest
@@ -183,7 +183,7 @@ async def test_it_looks_when_an_engine_comes_up_and_soon_again_at_a_fault(monkey
 async def test_a_refused_model_is_answered_by_name_and_its_neighbours_on_the_stream_go_on(
     sidecar: Sidecar, triton: FakeTriton
 ) -> None:
-    sidecar.passthrough.refused = {"chat": "model chat is not scheduled"}
+    cast(dict[str, str], sidecar.passthrough.refused)["chat"] = "model chat is not scheduled"
     chat = ids_request("c")
     chat.model_name = "chat"
     with pytest.raises(grpc.aio.AioRpcError) as caught:
