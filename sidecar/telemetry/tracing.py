@@ -11,10 +11,8 @@ written out here because the packages that hold them are still betas.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -24,10 +22,8 @@ from typing import Any
 
 from opentelemetry import trace as otel
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
@@ -35,11 +31,10 @@ from sidecar.call import TRACEPARENT, Outcome, Terminal, Timeline
 from sidecar.core.events import Action, Arrived, Dispatch, Ended, Event, Failed, Lost, Stopped
 from sidecar.core.work import Lane, Work
 from sidecar.settings.file import TracingSettings
+from sidecar.telemetry.span_export import Exporting
 
 CURRENT: ContextVar[Trace | None] = ContextVar("trace of the RPC being served", default=None)
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
-SPANS_MAX = 8192  # that wait to be sent
-EXPORT_TIMEOUT_S = 3  # of one batch, and of all that is left at the end
 _W3C = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 Attributes = Mapping[str, str | int | float | bool | Sequence[str]]
 
@@ -376,57 +371,6 @@ class Tracing:
     def _ns(self, at_s: float) -> int:
         """A time of the loop's clock as nanoseconds since 1970."""
         return time.time_ns() - int((self._time() - at_s) * 1e9)
-
-
-class Exporting(BatchSpanProcessor):
-    """Sends from a thread of its own; when the collector is away spans are dropped and counted, never waited for."""
-
-    def __init__(self, endpoint: str | None) -> None:
-        # They would warn that nobody listens, and of each queue that is full; whoever misses spans sees it there.
-        logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").setLevel(logging.CRITICAL)
-        logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.CRITICAL)
-        self._otlp = _Counting(endpoint=endpoint, insecure=True, timeout=EXPORT_TIMEOUT_S)
-        self._overflown = 0
-        super().__init__(
-            self._otlp,
-            max_queue_size=SPANS_MAX,
-            schedule_delay_millis=1000,
-            max_export_batch_size=512,
-            export_timeout_millis=EXPORT_TIMEOUT_S * 1000,
-        )
-
-    @property
-    def dropped(self) -> int:
-        """How many spans found the queue full, or were in a batch that the collector did not take."""
-        return self._overflown + self._otlp.failed
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """Queue it; the oldest one gives way if there is no room."""
-        self._overflown += len(self._batch_processor._queue) >= SPANS_MAX  # the SDK counts for its own metrics only
-        super().on_end(span)
-
-    def shutdown(self) -> None:
-        """What waited has been sent, or given up after EXPORT_TIMEOUT_S: the SDK would try each batch for so long."""
-        giving_up = threading.Timer(EXPORT_TIMEOUT_S, self._otlp.shutdown)
-        giving_up.daemon = True
-        giving_up.start()
-        super().shutdown()  # type: ignore[no-untyped-call]
-        giving_up.cancel()
-
-
-class _Counting(OTLPSpanExporter):
-    """Counts the spans of batches that failed."""
-
-    failed = 0
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = SpanExportResult.FAILURE  # also if it raises: the channel may be closed under it
-        try:
-            result = super().export(spans)
-        finally:
-            if result is not SpanExportResult.SUCCESS:
-                self.failed += len(spans)
-        return result
 
 
 def parse(traceparent: Any) -> SpanContext | None:

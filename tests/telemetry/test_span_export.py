@@ -22,7 +22,7 @@ from sidecar import __version__
 from sidecar.offline.lane import OfflineLane
 from sidecar.settings.file import TracingSettings
 from sidecar.settings.offline import OfflineSettings
-from sidecar.telemetry import tracing as module
+from sidecar.telemetry import span_export as module
 from sidecar.telemetry.tracing import Tracing
 from sidecar.triton import wire
 from tests.fakes.log import FakeCluster, WordTokens
