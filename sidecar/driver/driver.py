@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any, ParamSpec, TypeVar, assert_never
-
-import grpc
+from typing import Any, assert_never
 
 from sidecar.call import Call, Listener, Outcome, Terminal, Timeline, Tracer
 from sidecar.core.events import (
@@ -40,25 +37,21 @@ from sidecar.core.events import (
     RejectReason,
     ResumeIntake,
     Stopped,
-    Woke,
 )
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.driver import forecasts, verdicts
-from sidecar.driver.containment import Containment, place_of
+from sidecar.driver.containment import Containment, EventQueue
 from sidecar.driver.dispatches import Alive, Dispatched, Ticks
 from sidecar.driver.generation import Generation
 from sidecar.driver.streams import Streams
 from sidecar.driver.verdicts import Verdict, fault_of
 from sidecar.driver.watchdog import Watchdog
-from sidecar.errors import EngineError
 from sidecar.settings.file import PROGRESS_TIMEOUT_S
 from sidecar.token_call import Generated, TokenCall
 from sidecar.triton.client import EngineClient
 
 logger = logging.getLogger(__name__)
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Driver:
@@ -91,19 +84,15 @@ class Driver:
         self._instance = instance
         self._listeners = listeners
         self._alive: dict[str, Alive] = {}
-        self._events: deque[Event] = deque()
-        self._handling = False
+        self._over = asyncio.Event()  # closed and drained, or broken
+        self._queue = EventQueue(scheduler, self._step, broke=self._over.set)
         self._ticks = Ticks(self.handle)
         self._watchdog = Watchdog(progress_timeout_s, self._in_flight, self._stalled)
         self._streams = Streams(self, engines, self.contained, self._watchdog, tracer, stop_timeout_s)
-        self._wake_timer: asyncio.TimerHandle | None = None
-        self._woken_at_s: float | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._time = asyncio.get_running_loop().time
         self._closing = False
         self._breaking_off = False  # no dispatch begins any more
-        self._broken: Exception | None = None  # a fault of the core, after which nothing is handled any more
-        self._over = asyncio.Event()  # closed and drained, or broken
         self._ids = count(1)
 
     # ---- for the upper edges -----------------------------------------------------------------------------------------
@@ -117,6 +106,11 @@ class Driver:
     def in_flight(self) -> int:
         """Dispatches whose terminal event is owed."""
         return len(self._in_flight())
+
+    @property
+    def _broken(self) -> Exception | None:
+        """The fault of the core that ends this driver, if there is one."""
+        return self._queue.broken
 
     def silences_s(self) -> dict[str, float]:
         """By engine: for how long the dispatch that waits longest has given no token. Absent if none is in flight."""
@@ -199,8 +193,7 @@ class Driver:
         finally:
             self._ticks.close()
             self._watchdog.close()
-            if self._wake_timer is not None:
-                self._wake_timer.cancel()
+            self._queue.close()
             for alive in tuple(self._alive.values()):
                 self._give_up(alive)
 
@@ -211,20 +204,7 @@ class Driver:
 
         It never raises: whoever brought the event has no part in a fault of the core, which ends `run()`.
         """
-        if self._broken is not None:
-            return
-        self._events.append(event)
-        if self._handling:
-            return
-        self._handling = True
-        try:
-            while self._events and self._broken is None:
-                self._step(self._events.popleft())
-            self._arm()
-        except Exception as error:
-            self._fail(error)
-        finally:
-            self._handling = False
+        self._queue.put(event)
 
     def _step(self, event: Event) -> None:
         now_s = self.now_s
@@ -255,36 +235,6 @@ class Driver:
 
     def _tell_intake(self, model: str, may_take_more: bool) -> None:
         self.contained.run("the intake", self._intake, model, may_take_more)
-
-    def _arm(self) -> None:
-        """Set the timer to the scheduler's next deadline."""
-        deadline_s = self.scheduler.next_deadline_s()
-        if deadline_s == self._woken_at_s:
-            return
-        if self._wake_timer is not None:
-            self._wake_timer.cancel()
-        self._woken_at_s, self._wake_timer = deadline_s, None
-        if deadline_s is not None:
-            self._wake_timer = asyncio.get_running_loop().call_at(deadline_s, self._wake)
-
-    def _wake(self) -> None:
-        self._woken_at_s = None
-        self.handle(Woke())
-
-    def _fail(self, error: Exception) -> None:
-        """A fault of the core: its books and what is done may differ from here on, so nothing more is handled."""
-        if self._broken is None:
-            self._broken = error
-            self._over.set()
-            logger.critical("the driver ends, because its core failed: %s", place_of(error))
-
-    def _of_core(self, ask: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | None:
-        """What the scheduler answers; None if it fails, which ends the driver."""
-        try:
-            return ask(*arguments, **named)
-        except Exception as error:
-            self._fail(error)
-            return None
 
     # ---- dispatches --------------------------------------------------------------------------------------------------
 
@@ -329,14 +279,8 @@ class Driver:
     def final(self, alive: Alive, running: Dispatched) -> None:
         """The engine gave the final response of a dispatch."""
         engine = running.dispatch.engine
-        block_tokens = self._of_core(self.scheduler.block_tokens, engine) or 0
-        try:
-            found = verdicts.of_final(alive, running, tokens_max=self._tokens_max[engine], block_tokens=block_tokens)
-        except Exception as error:
-            fault = error if isinstance(error, EngineError) else fault_of(error, running, self.contained)
-            failed = verdicts.failed_of(alive, fault)
-            found = Verdict(event=failed, heard=failed)
-        self._settle(alive, running, found)
+        lengths = self._tokens_max[engine], self._queue.ask(self.scheduler.block_tokens, engine) or 0
+        self._settle(alive, running, verdicts.after_final(alive, running, self.contained, *lengths))
 
     def stop(self, alive: Alive) -> None:
         """The engine is being told to stop this work's dispatch; its terminal event follows."""
@@ -351,15 +295,11 @@ class Driver:
         """A stream to this engine broke."""
         self.contained.run("the listener for trouble", self._trouble, engine)
 
-    def _stalled(self, running: Dispatched, silent_s: float) -> None:
-        """An engine gave no token of a dispatch for too long: it is stopped there, and tried again or given up."""
+    def _stalled(self, running: Dispatched) -> None:
+        """A dispatch has a fault, and is silent: it is stopped there, and tried again or given up."""
         alive = self._alive.get(running.dispatch.work_id)
-        if alive is None or alive.running is not running or running.stopping:
-            return
-        message = f"the engine gave no token for {silent_s:.1f} s"
-        logger.warning("dispatch %s to engine %s: %s", running.request_id, running.dispatch.engine, message)
-        running.fault = running.fault or EngineError(message, grpc.StatusCode.UNAVAILABLE)
-        self.stop(alive)
+        if alive is not None and alive.running is running:
+            self.stop(alive)
 
     def _end(self, alive: Alive, running: Dispatched) -> None:
         """The stream of a dispatch is over. Report it, unless a final response did."""
@@ -384,7 +324,7 @@ class Driver:
         if found.whole:  # whatever the scheduler makes of the event, nobody wants more of this work
             self.handle(Cancelled(work_id=work_id))
         over = self._take_in(alive, found) or found.whole
-        alive.timeline.alone_s = self._of_core(self.scheduler.alone_s, work_id)
+        alive.timeline.alone_s = self._queue.ask(self.scheduler.alone_s, work_id)
         self._tell(alive, found.heard, over=over)
         alive.running = None  # not before: who cancels it meanwhile finds it dispatched, as the scheduler does
         self.handle(found.event)

@@ -53,6 +53,17 @@ def of_final(alive: Alive, running: Dispatched, *, tokens_max: int, block_tokens
     return Verdict(event=ended, heard=ended)
 
 
+def after_final(
+    alive: Alive, running: Dispatched, contained: Containment, tokens_max: int, block_tokens: int
+) -> Verdict:
+    """The same as `of_final`, where an answer that is none is a failed dispatch."""
+    try:
+        return of_final(alive, running, tokens_max=tokens_max, block_tokens=block_tokens)
+    except Exception as error:
+        failed = failed_of(alive, error if isinstance(error, EngineError) else fault_of(error, running, contained))
+        return Verdict(event=failed, heard=failed)
+
+
 def of_broken(alive: Alive, running: Dispatched) -> Verdict:
     """After a stream that ended without a final response, or that never began."""
     work_id = alive.work.id

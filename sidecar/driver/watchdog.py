@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import grpc
+
 from sidecar.core.events import Dispatch
 from sidecar.driver.dispatches import Dispatched
-from sidecar.errors import BadRequestError
+from sidecar.errors import BadRequestError, EngineError
 from sidecar.triton import wire
 
+logger = logging.getLogger(__name__)
 PREFILL_TOKENS_PER_S = 500  # a 70B model on the fewest GPUs that hold it computes prompts several times faster
 OUTPUT_TOKENS_PER_S = 5  # of one sequence in a full batch: several times faster too
 LOOKS_PER_TIMEOUT = 10
@@ -23,7 +27,7 @@ class Watchdog:
         self,
         timeout_s: float,
         in_flight: Callable[[], Iterable[Dispatched]],
-        stalled: Callable[[Dispatched, float], None],
+        stalled: Callable[[Dispatched], None],
     ) -> None:
         """`timeout_s`: between two tokens, and beyond what the first one takes; 0 = none is too long."""
         self._timeout_s = timeout_s
@@ -61,8 +65,11 @@ class Watchdog:
         now_s, found = asyncio.get_running_loop().time(), list(self._in_flight())
         for each in found:
             patience_s = self._timeout_s if each.last_token_s is not None else each.patience_s or self._timeout_s
-            if now_s - each.heard_s > patience_s:
-                self._stalled(each, now_s - each.heard_s)
+            if now_s - each.heard_s > patience_s and not each.stopping:
+                message = f"the engine gave no token for {now_s - each.heard_s:.1f} s"
+                logger.warning("dispatch %s to engine %s: %s", each.request_id, each.dispatch.engine, message)
+                each.fault = each.fault or EngineError(message, grpc.StatusCode.UNAVAILABLE)
+                self._stalled(each)
         if found:
             self.watch()
 

@@ -332,7 +332,7 @@ async def test_a_fault_of_the_core_ends_the_driver_with_it_wherever_it_was_asked
     elif event is Cancelled:
         driver.cancel("k1")
     elif event is Woke:
-        asyncio.get_running_loop().call_soon(driver._wake)
+        asyncio.get_running_loop().call_soon(driver._queue.wake)
     elif event is not Arrived or method in ("alone_s", "block_tokens"):
         stream = await engine.next()
         stream.tokens(4)
