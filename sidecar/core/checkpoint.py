@@ -308,7 +308,7 @@ def _classes() -> dict[str, type]:
 def _has_codec(kind: type) -> bool:
     try:
         codec_of(kind)
-    except (TypeError, NameError):  # a name that is imported for type checks alone
+    except TypeError:
         return False
     return True
 
@@ -324,7 +324,7 @@ def _by_fields(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], Values]]:
 
 def _accepted(kind: Any) -> tuple[tuple[str, tuple[type, ...]], ...]:
     """The fields of a dataclass whose declared types are classes, and these classes."""
-    hints, rows = typing.get_type_hints(kind, localns={each.__name__: each for each in _NAMES}), []
+    hints, rows = typing.get_type_hints(kind), []
     for each in dataclasses.fields(kind):
         hint = hints[each.name]
         union = typing.get_origin(hint) in (typing.Union, types.UnionType)

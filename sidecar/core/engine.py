@@ -313,11 +313,12 @@ class Engine:
 
     def remembers(self, item: Item) -> bool:
         """True if the KV cache should still hold the context of `item`, but for a block: it can go on at once."""
-        return item.cached_on is self and item.context_tokens - item.cached_tokens <= self.ledger.block_tokens
+        uncached = item.context_tokens - item.cached_tokens
+        return item.cached_on == self.settings.name and uncached <= self.ledger.block_tokens
 
     def _expected_reuse(self, item: Item) -> int:
         """Tokens of its context that the KV cache should hold: its own, or those of others with its prefix."""
-        if own_tokens := item.cached_tokens_on(self):
+        if own_tokens := item.cached_tokens_on(self.settings.name):
             return own_tokens
         prefix_key = item.work.prefix_key
         return min(self.prefixes.tokens(prefix_key), max(0, item.context_tokens - 1)) if prefix_key else 0
@@ -356,7 +357,7 @@ class Engine:
             self.free.take(slots)
         else:
             self.free.take_ripe(slots)
-        item.engine = self
+        item.engine = self.settings.name
         item.streamed_tokens = 0
         item.turn = kind is GrantKind.RESERVED
         item.expected_reuse = self._expected_reuse(item)
@@ -403,7 +404,7 @@ class Engine:
             self.stop_s += WEIGHT * (now_s - item.stop_asked_s - self.stop_s)
         if stopped and not output_tokens:
             return  # it may not have begun, and then it says nothing of the cache
-        if not item.cached_tokens_on(self):
+        if not item.cached_tokens_on(self.settings.name):
             self.prefixes.learn(item.work.prefix_key, reused_tokens)
         elif item.expected_reuse:
             self.counts.resumed_tokens += item.expected_reuse
@@ -419,14 +420,14 @@ class Engine:
             cached_tokens = item.prompt_tokens
         elif output_tokens:
             cached_tokens = item.context_tokens + output_tokens - 1
-        item.ran_on(self, cached_tokens)
+        item.ran_on(self.settings.name, cached_tokens)
         self.counts.output_tokens[item.work.lane] += output_tokens
 
     def leave(self, item: Item, now_s: float) -> int:
         """The dispatch is over. Its slots are DRAINING still; how many KV tokens go with them."""
         self.interference.left(item, now_s)
         self.residents.pop(item.work.id, None)
-        item.engine = None
+        item.engine = ""
         item.stop_asked_s = 0.0
         return self.ledger.release(item)
 

@@ -97,7 +97,9 @@ class Grants:
 
     def _is_wanted_at_home(self, pool: Pool, item: Item, engine: Engine) -> bool:
         """True if another engine, which remembers `item` or is the home of its prefix, can take it now as well."""
-        home = item.cached_on or pool.placement.home(item.work.prefix_key)
+        if len(pool.engines) == 1:
+            return False
+        home = pool.engine_named(item.cached_on) or pool.placement.home(item.work.prefix_key)
         if home is None or home is engine or not home.up or home.refuses(item.work):
             return False
         return home.limit(item, self._now_s) is Limit.NONE

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from sidecar.core.work import OFFLINE, Work
-
-if TYPE_CHECKING:
-    from sidecar.core.engine import Engine
-    from sidecar.core.jobs import Job
-    from sidecar.core.tenants import Account
 
 
 class State(StrEnum):
@@ -57,7 +51,10 @@ TRANSITIONS: dict[State, dict[State, str]] = {
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One work and its fate so far. Owned by the scheduler; nobody else changes it."""
+    """One work and its fate so far. Owned by the scheduler; nobody else changes it.
+
+    An item knows its engine, its tenant and its job by name alone; who asks for one of them looks it up.
+    """
 
     work: Work
     sequence: int  # order of arrival, which breaks ties
@@ -67,8 +64,8 @@ class Item:
     ticket: int = 0  # the push whose heap entry is the live one; 0 = in no queue
     generated_tokens: int = 0  # kept from the dispatches that are over
     streamed_tokens: int = 0  # of the dispatch in progress, as far as reported
-    account: Account | None = None  # of its tenant, since it first waited
-    job: Job | None = None  # of an offline one
+    account: str = ""  # whose works it is among, since it first waited
+    job: tuple[str, str] | None = None  # of an offline one: what it counts under among the jobs of its model
     prompt_charged: bool = False
     charged_tokens: int = 0  # of its output
     deadline_set: bool = False  # a timer for its deadline was set, once and for all
@@ -76,10 +73,10 @@ class Item:
     losses: int = 0  # engines lost under it since it last got on
     first_token_s: float = 0.0  # when its first dispatch that gave one did; 0 = none yet
     preemptions: int = 0  # how often it was stopped for online work that lacked its slot
-    engine: Engine | None = None  # where it runs
+    engine: str = ""  # where it runs; "" = nowhere
     cached_tokens: int = 0  # of its context, as far as the KV cache of `cached_on` should still hold it
-    cached_on: Engine | None = None
-    cached_elsewhere: tuple[tuple[str, int], ...] = ()  # the same of engines that it ran on before, by name
+    cached_on: str = ""  # the engine that it ran on last; "" = none, or that has forgotten it
+    cached_elsewhere: tuple[tuple[str, int], ...] = ()  # the same of engines that it ran on before
     # Of the dispatch in progress:
     budget_tokens: int = 0  # output tokens granted
     prompt_tokens: int | None = None  # ids sent, if it only fills the cache
@@ -102,32 +99,30 @@ class Item:
         """The dispatch is over, and so many tokens of it stay."""
         self.generated_tokens += tokens
         self.streamed_tokens = 0
-        if self.account:
-            self.account.streamed(self, 0)
 
-    def cached_tokens_on(self, engine: Engine) -> int:
+    def cached_tokens_on(self, engine: str) -> int:
         """How much of its context the KV cache of `engine` should still hold because it ran there."""
-        if self.cached_on is engine:
+        if self.cached_on == engine:
             return self.cached_tokens
-        return next((tokens for name, tokens in self.cached_elsewhere if name == engine.settings.name), 0)
+        return next((tokens for name, tokens in self.cached_elsewhere if name == engine), 0)
 
-    def ran_on(self, engine: Engine, cached_tokens: int) -> None:
+    def ran_on(self, engine: str, cached_tokens: int) -> None:
         """The cache of `engine` holds so much of its context now. What other engines hold of it may serve again."""
-        if self.cached_on is not engine:
+        if self.cached_on != engine:
             self._leave_out(engine)
-            if self.cached_on is not None:
-                self.cached_elsewhere += ((self.cached_on.settings.name, self.cached_tokens),)
+            if self.cached_on:
+                self.cached_elsewhere += ((self.cached_on, self.cached_tokens),)
         self.cached_on, self.cached_tokens = engine, cached_tokens
 
-    def lost_on(self, engine: Engine) -> None:
+    def lost_on(self, engine: str) -> None:
         """Nothing is known any more of what the cache of `engine` holds of it."""
         self._leave_out(engine)
-        if self.cached_on is engine:
-            self.cached_on, self.cached_tokens = None, 0
+        if self.cached_on == engine:
+            self.cached_on, self.cached_tokens = "", 0
 
-    def _leave_out(self, engine: Engine) -> None:
+    def _leave_out(self, engine: str) -> None:
         if self.cached_elsewhere:
-            self.cached_elsewhere = tuple(each for each in self.cached_elsewhere if each[0] != engine.settings.name)
+            self.cached_elsewhere = tuple(each for each in self.cached_elsewhere if each[0] != engine)
 
     @property
     def context_tokens(self) -> int:

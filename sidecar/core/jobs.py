@@ -86,9 +86,14 @@ class Job:
         return self.deadlines.deadline_s
 
     @property
+    def key(self) -> tuple[str, str]:
+        """What its items count under until they leave; one that came beyond the bounds is counted there to its end."""
+        return self.tenant, self.name
+
+    @property
     def forecast(self) -> bool:
         """True unless it stands for those beyond the bounds."""
-        return (self.tenant, self.name) != OTHERS
+        return self.key != OTHERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +182,10 @@ class Jobs:
             return self._named < JOBS_MAX
         return len(self._jobs) - self._named < TENANTS_MAX
 
-    def left(self, job: Job, deadline_s: float, output_tokens: int, stay_s: float) -> None:
-        """An item of `job`, with that deadline, is gone; it wrote so many tokens, in so many seconds; 0 if it did not
-        get to its end: how long it would have become is not known then."""
+    def left(self, key: tuple[str, str], deadline_s: float, output_tokens: int, stay_s: float) -> None:
+        """An item that counted under `key`, with that deadline, is gone; it wrote so many tokens, in so many seconds;
+        0 if it did not get to its end: how long it would have become is not known then."""
+        job = self._jobs[key]
         job.items -= 1
         job.deadlines.remove(deadline_s)
         if output_tokens:
@@ -188,7 +194,7 @@ class Jobs:
             self._stays.note(stay_s)
         if not job.items:
             self._named -= job.name != ""
-            del self._jobs[job.tenant, job.name]
+            del self._jobs[key]
 
     # ---- forecasts ---------------------------------------------------------------------------------------------------
 

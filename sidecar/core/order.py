@@ -37,7 +37,7 @@ class LaneQueue:
 
     def push(self, item: Item) -> None:
         """`item` waits, at the place that its deadline and its arrival give it inside its tenant."""
-        account = item.account or self._joined(item)
+        account = self.tenants.of(item) if item.account else self._joined(item)
         item.ticket = next(self._tickets)
         account.waiting.push(item)
         self.waiting += 1
@@ -45,29 +45,33 @@ class LaneQueue:
 
     def discard(self, item: Item) -> None:
         """`item`, which waits here, waits no more."""
-        assert item.account is not None
-        self._take(item, item.account)
-        self.tenants.stirred(item.account)
+        account = self.tenants.of(item)
+        self._take(item, account)
+        self.tenants.stirred(account)
 
     def grant(self, item: Item) -> None:
         """`item`, which waits here, has its slots now."""
-        assert item.account is not None
-        self._take(item, item.account)
-        item.account.began(item)
-        self.tenants.stirred(item.account)
+        account = self.tenants.of(item)
+        self._take(item, account)
+        account.began(item)
+        self.tenants.stirred(account)
 
     def finish(self, item: Item) -> None:
         """`item` has given its slots back: its tenant may have others."""
-        account = item.account
-        assert account is not None
+        account = self.tenants.of(item)
         account.in_flight -= 1
         full = account.full
         account.slots -= item.work.slots
         if full:
             self.tenants.stirred(account)
 
+    def gone(self, item: Item) -> None:
+        """`item`, which has waited here, is over."""
+        self.tenants.of(item).works -= 1
+
     def _joined(self, item: Item) -> Account:
-        item.account = account = self.tenants.named(item.work.tenant)
+        account = self.tenants.named(item.work.tenant)
+        item.account = account.name
         account.works += 1
         return account
 

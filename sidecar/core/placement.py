@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import blake2b
 from math import ceil, log
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sidecar.core.engine import Engine
+from sidecar.core.engine import Engine
 
 LOAD_EXCESS = 0.25
 PREFIXES_MAX = 4096  # whose ranking is remembered

@@ -45,6 +45,10 @@ class Pool:
         """Where works of `lane` wait."""
         return self.online if lane is ONLINE else self.offline
 
+    def engine_named(self, name: str) -> Engine | None:
+        """The engine of that name; None if there is none."""
+        return next((engine for engine in self.engines if engine.settings.name == name), None)
+
     @property
     def offline_load(self) -> int:
         """Offline items that wait, or will: what backs off counts, for it comes back."""

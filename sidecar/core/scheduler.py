@@ -191,7 +191,7 @@ class Scheduler:
             },
             lanes=tuple(each for pool in self._pools.values() for each in lane_snapshots(pool, self._now_s)),
             jobs=self.jobs(),
-            in_flight=sum(item.engine is not None for item in self._items.values()),
+            in_flight=sum(item.engine != "" for item in self._items.values()),
             rejects=dict(self._rejects),
             dead_letters=self._dead_letters,
             retries=self._retries,
@@ -221,9 +221,9 @@ class Scheduler:
         None without a trusted latency model, and for anything else. For the driver to ask before its terminal event.
         """
         item = self._items.get(work_id)
-        if item is None or item.engine is None:
+        if item is None or not item.engine:
             return None
-        return item.engine.interference.guard.alone_s(work_id, item.streamed_tokens)
+        return self._engines[item.engine].interference.guard.alone_s(work_id, item.streamed_tokens)
 
     def _fill_all(self) -> None:
         for pool in self._pools.values():
@@ -286,7 +286,8 @@ class Scheduler:
         if work.lane is ONLINE:
             pool.arrivals.note(self._now_s)
         if work.lane is OFFLINE:
-            item.job, owed = pool.jobs.arrived(work)
+            job, owed = pool.jobs.arrived(work)
+            item.job = job.key
             if owed:
                 self._look_at_s = min(self._look_at_s, pool.jobs.look_from_s)
         self._enqueue(pool, item)
@@ -349,13 +350,14 @@ class Scheduler:
     def _progressed(self, event: Progressed) -> None:
         items, engine = self._items, self._engine(event.engine)
         pool = self._pools[engine.settings.model]
-        context = engine.interference.batch.context
+        online, offline = pool.online.tenants, pool.offline.tenants
+        name, context = engine.settings.name, engine.interference.batch.context
         for work_id, tokens in event.tokens:
             item = items.get(work_id)
-            if item and item.engine is engine and item.account:  # what comes after the terminal event is in it
-                item.account.streamed(item, tokens)
+            if item and item.engine == name:  # what comes after the terminal event is in it
+                (online if item.work.lane is ONLINE else offline).streamed(item, tokens)
                 context[item.work.lane] += tokens
-        begun = [item for each in event.first_tokens if (item := items.get(each)) and item.engine is engine]
+        begun = [item for each in event.first_tokens if (item := items.get(each)) and item.engine == name]
         held_long = not engine.takes_long
         if engine.streamed(event.gaps_s, begun, self._now_s) or (held_long and engine.takes_long):
             self._fill(pool)
@@ -368,7 +370,7 @@ class Scheduler:
         if item.work.lane is ONLINE and item.state is State.RUNNING:
             engine.interference.complete(item, event.output_tokens, self._now_s)
         self._finish(item, engine, pool)
-        item.keep(event.output_tokens)
+        self._keep(pool, item, event.output_tokens)
         complete = item.work.is_complete(item.generated_tokens, reason)
         if item.state is State.ABORTING or complete:
             self._gone(item, complete=complete)
@@ -393,8 +395,8 @@ class Scheduler:
     def _lost(self, event: Lost) -> None:
         item, engine, pool = self._running(event.work_id)
         self._finish(item, engine, pool, held_s=engine.settings.lost_hold_s)
-        item.keep(event.output_tokens)
-        item.lost_on(engine)
+        self._keep(pool, item, event.output_tokens)
+        item.lost_on(engine.settings.name)
         item.losses = 0 if event.output_tokens and item.work.resumable else item.losses + 1
         complete = item.work.is_complete(item.generated_tokens, EndReason.LENGTH)
         if item.state is State.ABORTING or complete:
@@ -413,9 +415,15 @@ class Scheduler:
     def _running(self, work_id: str) -> tuple[Item, Engine, Pool]:
         """The work whose dispatch is over, and where it ran."""
         item = self._items.get(work_id)
-        if item is None or item.engine is None:
+        if item is None or not item.engine:
             raise ValueError(f"a terminal event for {work_id}, which is not dispatched")
-        return item, item.engine, self._pools[item.work.model]
+        return item, self._engines[item.engine], self._pools[item.work.model]
+
+    @staticmethod
+    def _keep(pool: Pool, item: Item, tokens: int) -> None:
+        """So many tokens of a dispatch that is over stay, and its tenant has paid for them."""
+        item.keep(tokens)
+        pool.queue(item.work.lane).tenants.streamed(item, 0)
 
     def _finish(self, item: Item, engine: Engine, pool: Pool, *, held_s: float = 0.0) -> None:
         """The slots of a dispatch that is over are free, or DRAINING for `held_s` more."""
@@ -481,10 +489,10 @@ class Scheduler:
         if item is None or item.state is State.ABORTING:
             return
         pool = self._pools[item.work.model]
-        if item.engine is None:
+        if not item.engine:
             self._leave(pool, item)
         else:
-            self._abort(item, item.engine)
+            self._abort(item, self._engines[item.engine])
         self._fill(pool)
 
     def _abort(self, item: Item, engine: Engine) -> None:
@@ -496,15 +504,15 @@ class Scheduler:
         self._actions.append(Abort(work_id=item.work.id, engine=engine.settings.name))
 
     def _gone(self, item: Item, *, complete: bool = False) -> None:
+        pool = self._pools[item.work.model]
         if item.state not in (State.WAITING, State.BACKING_OFF):
-            self._pools[item.work.model].pace[item.work.lane].over(self._now_s)
+            pool.pace[item.work.lane].over(self._now_s)
         item.move(State.GONE)
-        if item.account:  # it has waited
-            item.account.works -= 1
+        pool.queue(item.work.lane).gone(item)
         if item.job:
             tokens = item.generated_tokens if complete else 0
             stay_s = self._now_s - (item.first_token_s or self._now_s)
-            self._pools[item.work.model].jobs.left(item.job, item.work.deadline_s, tokens, stay_s)
+            pool.jobs.left(item.job, item.work.deadline_s, tokens, stay_s)
         del self._items[item.work.id]
 
     # ---- engines, timers, the end ------------------------------------------------------------------------------------
@@ -514,7 +522,7 @@ class Scheduler:
         if not engine.up:  # it may have been restarted, and then its cache is empty
             engine.prefixes.clear()
             for item in self._items.values():
-                item.lost_on(engine)
+                item.lost_on(name)
         engine.up, engine.limit_binding = True, Limit.NO_OFFLINE
         self._fill(self._pools[engine.settings.model])
 
@@ -538,7 +546,7 @@ class Scheduler:
     def _refuse_too_large(self, pool: Pool) -> None:
         """The engines may hold less than they did when works arrived: what can never run would block all behind it."""
         for item in list(self._items.values()):
-            if item.engine is None and item.work.model == pool.model and (why := pool.holds(item.work)):
+            if not item.engine and item.work.model == pool.model and (why := pool.holds(item.work)):
                 self._refuse(pool, item, Refusal(reason=RejectReason.TOO_LARGE, message=why))
 
     def _run_timers(self) -> None:
@@ -561,7 +569,7 @@ class Scheduler:
         """From here on arrivals are rejected, online drains, and offline that waits is handed back."""
         self._closing = True
         for item in list(self._items.values()):
-            if item.engine is None and item.work.lane is OFFLINE:
+            if not item.engine and item.work.lane is OFFLINE:
                 pool = self._pools[item.work.model]
                 self._refuse(pool, item, CLOSING)
         self._fill_all()  # what was kept free for a turn is online's now

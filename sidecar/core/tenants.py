@@ -74,15 +74,6 @@ class Account:
             self.input_tokens += item.work.prompt_tokens
             self.counter += item.work.prompt_tokens * self.input_price
 
-    def streamed(self, item: Item, tokens: int) -> None:
-        """`item` has given so many more tokens. Those that it gave before, and lost since, are not charged again."""
-        item.streamed_tokens += tokens
-        more = item.generated_tokens + item.streamed_tokens - item.charged_tokens
-        if more > 0:
-            item.charged_tokens += more
-            self.output_tokens += more
-            self.counter += more * self.output_price
-
 
 class Crowd:
     """Who has most works waiting, per weight: a heap whose entries may be too large, and are put right on top."""
@@ -169,6 +160,20 @@ class Tenants:
     def known(self, name: str) -> Account | None:
         """The account of tenant `name`, if there is one already."""
         return self._accounts.get(name if self._settings.tenant_fairness else EVERYBODY)
+
+    def of(self, item: Item) -> Account:
+        """The account of `item`, which has waited here and is not over: no account with works is ever forgotten."""
+        return self._accounts[item.account]
+
+    def streamed(self, item: Item, tokens: int) -> None:
+        """`item` has given so many more tokens. Those that it gave before, and lost since, are not charged again."""
+        item.streamed_tokens += tokens
+        more = item.generated_tokens + item.streamed_tokens - item.charged_tokens
+        if more > 0:
+            item.charged_tokens += more
+            account = self._accounts[item.account]
+            account.output_tokens += more
+            account.counter += more * account.output_price
 
     def largest(self) -> Account | None:
         """Who has most works waiting, per weight; None if nobody waits."""

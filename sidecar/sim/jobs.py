@@ -10,15 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sidecar.core.deadlines import WINDOW_S, Verdict
 from sidecar.core.events import Forecast
 from sidecar.core.scheduler import Scheduler
+from sidecar.sim.driver import Decides, Driver, Progress
 from sidecar.sim.workloads import Batch
-
-if TYPE_CHECKING:
-    from sidecar.sim.driver import Decides, Driver, Progress
 
 LOOKS = 10  # forecasts per job, spread over the time to its deadline
 SAID_LATE = (Verdict.AT_RISK, Verdict.INFEASIBLE)

@@ -38,7 +38,7 @@ def _jobs(rate: float, *, items: int, length: int, deadline_s: float, horizon_s:
     for number in range(items + 5):
         job, _ = jobs.arrived(offline(f"b{number}", job="weekly", deadline_s=deadline_s))
         if number < 5:
-            jobs.left(job, deadline_s, length, 0.0) if number else jobs._lengths.note(length)
+            jobs.left(job.key, deadline_s, length, 0.0) if number else jobs._lengths.note(length)
     job.items = items
     return jobs
 
@@ -85,7 +85,7 @@ def test_the_worse_case_is_that_the_others_bring_more() -> None:
     mine = next(each for each in jobs if each is not job)
     assert mine.eta.p50_s == pytest.approx((100 + 1) * 100 / 50)  # the other has all it asked for soon
     assert mine.eta.p90_s == pytest.approx(2 * 100 * 100 / 50)  # or goes on until the end
-    jobs.left(job, inf, 0, 0.0)
+    jobs.left(job.key, inf, 0, 0.0)
     _judge(jobs, 1230.0)
     share = 1200 / 86_400  # of the last day, in which it had work
     assert mine.eta.p90_s == pytest.approx((1 + share) * 100 * 100 / 50, rel=1e-3)
@@ -96,7 +96,7 @@ def test_a_job_ends_with_the_last_of_its_items_not_with_its_tokens() -> None:
     (job,) = jobs
     for stay_s in (5.0, 15.0):
         job.items += 1
-        jobs.left(job, inf, 100, stay_s)
+        jobs.left(job.key, inf, 100, stay_s)
     _judge(jobs, 1200.0)
     assert 200.0 + 5.0 < job.eta.p50_s < job.eta.p90_s < 200.0 + 30.0
 
@@ -188,7 +188,7 @@ def test_a_deadline_counts_for_its_job_as_long_as_an_item_has_it() -> None:
         job, _ = jobs.arrived(offline(f"b{number}", job="weekly", deadline_s=deadline_s))
     seen = [job.deadline_s]
     for deadline_s in (50.0, 60.0, 50.0, 70.0, inf):
-        jobs.left(job, deadline_s, 0, 0.0)
+        jobs.left(job.key, deadline_s, 0, 0.0)
         seen.append(job.deadline_s)
     assert seen == [50.0, 50.0, 50.0, 70.0, inf, inf]
     assert list(jobs) == []

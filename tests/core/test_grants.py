@@ -211,7 +211,7 @@ def test_no_turn_is_kept_for_an_item_that_this_engine_can_never_run() -> None:
     subject.handle(Arrived(work=offline("b1", slots=2)), 0.1)
     for number in range(3, 9):
         subject.handle(Arrived(work=online(f"a{number}")), 0.1)
-    running = next(item.work.id for item in subject.alive() if item.engine and item.engine.settings.name == "small")
+    running = next(item.work.id for item in subject.alive() if item.engine == "small")
     for number in range(4):
         [granted] = subject.handle(Ended(work_id=running, reason=EndReason.END_ID, output_tokens=2), 1.0 + number)
         assert isinstance(granted, Dispatch)

@@ -48,11 +48,11 @@ def test_whose_job_is_over_leaves_room_for_a_new_one() -> None:
     jobs = Jobs(3600.0)
     alive = [jobs.arrived(offline(f"b{number}", job=f"j{number}"))[0] for number in range(JOBS_MAX + 2)]
     assert alive[-1].name == ""
-    jobs.left(alive[0], inf, 0, 0.0)
+    jobs.left(alive[0].key, inf, 0, 0.0)
     assert jobs.arrived(offline("c1", job="late"))[0].name == "late"
     assert jobs.arrived(offline("c2", job="later"))[0].name == ""
     for job in alive[1:]:
-        jobs.left(job, inf, 0, 0.0)
+        jobs.left(job.key, inf, 0, 0.0)
     assert sorted(job.name for job in jobs) == ["", "late"]
 
 
@@ -112,7 +112,7 @@ def test_an_urgent_job_that_is_over_makes_nothing_urgent_any_more() -> None:
     job, _ = jobs.arrived(offline("b1", job="weekly", deadline_s=60.0))
     jobs.look(10.0, lambda _: 1.0)
     assert jobs.urgency > 0.9
-    jobs.left(job, 60.0, 0, 0.0)
+    jobs.left(job.key, 60.0, 0, 0.0)
     jobs.look(40.0, lambda _: 1.0)
     assert jobs.urgency == 0.0
 

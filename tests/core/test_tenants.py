@@ -46,8 +46,7 @@ class Lines:
     def iterate(self) -> None:
         """Each resident gives a token; who has given all is gone, and its slot is free."""
         for item, output_tokens in list(self.running):
-            assert item.account is not None
-            item.account.streamed(item, 1)
+            self.queue.tenants.streamed(item, 1)
             if item.streamed_tokens >= output_tokens:
                 self.running.remove((item, output_tokens))
                 self.queue.finish(item)
