@@ -1,4 +1,4 @@
-"""What the scheduler knows about one engine: who has its slots, what they hold, and what offline may have now."""
+"""What the scheduler knows about one engine: who has its slots, and what they hold."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Engine:
             slots += each.in_use[ONLINE]
         return slots
 
-    # ---- what may be had now -----------------------------------------------------------------------------------------
+    # ---- what fits --------------------------------------------------------------------------------------------------
 
     def fits(self, item: Item) -> bool:
         """True if there are slots and KV for `item`, whatever else holds."""
@@ -170,94 +170,7 @@ class Engine:
         tokens = item.context_tokens + self.slices.output_tokens(item, online_resident=self.online_slots > 0)
         return self.ledger.need(tokens) * item.work.slots
 
-    def kv_leaves(self, online: Item, offline: Item) -> bool:
-        """True if backfill would still have KV for `offline` once `online` has its own."""
-        ledger = self.ledger
-        if ledger.kv_tokens_free == inf:
-            return True
-        left = ledger.kv_tokens_free - self.kv_need(online) - ledger.guard_tokens(self.headroom)
-        return self.kv_need(offline) <= left
-
-    def limit(self, item: Item, now_s: float) -> Limit:
-        """What keeps backfill from giving `item` its slots now; NONE if nothing does."""
-        slots, free, ledger = item.work.slots, self.free.slots, self.ledger
-        if slots > free:
-            return Limit.SLOTS
-        offline = self.in_use[OFFLINE]
-        rows = offline + slots
-        if slots > free - ledger.foreign_slots or rows > ledger.offline_slots_max:
-            return Limit.FOREIGN
-        if rows > self.rows_max(0, now_s) or (offline and rows > self.interference.aimd_rows):
-            return self._rows_limit(now_s)
-        if slots > free - self.headroom_slots(now_s):
-            return Limit.HEADROOM
-        if slots > self.free.ripe(now_s):
-            return Limit.WINDOW
-        if ledger.kv_tokens_max != inf and not self._kv_allows(item):
-            return Limit.KV
-        piece = self._next_piece(item)
-        if not self._prefill_allows(piece, now_s):
-            return Limit.PREFILL
-        if not self._prefill_harmless(piece, beside_online=self.online_slots > 0):
-            return Limit.LATENCY
-        return Limit.NONE
-
-    def lendable(self, now_s: float, online_slots: int = 0) -> float:
-        """How many slots backfill may take now, once online has taken `online_slots`."""
-        ripe, free = self.free.ripe(now_s), self.free.slots
-        left = min(ripe - max(0, online_slots - (free - ripe)), free - online_slots - self.headroom_slots(now_s))
-        rows_max = min(self.rows_max(online_slots, now_s), self.interference.aimd_rows)
-        return min(left - self.ledger.foreign_slots, rows_max - self.in_use[OFFLINE])
-
-    def rows_max(self, online_waiting: int, now_s: float) -> float:
-        """How many rows offline may have; inf unless it has to yield."""
-        online = self.online_slots + online_waiting
-        return self.yielding.rows_max(online, now_s) if online or now_s < self.yielding.until_s else inf
-
-    def yields_to(self, online_waiting: int, now_s: float) -> float:
-        """Beyond how many rows offline is stopped now. All of them if online waits for a slot: an engine at rest takes
-        it at once, one that goes on iterating takes it an iteration later (simulated)."""
-        if online_waiting and self.settings.yield_rows == "auto" and self.scheduler.guard:
-            return 0
-        return self.rows_max(online_waiting, now_s)
-
-    def _rows_limit(self, now_s: float) -> Limit:
-        """Which of the limits on offline's rows is the smallest."""
-        if self.interference.aimd_rows < self.rows_max(0, now_s):
-            return Limit.AIMD
-        return Limit.LATENCY if self.settings.yield_rows == "auto" else Limit.YIELD
-
-    def prefill_harmless(self, item: Item, *, beside_online: bool) -> bool:
-        """True if the guard lets the prompt of `item`, or what is not cached of it, be computed now."""
-        return self._prefill_harmless(self._next_piece(item), beside_online=beside_online)
-
-    def _prefill_harmless(self, piece: int, *, beside_online: bool) -> bool:
-        if self.settings.yield_rows != "auto":
-            return True
-        ahead = self.ledger.prefill_tokens[OFFLINE]
-        return self.interference.guard.prefill_allows(piece, ahead, beside_online=beside_online)
-
-    def next_chance_s(self) -> float:
-        """When the limit that binds may be lifted by time alone; inf if only an event can lift it."""
-        if not self.free.slots:
-            return inf
-        match self.limit_binding:
-            case Limit.WINDOW:
-                return self.free.next_ripe_s()
-            case Limit.YIELD | Limit.LATENCY:
-                return self.yielding.until_s
-            case Limit.PREFILL:
-                return self.prefill_next_s
-            case Limit.HEADROOM if self.headroom > self.settings.slots_online_min:
-                return self.fresh_until_s
-        return inf
-
-    def headroom_slots(self, now_s: float) -> int:
-        """Slots kept free for the next online arrivals: as set, or as many as arrive while one comes free."""
-        self._refresh(now_s)
-        return self.headroom
-
-    def _refresh(self, now_s: float) -> None:
+    def refresh(self, now_s: float) -> None:
         """Look anew, once per second, at what follows from the rate of arrivals."""
         if now_s < self.fresh_until_s:
             return
@@ -275,30 +188,6 @@ class Engine:
         if self.scheduler.window_adaptive and not worth_waiting(self.arrivals.per_s(now_s), window_s):
             return 0.0
         return window_s
-
-    def _kv_allows(self, item: Item) -> bool:
-        ledger = self.ledger
-        guard = ledger.guard_tokens(self.headroom) if ledger.kv_tokens else 0.0  # an idle engine has no one to guard
-        return self.kv_need(item) <= ledger.kv_tokens_free - guard
-
-    def _prefill_allows(self, piece: int, now_s: float) -> bool:
-        """A piece per iteration, and only so many offline prompt tokens in prefill at a time, or a single prompt."""
-        ledger = self.ledger
-        if piece > ledger.long_tokens and (self.online_slots or ledger.long_prefills):
-            return False
-        ahead, bound = ledger.prefill_tokens[OFFLINE], self.scheduler.offline_prefill_tokens
-        if ahead and 0 < bound < ahead + piece:
-            return False
-        self.prefill_next_s = -inf
-        if self.pacing.allows(piece, self.piece_tokens, now_s, self.gap_s):
-            return True
-        self.prefill_next_s = self.pacing.next_s(piece, self.piece_tokens, self.gap_s)
-        return False
-
-    def _next_piece(self, item: Item) -> int:
-        """Prompt tokens that the next dispatch of `item` would compute."""
-        uncached = self.uncached_tokens(item)
-        return min(uncached, self.piece_tokens) if self.splits(item) else uncached
 
     def uncached_tokens(self, item: Item) -> int:
         """What of its context the engine will have to compute, as far as we can tell; at least 1."""
@@ -352,7 +241,7 @@ class Engine:
     def begin(self, item: Item, kind: GrantKind, now_s: float) -> None:
         """`item` has its slots, its budget and its place in the ledger."""
         slots, lane = item.work.slots, item.work.lane
-        self._refresh(now_s)
+        self.refresh(now_s)
         if kind in (GrantKind.ONLINE, GrantKind.RESERVED):
             self.free.take(slots)
         else:

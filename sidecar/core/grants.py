@@ -7,6 +7,7 @@ reclaimed from running slices.
 
 from __future__ import annotations
 
+from sidecar.core import lending
 from sidecar.core.engine import Engine, Limit
 from sidecar.core.events import Action, Dispatch, Preempt
 from sidecar.core.item import Item, State
@@ -77,7 +78,7 @@ class Grants:
         if offline is None or too_large:
             engine.limit_binding = Limit.TOO_LARGE if too_large else self._nobody(pool.offline)
             return False
-        engine.limit_binding = limit = engine.limit(offline, self._now_s)
+        engine.limit_binding = limit = lending.limit(engine, offline, self._now_s)
         if limit in ROW_LIMITS and self._may_take_turn_early(engine, offline):
             self._grant(pool, engine, offline, GrantKind.RESERVED, contended=True)
             return True
@@ -102,7 +103,7 @@ class Grants:
         home = pool.engine_named(item.cached_on) or pool.placement.home(item.work.prefix_key)
         if home is None or home is engine or not home.up or home.refuses(item.work):
             return False
-        return home.limit(item, self._now_s) is Limit.NONE
+        return lending.limit(home, item, self._now_s) is Limit.NONE
 
     @staticmethod
     def _nobody(queue: LaneQueue) -> Limit:
@@ -131,9 +132,9 @@ class Grants:
 
     def _would_wait(self, pool: Pool, engine: Engine, online: Item, offline: Item) -> bool:
         """True if `offline` keeps waiting once `online` and all online work behind it have had their slots."""
-        if not engine.fits(online) or not engine.kv_leaves(online, offline):
+        if not engine.fits(online) or not lending.kv_leaves(engine, online, offline):
             return True
-        if not engine.prefill_harmless(offline, beside_online=True):
+        if not lending.prefill_harmless(engine, offline, beside_online=True):
             return True
         online_slots = online.work.slots + pool.online.eligible(long=engine.takes_long) - 1
         return pool.lendable(self._now_s, engine, online_slots) < offline.work.slots
@@ -176,7 +177,7 @@ class Grants:
     def _make_yield(self, engine: Engine, online_waiting: int) -> None:
         """Stop the offline rows beyond those that may stay while online is resident."""
         rows = engine.in_use[OFFLINE]
-        if not rows or rows <= (rows_max := engine.yields_to(online_waiting, self._now_s)):
+        if not rows or rows <= (rows_max := lending.yields_to(engine, online_waiting, self._now_s)):
             return
         for item in engine.victims(rows - int(rows_max), 0, sticky_after=None):
             engine.counts.yields += 1

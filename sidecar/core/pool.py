@@ -8,6 +8,7 @@ from sidecar.core.arrivals import ArrivalRate
 from sidecar.core.engine import Engine
 from sidecar.core.events import Action, PauseIntake, ResumeIntake
 from sidecar.core.jobs import Jobs
+from sidecar.core.lending import lendable
 from sidecar.core.order import LaneQueue
 from sidecar.core.pace import Pace
 from sidecar.core.placement import Placement
@@ -121,5 +122,5 @@ class Pool:
     def lendable(self, now_s: float, engine: Engine, online_slots: int) -> float:
         """How many slots backfill may take now, over all engines, once online has taken so many on `engine`."""
         return sum(
-            max(0, each.lendable(now_s, online_slots if each is engine else 0)) for each in self.engines if each.up
+            max(0, lendable(each, now_s, online_slots if each is engine else 0)) for each in self.engines if each.up
         )

@@ -34,6 +34,7 @@ from itertools import count
 from math import inf
 from typing import assert_never
 
+from sidecar.core import lending
 from sidecar.core.admission import Admission, Refusal
 from sidecar.core.deadlines import WINDOW_S
 from sidecar.core.engine import Engine, Limit
@@ -154,7 +155,7 @@ class Scheduler:
         soonest_s = self._timers.next_s()
         for pool in self._pools.values():
             for engine in pool.engines if pool.offline.eligible() else ():
-                chance_s = engine.next_chance_s()
+                chance_s = lending.next_chance_s(engine)
                 if self._now_s < chance_s < soonest_s and not pool.online.eligible(long=engine.takes_long):
                     soonest_s = chance_s
         return None if soonest_s == inf else soonest_s

@@ -40,7 +40,8 @@ ENGINES = (
     EngineSettings(name="e0", slots=3, gpu_group="g", kv_tokens=4000, yield_rows=1),
     EngineSettings(name="e1", slots=2, gpu_group="g"),
 )
-STATELESS = {"checkpoint", "errors", "invariants", "record", "snapshot", "__init__"}  # no part of a scheduler
+# No part of a scheduler:
+STATELESS = {"checkpoint", "errors", "invariants", "lending", "record", "snapshot", "__init__"}
 
 
 class World:

@@ -1,0 +1,136 @@
+"""What an engine lends to offline work now, and which limit binds.
+
+The limits are asked in a fixed order, the cheap ones first; the first that binds is told.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from sidecar.core.engine import Engine, Limit
+from sidecar.core.item import Item
+from sidecar.core.work import OFFLINE
+
+
+def limit(engine: Engine, item: Item, now_s: float) -> Limit:
+    """What keeps backfill from giving `item` its slots now; NONE if nothing does."""
+    slots, free, ledger = item.work.slots, engine.free.slots, engine.ledger
+    if slots > free:
+        return Limit.SLOTS
+    offline = engine.in_use[OFFLINE]
+    rows = offline + slots
+    if slots > free - ledger.foreign_slots or rows > ledger.offline_slots_max:
+        return Limit.FOREIGN
+    if rows > rows_max(engine, 0, now_s) or (offline and rows > engine.interference.aimd_rows):
+        return _rows_limit(engine, now_s)
+    if slots > free - headroom_slots(engine, now_s):
+        return Limit.HEADROOM
+    if slots > engine.free.ripe(now_s):
+        return Limit.WINDOW
+    if ledger.kv_tokens_max != inf and not _kv_allows(engine, item):
+        return Limit.KV
+    piece = _next_piece(engine, item)
+    if not _prefill_allows(engine, piece, now_s):
+        return Limit.PREFILL
+    if not _prefill_harmless(engine, piece, beside_online=engine.online_slots > 0):
+        return Limit.LATENCY
+    return Limit.NONE
+
+
+def lendable(engine: Engine, now_s: float, online_slots: int = 0) -> float:
+    """How many slots backfill may take now, once online has taken `online_slots`."""
+    ripe, free = engine.free.ripe(now_s), engine.free.slots
+    left = min(ripe - max(0, online_slots - (free - ripe)), free - online_slots - headroom_slots(engine, now_s))
+    rows = min(rows_max(engine, online_slots, now_s), engine.interference.aimd_rows)
+    return min(left - engine.ledger.foreign_slots, rows - engine.in_use[OFFLINE])
+
+
+def rows_max(engine: Engine, online_waiting: int, now_s: float) -> float:
+    """How many rows offline may have; inf unless it has to yield."""
+    online = engine.online_slots + online_waiting
+    return engine.yielding.rows_max(online, now_s) if online or now_s < engine.yielding.until_s else inf
+
+
+def yields_to(engine: Engine, online_waiting: int, now_s: float) -> float:
+    """Beyond how many rows offline is stopped now. All of them if online waits for a slot: an engine at rest takes
+    it at once, one that goes on iterating takes it an iteration later (simulated)."""
+    if online_waiting and engine.settings.yield_rows == "auto" and engine.scheduler.guard:
+        return 0
+    return rows_max(engine, online_waiting, now_s)
+
+
+def _rows_limit(engine: Engine, now_s: float) -> Limit:
+    """Which of the limits on offline's rows is the smallest."""
+    if engine.interference.aimd_rows < rows_max(engine, 0, now_s):
+        return Limit.AIMD
+    return Limit.LATENCY if engine.settings.yield_rows == "auto" else Limit.YIELD
+
+
+def prefill_harmless(engine: Engine, item: Item, *, beside_online: bool) -> bool:
+    """True if the guard lets the prompt of `item`, or what is not cached of it, be computed now."""
+    return _prefill_harmless(engine, _next_piece(engine, item), beside_online=beside_online)
+
+
+def _prefill_harmless(engine: Engine, piece: int, *, beside_online: bool) -> bool:
+    if engine.settings.yield_rows != "auto":
+        return True
+    ahead = engine.ledger.prefill_tokens[OFFLINE]
+    return engine.interference.guard.prefill_allows(piece, ahead, beside_online=beside_online)
+
+
+def kv_leaves(engine: Engine, online: Item, offline: Item) -> bool:
+    """True if backfill would still have KV for `offline` once `online` has its own."""
+    ledger = engine.ledger
+    if ledger.kv_tokens_free == inf:
+        return True
+    left = ledger.kv_tokens_free - engine.kv_need(online) - ledger.guard_tokens(engine.headroom)
+    return engine.kv_need(offline) <= left
+
+
+def next_chance_s(engine: Engine) -> float:
+    """When the limit that binds may be lifted by time alone; inf if only an event can lift it."""
+    if not engine.free.slots:
+        return inf
+    match engine.limit_binding:
+        case Limit.WINDOW:
+            return engine.free.next_ripe_s()
+        case Limit.YIELD | Limit.LATENCY:
+            return engine.yielding.until_s
+        case Limit.PREFILL:
+            return engine.prefill_next_s
+        case Limit.HEADROOM if engine.headroom > engine.settings.slots_online_min:
+            return engine.fresh_until_s
+    return inf
+
+
+def headroom_slots(engine: Engine, now_s: float) -> int:
+    """Slots kept free for the next online arrivals: as set, or as many as arrive while one comes free."""
+    engine.refresh(now_s)
+    return engine.headroom
+
+
+def _kv_allows(engine: Engine, item: Item) -> bool:
+    ledger = engine.ledger
+    guard = ledger.guard_tokens(engine.headroom) if ledger.kv_tokens else 0.0  # an idle engine has no one to guard
+    return engine.kv_need(item) <= ledger.kv_tokens_free - guard
+
+
+def _prefill_allows(engine: Engine, piece: int, now_s: float) -> bool:
+    """A piece per iteration, and only so many offline prompt tokens in prefill at a time, or a single prompt."""
+    ledger = engine.ledger
+    if piece > ledger.long_tokens and (engine.online_slots or ledger.long_prefills):
+        return False
+    ahead, bound = ledger.prefill_tokens[OFFLINE], engine.scheduler.offline_prefill_tokens
+    if ahead and 0 < bound < ahead + piece:
+        return False
+    engine.prefill_next_s = -inf
+    if engine.pacing.allows(piece, engine.piece_tokens, now_s, engine.gap_s):
+        return True
+    engine.prefill_next_s = engine.pacing.next_s(piece, engine.piece_tokens, engine.gap_s)
+    return False
+
+
+def _next_piece(engine: Engine, item: Item) -> int:
+    """Prompt tokens that the next dispatch of `item` would compute."""
+    uncached = engine.uncached_tokens(item)
+    return min(uncached, engine.piece_tokens) if engine.splits(item) else uncached
