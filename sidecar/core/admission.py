@@ -28,6 +28,11 @@ class Refusal:
     retry_after_s: float | None = None
 
 
+CLOSING = Refusal(reason=RejectReason.CLOSING, message="this sidecar is shutting down")
+EXPIRED = Refusal(reason=RejectReason.EXPIRED, message="the deadline passed while it waited")
+CUT_OFF = Refusal(reason=RejectReason.EXPIRED, message="the deadline passed before it was complete")
+
+
 class Admission:
     """Decides about arrivals. It keeps nothing between two of them."""
 

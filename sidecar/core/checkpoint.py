@@ -33,10 +33,13 @@ from sidecar.core import (
     aimd,
     arrivals,
     deadlines,
+    dispatch_ends,
     engine,
     events,
+    forecasts,
     grants,
     guard,
+    handling,
     interference,
     item,
     jobs,
@@ -58,6 +61,7 @@ from sidecar.core import (
     waiting,
     window,
     work,
+    works,
     yielding,
 )
 from sidecar.core.record import Plain, RecordError, codec_of, shown
@@ -69,10 +73,13 @@ MODULES: tuple[types.ModuleType, ...] = (
         aimd,
         arrivals,
         deadlines,
+        dispatch_ends,
         engine,
         events,
+        forecasts,
         grants,
         guard,
+        handling,
         interference,
         item,
         jobs,
@@ -95,7 +102,7 @@ MODULES: tuple[types.ModuleType, ...] = (
         timers,
         waiting,
     ),
-    *(window, work, yielding),
+    *(window, work, works, yielding),
 )
 NODE, TUPLE = 0, 1  # how values begin that are neither scalars nor named
 SCALARS = frozenset((int, float, str, bool, type(None)))

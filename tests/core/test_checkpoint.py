@@ -213,7 +213,7 @@ def test_a_field_of_another_type_is_refused() -> None:
 
 def test_something_without_a_plain_form_is_named() -> None:
     scheduler = Scheduler(SETTINGS, ENGINES)
-    scheduler._items = {"x": object()}  # type: ignore[dict-item]
+    scheduler._works.items = {"x": object()}  # type: ignore[dict-item]
 
     with pytest.raises(RecordError, match="object has no place in a recording"):
         capture(scheduler)

@@ -1,0 +1,21 @@
+"""The event that is being handled: when it came, what is to be done because of it, and what may be granted after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sidecar.core.events import Action
+from sidecar.core.pool import Pool
+
+
+@dataclass(slots=True, eq=False)
+class Handling:
+    """What the parts of one scheduler share while it handles an event."""
+
+    now_s: float = 0.0
+    actions: list[Action] = field(default_factory=list)  # in the order in which they are to be done
+    stirred: list[Pool] = field(default_factory=list)  # where there may be more to grant than the event itself is about
+
+    def begin(self, now_s: float) -> None:
+        """Another event came at `now_s`, and nothing is to be done yet."""
+        self.now_s, self.actions = now_s, []
