@@ -95,7 +95,7 @@ class Call(Protocol):
     def settled(self, event: Terminal, timeline: Timeline, *, over: bool) -> None:
         """One dispatch is over; if `over`, so is the work."""
 
-    def refused(self, action: Reject | DeadLetter) -> None:
+    def refused(self, outcome: Reject | DeadLetter) -> None:
         """The work is over: refused, or dead."""
 
 

@@ -7,9 +7,8 @@ it has waiting leaves to let another one in. What has begun to run does not leav
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
-from sidecar.core.events import RejectReason
+from sidecar.core.events import Reject, RejectReason
 from sidecar.core.item import Item
 from sidecar.core.pool import Pool
 from sidecar.core.settings import SchedulerSettings
@@ -19,18 +18,9 @@ from sidecar.core.work import OFFLINE, Work
 NAME_CHARS_MAX = 256  # of a tenant, a job, a model, a prefix: callers choose them, and they are kept
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why a work may not wait, and when it may be worth another try; None where that does not depend on time."""
-
-    reason: RejectReason
-    message: str
-    retry_after_s: float | None = None
-
-
-CLOSING = Refusal(reason=RejectReason.CLOSING, message="this sidecar is shutting down")
-EXPIRED = Refusal(reason=RejectReason.EXPIRED, message="the deadline passed while it waited")
-CUT_OFF = Refusal(reason=RejectReason.EXPIRED, message="the deadline passed before it was complete")
+CLOSING = Reject(reason=RejectReason.CLOSING, message="this sidecar is shutting down")
+EXPIRED = Reject(reason=RejectReason.EXPIRED, message="the deadline passed while it waited")
+CUT_OFF = Reject(reason=RejectReason.EXPIRED, message="the deadline passed before it was complete")
 
 
 class Admission:
@@ -42,28 +32,28 @@ class Admission:
         self._settings = settings
         self._timers = timers
 
-    def unknown_model(self, work: Work, models: Collection[str]) -> Refusal:
+    def unknown_model(self, work: Work, models: Collection[str]) -> Reject:
         """What to say where no engine serves the model."""
         name = work.model if len(work.model) <= NAME_CHARS_MAX else f"{work.model[:NAME_CHARS_MAX]}…"
         message = f"no engine serves model {name}; known: {sorted(models)}"
-        return Refusal(reason=RejectReason.UNKNOWN_MODEL, message=message)
+        return Reject(reason=RejectReason.UNKNOWN_MODEL, message=message)
 
-    def engine_down(self, model: str) -> Refusal:
+    def engine_down(self, model: str) -> Reject:
         """What to say where nobody can run it now."""
-        return Refusal(reason=RejectReason.ENGINE_DOWN, message=f"no engine of model {model} is up")
+        return Reject(reason=RejectReason.ENGINE_DOWN, message=f"no engine of model {model} is up")
 
-    def refusal(self, work: Work, pool: Pool, now_s: float) -> Refusal | None:
+    def refusal(self, work: Work, pool: Pool, now_s: float) -> Reject | None:
         """Why `work` may not wait here whoever else does, or None."""
         if why := _too_long(work) or pool.holds(work):
-            return Refusal(reason=RejectReason.TOO_LARGE, message=why)
+            return Reject(reason=RejectReason.TOO_LARGE, message=why)
         if work.lane is not OFFLINE and not pool.up:
             return self.engine_down(work.model)
         if self._timers.expired(work, now_s):
-            return Refusal(reason=RejectReason.EXPIRED, message="the deadline had passed when it arrived")
+            return Reject(reason=RejectReason.EXPIRED, message="the deadline had passed when it arrived")
         account = pool.queue(work.lane).tenants.known(work.tenant)
         if account and (why := account.refuses()):
             hint_s = pool.pace[work.lane].gone_in_s(account.works - account.in_flight, now_s)
-            return Refusal(reason=RejectReason.QUEUE_FULL, message=why, retry_after_s=hint_s)
+            return Reject(reason=RejectReason.QUEUE_FULL, message=why, retry_after_s=hint_s)
         return None
 
     def is_full(self, work: Work, pool: Pool) -> bool:
@@ -72,10 +62,10 @@ class Admission:
             return pool.offline_load >= self._settings.offline_queue_max
         return pool.online.waiting >= self._settings.online_queue_max
 
-    def queue_full(self, work: Work, pool: Pool, now_s: float) -> Refusal:
+    def queue_full(self, work: Work, pool: Pool, now_s: float) -> Reject:
         """What to say to whom a full lane has no room for."""
         waiting = pool.offline_load if work.lane is OFFLINE else pool.online.waiting
-        return Refusal(
+        return Reject(
             reason=RejectReason.QUEUE_FULL,
             message=f"{waiting} {work.lane} works wait for model {work.model} already",
             retry_after_s=pool.pace[work.lane].gone_in_s(waiting, now_s),

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from sidecar.core.admission import CLOSING, CUT_OFF
 from sidecar.core.engine import Engine
-from sidecar.core.events import Ended, Failed, Lost, Stopped
+from sidecar.core.events import DeadLetter, Ended, Ending, Failed, Lost, Stopped
 from sidecar.core.handling import Handling
 from sidecar.core.item import Item, State
 from sidecar.core.pool import Pool
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.timers import Hold, Timers
-from sidecar.core.work import OFFLINE, ONLINE, EndReason
+from sidecar.core.work import ONLINE, EndReason
 from sidecar.core.works import Works
 
 RETRY_BACKOFF_MAX_S = 30.0
@@ -46,15 +46,14 @@ class DispatchEnds:
     def confirmed(self, event: Ended | Stopped, reason: EndReason) -> Pool:
         """The engine confirmed the end of a dispatch: the slots are free; what is not complete waits again."""
         item, engine, pool = self._running(event.work_id)
-        now_s, stopped = self._handling.now_s, isinstance(event, Stopped)
+        now_s, stopped, alone_s = self._handling.now_s, isinstance(event, Stopped), _alone_s(item, engine)
         engine.confirmed(item, now_s, event.reused_tokens, event.output_tokens, stopped=stopped)
         if item.work.lane is ONLINE and item.state is State.RUNNING:
             engine.interference.complete(item, event.output_tokens, now_s)
         self._finish(item, engine, pool)
         self._keep(pool, item, event.output_tokens)
-        complete = item.work.is_complete(item.generated_tokens, reason)
-        if item.state is State.ABORTING or complete:
-            self._works.gone(item, complete=complete)
+        if (ending := _ending(item, reason)) is not None:
+            self._works.finish(item, ending, alone_s)
         else:
             item.attempts = item.losses = 0
             self._again(engine, item)
@@ -63,13 +62,14 @@ class DispatchEnds:
     def failed(self, event: Failed) -> Pool:
         """The engine answered with an error: the slots are free, and the tokens of the dispatch are gone."""
         item, engine, pool = self._running(event.work_id)
+        alone_s = _alone_s(item, engine)
         engine.counts.discarded_tokens += item.streamed_tokens
         self._finish(item, engine, pool)
         item.attempts += 1
-        if item.state is State.ABORTING or item.work.lane is ONLINE:
-            self._works.gone(item)
+        if (ending := _ending(item, None)) is not None:
+            self._works.finish(item, ending, alone_s)
         elif not event.retryable or item.attempts >= self._settings.attempts_max:
-            self._works.bury(item, event.reason)
+            self._bury(item, event.reason)
         else:
             self._back_off(pool, item)
         return pool
@@ -77,15 +77,15 @@ class DispatchEnds:
     def lost(self, event: Lost) -> Pool:
         """The stream broke: the slots are DRAINING for a while, and what did arrive is kept."""
         item, engine, pool = self._running(event.work_id)
+        alone_s = _alone_s(item, engine)
         self._finish(item, engine, pool, held_s=engine.settings.lost_hold_s)
         self._keep(pool, item, event.output_tokens)
         item.lost_on(engine.settings.name)
         item.losses = 0 if event.output_tokens and item.work.resumable else item.losses + 1
-        complete = item.work.is_complete(item.generated_tokens, EndReason.LENGTH)
-        if item.state is State.ABORTING or complete:
-            self._works.gone(item, complete=complete)
-        elif item.losses >= self._settings.losses_max and item.work.lane is OFFLINE:
-            self._works.bury(item, f"the stream to the engine broke {item.losses} times without a token")
+        if (ending := _ending(item, EndReason.LENGTH)) is not None:
+            self._works.finish(item, ending, alone_s)
+        elif item.losses >= self._settings.losses_max:
+            self._bury(item, f"the stream to the engine broke {item.losses} times without a token")
         else:
             self._again(engine, item)
         return pool
@@ -126,27 +126,26 @@ class DispatchEnds:
             self._handling.stirred += [self._pools[each.settings.model] for each in engine.neighbours]
 
     def _again(self, engine: Engine, item: Item) -> None:
-        """The rest of the work waits anew, unless there is nobody to wait for it."""
+        """The rest of an offline work waits anew, unless it is given up."""
         if not item.work.resumable:
             engine.counts.discarded_tokens += item.generated_tokens
             item.generated_tokens = 0
-        if item.work.lane is ONLINE:
-            self._works.gone(item)
-        elif not self._given_up(item):
+        if not self._given_up(item):
             item.move(State.WAITING)
             self._works.enqueue(item)
 
     def _given_up(self, item: Item) -> bool:
-        """True if an offline work whose dispatch is over waits no more: it is rejected, and gone."""
+        """Reject an offline work whose dispatch is over, if it may wait no more. Return True if so."""
         if self._works.closing:
-            refusal = CLOSING
+            self._works.finish(item, CLOSING)
         elif self._timers.expired(item.work, self._handling.now_s):
-            refusal = CUT_OFF
+            self._works.finish(item, CUT_OFF)
         else:
             return False
-        self._works.gone(item)
-        self._works.reject(item.work.id, refusal)
         return True
+
+    def _bury(self, item: Item, reason: str) -> None:
+        self._works.finish(item, DeadLetter(reason=reason, attempts=max(item.attempts, item.losses)))
 
     def _back_off(self, pool: Pool, item: Item) -> None:
         if self._given_up(item):
@@ -158,3 +157,20 @@ class DispatchEnds:
         delay_s = min(self._settings.retry_backoff_s * 2 ** (item.attempts - 1), RETRY_BACKOFF_MAX_S)
         self._timers.retry(item, self._handling.now_s + delay_s)
         self._timers.waits(item)
+
+
+def _ending(item: Item, reason: EndReason | None) -> Ending | None:
+    """How a work is over with a dispatch that ended for `reason` (None = it failed); None if it may be dispatched anew.
+
+    This is the only place that knows the rule.
+    """
+    if reason is not None and item.work.is_complete(item.generated_tokens, reason):
+        return Ending.COMPLETE
+    if item.state is State.ABORTING:
+        return Ending.CANCELLED
+    return Ending.INCOMPLETE if item.work.lane is ONLINE else None
+
+
+def _alone_s(item: Item, engine: Engine) -> float | None:
+    """What an online request would have taken from its grant until now without offline beside it; None = unknown."""
+    return engine.interference.guard.alone_s(item.work.id, item.streamed_tokens)

@@ -15,7 +15,7 @@ from sidecar.core.work import EndReason, GrantKind, Work
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
-    """New work. Answered at once by nothing (it waits), a Dispatch or a Reject."""
+    """New work. Answered at once by nothing (it waits), a Dispatch or a Finished."""
 
     work: Work
 
@@ -165,7 +165,7 @@ class Preempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abort:
-    """Stop this dispatch; the work is gone. Its terminal event is still owed."""
+    """Stop this dispatch for good. Its terminal event is still owed, and the work is over with it."""
 
     work_id: str
     engine: str
@@ -173,9 +173,8 @@ class Abort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """Refuse this work: it is gone, and it never ran (or an engine was lost under an online request)."""
+    """The work is refused: it could not wait, or waited too long, or nobody is left who would run it."""
 
-    work_id: str
     reason: RejectReason
     message: str
     retry_after_s: float | None = None
@@ -183,11 +182,30 @@ class Reject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """This offline item will not be tried again; keep it with its reason. It is gone from the scheduler."""
+    """The offline item will not be tried again: keep it with its reason."""
 
-    work_id: str
     reason: str
     attempts: int
+
+
+class Ending(StrEnum):
+    """How a work is over that was neither refused nor given up."""
+
+    COMPLETE = "complete"
+    INCOMPLETE = "incomplete"  # an online request whose dispatch was stopped, failed or was lost: nothing resumes it
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """This work is over, and forgotten. It comes once for each work that arrived, and nothing about that work after it.
+
+    It comes with the arrival, while the work waits, or with the terminal event of its last dispatch.
+    """
+
+    work_id: str
+    outcome: Ending | Reject | DeadLetter
+    alone_s: float | None = None  # online, grant to end: predicted without offline beside it; None = unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,4 +235,4 @@ class Forecast:
     eta_p90_s: float
 
 
-Action = Dispatch | Preempt | Abort | Reject | DeadLetter | PauseIntake | ResumeIntake | Forecast
+Action = Dispatch | Preempt | Abort | Finished | PauseIntake | ResumeIntake | Forecast

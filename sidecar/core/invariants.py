@@ -26,10 +26,12 @@ from sidecar.core.events import (
     DeadLetter,
     Dispatch,
     Ended,
+    Ending,
     EngineDown,
     EngineUp,
     Event,
     Failed,
+    Finished,
     Lost,
     Preempt,
     Reject,
@@ -63,6 +65,7 @@ class _Record:
     aborted: bool = False
     backing_off: bool = False
     began: bool = False  # it has run
+    ending: Ending | None = None  # how it is over, by the event that is being booked
     computed: dict[str, int] = field(default_factory=dict)  # of its context, by engine
 
     def ran(self, dispatch: Dispatch, tokens: int) -> None:
@@ -82,7 +85,6 @@ class Invariants:
     holds: list[tuple[float, str, int]] = field(default_factory=list)  # slots the engine may still use after Lost
     up: set[str] = field(default_factory=set)
     closing: bool = False
-    cancelled: str = ""  # the last one that was cancelled while it waited
     now_s: float = 0.0
     arrived: dict[tuple[object, ...], int] = field(default_factory=dict)  # accepted works, by what they queue in
     slices_off: set[str] = field(default_factory=set)  # engines that do not reuse their cache, by the last snapshot
@@ -98,6 +100,8 @@ class Invariants:
         self._take_in(event)
         for action in actions:
             self._carry_out(action)
+        unsaid = self.works.get(getattr(event, "work_id", ""))
+        ensure(unsaid is None or unsaid.ending is None, f"it was not said that {unsaid and unsaid.work.id} is over")
         if isinstance(event, Arrived) and event.work.id not in self.works:
             self.arrived[_queue(event.work)] -= 1  # refused at once: it has never stood in the queue
 
@@ -120,8 +124,7 @@ class Invariants:
             case Cancelled(work_id=work_id):
                 record = self.works.get(work_id)
                 if record and record.dispatch is None:
-                    self.cancelled = work_id
-                    del self.works[work_id]
+                    record.ending = Ending.CANCELLED
             case EngineUp(engine=name):
                 self.up.add(name)
             case EngineDown(engine=name):
@@ -149,23 +152,31 @@ class Invariants:
                 record = self.works[work_id]
                 ensure(record.dispatch is not None and not record.aborted, f"{work_id} aborted, but not in flight")
                 record.aborted = True
-            case Reject(work_id=work_id) | DeadLetter(work_id=work_id):
-                if isinstance(action, Reject) and work_id in self.works:
-                    self._check_reject(self.works[work_id], action)
-                given_up = self.works.pop(work_id, None)
-                if given_up is None:  # its time had come just when its caller went away
-                    ensure(work_id == self.cancelled, f"{work_id} given up, but it is gone")
-                else:
-                    ensure(given_up.dispatch is None, f"{work_id} given up while in flight")
+            case Finished():
+                self._finished(action)
             case _:
                 pass
 
-    def _check_reject(self, record: _Record, action: Reject) -> None:
+    def _finished(self, action: Finished) -> None:
+        work_id, outcome = action.work_id, action.outcome
+        record = self.works.pop(work_id, None)
+        ensure(record is not None, f"{work_id} is {outcome}, but it is gone")
+        assert record is not None
+        ensure(record.dispatch is None, f"{work_id} is {outcome} while in flight")
+        if isinstance(outcome, Reject):
+            self._check_reject(record, outcome)  # also of one that was cancelled just when its time had come
+        elif isinstance(outcome, DeadLetter):
+            ensure(record.work.lane is Lane.OFFLINE, f"online {work_id} is a dead letter")
+            ensure(record.ending is None, f"{work_id} is a dead letter, the books say {record.ending}")
+        else:
+            ensure(outcome is record.ending, f"{work_id} is {outcome}, the books say {record.ending}")
+
+    def _check_reject(self, record: _Record, outcome: Reject) -> None:
         """What has begun leaves no full queue, and what is late is late."""
         work = record.work
-        if action.reason is RejectReason.QUEUE_FULL:
+        if outcome.reason is RejectReason.QUEUE_FULL:
             ensure(not record.began, f"{work.id} had begun to run, and left for want of room")
-        if action.reason is RejectReason.EXPIRED:
+        if outcome.reason is RejectReason.EXPIRED:
             ensure(self._late(work), f"{work.id} expired at {self.now_s}, and is due at {work.deadline_s}")
 
     def _late(self, work: Work) -> bool:
@@ -220,9 +231,11 @@ class Invariants:
         ensure(tokens >= 0, f"{work_id} generated {tokens} tokens")
         record.tokens += tokens
         ensure(record.tokens <= record.work.output_tokens_max, f"{work_id} generated more than it may: {record.tokens}")
-        complete = record.work.is_complete(record.tokens, reason)
-        if record.aborted or complete or record.work.lane is Lane.ONLINE:
-            del self.works[work_id]
+        if record.work.is_complete(record.tokens, reason):
+            record.ending = Ending.COMPLETE
+            return
+        if record.aborted or record.work.lane is Lane.ONLINE:
+            record.ending = Ending.CANCELLED if record.aborted else Ending.INCOMPLETE
             return
         if not record.work.resumable:
             record.tokens = 0
@@ -231,7 +244,7 @@ class Invariants:
     def _failed(self, work_id: str) -> None:
         record = self._confirmed(work_id, lost=False)
         if record.aborted or record.work.lane is Lane.ONLINE:
-            del self.works[work_id]
+            record.ending = Ending.CANCELLED if record.aborted else Ending.INCOMPLETE
         else:
             record.backing_off = True
             self._wait(record)

@@ -120,7 +120,7 @@ def _made(hint: Any) -> Codec:
     if origin in (dict, Mapping) and inner[0] is str:
         return _of_mapping(codec_of(inner[1]))
     if origin in (typing.Union, types.UnionType):
-        return _of_union([codec_of(each) for each in inner])
+        return _of_union(inner)
     raise TypeError(f"{hint} has no exact plain form")
 
 
@@ -179,10 +179,14 @@ def _of_mapping(codec: Codec) -> Codec:
     return Codec(lambda value: {key: codec.plain(each) for key, each in value.items()}, from_plain)
 
 
-def _of_union(codecs: list[Codec]) -> Codec:
-    """The first type of the union that takes the value. Raises TypeError if more than one would need a conversion."""
+def _of_union(kinds: tuple[Any, ...]) -> Codec:
+    """The first type of the union that takes the value. Raises TypeError if their plain forms may be the same."""
+    codecs = [codec_of(each) for each in kinds]
     converting = [codec for codec in codecs if codec.to_plain is not None]
-    if len(converting) > 1:
+    by_class = {kind: codec for kind, codec in zip(kinds, codecs, strict=True) if codec.to_plain is not None}
+    enums = [kind for kind in by_class if isinstance(kind, type) and issubclass(kind, StrEnum)]
+    named = [kind for kind in by_class if dataclasses.is_dataclass(kind)]  # a plain form that begins with its class
+    if len(converting) > 1 and (len(enums) > 1 or len(enums) + len(named) < len(kinds)):
         raise TypeError("a union of several types that are not plain has no exact plain form")
 
     def from_plain(plain: Plain) -> Any:
@@ -196,6 +200,8 @@ def _of_union(codecs: list[Codec]) -> Codec:
 
     if not converting:
         return Codec(None, from_plain)
+    if len(converting) > 1:
+        return Codec(lambda value: by_class[type(value)].plain(value), from_plain)
     to_plain = converting[0].to_plain
     assert to_plain is not None
     return Codec(lambda value: None if value is None else to_plain(value), from_plain)

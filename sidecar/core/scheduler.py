@@ -11,19 +11,16 @@ The duties of a driver:
 4. For each Dispatch, exactly one of Ended, Stopped, Failed, Lost, taken from the last response's final flag: end id,
    stop word or requested length reached → Ended (also if we had asked it to stop); final without it after our stop →
    Stopped; error → Failed; no final → Lost. Nothing else about that work after it, until it is dispatched anew.
-5. After Ended, Stopped or Lost ask `work.is_complete(tokens, reason)` (with LENGTH where there is no reason): if it
-   holds, answer the caller; the scheduler has forgotten the work. If not, online work is over all the same, and offline
-   work waits for its next Dispatch with its tokens (none of them if it is not resumable).
-6. After Failed: online work is over. Offline work waits for its next Dispatch, or its DeadLetter is among the actions.
-7. After Preempt and Abort stop the dispatch; its terminal event is still owed. After Abort the work is gone whatever
-   that says, also when a Preempt came before.
-8. After Reject and DeadLetter the work is gone. Reject may come at any time while a work waits, and with the terminal
-   event of an offline dispatch whose work would wait again.
-9. Engines are down until EngineUp. After EngineDown report each dispatch on it (4.) as it ends.
-10. A Dispatch with `prompt_tokens` fills the KV cache with the head of a prompt: send so many ids, ask for one token,
+5. Finished says that a work is over, and how: tell whoever wanted it. It comes once for each work, and says all there
+   is to know: with the arrival, at any time while the work waits, or with the terminal event of its last dispatch.
+6. An offline work whose terminal event comes without its Finished waits for its next Dispatch with the tokens that it
+   has: none of them if it is not resumable, and none of this dispatch's after Failed.
+7. After Preempt and Abort stop the dispatch; its terminal event is still owed.
+8. Engines are down until EngineUp. After EngineDown report each dispatch on it (4.) as it ends.
+9. A Dispatch with `prompt_tokens` fills the KV cache with the head of a prompt: send so many ids, ask for one token,
     drop it, and report Ended by LENGTH with 0 tokens whatever that token was.
-11. Say in `reused_tokens` how much of the prompt the engine took from its KV cache, where it tells.
-12. Gather tokens into one Progressed per engine and tick; those of a dispatch come before its terminal event.
+10. Say in `reused_tokens` how much of the prompt the engine took from its KV cache, where it tells.
+11. Gather tokens into one Progressed per engine and tick; those of a dispatch come before its terminal event.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ from math import inf
 from typing import assert_never
 
 from sidecar.core import lending
-from sidecar.core.admission import CLOSING, EXPIRED, Admission, Refusal
+from sidecar.core.admission import CLOSING, EXPIRED, Admission
 from sidecar.core.dispatch_ends import DispatchEnds
 from sidecar.core.engine import Engine, Limit
 from sidecar.core.errors import SettingsError
@@ -45,6 +42,7 @@ from sidecar.core.events import (
     Cancelled,
     Closing,
     Ended,
+    Ending,
     EngineDown,
     EngineUp,
     Event,
@@ -52,6 +50,7 @@ from sidecar.core.events import (
     Lost,
     Measured,
     Progressed,
+    Reject,
     RejectReason,
     Stopped,
     Woke,
@@ -205,16 +204,6 @@ class Scheduler:
         """All work that is not over, in the order of arrival. To be read only."""
         return tuple(sorted(self._works.items.values(), key=lambda item: item.sequence))
 
-    def alone_s(self, work_id: str) -> float | None:
-        """What a running online request would have taken from its grant until now, without offline beside it.
-
-        None without a trusted latency model, and for anything else. For the driver to ask before its terminal event.
-        """
-        item = self._works.items.get(work_id)
-        if item is None or not item.engine:
-            return None
-        return self._engines[item.engine].interference.guard.alone_s(work_id, item.streamed_tokens)
-
     def _fill_all(self) -> None:
         for pool in self._pools.values():
             self._fill(pool)
@@ -229,7 +218,7 @@ class Scheduler:
             raise ValueError(f"work {work.id} arrived twice")
         pool = self._pools.get(work.model)
         if refusal := self._refusal(work, pool):
-            self._works.reject(work.id, refusal)
+            self._works.refuse(work, refusal)
             return
         assert pool is not None
         item = Item(work, next(self._sequence), self._handling.now_s)
@@ -244,7 +233,7 @@ class Scheduler:
         self._works.enqueue(item)
         self._fill(pool)
 
-    def _refusal(self, work: Work, pool: Pool | None) -> Refusal | None:
+    def _refusal(self, work: Work, pool: Pool | None) -> Reject | None:
         """Why `work` cannot wait, or None if it can; another one may have left to make room for it."""
         if pool is None:
             return self._admission.unknown_model(work, self._pools)
@@ -256,7 +245,7 @@ class Scheduler:
             full = self._admission.queue_full(work, pool, self._handling.now_s)
             if (leaving := self._admission.crowded_out(work, pool)) is None:
                 return full
-            self._works.refuse(leaving, full)
+            self._works.finish(leaving, full)
         return None
 
     # ---- what runs ---------------------------------------------------------------------------------------------------
@@ -287,7 +276,7 @@ class Scheduler:
             return
         pool = self._pools[item.work.model]
         if not item.engine:
-            self._works.leave(item)
+            self._works.finish(item, Ending.CANCELLED)
         else:
             self._abort(item, self._engines[item.engine])
         self._fill(pool)
@@ -317,7 +306,7 @@ class Scheduler:
         engine.up, engine.limit_binding = False, Limit.DOWN
         pool = self._pools[engine.settings.model]
         for item in [] if pool.up else sorted(pool.online, key=lambda each: each.sequence):
-            self._works.refuse(item, self._admission.engine_down(pool.model))
+            self._works.finish(item, self._admission.engine_down(pool.model))
 
     def _measured(self, event: Measured) -> None:
         engine = self._engine(event.engine)
@@ -332,7 +321,7 @@ class Scheduler:
         """The engines may hold less than they did when works arrived: what can never run would block all behind it."""
         for item in list(self._works.items.values()):
             if not item.engine and item.work.model == pool.model and (why := pool.holds(item.work)):
-                self._works.refuse(item, Refusal(reason=RejectReason.TOO_LARGE, message=why))
+                self._works.finish(item, Reject(reason=RejectReason.TOO_LARGE, message=why))
 
     def _run_timers(self) -> None:
         """End the holds, back-offs and waits whose time has come."""
@@ -343,7 +332,7 @@ class Scheduler:
                 continue
             pool = self._pools[what.work.model]
             if self._timers.expired(what.work, self._handling.now_s):
-                self._works.refuse(what, EXPIRED)
+                self._works.finish(what, EXPIRED)
             else:
                 pool.backing_off -= 1
                 what.move(State.WAITING)
@@ -355,5 +344,5 @@ class Scheduler:
         self._works.closing = True
         for item in list(self._works.items.values()):
             if not item.engine and item.work.lane is OFFLINE:
-                self._works.refuse(item, CLOSING)
+                self._works.finish(item, CLOSING)
         self._fill_all()  # what was kept free for a turn is online's now

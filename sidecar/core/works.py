@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from sidecar.core.admission import Refusal
-from sidecar.core.events import DeadLetter, Reject, RejectReason
+from sidecar.core.events import DeadLetter, Ending, Finished, Reject, RejectReason
 from sidecar.core.handling import Handling
 from sidecar.core.item import Item, State
 from sidecar.core.pool import Pool
 from sidecar.core.timers import Timers
-from sidecar.core.work import OFFLINE
+from sidecar.core.work import OFFLINE, Work
 
 
 class Works:
@@ -43,52 +42,38 @@ class Works:
             pool.offline_grew(now_s)
             self._handling.actions += pool.intake()
 
-    def refuse(self, item: Item, refusal: Refusal) -> None:
-        """Reject a work that waits or backs off."""
-        self.leave(item)
-        self.reject(item.work.id, refusal)
+    def refuse(self, work: Work, refusal: Reject) -> None:
+        """`work`, which has just arrived, may not wait."""
+        self._say(work.id, refusal, None)
 
-    def reject(self, work_id: str, refusal: Refusal) -> None:
-        """A work that is gone, or never waited, is rejected."""
-        self.rejects[refusal.reason] += 1
-        self._handling.actions.append(
-            Reject(
-                work_id=work_id,
-                reason=refusal.reason,
-                message=refusal.message,
-                retry_after_s=refusal.retry_after_s,
-            )
-        )
+    def finish(self, item: Item, outcome: Ending | Reject | DeadLetter, alone_s: float | None = None) -> None:
+        """`item`, which waits, backs off or whose dispatch is over, is over itself."""
+        pool, lane, now_s = self.pool_of(item), item.work.lane, self._handling.now_s
+        if item.state in (State.WAITING, State.BACKING_OFF):
+            self._leave(pool, item)
+        else:
+            pool.pace[lane].over(now_s)
+        item.move(State.GONE)
+        pool.queue(lane).gone(item)
+        if item.job:
+            tokens = item.generated_tokens if outcome is Ending.COMPLETE else 0
+            pool.jobs.left(item.job, item.work.deadline_s, tokens, now_s - (item.first_token_s or now_s))
+        del self.items[item.work.id]
+        self._say(item.work.id, outcome, alone_s)
 
-    def leave(self, item: Item) -> None:
-        """A work that waits or backs off is gone."""
-        pool, lane = self.pool_of(item), item.work.lane
+    def _leave(self, pool: Pool, item: Item) -> None:
         if item.state is State.WAITING:
-            pool.queue(lane).discard(item)
-            pool.somebody_left(lane)
-            if lane is OFFLINE:
+            pool.queue(item.work.lane).discard(item)
+            pool.somebody_left(item.work.lane)
+            if item.work.lane is OFFLINE:
                 pool.offline_shrank(self._handling.now_s)
         else:
             pool.backing_off -= 1
         self._handling.actions += pool.intake()
-        self.gone(item)
 
-    def bury(self, item: Item, reason: str) -> None:
-        """A work whose dispatch is over will not be tried again."""
-        self.gone(item)
-        self.dead_letters += 1
-        attempts = max(item.attempts, item.losses)
-        self._handling.actions.append(DeadLetter(work_id=item.work.id, reason=reason, attempts=attempts))
-
-    def gone(self, item: Item, *, complete: bool = False) -> None:
-        """A work is over."""
-        pool = self.pool_of(item)
-        if item.state not in (State.WAITING, State.BACKING_OFF):
-            pool.pace[item.work.lane].over(self._handling.now_s)
-        item.move(State.GONE)
-        pool.queue(item.work.lane).gone(item)
-        if item.job:
-            tokens = item.generated_tokens if complete else 0
-            stay_s = self._handling.now_s - (item.first_token_s or self._handling.now_s)
-            pool.jobs.left(item.job, item.work.deadline_s, tokens, stay_s)
-        del self.items[item.work.id]
+    def _say(self, work_id: str, outcome: Ending | Reject | DeadLetter, alone_s: float | None) -> None:
+        if isinstance(outcome, Reject):
+            self.rejects[outcome.reason] += 1
+        elif isinstance(outcome, DeadLetter):
+            self.dead_letters += 1
+        self._handling.actions.append(Finished(work_id=work_id, outcome=outcome, alone_s=alone_s))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidecar.call import Call, Timeline
+from sidecar.call import Call, Terminal, Timeline
 from sidecar.core.events import Dispatch, Progressed
 from sidecar.core.work import Work
 from sidecar.errors import EngineError
@@ -48,6 +48,7 @@ class Alive:
     call: Call
     timeline: Timeline
     running: Dispatched | None = None
+    heard: Terminal | None = None  # what its call hears of the dispatch that has just ended; None while it waits
     generated_tokens: int = 0
     cancelled: bool = False
 

@@ -26,10 +26,11 @@ from sidecar.core.events import (
     Closing,
     DeadLetter,
     Dispatch,
-    Ended,
+    Ending,
     EngineDown,
     Event,
     Failed,
+    Finished,
     Forecast,
     PauseIntake,
     Preempt,
@@ -39,7 +40,7 @@ from sidecar.core.events import (
     Stopped,
 )
 from sidecar.core.scheduler import Scheduler
-from sidecar.core.work import EndReason, Lane, Work
+from sidecar.core.work import Work
 from sidecar.driver import forecasts, verdicts
 from sidecar.driver.containment import Containment, EventQueue
 from sidecar.driver.dispatches import Alive, Dispatched, Ticks
@@ -211,10 +212,10 @@ class Driver:
         actions = self.scheduler.handle(event, now_s)
         for listener in self._listeners:
             self.contained.run(type(listener).__name__, listener.handled, now_s, event, actions)
+        if isinstance(event, Terminal):  # its call hears of it before it may be dispatched anew
+            self._tell_end(event, actions)
         for action in actions:
             self._obey(action)
-        if isinstance(event, Cancelled):
-            self._forget(event.work_id)
 
     def _obey(self, action: Action) -> None:
         match action:
@@ -222,8 +223,8 @@ class Driver:
                 self._dispatch(action)
             case Preempt() | Abort():
                 self.stop(self._alive[action.work_id])
-            case Reject() | DeadLetter():
-                self._refused(action)
+            case Finished():
+                self._tell_finish(action)
             case Forecast():
                 forecasts.tell(action, self.now_s)
             case PauseIntake(model=model):
@@ -307,7 +308,7 @@ class Driver:
             running.stream.cancel()  # does nothing to one that has ended
         if running.linger is not None:
             running.linger.cancel()
-        if alive.running is not running:
+        if alive.running is not running or running.done.is_set():
             return
         try:
             found = verdicts.of_broken(alive, running)
@@ -317,64 +318,59 @@ class Driver:
         self._settle(alive, running, found)
 
     def _settle(self, alive: Alive, running: Dispatched, found: Verdict) -> None:
-        """A dispatch is over: the scheduler knows, and so does the call."""
+        """A dispatch is over: the scheduler hears of it, and then the call."""
         work_id = alive.work.id
         self._ticks.flush(running.dispatch.engine)
         running.done.set()
         if found.whole:  # whatever the scheduler makes of the event, nobody wants more of this work
             self.handle(Cancelled(work_id=work_id))
-        over = self._take_in(alive, found) or found.whole
-        alive.timeline.alone_s = self._queue.ask(self.scheduler.alone_s, work_id)
-        self._tell(alive, found.heard, over=over)
-        alive.running = None  # not before: who cancels it meanwhile finds it dispatched, as the scheduler does
+        alive.heard = found.heard
         self.handle(found.event)
-        if over or alive.cancelled:
-            self._finish(alive, verdicts.outcome_of(found.heard, cancelled=alive.cancelled))
 
-    def _take_in(self, alive: Alive, found: Verdict) -> bool:
-        """Count the tokens that are kept. Return True if the work is over (duties 5 and 6 of the scheduler)."""
-        event, online = found.event, alive.work.lane is Lane.ONLINE
-        alive.timeline.attempts += isinstance(found.heard, Failed)
-        if isinstance(event, Failed):
-            return online or alive.cancelled
-        alive.generated_tokens += event.output_tokens
-        alive.timeline.output_tokens = alive.generated_tokens
-        reason = event.reason if isinstance(event, Ended) else EndReason.LENGTH
-        over = online or alive.cancelled or alive.work.is_complete(alive.generated_tokens, reason)
-        if not over and not alive.work.resumable:
-            alive.generated_tokens = 0
-        return over
+    def _tell_end(self, event: Terminal, actions: Sequence[Action]) -> None:
+        """The scheduler has handled the end of a dispatch: count what is kept, and tell the call."""
+        alive = self._alive.get(event.work_id)
+        if alive is None or alive.heard is None:
+            return
+        finish = next((each for each in actions if isinstance(each, Finished) and each.work_id == event.work_id), None)
+        over, line = finish is not None and isinstance(finish.outcome, Ending), alive.timeline
+        line.alone_s = None if finish is None else finish.alone_s
+        line.attempts += isinstance(alive.heard, Failed)
+        if not isinstance(event, Failed):
+            alive.generated_tokens += event.output_tokens
+            line.output_tokens = alive.generated_tokens
+            if not over and not alive.work.resumable:
+                alive.generated_tokens = 0
+        self._tell(alive, alive.heard, over=over)
+        alive.running = None  # not before: who cancels it meanwhile finds it dispatched
+        if not over:
+            alive.heard = None
 
     # ---- works that are over -----------------------------------------------------------------------------------------
 
     def _tell(self, alive: Alive, event: Terminal, *, over: bool) -> None:
         self.contained.run(type(alive.call).__name__, alive.call.settled, event, alive.timeline, over=over)
 
-    def _forget(self, work_id: str) -> None:
-        """A work was cancelled. If it waited, it is over."""
-        alive = self._alive.get(work_id)
-        if alive is not None and alive.cancelled and alive.running is None:
-            self._tell(alive, Stopped(work_id=work_id, output_tokens=0), over=True)
-            self._finish(alive, Outcome(outcome="cancelled"))
-
-    def _refused(self, action: Reject | DeadLetter) -> None:
+    def _tell_finish(self, action: Finished) -> None:
+        """A work is over: its call hears it, if the end of its dispatch did not say so, and so does who watches."""
         alive = self._alive.get(action.work_id)
         if alive is None:  # its call is over already
             return
-        self.contained.run(type(alive.call).__name__, alive.call.refused, action)
-        if isinstance(action, DeadLetter):
-            self._finish(alive, Outcome(outcome="error", error_type="dead_letter"))
-        elif action.reason is RejectReason.EXPIRED:
-            self._finish(alive, Outcome(outcome="expired", error_type=action.reason))
-        else:
-            self._finish(alive, Outcome(outcome="rejected", error_type=action.reason))
+        if isinstance(action.outcome, Reject | DeadLetter):
+            self.contained.run(type(alive.call).__name__, alive.call.refused, action.outcome)
+            self._finish(alive, verdicts.outcome_of_refusal(action.outcome))
+            return
+        if (heard := alive.heard) is None:  # cancelled while it waited
+            heard = Stopped(work_id=action.work_id, output_tokens=0)
+            self._tell(alive, heard, over=True)
+        self._finish(alive, verdicts.outcome_of(heard, cancelled=alive.cancelled))
 
     def _give_up(self, alive: Alive) -> None:
         """This driver ends before the work could."""
         alive.running = None
-        if self._alive.pop(alive.work.id, None) is not None and not alive.cancelled:
+        if self._alive.pop(alive.work.id, None) is not None:
             why = "is shutting down" if self._broken is None else "ends because of a fault of its own"
-            refusal = Reject(work_id=alive.work.id, reason=RejectReason.CLOSING, message=f"this sidecar {why}")
+            refusal = Reject(reason=RejectReason.CLOSING, message=f"this sidecar {why}")
             self.contained.run(type(alive.call).__name__, alive.call.refused, refusal)
 
     def _finish(self, alive: Alive, outcome: Outcome) -> None:

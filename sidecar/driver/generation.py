@@ -187,14 +187,14 @@ class Generation:
             reason = f"INTERNAL: the output cannot be decoded: {type(error).__name__}"
             self.result.set_exception(WorkDeadError(reason, timeline.attempts))
 
-    def refused(self, action: Reject | DeadLetter) -> None:
+    def refused(self, outcome: Reject | DeadLetter) -> None:
         """The result is an error."""
         if self.result.done():
             return
-        if isinstance(action, DeadLetter):
-            self.result.set_exception(WorkDeadError(action.reason, action.attempts))
+        if isinstance(outcome, DeadLetter):
+            self.result.set_exception(WorkDeadError(outcome.reason, outcome.attempts))
         else:
-            self.result.set_exception(WorkRejectedError(action.reason, action.message, action.retry_after_s))
+            self.result.set_exception(WorkRejectedError(outcome.reason, outcome.message, outcome.retry_after_s))
 
     def _running(self) -> _Slice:
         assert self._slice is not None  # the driver asks only between `request` and `settled`

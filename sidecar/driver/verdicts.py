@@ -8,7 +8,7 @@ from typing import assert_never
 import grpc
 
 from sidecar.call import Outcome, Terminal
-from sidecar.core.events import Ended, Failed, Lost, Stopped
+from sidecar.core.events import DeadLetter, Ended, Failed, Lost, Reject, RejectReason, Stopped
 from sidecar.core.work import EndReason
 from sidecar.driver.containment import Containment, place_of
 from sidecar.driver.dispatches import Alive, Dispatched
@@ -108,3 +108,11 @@ def outcome_of(event: Terminal, *, cancelled: bool) -> Outcome:
             return Outcome(outcome="error", error_type=grpc.StatusCode.UNAVAILABLE.name)
         case _:
             assert_never(event)
+
+
+def outcome_of_refusal(refusal: Reject | DeadLetter) -> Outcome:
+    """How a work is counted that was refused or given up."""
+    if isinstance(refusal, DeadLetter):
+        return Outcome(outcome="error", error_type="dead_letter")
+    expired = refusal.reason is RejectReason.EXPIRED
+    return Outcome(outcome="expired" if expired else "rejected", error_type=refusal.reason)

@@ -88,9 +88,9 @@ class WholeCall:
                 self._deliver(self._final_without_tokens())
         self._over(self.booked, failure)
 
-    def refused(self, action: Reject | DeadLetter) -> None:
+    def refused(self, outcome: Reject | DeadLetter) -> None:
         """Tell the caller why."""
-        self._over(self.booked, statuses.refused(action, self.booked))
+        self._over(self.booked, statuses.refused(outcome, self.booked))
 
     def _final_without_tokens(self) -> Any:
         request = self._request

@@ -86,11 +86,11 @@ def given_up(reason: str, attempts: int, booked: Booked) -> CallerError:
     return _engines(reason, booked, f"given up after {attempts} attempts: ")
 
 
-def refused(action: Reject | DeadLetter, booked: Booked) -> CallerError:
-    """For either of these actions."""
-    if isinstance(action, DeadLetter):
-        return given_up(action.reason, action.attempts, booked)
-    return rejected(action.reason, action.message, action.retry_after_s, booked)
+def refused(outcome: Reject | DeadLetter, booked: Booked) -> CallerError:
+    """For either of these outcomes."""
+    if isinstance(outcome, DeadLetter):
+        return given_up(outcome.reason, outcome.attempts, booked)
+    return rejected(outcome.reason, outcome.message, outcome.retry_after_s, booked)
 
 
 def failed(event: Terminal, booked: Booked) -> CallerError | None:

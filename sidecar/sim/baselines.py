@@ -19,9 +19,11 @@ from sidecar.core.events import (
     Cancelled,
     Dispatch,
     Ended,
+    Ending,
     EngineUp,
     Event,
     Failed,
+    Finished,
     Lost,
     PauseIntake,
     Preempt,
@@ -252,11 +254,12 @@ class Gateway:
         actions: list[Action] = []
         match event:
             case Arrived(work=work) if work.lane is Lane.ONLINE and len(self.waiting[work.lane]) >= ONLINE_QUEUE_MAX:
-                return [Reject(work_id=work.id, reason=RejectReason.QUEUE_FULL, message="full", retry_after_s=1.0)]
+                full = Reject(reason=RejectReason.QUEUE_FULL, message="full", retry_after_s=1.0)
+                return [Finished(work_id=work.id, outcome=full)]
             case Arrived(work=work):
                 self.waiting[work.lane].append(work)
             case Ended() | Stopped() | Failed() | Lost():
-                self._over(event.work_id, event)
+                actions += self._over(event.work_id, event)
             case EngineUp():
                 self._empty_s = now_s
             case Cancelled(work_id=work_id):
@@ -286,21 +289,25 @@ class Gateway:
                 self.stopping.add(work.id)
                 yield Preempt(work_id=work.id, engine=self.engine)
 
-    def _over(self, work_id: str, event: Ended | Stopped | Failed | Lost) -> None:
+    def _over(self, work_id: str, event: Ended | Stopped | Failed | Lost) -> Iterator[Action]:
         work = self.running.pop(work_id)
         self.stopping.discard(work_id)
         if not self.running:
             self._empty_s = self._now_s
         if work_id in self.aborting:
             self.aborting.remove(work_id)
-        elif work.lane is Lane.OFFLINE:
-            if isinstance(event, Ended):
+            yield Finished(work_id=work_id, outcome=Ending.CANCELLED)
+        elif isinstance(event, Ended):
+            if work.lane is Lane.OFFLINE:
                 self.cap.finished(self._now_s)
                 self._kept.pop(work_id, None)
-            else:
-                if work.resumable and not isinstance(event, Failed):
-                    self._kept[work_id] = self._kept.get(work_id, 0) + event.output_tokens
-                self.waiting[work.lane].appendleft(work)
+            yield Finished(work_id=work_id, outcome=Ending.COMPLETE)
+        elif work.lane is Lane.ONLINE:
+            yield Finished(work_id=work_id, outcome=Ending.INCOMPLETE)
+        else:
+            if work.resumable and not isinstance(event, Failed):
+                self._kept[work_id] = self._kept.get(work_id, 0) + event.output_tokens
+            self.waiting[work.lane].appendleft(work)
 
     def _cancelled(self, work_id: str) -> Iterator[Action]:
         if work_id in self.running:
@@ -309,6 +316,7 @@ class Gateway:
         for queue in self.waiting.values():
             for work in [each for each in queue if each.id == work_id]:
                 queue.remove(work)
+                yield Finished(work_id=work_id, outcome=Ending.CANCELLED)
 
     def _fill(self) -> Iterator[Action]:
         online, offline = self.waiting[Lane.ONLINE], self.waiting[Lane.OFFLINE]

@@ -23,10 +23,12 @@ from sidecar.core.events import (
     DeadLetter,
     Dispatch,
     Ended,
+    Ending,
     EngineDown,
     EngineUp,
     Event,
     Failed,
+    Finished,
     Forecast,
     Lost,
     PauseIntake,
@@ -39,7 +41,7 @@ from sidecar.core.events import (
 )
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.sim.faults import DispatchFault, Faults
-from sidecar.sim.machine import Call, Finished, FirstToken, Machine
+from sidecar.sim.machine import Call, CallEnded, FirstToken, Machine
 from sidecar.sim.workloads import Job
 
 GAPS_S = (
@@ -77,7 +79,7 @@ class Progress:
     kept_tokens: int = 0  # what a resume sends again, and what the caller has in the end
     running: Running | None = None
     grants: int = 0
-    outcome: str = ""  # "" = alive; else ended, stopped, failed, lost, cancelled, rejected or dead
+    outcome: str = ""  # "" = alive; else ended, incomplete, cancelled, rejected or dead
     first_token_s: float = inf
     finished_s: float = inf
 
@@ -179,10 +181,15 @@ class Driver:
 
     # ---- events in, actions out --------------------------------------------------------------------------------------
 
-    def tell(self, event: Event) -> None:
-        """Give one event to the scheduler and do what it asks for."""
+    def tell(self, event: Event, ran_on: str = "") -> None:
+        """Give one event to the scheduler and do what it asks for. `ran_on` had the dispatch that the event ends."""
         self.events += 1
         actions = self.scheduler.handle(event, self.now_s)
+        for action in actions:
+            if isinstance(action, Finished):
+                self._over(self._known(action.work_id), action.outcome)
+        if isinstance(event, Ended | Stopped | Failed | Lost) and (progress := self.alive.get(event.work_id)):
+            self._wait_anew(progress, ran_on)
         self.observer.decided(event, actions, self)
         for action in actions:
             self._act(action)
@@ -195,16 +202,8 @@ class Driver:
                 self._stop(self._known(work_id))
             case Abort(work_id=work_id):
                 self._abort(self._known(work_id))
-            case Reject(work_id=work_id, retry_after_s=after_s):
-                progress = self._known(work_id)
-                self._over(progress, "rejected")
-                if after_s is not None and progress.work.lane is Lane.OFFLINE:
-                    self._fed_full = True
-                    self.at(self.now_s + after_s, self._feed)
-            case DeadLetter(work_id=work_id):
-                self._over(self._known(work_id), "dead")
-            case Forecast():
-                pass  # nobody to tell; an observer has seen it
+            case Finished() | Forecast():
+                pass  # booked before; nobody to tell, an observer has seen it
             case PauseIntake(model=model):
                 self._paused.add(model)
             case ResumeIntake(model=model):
@@ -283,8 +282,6 @@ class Driver:
         """The caller of this work is gone. Nothing happens if the work is over already."""
         progress = self.alive.get(work_id)
         if progress is not None and not (progress.running and progress.running.aborting):
-            if progress.running is None:
-                self._over(progress, "cancelled")
             self.tell(Cancelled(work_id=work_id))
 
     def _schedule_arrival(self) -> None:
@@ -304,15 +301,25 @@ class Driver:
             self.arrive(self._backlog(self.now_s))
         self._feeding = False
 
-    def _over(self, progress: Progress, outcome: str) -> None:
+    def _over(self, progress: Progress, outcome: Ending | Reject | DeadLetter) -> None:
+        """The scheduler says that a work is over, and how."""
         if progress.running is not None:
             raise BrokenPromiseError(f"{self.now_s}: {progress.work.id} is {outcome} while the engine runs it")
-        progress.outcome, progress.finished_s = outcome, self.now_s
+        progress.outcome, progress.finished_s = _outcome(outcome), self.now_s
         self.waiting[progress.work.lane] -= 1
         del self.alive[progress.work.id]
         for machine in self.machines.values():
             machine.forget(progress.work.id)
         self.observer.finished(progress)
+        if isinstance(outcome, Reject) and outcome.retry_after_s is not None and progress.work.lane is Lane.OFFLINE:
+            self._fed_full = True
+            self.at(self.now_s + outcome.retry_after_s, self._feed)
+
+    def _wait_anew(self, progress: Progress, ran_on: str) -> None:
+        """The dispatch of an item is over, and the item is not: it goes on with its tokens, or starts again."""
+        if not progress.work.resumable:
+            self.machines[ran_on].usage.discarded_tokens += progress.kept_tokens
+            progress.kept_tokens = 0
 
     # ---- what the engines did ----------------------------------------------------------------------------------------
 
@@ -327,13 +334,13 @@ class Driver:
                     case FirstToken():
                         progress.first_token_s = min(progress.first_token_s, self.now_s)
                         self._first_tokens[name].append(outcome.work_id)
-                    case Finished():
+                    case CallEnded():
                         self._finish(name, progress, outcome)
                     case _:
                         assert_never(outcome)
         self._arm_tick()
 
-    def _finish(self, engine: str, progress: Progress, outcome: Finished) -> None:
+    def _finish(self, engine: str, progress: Progress, outcome: CallEnded) -> None:
         """The last response of a dispatch, with its final flag. Its first token is told before it."""
         work_id = progress.work.id
         if work_id in self._first_tokens[engine]:
@@ -342,11 +349,11 @@ class Driver:
         tokens, reused = outcome.output_tokens, outcome.reused_tokens
         if progress.tokens_left <= tokens and progress.job.output_tokens < progress.work.output_tokens_max:
             reason = EndReason.END_ID
-        self._settle(progress, running, tokens, reason, otherwise="stopped")
+        progress.kept_tokens += tokens
         if running.stopping and outcome.stopped:
-            self.tell(Stopped(work_id=work_id, output_tokens=tokens, reused_tokens=reused))
+            self.tell(Stopped(work_id=work_id, output_tokens=tokens, reused_tokens=reused), engine)
         else:
-            self.tell(Ended(work_id=work_id, output_tokens=tokens, reason=reason, reused_tokens=reused))
+            self.tell(Ended(work_id=work_id, output_tokens=tokens, reason=reason, reused_tokens=reused), engine)
 
     def _release(self, progress: Progress) -> Running:
         running, progress.running = progress.running, None
@@ -354,20 +361,6 @@ class Driver:
             raise BrokenPromiseError(f"{self.now_s}: a second terminal event for {progress.work.id}")
         self.waiting[progress.work.lane] += 1
         return running
-
-    def _settle(self, progress: Progress, running: Running, tokens: int, reason: EndReason, otherwise: str) -> None:
-        """A dispatch is over with `tokens`: the work is complete, or gone as `otherwise`, or (offline) waits again."""
-        work = progress.work
-        progress.kept_tokens += tokens
-        if work.is_complete(progress.kept_tokens, reason):
-            self._over(progress, "ended")
-        elif running.aborting:
-            self._over(progress, "cancelled")
-        elif work.lane is Lane.ONLINE:
-            self._over(progress, otherwise)
-        elif not work.resumable:
-            self.machines[running.action.engine].usage.discarded_tokens += progress.kept_tokens
-            progress.kept_tokens = 0
 
     # ---- progress ----------------------------------------------------------------------------------------------------
 
@@ -447,17 +440,15 @@ class Driver:
         engine = progress.running.action.engine if progress.running else ""
         self._first_tokens[engine] = [each for each in self._first_tokens[engine] if each != progress.work.id]
         running = self._release(progress)
-        if running.aborting or progress.work.lane is Lane.ONLINE:
-            self._over(progress, "cancelled" if running.aborting else "failed")
-        self.tell(Failed(work_id=progress.work.id, reason=reason, retryable=retryable))
+        self.tell(Failed(work_id=progress.work.id, reason=reason, retryable=retryable), running.action.engine)
 
     def _lose(self, progress: Progress, tokens: int) -> None:
         """The stream breaks: the tokens that did arrive are kept."""
         running = self._release(progress)
         engine = running.action.engine
         self._first_tokens[engine] = [each for each in self._first_tokens[engine] if each != progress.work.id]
-        self._settle(progress, running, tokens, EndReason.LENGTH, otherwise="lost")
-        self.tell(Lost(work_id=progress.work.id, output_tokens=tokens))
+        progress.kept_tokens += tokens
+        self.tell(Lost(work_id=progress.work.id, output_tokens=tokens), engine)
 
     def _plan_down(self, name: str) -> None:
         after_s = self.faults.down_after_s()
@@ -478,3 +469,16 @@ class Driver:
         self.machines[name].revive()
         self.tell(EngineUp(engine=name))
         self._plan_down(name)
+
+
+def _outcome(outcome: Ending | Reject | DeadLetter) -> str:
+    """In one word."""
+    match outcome:
+        case Reject():
+            return "rejected"
+        case DeadLetter():
+            return "dead"
+        case Ending.COMPLETE:
+            return "ended"
+        case _:
+            return outcome.value

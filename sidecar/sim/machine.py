@@ -52,7 +52,7 @@ class FirstToken:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class CallEnded:
     """The last response of a dispatch."""
 
     work_id: str
@@ -144,7 +144,7 @@ class Machine:
         return self._keys[name]
 
     def stop(self, work_id: str, now_s: float) -> None:
-        """The call ends at the first iteration boundary after the stop is seen. Its Finished is still owed.
+        """The call ends at the first iteration boundary after the stop is seen. Its CallEnded is still owed.
 
         One that has just ended, and whose end is about to be told, is past stopping.
         """
@@ -186,12 +186,12 @@ class Machine:
         """When something happens next that `advance` would report, or the batch changes; inf when idle."""
         return self._end_s if self._step is not None else inf
 
-    def advance(self, now_s: float) -> list[FirstToken | Finished]:
+    def advance(self, now_s: float) -> list[FirstToken | CallEnded]:
         """Every iteration that ends by `now_s` is over; what came of them.
 
         The next iteration has begun by then: who answers an end with a new call waits for the boundary after it.
         """
-        outcomes: list[FirstToken | Finished] = []
+        outcomes: list[FirstToken | CallEnded] = []
         while self._step is not None and self._end_s <= now_s:
             self._account(self._step, outcomes)
             self._plan(self._end_s, outcomes)
@@ -229,7 +229,7 @@ class Machine:
 
     # ---- iterations --------------------------------------------------------------------------------------------------
 
-    def _plan(self, now_s: float, outcomes: list[FirstToken | Finished]) -> None:
+    def _plan(self, now_s: float, outcomes: list[FirstToken | CallEnded]) -> None:
         """Begin the next jump, unless there is nothing to do; rows that were stopped leave before it."""
         step = self._batcher.plan(now_s)
         while step is not None:
@@ -256,7 +256,7 @@ class Machine:
             self._count = min(self._count, max(1, ceil((when_s - self._begin_s) / self._one_s - EPSILON)))
             self._end_s = self._begin_s + self._count * self._one_s
 
-    def _account(self, step: Step, outcomes: list[FirstToken | Finished]) -> None:
+    def _account(self, step: Step, outcomes: list[FirstToken | CallEnded]) -> None:
         """The jump is over: tokens, first tokens, ends."""
         if step.empty:
             return
@@ -282,7 +282,7 @@ class Machine:
             before = self._computed.get(self._calls[chunk.row.id].call.work_id, 0)
             usage.prefilled_again_tokens += max(0, min(chunk.begin + chunk.tokens, before) - chunk.begin)
 
-    def _began(self, running: _Running, outcomes: list[FirstToken | Finished]) -> None:
+    def _began(self, running: _Running, outcomes: list[FirstToken | CallEnded]) -> None:
         if running.call.fills_cache:
             return
         online = running.call.lane is Lane.ONLINE
@@ -292,7 +292,7 @@ class Machine:
             running.first = True
             outcomes.append(FirstToken(running.call.work_id))
 
-    def _left(self, row: Row, outcomes: list[FirstToken | Finished]) -> None:
+    def _left(self, row: Row, outcomes: list[FirstToken | CallEnded]) -> None:
         """A row is out of the batch; with the last one of its call the engine has let the slots go."""
         running = self._calls.pop(row.id)
         call = running.call
@@ -311,7 +311,7 @@ class Machine:
             first = running.rows[0]
             tokens = 0 if call.fills_cache else first.generated_tokens
             reused_tokens = call.context_tokens if self._costs_no_prefill(call) else first.reused_tokens
-            outcomes.append(Finished(call.work_id, tokens, reused_tokens, first.end is End.STOPPED))
+            outcomes.append(CallEnded(call.work_id, tokens, reused_tokens, first.end is End.STOPPED))
 
     def _stop_rows(self, running: _Running, seen_s: float) -> None:
         for row in running.rows:

@@ -15,6 +15,7 @@ from sidecar.core.events import (
     Ended,
     Event,
     Failed,
+    Finished,
     Lost,
     Preempt,
     Progressed,
@@ -22,7 +23,7 @@ from sidecar.core.events import (
     Stopped,
 )
 from sidecar.core.item import Item
-from sidecar.core.work import EndReason, GrantKind, Lane, Work
+from sidecar.core.work import GrantKind, Lane, Work
 from sidecar.sim.figures import percentiles
 
 
@@ -64,7 +65,8 @@ class RecordedFigures:
                 for work_id in works:
                     self._first_token(work_id, now_s)
             case Ended() | Stopped() | Lost():
-                self._over(now_s, event)
+                over = any(isinstance(each, Finished) and each.work_id == event.work_id for each in actions)
+                self._over(now_s, event, over=over)
             case Failed(work_id=work_id) if work_id in self._alive:
                 alive = self._alive[work_id]
                 alive.running = None
@@ -88,10 +90,10 @@ class RecordedFigures:
                     alive.running = action
             case Preempt():
                 self.preemptions += 1
-            case Reject(work_id=work_id):
+            case Finished(work_id=work_id, outcome=Reject()):
                 alive = self._alive.pop(work_id, None)
                 self.refused += alive is not None and alive.work.lane is Lane.ONLINE
-            case DeadLetter(work_id=work_id):
+            case Finished(work_id=work_id, outcome=DeadLetter()):
                 self._alive.pop(work_id, None)
             case _:
                 pass
@@ -102,8 +104,8 @@ class RecordedFigures:
             alive.first_token_seen = True
             self.ttft_ms.append(1000 * (now_s - alive.work.arrived_s))
 
-    def _over(self, now_s: float, event: Ended | Stopped | Lost) -> None:
-        """A dispatch is over: the work is over with it, or waits with the tokens it keeps."""
+    def _over(self, now_s: float, event: Ended | Stopped | Lost, *, over: bool) -> None:
+        """A dispatch is over: the work is `over` with it, or waits with the tokens it keeps."""
         if (alive := self._alive.get(event.work_id)) is None:
             return
         filled = alive.running is not None and alive.running.prompt_tokens is not None  # only the cache: no token
@@ -119,8 +121,7 @@ class RecordedFigures:
             return
         alive.tokens += event.output_tokens
         self.offline_tokens += event.output_tokens
-        reason = event.reason if isinstance(event, Ended) else EndReason.LENGTH
-        if alive.work.is_complete(alive.tokens, reason):
+        if over:
             del self._alive[event.work_id]
         elif not alive.work.resumable:
             self.offline_tokens -= alive.tokens

@@ -9,7 +9,7 @@ from heapq import merge
 
 from numpy.random import SeedSequence, default_rng
 
-from sidecar.core.events import Action, Dispatch, Event, Forecast, Preempt
+from sidecar.core.events import Action, DeadLetter, Dispatch, Ending, Event, Finished, Forecast, Preempt, Reject
 from sidecar.core.invariants import Invariants
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import GrantKind, Lane
@@ -110,6 +110,9 @@ class Witness(Observer):
         for action in actions:
             if isinstance(action, Dispatch):
                 self._granted(action, driver.now_s)
+            elif isinstance(action, Finished):
+                if not isinstance(action.outcome, Ending):  # the others follow from the events
+                    self._lines.append(f"{driver.now_s:.6f} {_closing_text(action.work_id, action.outcome)}")
             else:
                 if isinstance(action, Forecast):
                     self.jobs.told(action, driver.now_s)
@@ -168,6 +171,11 @@ class Witness(Observer):
     def _flush(self) -> None:
         self._hash.update("\n".join(self._lines).encode())
         self._lines.clear()
+
+
+def _closing_text(work_id: str, outcome: Reject | DeadLetter) -> str:
+    """As traces have named it since before it was an outcome: with the id as its first field."""
+    return str(outcome).replace("(", f"(work_id={work_id!r}, ", 1)
 
 
 def run(plan: Plan, policy: Policy) -> Result:

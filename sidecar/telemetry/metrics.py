@@ -34,10 +34,10 @@ from sidecar.core.events import (
     Ended,
     Event,
     Failed,
+    Finished,
     Lost,
     Preempt,
     Progressed,
-    Reject,
     RejectReason,
     Stopped,
 )
@@ -206,7 +206,7 @@ class Metrics:
                 self._works[work.id] = work
                 if (exemplar := self._exemplar(work.id)) is not None:
                     self._exemplars[work.id] = exemplar
-                if work.lane is OFFLINE and not any(isinstance(each, Dispatch | Reject) for each in actions):
+                if work.lane is OFFLINE and not any(isinstance(each, Dispatch | Finished) for each in actions):
                     self.held.labels(work.model, self._queue_of(work.model, OFFLINE)[1]).inc()
             case Ended() | Stopped() | Failed() | Lost():
                 self._over(now_s, event)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from sidecar.core.events import EngineUp
+from sidecar.core.events import Action, Ending, EngineUp, Finished, Reject, RejectReason
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
@@ -25,6 +26,24 @@ def online(name: str, **fields: Any) -> Work:
 
 def offline(name: str, **fields: Any) -> Work:
     return _work(name, Lane.OFFLINE, **fields)
+
+
+def complete(name: str) -> Finished:
+    """The end of a work that has all its output."""
+    return Finished(work_id=name, outcome=Ending.COMPLETE)
+
+
+def rejected(name: str, reason: RejectReason, message: str, retry_after_s: float | None = None) -> Finished:
+    """The end of a work that is refused."""
+    return Finished(work_id=name, outcome=Reject(reason=reason, message=message, retry_after_s=retry_after_s))
+
+
+def refusal(actions: Sequence[Action]) -> tuple[str, Reject]:
+    """The one work that is refused in `actions`, which hold nothing else, and why."""
+    [action] = actions
+    assert isinstance(action, Finished)
+    assert isinstance(action.outcome, Reject)
+    return action.work_id, action.outcome
 
 
 def _work(name: str, lane: Lane, **fields: Any) -> Work:

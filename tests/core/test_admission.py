@@ -10,11 +10,11 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.events import Arrived, Cancelled, Dispatch, Ended, Reject, RejectReason, Stopped
+from sidecar.core.events import Arrived, Cancelled, Dispatch, Ended, Finished, Reject, RejectReason, Stopped
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import TenantSettings
 from sidecar.core.work import EndReason, Lane, Work
-from tests.core.builders import offline, online, scheduler
+from tests.core.builders import offline, online, refusal, rejected, scheduler
 
 BOUND = 12
 WEIGHTS = {"flood": 1.0, "heavy": 2.0, "modest": 1.0}
@@ -55,11 +55,11 @@ def test_whoever_has_less_waiting_than_its_share_gets_in_and_stays(lane: Lane, s
             actions = subject.handle(Arrived(work=_work(lane, name, tenant)), float(number))
             waiting[tenant] += 1
             if entitled:
-                assert not [each for each in actions if isinstance(each, Reject) and each.work_id == name]
+                assert not [each for each in actions if isinstance(each, Finished) and each.work_id == name]
         for action in actions:
-            if isinstance(action, Reject):
+            if isinstance(action, Finished) and isinstance(action.outcome, Reject):
                 owner = owners[action.work_id]
-                assert action.reason is RejectReason.QUEUE_FULL
+                assert action.outcome.reason is RejectReason.QUEUE_FULL
                 assert waiting[owner] > BOUND * WEIGHTS[owner] / sum(WEIGHTS.values())
                 waiting[owner] -= 1
             elif isinstance(action, Dispatch):
@@ -75,8 +75,8 @@ def test_a_flood_leaves_the_place_of_its_newest_to_a_modest_tenant(lane: Lane) -
         subject.handle(Arrived(work=_work(lane, f"f{number}", "flood")), 0.0)
     message = f"3 {lane} works wait for model tensorrt_llm already"
 
-    def told(name: str) -> list[Reject]:
-        return [Reject(work_id=name, reason=RejectReason.QUEUE_FULL, message=message, retry_after_s=1.0)]
+    def told(name: str) -> list[Finished]:
+        return [rejected(name, RejectReason.QUEUE_FULL, message, 1.0)]
 
     assert subject.handle(Arrived(work=_work(lane, "f4", "flood")), 0.0) == told("f4")
     assert subject.handle(Arrived(work=_work(lane, "m0", "modest")), 0.1) == told("f3")
@@ -91,9 +91,8 @@ def test_what_has_begun_to_run_does_not_leave() -> None:
         subject.handle(Arrived(work=online(name)), 0.1)
     for name in ("f0", "f1"):
         subject.handle(Stopped(work_id=name, output_tokens=5), 0.2)
-    [refused] = subject.handle(Arrived(work=offline("m0", tenant="modest")), 0.3)
-    assert isinstance(refused, Reject)
-    assert refused.work_id == "m0"
+    name, _ = refusal(subject.handle(Arrived(work=offline("m0", tenant="modest")), 0.3))
+    assert name == "m0"
 
 
 def test_who_is_refused_is_told_when_as_many_as_wait_will_be_over() -> None:
@@ -102,14 +101,12 @@ def test_who_is_refused_is_told_when_as_many_as_wait_will_be_over() -> None:
         subject.handle(Arrived(work=online(f"a{number}")), 0.0)
     for number in range(4):
         subject.handle(Ended(work_id=f"a{number}", reason=EndReason.END_ID, output_tokens=3), 2.0 * (number + 1))
-    hints = []
+    hints: list[float | None] = []
     for number in range(11, 16):
-        for action in subject.handle(Arrived(work=online(f"a{number}")), 8.0):
-            assert isinstance(action, Reject)
-            hints.append(action.retry_after_s)
+        actions = subject.handle(Arrived(work=online(f"a{number}")), 8.0)
+        hints += [refusal([each])[1].retry_after_s for each in actions]
     assert hints == [20.0]  # ten wait, and one is over each two seconds
-    [refused] = subject.handle(Arrived(work=online("late")), 90.0)
-    assert isinstance(refused, Reject)
+    _, refused = refusal(subject.handle(Arrived(work=online("late")), 90.0))
     assert refused.retry_after_s == 60.0  # nothing was over for more than a minute
 
 
@@ -121,12 +118,7 @@ def test_a_tenant_at_its_own_bound_is_told_how_long_its_own_works_take() -> None
         subject.handle(Ended(work_id=f"a{number}", reason=EndReason.END_ID, output_tokens=3), 0.4 * (number + 1))
         subject.handle(Arrived(work=online(f"a{number + 3}", tenant="t")), 0.4 * (number + 1))
     assert subject.handle(Arrived(work=online("a5", tenant="t")), 0.8) == [
-        Reject(
-            work_id="a5",
-            reason=RejectReason.QUEUE_FULL,
-            message="2 works of tenant t wait already, and 2 may",
-            retry_after_s=0.8,
-        )
+        rejected("a5", RejectReason.QUEUE_FULL, "2 works of tenant t wait already, and 2 may", 0.8)
     ]
 
 
@@ -135,8 +127,7 @@ def test_whoever_is_refused_leaves_no_state() -> None:
     for name in ("a0", "a1"):
         subject.handle(Arrived(work=online(name)), 0.0)
     for number in range(50):
-        [refused] = subject.handle(Arrived(work=online(f"b{number}", tenant=f"t{number}")), 0.0)
-        assert isinstance(refused, Reject)
+        refusal(subject.handle(Arrived(work=online(f"b{number}", tenant=f"t{number}")), 0.0))
     [pool] = subject._pools.values()
     assert [account.name for account in pool.online.tenants] == ["default"]
 
@@ -149,9 +140,8 @@ def test_a_tenant_that_has_left_nothing_behind_is_not_the_largest() -> None:
         subject.handle(Cancelled(work_id=f"f{number}"), 0.1)
     for number in range(4):
         subject.handle(Arrived(work=online(f"m{number}", tenant=f"t{number % 2}")), 0.2)
-    [refused] = subject.handle(Arrived(work=online("m4", tenant="flood")), 0.3)
-    assert isinstance(refused, Reject)
-    assert refused.work_id == "m2"
+    name, _ = refusal(subject.handle(Arrived(work=online("m4", tenant="flood")), 0.3))
+    assert name == "m2"
 
 
 @pytest.mark.parametrize("field", ["tenant", "job", "prefix_key"])
@@ -159,12 +149,7 @@ def test_a_name_that_is_too_long_to_be_kept_is_refused_without_being_repeated(fi
     subject = scheduler(slots=1)
     name = "x" * 257
     assert subject.handle(Arrived(work=offline("b1", **{field: name})), 0.0) == [
-        Reject(
-            work_id="b1",
-            reason=RejectReason.TOO_LARGE,
-            message=f"its {field} has 257 characters, and 256 may",
-        )
+        rejected("b1", RejectReason.TOO_LARGE, f"its {field} has 257 characters, and 256 may")
     ]
-    [refused] = subject.handle(Arrived(work=replace(offline("b2"), model="m" * 5000)), 0.0)
-    assert isinstance(refused, Reject)
+    _, refused = refusal(subject.handle(Arrived(work=replace(offline("b2"), model="m" * 5000)), 0.0))
     assert len(refused.message) < 400

@@ -8,12 +8,12 @@ from random import Random
 import pytest
 
 from sidecar.core.deadlines import WINDOW_S, Eta, Rate, Verdict
-from sidecar.core.events import Arrived, Dispatch, Ended, Forecast, Reject, RejectReason
+from sidecar.core.events import Arrived, Dispatch, Ended, Forecast, RejectReason
 from sidecar.core.jobs import Jobs
 from sidecar.core.reservation import Reservation
 from sidecar.core.settings import OnDeadline
 from sidecar.core.work import EndReason, GrantKind
-from tests.core.builders import offline, online, scheduler
+from tests.core.builders import offline, online, rejected, scheduler
 
 
 def _rate(samples: list[float], *, from_s: float = 0.0) -> Rate:
@@ -200,7 +200,7 @@ def test_an_item_that_expired_is_no_measure_of_how_long_items_are() -> None:
     subject.handle(Arrived(work=offline("b2", job="weekly", deadline_s=900.0)), 0.0)
     actions = subject.handle(Ended(work_id="b1", reason=EndReason.LENGTH, output_tokens=10), 6.0)
     message = "the deadline passed before it was complete"
-    assert actions[0] == Reject(work_id="b1", reason=RejectReason.EXPIRED, message=message)
+    assert actions[0] == rejected("b1", RejectReason.EXPIRED, message)
     [pool] = subject._pools.values()
     assert (pool.jobs._lengths.count, [job.deadline_s for job in pool.jobs]) == (0, [900.0])
 
@@ -211,7 +211,7 @@ def test_past_its_deadline_an_item_is_run_where_that_is_set() -> None:
     actions += subject.handle(Arrived(work=offline("b2", deadline_s=10.0)), 9.0)
     assert subject.next_deadline_s() is None
     actions += subject.handle(Ended(work_id="b1", reason=EndReason.END_ID, output_tokens=10), 11.0)
-    assert [each.work_id for each in actions if isinstance(each, Dispatch | Reject)] == ["b1", "b2"]
+    assert [each.work_id for each in actions if isinstance(each, Dispatch)] == ["b1", "b2"]
 
 
 def test_of_a_new_kind_of_work_nothing_is_claimed() -> None:

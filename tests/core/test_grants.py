@@ -12,18 +12,19 @@ from sidecar.core.events import (
     Closing,
     Dispatch,
     Ended,
+    Ending,
     EngineDown,
     EngineUp,
     Event,
+    Finished,
     Measured,
     Progressed,
-    Reject,
     RejectReason,
     Stopped,
 )
 from sidecar.core.settings import EngineSettings, TenantSettings
 from sidecar.core.work import EndReason, GrantKind, Work
-from tests.core.builders import offline, online, scheduler
+from tests.core.builders import complete, offline, online, rejected, scheduler
 
 ONE_SLOT = {"t": TenantSettings(slots_max=1)}
 
@@ -50,13 +51,14 @@ def test_a_due_turn_is_taken_when_its_tenant_gets_its_slot_back() -> None:
     for work in (online("a2"), online("a3"), online("a4"), offline("b2", tenant="t")):
         subject.handle(Arrived(work=work), 0.1)
     assert subject.handle(Ended(work_id="a1", reason=EndReason.END_ID, output_tokens=2), 0.2) == [
-        Dispatch(work_id="a2", engine="e", kind=GrantKind.ONLINE, slots=1, output_tokens=100, queue_wait_s=0.2 - 0.1)
+        complete("a1"),
+        Dispatch(work_id="a2", engine="e", kind=GrantKind.ONLINE, slots=1, output_tokens=100, queue_wait_s=0.2 - 0.1),
     ]
     assert subject.snapshot().engines["e"].credit == 0  # b2 could not have had the slot
-    [granted] = subject.handle(Ended(work_id="b1", reason=EndReason.END_ID, output_tokens=2), 0.3)
+    [_, granted] = subject.handle(Ended(work_id="b1", reason=EndReason.END_ID, output_tokens=2), 0.3)
     assert isinstance(granted, Dispatch)
     assert (granted.work_id, granted.contended) == ("a3", True)
-    [granted] = subject.handle(Ended(work_id="a2", reason=EndReason.END_ID, output_tokens=2), 0.4)
+    [_, granted] = subject.handle(Ended(work_id="a2", reason=EndReason.END_ID, output_tokens=2), 0.4)
     assert isinstance(granted, Dispatch)
     assert (granted.work_id, granted.kind) == ("b2", GrantKind.RESERVED)
 
@@ -71,7 +73,8 @@ def test_nothing_holds_offline_back_where_nothing_offline_waits() -> None:
     for name in ("b2", *(f"a{number}" for number in range(2, 900)), "b1"):
         subject.handle(Cancelled(work_id=name), 0.3)
     assert subject.snapshot().engines["e"].limit_binding == "no offline"
-    assert subject.handle(Stopped(work_id="b1", output_tokens=0), 0.4) == []
+    cancelled = Finished(work_id="b1", outcome=Ending.CANCELLED)
+    assert subject.handle(Stopped(work_id="b1", output_tokens=0), 0.4) == [cancelled]
     assert subject.snapshot().engines["e"].limit_binding == "no offline"
 
 
@@ -80,11 +83,11 @@ def test_what_a_wide_turn_kept_free_is_online_s_when_the_turn_is_handed_back() -
     for work in (online("a1"), online("a2"), online("a3"), online("a4"), offline("b1", slots=2)):
         subject.handle(Arrived(work=work), 0.0)
     subject.handle(Ended(work_id="a1", reason=EndReason.END_ID, output_tokens=2), 0.1)
-    assert subject.handle(Ended(work_id="a2", reason=EndReason.END_ID, output_tokens=2), 0.2) == []
+    assert subject.handle(Ended(work_id="a2", reason=EndReason.END_ID, output_tokens=2), 0.2) == [complete("a2")]
     assert subject.snapshot().engines["e"].limit_binding == "turn"
     message = "this sidecar is shutting down"
     assert subject.handle(Closing(), 0.3) == [
-        Reject(work_id="b1", reason=RejectReason.CLOSING, message=message),
+        rejected("b1", RejectReason.CLOSING, message),
         Dispatch(work_id="a4", engine="e", kind=GrantKind.ONLINE, slots=1, output_tokens=100, queue_wait_s=0.3),
     ]
 
@@ -153,8 +156,8 @@ def test_what_an_engine_cannot_hold_any_more_is_refused_when_three_scrapes_say_s
         assert subject.handle(scrape, now_s) == []
     why = "it needs {} tokens of KV cache, and the engine has 512"
     assert subject.handle(scrape, 3.0) == [
-        Reject(work_id="a2", reason=RejectReason.TOO_LARGE, message=why.format(1024)),
-        Reject(work_id="b1", reason=RejectReason.TOO_LARGE, message=why.format(1600)),
+        rejected("a2", RejectReason.TOO_LARGE, why.format(1024)),
+        rejected("b1", RejectReason.TOO_LARGE, why.format(1600)),
     ]
     assert subject.handle(scrape, 4.0) == []
 
@@ -172,7 +175,7 @@ def test_what_does_not_fit_in_whole_blocks_is_refused_and_holds_up_nobody(
 ) -> None:
     subject = scheduler(engines=(EngineSettings(name="e", kv_tokens=kv_tokens, yield_rows="never"),))
     message = f"it needs {needed} tokens of KV cache, and the engine has {kv_tokens}"
-    refused = Reject(work_id="a1", reason=RejectReason.TOO_LARGE, message=message)
+    refused = rejected("a1", RejectReason.TOO_LARGE, message)
     assert subject.handle(Arrived(work=work), 0.0) == [refused]
     [granted] = subject.handle(Arrived(work=online("a2")), 0.1)
     assert isinstance(granted, Dispatch)
@@ -213,7 +216,7 @@ def test_no_turn_is_kept_for_an_item_that_this_engine_can_never_run() -> None:
         subject.handle(Arrived(work=online(f"a{number}")), 0.1)
     running = next(item.work.id for item in subject.alive() if item.engine == "small")
     for number in range(4):
-        [granted] = subject.handle(Ended(work_id=running, reason=EndReason.END_ID, output_tokens=2), 1.0 + number)
+        [_, granted] = subject.handle(Ended(work_id=running, reason=EndReason.END_ID, output_tokens=2), 1.0 + number)
         assert isinstance(granted, Dispatch)
         assert (granted.engine, granted.kind) == ("small", GrantKind.ONLINE)
         running = granted.work_id

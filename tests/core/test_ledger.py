@@ -7,7 +7,7 @@ from math import inf
 
 import pytest
 
-from sidecar.core.events import Arrived, EngineUp, Measured, Reject
+from sidecar.core.events import Arrived, EngineUp, Finished, Measured
 from sidecar.core.item import Item
 from sidecar.core.ledger import Ledger
 from sidecar.core.scheduler import Scheduler
@@ -111,7 +111,7 @@ def test_nothing_is_refused_for_a_size_that_a_single_scrape_showed() -> None:
     def refused(work_id: str, now_s: float) -> bool:
         work = replace(offline(work_id), prompt_tokens=100, output_tokens_max=100)
         found = scheduler.handle(Arrived(work=work), now_s)
-        return any(isinstance(each, Reject) for each in found)
+        return any(isinstance(each, Finished) for each in found)
 
     scrape(0, 1.0)
     scrape(1, 2.0)

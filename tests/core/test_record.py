@@ -21,7 +21,7 @@ from sidecar.core.record import (
     shown,
 )
 from sidecar.core.settings import EngineSettings, SchedulerSettings, TenantSettings
-from sidecar.core.work import Lane, Work
+from sidecar.core.work import GrantKind, Lane, Work
 
 COUNTS = st.integers(1, 9)
 WORKS = st.builds(
@@ -100,7 +100,7 @@ def test_a_value_that_its_own_class_refuses_is_an_error() -> None:
 
 
 def test_a_type_that_may_change_or_has_no_exact_form_is_refused() -> None:
-    for hint in (list[int], Any, bytes, dict[int, str], EngineSettings | TenantSettings, int | EngineSettings | Work):
+    for hint in (list[int], Any, bytes, dict[int, str], Lane | GrantKind, int | EngineSettings | Work):
         with pytest.raises(TypeError):
             codec_of(hint)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sidecar.core.events import Arrived, Dispatch, Ended, Failed, Woke
 from sidecar.core.work import EndReason, GrantKind
-from tests.core.builders import offline, online, scheduler
+from tests.core.builders import complete, offline, online, scheduler
 
 
 def test_a_freed_slot_goes_to_online_before_offline() -> None:
@@ -15,6 +15,7 @@ def test_a_freed_slot_goes_to_online_before_offline() -> None:
     assert subject.handle(Arrived(work=offline("b2")), 0.0) == []
     assert subject.handle(Arrived(work=online("a1", arrived_s=1.0)), 1.0) == []
     assert subject.handle(Ended(work_id="b1", reason=EndReason.END_ID, output_tokens=7), 3.0) == [
+        complete("b1"),
         Dispatch(
             work_id="a1",
             engine="e",
@@ -23,7 +24,7 @@ def test_a_freed_slot_goes_to_online_before_offline() -> None:
             output_tokens=100,
             queue_wait_s=2.0,
             contended=True,
-        )
+        ),
     ]
     assert subject.snapshot().engines["e"].contended == 1
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from sidecar.core import tenants
 from sidecar.core.errors import SettingsError
-from sidecar.core.events import Action, Arrived, Dispatch, Ended, Progressed, Reject, RejectReason, Stopped
+from sidecar.core.events import Action, Arrived, Dispatch, Ended, Progressed, RejectReason, Stopped
 from sidecar.core.item import Item
 from sidecar.core.order import LaneQueue
 from sidecar.core.settings import SchedulerSettings, TenantSettings
 from sidecar.core.snapshot import OTHERS, TENANTS_NAMED, Snapshot
 from sidecar.core.work import EndReason, Lane
-from tests.core.builders import offline, online, scheduler
+from tests.core.builders import offline, online, rejected, scheduler
 
 INPUT_MAX, OUTPUT_MAX, SLOTS = 40, 30, 4
 
@@ -171,12 +171,7 @@ def test_a_tenant_over_its_own_bound_is_refused_by_name_and_others_are_not() -> 
     subject = scheduler(slots=1, tenants={"t": TenantSettings(waiting_max=1)})
     for name in ("a0", "a1"):
         subject.handle(Arrived(work=online(name, tenant="t")), 0.0)
-    refused = Reject(
-        work_id="a2",
-        reason=RejectReason.QUEUE_FULL,
-        message="1 works of tenant t wait already, and 1 may",
-        retry_after_s=1.0,
-    )
+    refused = rejected("a2", RejectReason.QUEUE_FULL, "1 works of tenant t wait already, and 1 may", 1.0)
     assert subject.handle(Arrived(work=online("a2", tenant="t")), 0.0) == [refused]
     assert subject.handle(Arrived(work=online("a3", tenant="u")), 0.0) == []
 

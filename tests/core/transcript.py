@@ -1,8 +1,9 @@
 """Transcripts: what happens to a scheduler and what it does, in words. `python -m tests.core.transcript FILE` renders
 one anew from its event lines.
 
-A line that starts with a time is an event. The lines `→` below it are the actions, `next` is when the scheduler wants
-to be woken if nothing happens before. Lines that start with `#` are prose; `settings` and `engine` lines set the scene.
+A line that starts with a time is an event. The lines `→` below it are the actions, without the ends of works that were
+neither refused nor given up. `next` is when the scheduler wants to be woken if nothing happens before. Lines that start
+with `#` are prose; `settings` and `engine` lines set the scene.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from sidecar.core.events import (
     DeadLetter,
     Dispatch,
     Ended,
+    Ending,
     EngineDown,
     EngineUp,
     Event,
     Failed,
+    Finished,
     Forecast,
     Lost,
     Measured,
@@ -80,7 +83,9 @@ class Scene:
         actions = self._scheduler.handle(event, now_s)
         self._checker.observe(event, actions, now_s)
         self._checker.check(self._scheduler.snapshot())
-        told = [f"        → {in_words(action)}" for action in actions] or ["        → nothing"]
+        told = [f"        → {in_words(each)}" for each in actions if not _is_ordinary_end(each)] or [
+            "        → nothing"
+        ]
         deadline_s = self._scheduler.next_deadline_s()
         return told if deadline_s is None else [*told, f"        next: {deadline_s:.3f}"]
 
@@ -132,6 +137,10 @@ def event_of(words: str, now_s: float) -> Event:
     return Woke() if words == "wake" else {"closing": Closing()}[words]
 
 
+def _is_ordinary_end(action: Action) -> bool:
+    return isinstance(action, Finished) and isinstance(action.outcome, Ending)
+
+
 def in_words(action: Action) -> str:
     """`action` as a sentence."""
     match action:
@@ -149,11 +158,13 @@ def in_words(action: Action) -> str:
             return f"preempt {action.work_id} on {action.engine}"
         case Abort():
             return f"abort {action.work_id} on {action.engine}"
-        case Reject():
-            hint = "" if action.retry_after_s is None else f" (retry after {action.retry_after_s:g} s)"
-            return f"reject {action.work_id}: {action.reason}: {action.message}{hint}"
-        case DeadLetter():
-            return f"dead letter {action.work_id} after {action.attempts} attempts: {action.reason}"
+        case Finished(work_id=work_id, outcome=Reject() as refused):
+            hint = "" if refused.retry_after_s is None else f" (retry after {refused.retry_after_s:g} s)"
+            return f"reject {work_id}: {refused.reason}: {refused.message}{hint}"
+        case Finished(work_id=work_id, outcome=DeadLetter() as dead):
+            return f"dead letter {work_id} after {dead.attempts} attempts: {dead.reason}"
+        case Finished():
+            return f"{action.work_id} is {action.outcome}"
         case Forecast():
             eta = f"P50 {action.eta_p50_s:.0f} s, P90 {action.eta_p90_s:.0f} s"
             return f"job {action.job} of {action.tenant} is {action.verdict}: due at {action.deadline_s:.0f} s, {eta}"

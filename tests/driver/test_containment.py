@@ -19,6 +19,7 @@ from sidecar.core.events import (
     Ended,
     EngineUp,
     Event,
+    Finished,
     Measured,
     Preempt,
     Progressed,
@@ -230,7 +231,8 @@ class Doubling(Scheduler):
     def handle(self, event: Event, now_s: float) -> list[Action]:
         actions = super().handle(event, now_s)
         if isinstance(event, Arrived) and event.work.id == "k2":
-            return [Reject(work_id="k1", reason=RejectReason.QUEUE_FULL, message="full"), *actions]
+            full = Reject(reason=RejectReason.QUEUE_FULL, message="full")
+            return [Finished(work_id="k1", outcome=full), *actions]
         return actions
 
 
@@ -280,11 +282,6 @@ def failing(when: Callable[[Event], bool], method: str = "handle") -> type[Sched
                 raise FaultError(method)
             return super().next_deadline_s()
 
-        def alone_s(self, work_id: str) -> float | None:
-            if self.armed and method == "alone_s":
-                raise FaultError(method)
-            return super().alone_s(work_id)
-
         def block_tokens(self, engine: str) -> int:
             if self.armed and method == "block_tokens":
                 raise FaultError(method)
@@ -308,7 +305,6 @@ def made(engine: FakeEngine, core: type[Scheduler], **more: Any) -> tuple[Driver
         (Progressed, "handle"),
         (Ended, "handle"),
         (Ended, "next_deadline_s"),
-        (Arrived, "alone_s"),
         (Arrived, "block_tokens"),
         (Cancelled, "handle"),
         (Measured, "handle"),
@@ -333,7 +329,7 @@ async def test_a_fault_of_the_core_ends_the_driver_with_it_wherever_it_was_asked
         driver.cancel("k1")
     elif event is Woke:
         asyncio.get_running_loop().call_soon(driver._queue.wake)
-    elif event is not Arrived or method in ("alone_s", "block_tokens"):
+    elif event is not Arrived or method == "block_tokens":
         stream = await engine.next()
         stream.tokens(4)
         if event is Progressed:

@@ -28,7 +28,7 @@ def test_an_engines_error_names_the_callers_id(text: str, booked: Booked, shown:
     error = failed(Failed(work_id="o2", reason=f"INVALID_ARGUMENT: {text}", retryable=False), booked)
     assert error is not None
     assert (error.code, str(error)) == (grpc.StatusCode.INVALID_ARGUMENT, shown)
-    dead = refused(DeadLetter(work_id="o2", reason=f"INTERNAL: {text}", attempts=3), booked)
+    dead = refused(DeadLetter(reason=f"INTERNAL: {text}", attempts=3), booked)
     assert str(dead) == f"given up after 3 attempts: {shown}"
     assert dead.ran is not shown.startswith("[request id: ")
 
@@ -51,7 +51,7 @@ def test_what_triton_did_not_give_to_the_model_is_told_by_the_status_of_a_unary_
 ) -> None:
     for error in (
         failed(Failed(work_id="o2", reason=f"INTERNAL: {text}", retryable=False), MINE),
-        refused(DeadLetter(work_id="o2", reason=f"INTERNAL: {text}", attempts=1), MINE),
+        refused(DeadLetter(reason=f"INTERNAL: {text}", attempts=1), MINE),
     ):
         assert error is not None
         assert (error.ran, error.code.name) == (ran, code)
@@ -67,7 +67,7 @@ def test_a_broken_connection_names_the_callers_id() -> None:
 
 @pytest.mark.parametrize("reason", RejectReason)
 def test_what_the_scheduler_refuses_begins_as_tritons_errors_do(reason: RejectReason) -> None:
-    error = refused(Reject(work_id="o2", reason=reason, message="no", retry_after_s=None), MINE)
+    error = refused(Reject(reason=reason, message="no", retry_after_s=None), MINE)
     expired = reason is RejectReason.EXPIRED
     assert str(error) == f"[request id: mine] {'Request timeout expired: ' if expired else ''}no"
     assert error.ran is (reason in (RejectReason.EXPIRED, RejectReason.TOO_LARGE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from math import inf
 
-from sidecar.core.events import Action, Arrived, Dispatch, Ended, EngineUp, Preempt, Reject, Stopped, Woke
+from sidecar.core.events import Action, Arrived, Dispatch, Ended, EngineUp, Finished, Preempt, Reject, Stopped, Woke
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.sim.baselines import ONLINE_QUEUE_MAX, Aimd, Budget, Fixed, Gateway, Load, Nights, Tidal
 
@@ -75,8 +75,8 @@ def test_a_static_batch_starts_after_its_window_and_admits_nobody_until_all_are_
     assert gateway.handle(Arrived(work=work("o1")), 0.010) == []
     assert granted(gateway.handle(Woke(), 0.015)) == ["o1", "b1"]
     assert gateway.handle(Arrived(work=work("o2")), 0.1) == []
-    assert gateway.handle(ended("o1"), 0.2) == []
-    assert gateway.handle(ended("b1"), 0.3) == []
+    assert granted(gateway.handle(ended("o1"), 0.2)) == []
+    assert granted(gateway.handle(ended("b1"), 0.3)) == []
     assert granted(gateway.handle(Woke(), 0.315)) == ["o2"]
 
 
@@ -85,7 +85,8 @@ def test_a_full_online_queue_refuses() -> None:
     for number in range(ONLINE_QUEUE_MAX + 1):
         gateway.handle(Arrived(work=work(f"o{number}")), 0.0)
     [refusal] = gateway.handle(Arrived(work=work("late")), 0.0)
-    assert isinstance(refusal, Reject)
+    assert isinstance(refusal, Finished)
+    assert isinstance(refusal.outcome, Reject)
 
 
 def test_tidal_adds_a_row_each_second_and_halves_them_at_the_next_look_after_online_found_no_slot() -> None:

@@ -9,7 +9,7 @@ import pytest
 from sidecar.core.work import Lane
 from sidecar.inflight.batch import BatcherSettings
 from sidecar.inflight.profile import Profile
-from sidecar.sim.machine import Call, Finished, FirstToken, Machine, Prices
+from sidecar.sim.machine import Call, CallEnded, FirstToken, Machine, Prices
 
 # 10 ms per iteration, nothing for rows, 1 ms per prompt token: round numbers to reckon with.
 PROFILE = Profile(name="round", overhead_ms=10.0, decode_row_ms=0.0, prefill_token_ms=1.0)
@@ -31,7 +31,7 @@ def call(work_id: str, output: int, *, prompt: int = 10, lane: Lane = Lane.OFFLI
     )
 
 
-def history(engine: Machine, until_s: float = 10.0) -> list[tuple[float, FirstToken | Finished]]:
+def history(engine: Machine, until_s: float = 10.0) -> list[tuple[float, FirstToken | CallEnded]]:
     """Everything that happens up to then, with its time in milliseconds."""
     seen = []
     while (now_s := engine.next_s()) <= until_s:
@@ -42,7 +42,7 @@ def history(engine: Machine, until_s: float = 10.0) -> list[tuple[float, FirstTo
 def test_a_call_to_an_engine_at_rest_starts_at_once() -> None:
     engine = machine()
     engine.submit(call("a", 3), 1.0)
-    assert history(engine) == [(1020.0, FirstToken("a")), (1040.0, Finished("a", 3, 0, False))]
+    assert history(engine) == [(1020.0, FirstToken("a")), (1040.0, CallEnded("a", 3, 0, False))]
     assert engine.next_s() == float("inf")
 
 
@@ -59,7 +59,7 @@ def test_a_call_that_answers_an_end_misses_the_iteration_that_has_begun() -> Non
     engine.submit(call("a", 2), 0.0)
     engine.submit(call("b", 100), 0.0)
     assert engine.advance(0.03) == [FirstToken("a"), FirstToken("b")]
-    assert engine.advance(engine.next_s()) == [Finished("a", 2, 0, False)]  # at 40 ms
+    assert engine.advance(engine.next_s()) == [CallEnded("a", 2, 0, False)]  # at 40 ms
     engine.submit(call("c", 1), 0.04)
     assert (70.0, FirstToken("c")) in history(engine, 0.1)  # joins at 50, not at 40
 
@@ -69,7 +69,7 @@ def test_an_offline_prompt_that_costs_nothing_is_told_as_reused_so_that_nobody_t
     engine = Machine(settings, PROFILE, Prices(offline_prefill=False))
     engine.submit(call("a", 2, prompt=100), 0.0)
     engine.submit(call("b", 2, prompt=100, lane=Lane.ONLINE), 0.0)
-    assert {each.work_id: each.reused_tokens for _, each in history(engine) if isinstance(each, Finished)} == {
+    assert {each.work_id: each.reused_tokens for _, each in history(engine) if isinstance(each, CallEnded)} == {
         "a": 100,
         "b": 0,
     }
@@ -80,14 +80,14 @@ def test_a_stop_is_seen_after_its_call_and_obeyed_at_the_next_boundary() -> None
     engine.submit(call("a", 100), 0.0)
     engine.advance(0.02)
     engine.stop("a", 0.021)
-    assert history(engine) == [(40.0, Finished("a", 3, 0, True))]
+    assert history(engine) == [(40.0, CallEnded("a", 3, 0, True))]
     assert engine.occupied == 0
 
 
 def test_a_stop_for_what_has_just_ended_changes_nothing() -> None:
     engine = machine()
     engine.submit(call("a", 2), 0.0)
-    assert engine.advance(0.04) == [FirstToken("a"), Finished("a", 2, 0, False)]
+    assert engine.advance(0.04) == [FirstToken("a"), CallEnded("a", 2, 0, False)]
     engine.stop("a", 0.04)  # answers the first token, before the end is told
     assert history(engine) == []
     assert engine.occupied == 0
@@ -99,10 +99,10 @@ def test_what_was_stopped_resumes_from_the_cache() -> None:
     engine.advance(0.06)
     engine.stop("a", 0.06)
     [(_, ended)] = history(engine)
-    assert isinstance(ended, Finished)
+    assert isinstance(ended, CallEnded)
     engine.submit(call("a", 10, prompt=50 + ended.output_tokens), 1.0)
     resumed = history(engine)[-1][1]
-    assert isinstance(resumed, Finished)
+    assert isinstance(resumed, CallEnded)
     assert resumed.reused_tokens == 50 + ended.output_tokens - 1  # the last token's keys were never computed
     assert engine.usage.prefilled_again_tokens == 0
 
@@ -130,7 +130,7 @@ def test_a_wide_call_ends_with_its_last_row() -> None:
     engine = machine(slots=2)
     engine.submit(call("a", 2, slots=2), 0.0)
     assert engine.occupied == 2
-    assert [each for _, each in history(engine)] == [FirstToken("a"), Finished("a", 2, 0, False)]
+    assert [each for _, each in history(engine)] == [FirstToken("a"), CallEnded("a", 2, 0, False)]
 
 
 def test_a_dead_engine_forgets_everything_and_names_who_still_waited() -> None:
@@ -142,7 +142,7 @@ def test_a_dead_engine_forgets_everything_and_names_who_still_waited() -> None:
 
 @pytest.mark.parametrize("every_s", [0.001, 0.0137, 0.25])
 def test_looking_often_changes_nothing(every_s: float) -> None:
-    def lived(look_s: float) -> list[tuple[float, FirstToken | Finished]]:
+    def lived(look_s: float) -> list[tuple[float, FirstToken | CallEnded]]:
         engine, seen = machine(), []
         engine.submit(call("a", 40), 0.0)
         engine.submit(call("b", 75, prompt=700), 0.0)
@@ -165,8 +165,8 @@ def test_tokens_are_counted_in_the_middle_of_a_jump() -> None:
 def test_a_call_that_only_fills_the_cache_gives_no_token() -> None:
     engine = machine()
     engine.submit(replace(call("a", 1, prompt=64), fills_cache=True), 0.0)
-    assert [each for _, each in history(engine)] == [Finished("a", 0, 0, False)]
+    assert [each for _, each in history(engine)] == [CallEnded("a", 0, 0, False)]
     engine.submit(call("a", 1, prompt=100), 1.0)
     finished = history(engine)[-1][1]
-    assert isinstance(finished, Finished)
+    assert isinstance(finished, CallEnded)
     assert finished.reused_tokens == 64

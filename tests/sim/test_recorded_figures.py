@@ -12,9 +12,11 @@ from sidecar.core.events import (
     Cancelled,
     DeadLetter,
     Ended,
+    Ending,
     EngineUp,
     Event,
     Failed,
+    Finished,
     Lost,
     Progressed,
     Stopped,
@@ -78,11 +80,15 @@ def test_offline_tokens_count_once_and_those_of_what_starts_again_do_not() -> No
         figures.take(0.0, Arrived(work=each), ())
     figures.take(1.0, Stopped(work_id="a", output_tokens=3), ())
     figures.take(2.0, Lost(work_id="a", output_tokens=1), ())
-    figures.take(3.0, Ended(work_id="a", reason=EndReason.LENGTH, output_tokens=5), ())
+    figures.take(
+        3.0,
+        Ended(work_id="a", reason=EndReason.LENGTH, output_tokens=5),
+        (Finished(work_id="a", outcome=Ending.COMPLETE),),
+    )
     figures.take(
         4.0,
         Failed(work_id="b", reason="INTERNAL: x", retryable=False),
-        (DeadLetter(work_id="b", reason="x", attempts=1),),
+        (Finished(work_id="b", outcome=DeadLetter(reason="x", attempts=1)),),
     )
 
     found = figures.document(10.0)
