@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
-from math import floor, inf
+from math import inf
 from typing import Protocol, assert_never
 
 from sidecar.core.events import (
@@ -33,25 +33,19 @@ from sidecar.core.events import (
     Lost,
     PauseIntake,
     Preempt,
-    Progressed,
     Reject,
     ResumeIntake,
     Stopped,
     Woke,
 )
-from sidecar.core.work import EndReason, Lane, Work
+from sidecar.core.work import EndReason, Lane
 from sidecar.sim.faults import DispatchFault, Faults
 from sidecar.sim.machine import Call, CallEnded, FirstToken, Machine
+from sidecar.sim.progress import BrokenPromiseError, Progress, Running, outcome_word
+from sidecar.sim.ticks import Ticks
 from sidecar.sim.workloads import Job
 
-GAPS_S = (
-    0.1  # an end is preceded by its tick (as with the real driver) only if there was none for so long: to save time
-)
 WAKES_MAX = 1000  # at one moment: beyond it next_deadline_s() does not move on
-
-
-class BrokenPromiseError(AssertionError):
-    """The scheduler or a driver did what the contract between them forbids: a bug of ours, never input."""
 
 
 class Decides(Protocol):
@@ -59,39 +53,6 @@ class Decides(Protocol):
 
     def handle(self, event: Event, now_s: float) -> list[Action]: ...
     def next_deadline_s(self) -> float | None: ...
-
-
-@dataclass(slots=True)
-class Running:
-    """One dispatch that owes its terminal event."""
-
-    action: Dispatch
-    reported_tokens: int = 0  # told to the scheduler by Progressed
-    stopping: bool = False
-    aborting: bool = False  # the work is gone once the engine confirms
-
-
-@dataclass(slots=True, eq=False)
-class Progress:
-    """One job from its arrival to its end, as the driver knows it."""
-
-    job: Job
-    kept_tokens: int = 0  # what a resume sends again, and what the caller has in the end
-    running: Running | None = None
-    grants: int = 0
-    outcome: str = ""  # "" = alive; else ended, incomplete, cancelled, rejected or dead
-    first_token_s: float = inf
-    finished_s: float = inf
-
-    @property
-    def work(self) -> Work:
-        """As the scheduler knows it."""
-        return self.job.work
-
-    @property
-    def tokens_left(self) -> int:
-        """How many tokens come before the end; only the engine knows."""
-        return self.job.output_tokens - self.kept_tokens
 
 
 class Observer:
@@ -127,18 +88,17 @@ class Driver:
     _backlog: Callable[[float], Job] | None = None
     _heap: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _order: Iterator[int] = field(default_factory=count)
-    _first_tokens: dict[str, list[str]] = field(default_factory=dict)
-    _tick_at_s: float = inf
-    _progress_at_s: float = 0.0
-    _gaps_at_s: float = 0.0
+    _ticks: Ticks = field(init=False)
     _wakes: tuple[float, int] = (-inf, 0)
+
+    def __post_init__(self) -> None:
+        self._ticks = Ticks(self.machines, self.alive, self.tell, tick_s=self.tick_s, progress_s=self.progress_s)
 
     # ---- a run -------------------------------------------------------------------------------------------------------
 
     def begin(self, arrivals: Iterator[Job], backlog: Callable[[float], Job] | None = None) -> None:
         """Bring the engines up, schedule the arrivals (given by time) and fill the offline queue from the backlog."""
         self._arrivals, self._backlog = arrivals, backlog
-        self._first_tokens = {name: [] for name in self.machines}
         for name in self.machines:
             self.tell(EngineUp(engine=name))
             self._plan_down(name)
@@ -150,7 +110,7 @@ class Driver:
         while True:
             machine_s = min(map(Machine.next_s, self.machines.values()))
             heap_s = self._heap[0][0] if self._heap else inf
-            when_s = min(machine_s, heap_s, self._tick_at_s, self._deadline_s())
+            when_s = min(machine_s, heap_s, self._ticks.at_s, self._deadline_s())
             if when_s > until_s or when_s == inf:
                 break
             self.now_s = when_s
@@ -158,8 +118,8 @@ class Driver:
                 self._run_machines()
             elif heap_s == when_s:
                 heappop(self._heap)[2]()
-            elif self._tick_at_s == when_s:
-                self._tick()
+            elif self._ticks.at_s == when_s:
+                self._ticks.tick(self.now_s)
             else:
                 self._wake()
         if until_s < inf:
@@ -231,7 +191,7 @@ class Driver:
         if machine.occupied > machine.slots:
             raise BrokenPromiseError(f"{self.now_s}: {action} oversubscribes an engine of {machine.slots} slots")
         self._plan_fault(progress)
-        self._arm_tick()
+        self._ticks.arm(self.now_s)
 
     @staticmethod
     def _call(progress: Progress, action: Dispatch) -> Call:
@@ -305,7 +265,7 @@ class Driver:
         """The scheduler says that a work is over, and how."""
         if progress.running is not None:
             raise BrokenPromiseError(f"{self.now_s}: {progress.work.id} is {outcome} while the engine runs it")
-        progress.outcome, progress.finished_s = _outcome(outcome), self.now_s
+        progress.outcome, progress.finished_s = outcome_word(outcome), self.now_s
         self.waiting[progress.work.lane] -= 1
         del self.alive[progress.work.id]
         for machine in self.machines.values():
@@ -326,25 +286,23 @@ class Driver:
     def _run_machines(self) -> None:
         for name, machine in self.machines.items():
             outcomes = machine.advance(self.now_s)
-            if self.now_s >= self._gaps_at_s:
-                self._report(name, [])
+            self._ticks.before_ends(name, self.now_s)
             for outcome in outcomes:
                 progress = self._known(outcome.work_id)
                 match outcome:
                     case FirstToken():
                         progress.first_token_s = min(progress.first_token_s, self.now_s)
-                        self._first_tokens[name].append(outcome.work_id)
+                        self._ticks.first_token(name, outcome.work_id)
                     case CallEnded():
                         self._finish(name, progress, outcome)
                     case _:
                         assert_never(outcome)
-        self._arm_tick()
+        self._ticks.arm(self.now_s)
 
     def _finish(self, engine: str, progress: Progress, outcome: CallEnded) -> None:
         """The last response of a dispatch, with its final flag. Its first token is told before it."""
         work_id = progress.work.id
-        if work_id in self._first_tokens[engine]:
-            self._report(engine, self._first_tokens[engine])
+        self._ticks.before_end(engine, work_id, self.now_s)
         running, reason = self._release(progress), EndReason.LENGTH
         tokens, reused = outcome.output_tokens, outcome.reused_tokens
         if progress.tokens_left <= tokens and progress.job.output_tokens < progress.work.output_tokens_max:
@@ -361,46 +319,6 @@ class Driver:
             raise BrokenPromiseError(f"{self.now_s}: a second terminal event for {progress.work.id}")
         self.waiting[progress.work.lane] += 1
         return running
-
-    # ---- progress ----------------------------------------------------------------------------------------------------
-
-    def _arm_tick(self) -> None:
-        """While an engine works there is a next tick: soon if a first token waits to be told, else for the counts."""
-        if any(self._first_tokens.values()):
-            self._tick_at_s = min(self._tick_at_s, self._next_tick_s(self.now_s))
-        elif self._tick_at_s == inf and any(machine.occupied for machine in self.machines.values()):
-            self._tick_at_s = max(self._next_tick_s(self.now_s), self._progress_at_s)
-
-    def _next_tick_s(self, after_s: float) -> float:
-        return (floor(after_s / self.tick_s + 1e-6) + 1) * self.tick_s  # a time on the grid is not its own next tick
-
-    def _tick(self) -> None:
-        self._tick_at_s = inf
-        everything = self.now_s >= self._progress_at_s
-        if everything:
-            self._progress_at_s = self._next_tick_s(self.now_s) - self.tick_s + self.progress_s
-        for name, machine in self.machines.items():
-            self._report(name, machine.running_ids() if everything else self._first_tokens[name])
-        self._arm_tick()
-
-    def _report(self, engine: str, ids: list[str]) -> None:
-        """Tell the tokens of these dispatches since they were last told, and every first token."""
-        machine, first = self.machines[engine], tuple(self._first_tokens[engine])
-        self._first_tokens[engine] = []
-        tokens = tuple(self._news(machine, ids))
-        gaps_s = machine.gaps_s(self.now_s, self.tick_s)
-        if tokens or first or gaps_s:
-            self._gaps_at_s = self.now_s + GAPS_S
-            self.tell(Progressed(engine=engine, tokens=tokens, first_tokens=first, gaps_s=gaps_s))
-
-    def _news(self, machine: Machine, ids: list[str]) -> Iterator[tuple[str, int]]:
-        """What was not told yet. Of a dispatch that has just ended nothing: its terminal event carries the count."""
-        for work_id, tokens in machine.output_tokens_of(ids, self.now_s):
-            progress = self.alive.get(work_id)
-            if progress is not None and (running := progress.running) is not None:
-                new, running.reported_tokens = tokens - running.reported_tokens, tokens
-                if new:
-                    yield work_id, new
 
     # ---- the scheduler's timers --------------------------------------------------------------------------------------
 
@@ -437,16 +355,15 @@ class Driver:
 
     def _fail(self, progress: Progress, reason: str, *, retryable: bool) -> None:
         """The engine answers with an error: the tokens of this dispatch are gone."""
-        engine = progress.running.action.engine if progress.running else ""
-        self._first_tokens[engine] = [each for each in self._first_tokens[engine] if each != progress.work.id]
         running = self._release(progress)
+        self._ticks.forget(running.action.engine, progress.work.id)
         self.tell(Failed(work_id=progress.work.id, reason=reason, retryable=retryable), running.action.engine)
 
     def _lose(self, progress: Progress, tokens: int) -> None:
         """The stream breaks: the tokens that did arrive are kept."""
         running = self._release(progress)
         engine = running.action.engine
-        self._first_tokens[engine] = [each for each in self._first_tokens[engine] if each != progress.work.id]
+        self._ticks.forget(engine, progress.work.id)
         progress.kept_tokens += tokens
         self.tell(Lost(work_id=progress.work.id, output_tokens=tokens), engine)
 
@@ -469,16 +386,3 @@ class Driver:
         self.machines[name].revive()
         self.tell(EngineUp(engine=name))
         self._plan_down(name)
-
-
-def _outcome(outcome: Ending | Reject | DeadLetter) -> str:
-    """In one word."""
-    match outcome:
-        case Reject():
-            return "rejected"
-        case DeadLetter():
-            return "dead"
-        case Ending.COMPLETE:
-            return "ended"
-        case _:
-            return outcome.value

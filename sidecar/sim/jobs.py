@@ -15,7 +15,8 @@ from typing import Any
 from sidecar.core.deadlines import WINDOW_S, Verdict
 from sidecar.core.events import Forecast
 from sidecar.core.scheduler import Scheduler
-from sidecar.sim.driver import Decides, Driver, Progress
+from sidecar.sim.driver import Decides, Driver
+from sidecar.sim.progress import Progress
 from sidecar.sim.workloads import Batch
 
 LOOKS = 10  # forecasts per job, spread over the time to its deadline

@@ -15,12 +15,13 @@ from sidecar.core.scheduler import Scheduler
 from sidecar.core.work import GrantKind, Lane
 from sidecar.inflight.batch import BatcherSettings
 from sidecar.inflight.profile import Profile
-from sidecar.sim.driver import Decides, Driver, Observer, Progress
+from sidecar.sim.driver import Decides, Driver, Observer
 from sidecar.sim.faults import FaultRates, Faults
 from sidecar.sim.figures import Promise, Served
 from sidecar.sim.jobs import Jobs, Kept
 from sidecar.sim.machine import Machine, Usage
 from sidecar.sim.policies import CHUNK_TOKENS, ENGINE, NEVER, OFFLINE_ALONE, Policy, Shape
+from sidecar.sim.progress import Progress
 from sidecar.sim.workloads import Job, Workload
 
 WARM_UP_S = 300.0  # not counted for offline throughput: the batch fills in step at first, later it is spread

@@ -20,10 +20,11 @@ from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import GrantKind, Lane
 from sidecar.inflight.batch import BatcherSettings
 from sidecar.inflight.profile import Profile
-from sidecar.sim.driver import Decides, Driver, Observer, Progress
+from sidecar.sim.driver import Decides, Driver, Observer
 from sidecar.sim.figures import percentiles
 from sidecar.sim.machine import Machine
 from sidecar.sim.policies import CHUNK_TOKENS, changed, parse_overrides
+from sidecar.sim.progress import Progress
 from sidecar.sim.recording import Recording
 from sidecar.sim.tables import Table
 from sidecar.sim.trial import DRAIN_S, PROGRESS_S

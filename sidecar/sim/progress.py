@@ -1,0 +1,60 @@
+"""What the driver in simulated time knows of one piece of work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from sidecar.core.events import DeadLetter, Dispatch, Ending, Reject
+from sidecar.core.work import Work
+from sidecar.sim.workloads import Job
+
+
+class BrokenPromiseError(AssertionError):
+    """The scheduler or a driver did what the contract between them forbids: a bug of ours, never input."""
+
+
+@dataclass(slots=True)
+class Running:
+    """One dispatch that owes its terminal event."""
+
+    action: Dispatch
+    reported_tokens: int = 0  # told to the scheduler by Progressed
+    stopping: bool = False
+    aborting: bool = False  # the work is gone once the engine confirms
+
+
+@dataclass(slots=True, eq=False)
+class Progress:
+    """One job from its arrival to its end, as the driver knows it."""
+
+    job: Job
+    kept_tokens: int = 0  # what a resume sends again, and what the caller has in the end
+    running: Running | None = None
+    grants: int = 0
+    outcome: str = ""  # "" = alive; else ended, incomplete, cancelled, rejected or dead
+    first_token_s: float = inf
+    finished_s: float = inf
+
+    @property
+    def work(self) -> Work:
+        """As the scheduler knows it."""
+        return self.job.work
+
+    @property
+    def tokens_left(self) -> int:
+        """How many tokens come before the end; only the engine knows."""
+        return self.job.output_tokens - self.kept_tokens
+
+
+def outcome_word(outcome: Ending | Reject | DeadLetter) -> str:
+    """In one word."""
+    match outcome:
+        case Reject():
+            return "rejected"
+        case DeadLetter():
+            return "dead"
+        case Ending.COMPLETE:
+            return "ended"
+        case _:
+            return outcome.value
