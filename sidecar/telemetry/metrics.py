@@ -46,17 +46,11 @@ from sidecar.core.snapshot import Snapshot
 from sidecar.core.work import OFFLINE, GrantKind, Lane, Work
 from sidecar.errors import EngineError
 from sidecar.settings.file import EngineEndpoint
+from sidecar.telemetry.buckets import DURATION_S, RPC_S, SLOWDOWN, TPOT_S, TTFT_S, WAIT_OFFLINE_S, WAIT_ONLINE_S
 from sidecar.telemetry.guard_metrics import guard_families
 from sidecar.telemetry.slo_metrics import SloMetrics
 from sidecar.telemetry.tenant_metrics import TenantMetrics
 
-DURATION_S = tuple(0.01 * 2**power for power in range(14))  # 10 ms to 82 s
-TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-TPOT_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
-RPC_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-WAIT_ONLINE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-WAIT_OFFLINE_S = (0.5, 1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
-SLOWDOWN = (0.9, 1, 1.02, 1.05, 1.1, 1.15, 1.25, 1.5, 2, 3, 5)
 _GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 _OUTCOMES = ("ok", "error", "cancelled", "expired", "rejected")
 # What an engine says is text of its own, and a label needs a finite set.
