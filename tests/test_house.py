@@ -38,18 +38,18 @@ IMPURE_STDLIB = {
 }
 # Lines of each room as they stand; a room may grow by a twentieth before somebody has to say why here.
 LINES = {
-    "core": 5834,
-    "inflight": 874,
-    "sim": 3849,
-    "settings": 531,
-    "triton": 1103,
-    "driver": 1510,
-    "frontend": 2616,
-    "offline": 5332,
-    "telemetry": 2146,
-    "cli": 791,
-    "engine": 1651,
-    "dev": 5238,
+    "core": 6064,
+    "inflight": 892,
+    "sim": 3947,
+    "settings": 606,
+    "triton": 1129,
+    "driver": 1603,
+    "frontend": 2835,
+    "offline": 5606,
+    "telemetry": 2222,
+    "cli": 1064,
+    "engine": 1653,
+    "dev": 5267,
 }
 FILE_LINES_MAX, FUNCTION_LINES_MAX = 400, 50
 
