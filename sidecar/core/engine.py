@@ -149,7 +149,7 @@ class Engine:
         ledger = self.ledger
         return ledger.kv_tokens_free == inf or self.kv_need(item) <= ledger.kv_tokens_free
 
-    def kv_size_settled(self) -> bool:
+    def note_kv_size(self) -> bool:
         """Count one more scrape. Return True if the cache has a new size, and this is the third scrape to say so."""
         size, scrapes = self.kv_size
         self.kv_size = (size, scrapes + 1) if size == self.ledger.kv_tokens_max else (self.ledger.kv_tokens_max, 1)

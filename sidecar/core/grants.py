@@ -78,7 +78,7 @@ class Grants:
         if offline is None or too_large:
             engine.limit_binding = Limit.TOO_LARGE if too_large else self._nobody(pool.offline)
             return False
-        engine.limit_binding = limit = lending.limit(engine, offline, self._now_s)
+        engine.limit_binding = limit = lending.find_limit(engine, offline, self._now_s)
         if limit in ROW_LIMITS and self._may_take_turn_early(engine, offline):
             self._grant(pool, engine, offline, GrantKind.RESERVED, contended=True)
             return True
@@ -103,7 +103,7 @@ class Grants:
         home = pool.engine_named(item.cached_on) or pool.placement.home(item.work.prefix_key)
         if home is None or home is engine or not home.up or home.refuses(item.work):
             return False
-        return lending.limit(home, item, self._now_s) is Limit.NONE
+        return lending.find_limit(home, item, self._now_s) is Limit.NONE
 
     @staticmethod
     def _nobody(queue: LaneQueue) -> Limit:
@@ -117,7 +117,7 @@ class Grants:
         engine.limit_binding = Limit.ONLINE_WAITS
         able = offline is not None and engine.could_fit(offline)
         contended = able and offline is not None and self._would_wait(pool, engine, online, offline)
-        if contended and offline and engine.reservation.due and not self._postponed(engine, online):
+        if contended and offline and engine.reservation.due and not self._postpone(engine, online):
             if not engine.fits(offline):  # what is free is kept for it, or a wide item would never get its turn
                 engine.limit_binding = Limit.TURN
                 return False
@@ -139,8 +139,8 @@ class Grants:
         online_slots = online.work.slots + pool.online.eligible(long=engine.takes_long) - 1
         return pool.lendable(self._now_s, engine, online_slots) < offline.work.slots
 
-    def _postponed(self, engine: Engine, online: Item) -> bool:
-        """True if a turn that is due is put off: only in mode `yielding`, while online's objective is at risk."""
+    def _postpone(self, engine: Engine, online: Item) -> bool:
+        """Put off a turn that is due, in mode `yielding` while online's objective is at risk. Return False if not."""
         if self._settings.reservation_mode is ReservationMode.FIRM:
             return False
         # The measured origin's rule: a wait at the head of the line stays below 40 % of the objective.

@@ -12,8 +12,12 @@ from sidecar.core.item import Item
 from sidecar.core.work import OFFLINE
 
 
-def limit(engine: Engine, item: Item, now_s: float) -> Limit:
-    """What keeps backfill from giving `item` its slots now; NONE if nothing does."""
+def find_limit(engine: Engine, item: Item, now_s: float) -> Limit:
+    """Find what keeps backfill from giving `item` its slots now; NONE if nothing does.
+
+    This is no mere question: what a limit looks at (headroom, ripe slots, pacing) is brought up to now before it is
+    asked, and no sooner: how often that happens is a part of what is decided.
+    """
     slots, free, ledger = item.work.slots, engine.free.slots, engine.ledger
     if slots > free:
         return Limit.SLOTS
@@ -124,7 +128,8 @@ def _prefill_allows(engine: Engine, piece: int, now_s: float) -> bool:
     if ahead and 0 < bound < ahead + piece:
         return False
     engine.prefill_next_s = -inf
-    if engine.pacing.allows(piece, engine.piece_tokens, now_s, engine.gap_s):
+    engine.pacing.refill(engine.piece_tokens, now_s, engine.gap_s)
+    if engine.pacing.allows(piece, engine.piece_tokens):
         return True
     engine.prefill_next_s = engine.pacing.next_s(piece, engine.piece_tokens, engine.gap_s)
     return False

@@ -19,13 +19,15 @@ class PrefillPacing:
         self._level = 0.0
         self._at_s = -inf
 
-    def allows(self, tokens: int, step: int, now_s: float, iteration_s: float) -> bool:
-        """True if so many tokens (of more than a step: a step of them) may be added to an iteration now."""
-        if not step:
-            return True
-        self._level = min(step, self._level + (now_s - self._at_s) * step / iteration_s)
-        self._at_s = now_s
-        return self._level + 1e-6 >= min(tokens, step)
+    def refill(self, step: int, now_s: float, iteration_s: float) -> None:
+        """Save what the iterations since the last refill allowed, at the length that they have now."""
+        if step:
+            self._level = min(step, self._level + (now_s - self._at_s) * step / iteration_s)
+            self._at_s = now_s
+
+    def allows(self, tokens: int, step: int) -> bool:
+        """True if so many tokens (of more than a step: a step of them) could be added at the last refill."""
+        return not step or self._level + 1e-6 >= min(tokens, step)
 
     def take(self, tokens: int) -> None:
         """So many tokens were sent. A long prompt in one piece is paid off by as many iterations."""

@@ -313,7 +313,7 @@ class Scheduler:
         pool = self._pools[engine.settings.model]
         slots_ours = engine.settings.slots - engine.free.slots
         engine.ledger.measured(event, slots_ours, engine.in_use[OFFLINE])
-        if engine.kv_size_settled():
+        if engine.note_kv_size():
             self._refuse_too_large(pool)
         self._fill(pool)
 

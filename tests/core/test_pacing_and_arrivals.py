@@ -24,6 +24,11 @@ def test_the_quantile_is_the_least_count_that_covers_it(mean: float, quantile: f
     assert count == 0 or covered(count - 1) < quantile + 1e-9
 
 
+def _allows(pacing: PrefillPacing, tokens: int, step: int, now_s: float, iteration_s: float) -> bool:
+    pacing.refill(step, now_s, iteration_s)
+    return pacing.allows(tokens, step)
+
+
 def test_the_rate_is_found_from_arrivals_and_fades_without_them() -> None:
     rate = ArrivalRate()
     for number in range(4000):
@@ -61,21 +66,21 @@ def test_a_window_is_worth_its_price_only_where_it_meets_arrivals() -> None:
 
 def test_a_piece_per_iteration_goes_through_and_what_is_long_is_paid_off() -> None:
     pacing = PrefillPacing()
-    assert pacing.allows(128, 128, 10.0, 0.04)
+    assert _allows(pacing, 128, 128, 10.0, 0.04)
     pacing.take(128)
-    assert not pacing.allows(128, 128, 10.02, 0.04)
+    assert not _allows(pacing, 128, 128, 10.02, 0.04)
     assert pacing.next_s(128, 128, 0.04) == pytest.approx(10.04)
-    assert pacing.allows(400, 128, 10.04, 0.04)
+    assert _allows(pacing, 400, 128, 10.04, 0.04)
     pacing.take(400)
     assert pacing.next_s(128, 128, 0.04) == pytest.approx(10.04 + 400 / 128 * 0.04)
 
 
 def test_the_few_tokens_of_a_resume_go_through_beside_a_piece() -> None:
     pacing = PrefillPacing()
-    assert pacing.allows(1, 128, 10.0, 0.04)
+    assert _allows(pacing, 1, 128, 10.0, 0.04)
     for _ in range(60):
         pacing.take(1)
-    assert pacing.allows(60, 128, 10.0, 0.04)
+    assert _allows(pacing, 60, 128, 10.0, 0.04)
 
 
 def test_yielding_holds_on_until_the_next_arrival_is_expected_if_it_is_within_the_hold() -> None:

@@ -15,7 +15,7 @@ from dev.bench._mixed_worker import BASELINES, Governed, governed
 from dev.load import LoadResult
 from engine.lengths import output_length
 from sidecar.core.errors import SettingsError
-from sidecar.core.events import Abort, Arrived, Cancelled, Dispatch, EngineUp, Stopped
+from sidecar.core.events import Abort, Arrived, Cancelled, Dispatch, Ending, EngineUp, Finished, Stopped
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.work import Lane, Work
@@ -60,7 +60,8 @@ def test_a_caller_that_leaves_is_taken_out_of_a_baseline_for_good() -> None:
     for name in "abcd":
         dispatched(scheduler, name, Lane.OFFLINE, 0.0)
 
-    assert scheduler.handle(Cancelled(work_id="c"), 1.0) == []
+    over = Finished(work_id="c", outcome=Ending.CANCELLED)
+    assert scheduler.handle(Cancelled(work_id="c"), 1.0) == [over]
     assert scheduler.handle(Cancelled(work_id="a"), 1.0) == [Abort(work_id="a", engine="a100")]
     after = scheduler.handle(Stopped(work_id="a", output_tokens=3), 1.1)
     assert [each.work_id for each in after if isinstance(each, Dispatch)] == ["d"]
