@@ -24,9 +24,9 @@ from sidecar.driver.driver import Driver
 from sidecar.driver.engine_watch import EngineWatch
 from sidecar.driver.metrics import DriverMetrics
 from sidecar.frontend.grpc_server import Server
-from sidecar.frontend.held_bytes import HeldBytes
 from sidecar.frontend.models import scheduled_models, serving
 from sidecar.frontend.passthrough import Passthrough
+from sidecar.frontend.rpc import HeldBytes
 from sidecar.frontend.server import bind, build_server
 from sidecar.frontend.service import Online
 from sidecar.offline.gates import ModelGates

@@ -44,7 +44,7 @@ LINES = {
     "settings": 606,
     "triton": 1129,
     "driver": 1603,
-    "frontend": 2835,
+    "frontend": 2962,
     "offline": 5606,
     "telemetry": 2222,
     "cli": 1064,

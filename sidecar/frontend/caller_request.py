@@ -1,278 +1,352 @@
-"""What a gRPC request asks of the scheduler: lane, length, slots. Read from its tensors, which go on unchanged.
+"""A caller's request, read once, and what Triton takes as one: each input once, with as much as its shape states.
 
-A caller asks for the offline lane, names its tenant or states its own objective by `x-lane: offline`, `x-tenant: NAME`
-and `ttft_objective_ms: NUMBER`: as a request parameter, or as metadata of the call. The parameter wins.
-
-A tensor in shared memory cannot be read here: what it would say is then estimated from shape and bytes, upwards.
+Lane, length and slots of a request are read from shapes and values, so a request whose shape states five ids must not
+carry two hundred thousand. The checks here need no ModelConfig; what does stands in `schemas.py`. Texts and their order
+are those of Triton 2.51 (server: src/grpc/infer_handler.cc, core: src/infer_request.cc), so that a caller who changed
+only the address reads what it read before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
-from math import inf
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
-import grpc
-
-from sidecar.core.work import Lane, Work
-from sidecar.errors import BadRequestError, EngineError, ModelRefusesError
-from sidecar.frontend.tensor_rules import SHARED_MEMORY, asked_by
+from sidecar.errors import BadRequestError, ModelRefusesError
 from sidecar.triton import wire
-from sidecar.triton.encoder import EncoderError
-from sidecar.triton.tokenizer import TextTooLongError, Tokens
 
 LANE = "x-lane"
 TENANT = "x-tenant"
 TTFT_OBJECTIVE = "ttft_objective_ms"
-OURS = frozenset({LANE, TENANT, TTFT_OBJECTIVE})
-TENANT_CHARACTERS_MAX = 256
-SHOWN_CHARACTERS_MAX = 64  # of a value that is refused
-PREFIX_BYTES = 512  # of a prompt: some four blocks of a KV cache
-BYTES_PER_TOKEN = 4  # of English text in the common vocabularies; only where no tokenizer is configured
+OURS = frozenset({LANE, TENANT, TTFT_OBJECTIVE})  # parameters that are served here, and that Triton does not get
+CLASSES = "classification"  # the parameter of an output, of Triton's classification extension
+_SHARED_MEMORY = "shared_memory_region"
+_SHARED_SIZE = "shared_memory_byte_size"
+_ELEMENT_BYTES = {
+    **dict.fromkeys(("BOOL", "UINT8", "INT8"), 1),
+    **dict.fromkeys(("UINT16", "INT16", "FP16", "BF16"), 2),
+    **dict.fromkeys(("UINT32", "INT32", "FP32"), 4),
+    **dict.fromkeys(("UINT64", "INT64", "FP64"), 8),
+}
+DATATYPES = frozenset({*_ELEMENT_BYTES, "BYTES"})
+_TYPED = {  # field of `contents` → what may stand in it; the first is what Triton calls a wrong one
+    "bool_contents": ("BOOL",),
+    "int_contents": ("INT32", "INT16", "INT8"),
+    "int64_contents": ("INT64",),
+    "uint_contents": ("UINT32", "UINT16", "UINT8"),
+    "uint64_contents": ("UINT64",),
+    "fp32_contents": ("FP32",),
+    "fp64_contents": ("FP64",),
+    "bytes_contents": ("BYTES",),
+}
+_PARAMETERS = {  # reserved by Triton: the fields of InferParameter that may carry each
+    "sequence_id": ("int64_param", "string_param"),
+    "sequence_start": ("bool_param",),
+    "sequence_end": ("bool_param",),
+    "priority": ("int64_param", "uint64_param"),
+    "timeout": ("int64_param",),
+    wire.EMPTY_FINAL: ("bool_param",),
+}
+_FREE = ("int64_param", "bool_param", "string_param", "double_param")  # for all others
+_ID_CHARACTERS_MAX = 256  # of the caller's id in a text: a status has to fit into gRPC's trailers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
-    """What one request takes, per sequence; `sequences` is how many it returns."""
+class Parameter:
+    """What a caller set. `kind` is the field of the InferParameter that holds it; None if no field does."""
 
-    prompt_tokens: int
-    output_tokens_max: int
-    sequences: int
+    kind: str | None
+    value: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduledModel:
-    """A model whose requests the scheduler grants. `engine_model` runs the tokens; it differs for an ensemble."""
+class Tensor:
+    """One input, without its values."""
 
     name: str
-    engine_model: str
-    tokens_max: int  # prompt + output of one sequence
-    tokens: Tokens | None  # to count a text's tokens
+    datatype: str
+    shape: tuple[int, ...]
+    shared_bytes: int | None  # its size in shared memory, as the caller says; None = it does not lie there
+    contents: Any  # its typed contents; None = it has none
+    raw_at: int  # where its bytes stand in `raw_input_contents`, if they stand there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """One output that the caller asks for."""
+
+    name: str
+    plain: bool  # without a parameter, so it is wanted as it is
+    shared: bool  # the engine is to write it into shared memory
+    classified: bool  # its most likely classes are wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallerRequest:
+    """One ModelInferRequest, as its caller sent it. Only `for_engine` changes the message behind it."""
+
+    id: str
+    model: str  # as the caller names it, which may be an alias
+    version: str  # "" = none is named
+    tensors: tuple[Tensor, ...]  # the inputs, in order
+    inputs: Mapping[str, Tensor]  # the first one of each name
+    outputs: tuple[Output, ...]
+    parameters: Mapping[str, Parameter]
+    size: int  # in bytes
+    message: Any = field(repr=False)
 
     @property
-    def takes_text(self) -> bool:
-        """True for text in, text out."""
-        return self.name != self.engine_model
+    def batch(self) -> int:
+        """The largest first dimension of all inputs; 1 without any."""
+        return max((each.shape[0] for each in self.tensors if each.shape), default=1)
 
-    def lengths(self, request: Any, beams_max: int | None = None) -> Lengths:
-        """How long and how wide a request is. Raises BadRequestError, naming the tensor.
+    @property
+    def classified(self) -> list[str]:
+        """The outputs of which the caller wants the most likely classes."""
+        return [each.name for each in self.outputs if each.classified]
 
-        `beams_max` is what the engine was built for; None = unknown, and left to the engine.
+    def raw(self, name: str) -> bytes:
+        """Return the raw bytes of an input; empty if they stand elsewhere."""
+        tensor, raw = self.inputs.get(name), self.message.raw_input_contents
+        if tensor is None or tensor.shared_bytes is not None or tensor.raw_at >= len(raw):
+            return b""
+        return bytes(raw[tensor.raw_at])
+
+    def values(self, name: str) -> tuple[Any, ...] | None:
+        """Return the values of an input; None if it is absent or lies in shared memory.
+
+        Raises BadRequestError, naming the tensor, if its bytes do not fit its datatype.
         """
-        tensors = {each.name: each for each in request.inputs}
-        output_tokens_max = _least_one(request, tensors, "max_tokens" if self.takes_text else "request_output_len")
-        prompt_tokens = (
-            self._tokens_of_text(request, tensors, output_tokens_max)
-            if self.takes_text
-            else self._tokens_of_ids(request, tensors)
-        )
-        if output_tokens_max is None:  # it lies in shared memory, or is missing: then the engine refuses it
-            output_tokens_max = max(self.tokens_max - prompt_tokens, 1)
-        beams = _least_one(request, tensors, "beam_width") or 1
-        if beams_max is not None and beams > beams_max:
-            engine = f"model '{self.engine_model}' has at most {beams_max}"
-            raise model_refusal(request, f"input 'beam_width' is {beams}; {engine}")
-        width = max(beams, _least_one(request, tensors, "num_return_sequences") or 1)
-        return Lengths(
-            prompt_tokens=prompt_tokens, output_tokens_max=output_tokens_max, sequences=width * _batch(request)
-        )
-
-    def _tokens_of_ids(self, request: Any, tensors: Mapping[str, Any]) -> int:
-        """The longest prompt of the batch: as `input_lengths` says, which is what the engine reads of `input_ids`."""
-        given = tensors.get("input_ids")
-        ids = int(given.shape[-1]) if given is not None and given.shape else 0
-        if not ids:
-            raise model_refusal(
-                request, f"input 'input_ids' is missing or empty; model '{self.name}' requires a prompt"
-            )
-        lengths = _read(request, tensors, "input_lengths", wire.INTEGERS) or (ids,)
-        for length in lengths:
-            if not 1 <= length <= ids:
-                raise model_refusal(request, f"input 'input_lengths' is {length}, but input 'input_ids' holds {ids}")
-        return max(lengths)
-
-    def _tokens_of_text(self, request: Any, tensors: Mapping[str, Any], output_tokens_max: int | None) -> int:
-        given = tensors.get("text_input")
-        if given is not None and SHARED_MEMORY in given.parameters:
-            return self._estimate(_bytes_in_shared_memory(given), output_tokens_max)
-        texts = _read(request, tensors, "text_input", ("BYTES",)) or ()
-        if not texts or not all(texts):
-            raise model_refusal(
-                request, f"input 'text_input' is missing or empty; model '{self.name}' requires a prompt"
-            )
-        if self.tokens is None:
-            return self._estimate(max(map(len, texts)), output_tokens_max)
+        tensor, raw = self.inputs.get(name), self.message.raw_input_contents
+        if tensor is None or tensor.shared_bytes is not None:
+            return None
         try:
-            return max(len(self.tokens.prompt_ids(_text(request, text), self.tokens_max)) for text in texts)
-        except TextTooLongError as error:
-            raise model_refusal(request, f"input 'text_input': {error}") from None
-        except EncoderError as error:
-            raise EngineError(str(error), grpc.StatusCode.INTERNAL) from None
+            if tensor.raw_at < len(raw):
+                return wire.unpack(tensor.datatype, raw[tensor.raw_at])
+            return wire.typed_values(tensor.datatype, tensor.contents)
+        except (ValueError, KeyError) as error:
+            raise BadRequestError(f"input '{name}' ({tensor.datatype}): {error}") from None
 
-    def _estimate(self, text_bytes: int, output_tokens_max: int | None) -> int:
-        """An estimate never refuses a text: the engine counts, and refuses, by itself."""
-        return max(min(text_bytes // BYTES_PER_TOKEN, self.tokens_max - (output_tokens_max or 1)), 0)
+    def scalar(self, name: str, default: Any) -> Any:
+        """Return the first value of an input, or `default` if it is absent or empty."""
+        values = self.values(name)
+        return values[0] if values else default
+
+    def wants(self, output: str) -> bool:
+        """True if this output is asked for; a caller who names none takes what comes."""
+        return not self.outputs or any(each.name == output for each in self.outputs)
+
+    def flag(self, name: str) -> bool:
+        """True if this parameter is set, and true."""
+        parameter = self.parameters.get(name)
+        return parameter is not None and parameter.kind == "bool_param" and bool(parameter.value)
+
+    def for_engine(self, model: str, request_id: str) -> Any:
+        """Return the message as an engine gets it: for this model, under this id, without what is served here."""
+        message = self.message
+        message.model_name, message.id = model, request_id
+        for name in OURS & self.parameters.keys():
+            if name in message.parameters:  # Triton would not take them in every type
+                del message.parameters[name]
+        return message
 
 
-def refusal(request: Any, text: str) -> BadRequestError:
-    """An error that begins as Triton's own do."""
-    return BadRequestError(asked_by(request.id) + text)
-
-
-def model_refusal(request: Any, text: str) -> ModelRefusesError:
-    """The same for what the model would refuse, were it asked."""
-    return ModelRefusesError(asked_by(request.id) + text)
-
-
-def work_of(
-    request: Any,
-    model: ScheduledModel,
-    lengths: Lengths,
-    metadata: Mapping[str, str],
-    *,
-    work_id: str,
-    arrived_s: float,
-    deadline_s: float,
-) -> Work:
-    """The request as the scheduler sees it. Raises BadRequestError."""
-    lane, objective_ms = _lane(request, metadata), _ttft_objective_ms(request, metadata)
-    _check_priority(request)
-    return Work(
-        id=work_id,
-        lane=lane,
-        model=model.engine_model,
-        arrived_s=arrived_s,
-        prompt_tokens=lengths.prompt_tokens,
-        output_tokens_max=lengths.output_tokens_max,
-        tenant=tenant_of(request, metadata),
-        deadline_s=min(deadline_s, arrived_s + _timeout_s(request)),
-        slots=lengths.sequences,
-        splits_prompt=False,
-        resumable=False,  # its tensors go to the engine as they are, so it runs whole
-        prefix_key=_prefix_key(request, model),
-        ttft_objective_ms=objective_ms if lane is Lane.ONLINE else 0.0,  # nobody waits for an offline token
+def parse(message: Any) -> CallerRequest:
+    """Read a ModelInferRequest. Values of tensors stay where they are until somebody asks for them."""
+    tensors, raw_at = [], 0
+    for each in message.inputs:
+        parameters = each.parameters
+        shared = _SHARED_MEMORY in parameters
+        tensors.append(
+            Tensor(
+                name=each.name,
+                datatype=each.datatype,
+                shape=tuple(each.shape),
+                shared_bytes=_shared_bytes(parameters) if shared else None,
+                contents=each.contents if each.HasField("contents") else None,
+                raw_at=raw_at,
+            )
+        )
+        raw_at += not shared
+    return CallerRequest(
+        id=message.id,
+        model=message.model_name,
+        version=message.model_version,
+        tensors=tuple(tensors),
+        inputs={each.name: each for each in reversed(tensors)},
+        outputs=tuple(
+            Output(
+                name=each.name,
+                plain=not each.parameters,
+                shared=_SHARED_MEMORY in each.parameters,
+                classified=CLASSES in each.parameters,
+            )
+            for each in message.outputs
+        ),
+        parameters={name: _parameter(each) for name, each in message.parameters.items()},
+        size=message.ByteSize(),
+        message=message,
     )
 
 
-def given_by(request: Any, metadata: Iterable[tuple[str, str | bytes]]) -> Mapping[str, str]:
-    """The texts of the call's metadata. Raises BadRequestError if they say two things where one is meant."""
-    given: dict[str, str] = {}
-    for name, value in metadata:
-        if isinstance(value, str):
-            if name in OURS and given.get(name, value) != value:
-                raise refusal(request, f"{name} is given twice: '{_shown(given[name])}' and '{_shown(value)}'")
-            given[name] = value
-    return given
-
-
-def tenant_of(request: Any, metadata: Mapping[str, str]) -> str:
-    """Whose request it is. Raises BadRequestError if the name is too long to be kept, or cannot be shown."""
-    tenant = asked(request, metadata, TENANT) or "default"
-    if len(tenant) > TENANT_CHARACTERS_MAX:
-        raise refusal(request, f"{TENANT} has {len(tenant)} characters; at most {TENANT_CHARACTERS_MAX} are taken")
-    if not tenant.isprintable():  # as for items and for metadata: it becomes a label of metrics
-        raise refusal(request, f"{TENANT} must be printable characters")
-    return tenant
-
-
-def asked(request: Any, metadata: Mapping[str, str], name: str) -> str | None:
-    """What the caller set, as text, whichever of its types a parameter has."""
-    if name not in request.parameters:
-        return metadata.get(name)
-    parameter = request.parameters[name]
+def _parameter(parameter: Any) -> Parameter:
     kind = parameter.WhichOneof("parameter_choice")
-    return "" if kind is None else str(getattr(parameter, kind))
+    return Parameter(kind=kind, value=None if kind is None else getattr(parameter, kind))
 
 
-def _prefix_key(request: Any, model: ScheduledModel) -> str:
-    """Equal for prompts that begin alike, so that they meet on the engine whose KV cache knows the beginning."""
-    raw = wire.raw_input(request, "text_input" if model.takes_text else "input_ids")
-    raw = raw[4:] if model.takes_text else raw  # behind the length of the string
-    return blake2b(raw[:PREFIX_BYTES], digest_size=8).hexdigest() if len(raw) >= PREFIX_BYTES else ""
+def _shared_bytes(parameters: Any) -> int:
+    return max(parameters[_SHARED_SIZE].int64_param, 0) if _SHARED_SIZE in parameters else 0
 
 
-def _lane(request: Any, metadata: Mapping[str, str]) -> Lane:
-    lane = asked(request, metadata, LANE)
-    if lane is None:
-        return Lane.ONLINE
-    if lane not in tuple(Lane):
-        raise refusal(request, f"{LANE} must be one of {', '.join(Lane)}, not '{_shown(lane)}'")
-    return Lane(lane)
+def refusal(asked: CallerRequest, text: str) -> BadRequestError:
+    """Return an error that begins as Triton's own do."""
+    return BadRequestError(asked_by(asked.id) + text)
 
 
-def _ttft_objective_ms(request: Any, metadata: Mapping[str, str]) -> float:
-    text = asked(request, metadata, TTFT_OBJECTIVE)
-    if text is None:
-        return 0.0
-    try:
-        objective_ms = float(text)
-    except ValueError:
-        objective_ms = -1.0
-    if not 0 < objective_ms < inf:
-        raise refusal(request, f"{TTFT_OBJECTIVE} must be a number of milliseconds > 0, not '{_shown(text)}'")
-    return objective_ms
+def model_refusal(asked: CallerRequest, text: str) -> ModelRefusesError:
+    """Return the same for what the model would refuse, were it asked."""
+    return ModelRefusesError(asked_by(asked.id) + text)
 
 
-def _check_priority(request: Any) -> None:
-    """Triton's 0 is its default. Levels mean nothing to an engine without any, and here the lanes decide."""
-    if "priority" not in request.parameters:
-        return
-    priority = int(asked(request, {}, "priority") or 0)
-    if priority < 0:
-        raise BadRequestError("invalid value for 'priority', expected value >= 0.")
-    if priority > 0:
-        known = f"there are no priority levels here, but the lanes of {LANE}"
-        raise refusal(request, f"parameter 'priority' is {priority}: {known}; leave it out, or send 0")
+def asked_by(request_id: str) -> str:
+    """How Triton begins the text of an error: with the caller's own id, or with words for none."""
+    shown = request_id if len(request_id) <= _ID_CHARACTERS_MAX else request_id[:_ID_CHARACTERS_MAX] + "…"
+    return f"[request id: {shown or '<id_unknown>'}] "
 
 
-def _timeout_s(request: Any) -> float:
-    """How long the request may wait for a slot: Triton's parameter `timeout`, in microseconds. Below 1 = no bound."""
-    if "timeout" not in request.parameters:
-        return inf
-    timeout_us = request.parameters["timeout"].int64_param
-    return timeout_us / 1e6 if timeout_us > 0 else inf
+def check_well_formed(asked: CallerRequest) -> None:
+    """Raise BadRequestError, naming the tensor or parameter, unless Triton takes this request from anybody.
 
-
-def _read(request: Any, tensors: Mapping[str, Any], name: str, datatypes: Sequence[str]) -> Sequence[Any] | None:
-    """The values of an input; None if it is not there or lies in shared memory.
-
-    Raises BadRequestError for another datatype: where nobody tells the ModelConfig, nobody has looked at it yet.
+    The parameters that are served here are not for Triton, and are not looked at.
     """
-    if name not in tensors:
-        return None
-    if (given := tensors[name].datatype) not in datatypes:
-        model = f"model '{request.model_name}' expects '{datatypes[0]}'"
-        raise refusal(request, f"inference input '{name}' data-type is '{given}', but {model}")
-    return wire.input_values(request, name)
+    _check_parameters(asked)
+    by, model = asked_by(asked.id), asked.model
+    raw, raw_at, names = asked.message.raw_input_contents, 0, set()
+    for tensor in asked.tensors:
+        name, shape = tensor.name, tensor.shape
+        if name in names:
+            raise BadRequestError(f"{by}input '{name}' already exists in request")
+        names.add(name)
+        if min(shape, default=0) < 0:
+            unstated = f"All input dimensions should be specified for input '{name}' for model '{model}'"
+            raise BadRequestError(f"{by}{unstated}, got {dims(shape)}")
+        if tensor.shared_bytes is not None:
+            if tensor.contents is not None:
+                raise BadRequestError(
+                    f"unexpected 'content' provided when using shared memory for input tensor '{name}' "
+                    f"for model '{model}'"
+                )
+        elif not raw and tensor.contents is not None:
+            _check_typed(by, model, tensor)
+        elif tensor.contents is not None:
+            raise BadRequestError(
+                f"contents field must not be specified when using raw_input_contents for '{name}' for model '{model}'"
+            )
+        elif raw_at >= len(raw):
+            raise BadRequestError(f"unable to find data for input tensor '{name}' for model '{model}' in request.")
+        else:
+            _check_raw(by, model, tensor, raw[raw_at])
+            raw_at += 1
+    if raw_at < len(raw):  # Triton drops the rest; but whose bytes then stand at which input?
+        raise BadRequestError(f"{by}{len(raw)} raw_input_contents for {raw_at} inputs that take some")
 
 
-def _least_one(request: Any, tensors: Mapping[str, Any], name: str) -> int | None:
-    """The largest value of an input whose values are counts; None as for `_read`."""
-    values = _read(request, tensors, name, wire.INTEGERS)
-    if not values:
-        return None
-    if min(values) < 1:
-        raise model_refusal(request, f"input '{name}' must be >= 1, not {min(values)}")
-    return int(max(values))
+def check_datatype(asked: CallerRequest, tensor: Tensor, datatypes: Sequence[str]) -> None:
+    """Raise BadRequestError for another datatype. Where nobody tells the ModelConfig, nobody has looked at it yet."""
+    if tensor.datatype not in datatypes:
+        expected = f"model '{asked.model}' expects '{datatypes[0]}'"
+        raise refusal(asked, f"inference input '{tensor.name}' data-type is '{tensor.datatype}', but {expected}")
 
 
-def _bytes_in_shared_memory(tensor: Any) -> int:
-    name = "shared_memory_byte_size"
-    return max(tensor.parameters[name].int64_param, 0) if name in tensor.parameters else 0
+def dims(shape: tuple[int, ...]) -> str:
+    """A shape as Triton prints it."""
+    return f"[{','.join(map(str, shape))}]"
 
 
-def _batch(request: Any) -> int:
-    return max((int(each.shape[0]) for each in request.inputs if len(each.shape) > 0), default=1) or 1
+def _check_parameters(asked: CallerRequest) -> None:
+    for name, parameter in asked.parameters.items():
+        allowed = _PARAMETERS.get(name)
+        if allowed is None and name.startswith("triton_"):
+            raise BadRequestError(
+                "parameter keys starting with 'triton_' are reserved for Triton usage. Only the following keys "
+                f"starting with 'triton_' are allowed: {wire.EMPTY_FINAL}"
+            )
+        if name in OURS or parameter.kind in (allowed or _FREE):
+            continue
+        expected = " or ".join(allowed) if allowed else "int64_param, bool_param, or string_param"
+        raise BadRequestError(f"invalid value type for '{name}' parameter, expected {expected}.")
 
 
-def _text(request: Any, raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise model_refusal(request, f"input 'text_input' is not UTF-8: {error}") from None
+def _check_typed(by: str, model: str, tensor: Tensor) -> None:
+    fields = [(field.name, values) for field, values in tensor.contents.ListFields()]
+    wrong = f"unexpected explicit tensor data for input tensor '{tensor.name}' for model '{model}'"
+    if len(fields) > 1:
+        raise BadRequestError(f"{wrong}, binary data was already supplied.")
+    count = 0
+    for name, values in fields:
+        if tensor.datatype not in _TYPED[name]:
+            raise BadRequestError(f"{wrong} of type '{_TYPED[name][0]}', expected datatype '{tensor.datatype}'")
+        count = len(values)
+    if tensor.datatype == "BYTES":
+        _check_strings(by, model, tensor, count)
+    else:
+        size = _element_bytes(by, tensor)
+        _check_bytes(by, model, tensor.name, size * prod(tensor.shape), size * count)
 
 
-def _shown(value: str) -> str:
-    return value if len(value) <= SHOWN_CHARACTERS_MAX else value[:SHOWN_CHARACTERS_MAX] + "…"
+def _check_raw(by: str, model: str, tensor: Tensor, raw: bytes) -> None:
+    if tensor.datatype == "BYTES":
+        _check_strings(by, model, tensor, _strings(by, model, tensor.name, raw, prod(tensor.shape)))
+    else:
+        _check_bytes(by, model, tensor.name, _element_bytes(by, tensor) * prod(tensor.shape), len(raw))
+
+
+def _element_bytes(by: str, tensor: Tensor) -> int:
+    size = _ELEMENT_BYTES.get(tensor.datatype)
+    if size is None:
+        raise BadRequestError(f"{by}inference input '{tensor.name}' data-type is '<invalid>': '{tensor.datatype}'")
+    return size
+
+
+def _check_bytes(by: str, model: str, name: str, expected: int, got: int) -> None:
+    if expected != got:
+        raise BadRequestError(
+            f"{by}input byte size mismatch for input '{name}' for model '{model}'. Expected {expected}, got {got}"
+        )
+
+
+def _check_strings(by: str, model: str, tensor: Tensor, count: int) -> None:
+    name, expected = tensor.name, prod(tensor.shape)
+    if count > expected:
+        raise BadRequestError(
+            f"{by}unexpected number of string elements {count} for inference input '{name}' for model '{model}', "
+            f"expecting {expected}"
+        )
+    if count < expected:
+        raise BadRequestError(
+            f"{by}expected {expected} string elements for inference input '{name}' for model '{model}', got {count}"
+        )
+
+
+def _strings(by: str, model: str, name: str, raw: bytes, count_max: int) -> int:
+    """How many strings stand in `raw`; counted no further than one beyond `count_max`."""
+    at, count = 0, 0
+    while at < len(raw) and count <= count_max:
+        left = len(raw) - at
+        if left < 4:
+            raise BadRequestError(
+                f"{by}incomplete string length indicator for inference input '{name}' for model '{model}', expecting "
+                f"4 bytes but only {left} bytes available. Please make sure the string length indicator is in one "
+                "buffer."
+            )
+        (length,) = struct.unpack_from("<I", raw, at)
+        if length > left - 4:
+            raise BadRequestError(
+                f"{by}incomplete string data for inference input '{name}' for model '{model}', expecting string of "
+                f"length {length} but only {left - 4} bytes available"
+            )
+        at += 4 + length
+        count += 1
+    return count

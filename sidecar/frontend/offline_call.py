@@ -13,11 +13,11 @@ from typing import Any
 from sidecar.core.work import Work
 from sidecar.driver.generation import Generation
 from sidecar.frontend import statuses
-from sidecar.frontend.caller_request import OURS, ScheduledModel, model_refusal
+from sidecar.frontend.caller_request import OURS, CallerRequest, model_refusal
 from sidecar.frontend.final_response import OF_IDS, OF_TEXT, final_answer, wants_only
+from sidecar.frontend.models import ScheduledModel
 from sidecar.frontend.relayed_call import Deliver, Over
 from sidecar.frontend.statuses import Booked
-from sidecar.frontend.tensor_rules import SHARED_MEMORY
 from sidecar.token_call import Generated, Sampling, TokenCall
 from sidecar.triton import wire
 from sidecar.triton.tokenizer import Tokens
@@ -44,34 +44,34 @@ _OF_TEXT = {
 _PARAMETERS = OURS | {wire.EMPTY_FINAL, "timeout", "priority"}  # served here, or refused before
 
 
-def token_call(request: Any, model: ScheduledModel, *, excludes_input: bool) -> TokenCall | None:
+def token_call(asked: CallerRequest, model: ScheduledModel, *, excludes_input: bool) -> TokenCall | None:
     """The request as a TokenCall; None if it must run whole. Raises BadRequestError, naming the tensor.
 
     `excludes_input` says what the engine does where the caller does not say whether the output begins with the prompt.
     """
-    if not _may_be_sliced(request, model) or not _excludes_input(request, model, excludes_input):
+    if not _may_be_sliced(asked, model) or not _excludes_input(asked, model, excludes_input):
         return None
     if not model.takes_text:
-        return _of_ids(request)
-    return None if model.tokens is None else _of_text(request, model.tokens, model.tokens_max)
+        return _of_ids(asked)
+    return None if model.tokens is None else _of_text(asked, model.tokens, model.tokens_max)
 
 
-def _may_be_sliced(request: Any, model: ScheduledModel) -> bool:
+def _may_be_sliced(asked: CallerRequest, model: ScheduledModel) -> bool:
     known = _COMMON | (_OF_TEXT if model.takes_text else _OF_IDS)
     return (
-        all(known.get(each.name) == each.datatype and each.shape[:1] == [1] and SHARED_MEMORY not in each.parameters
-            for each in request.inputs)
-        and wants_only(request, OF_TEXT if model.takes_text else OF_IDS)
-        and request.parameters.keys() <= _PARAMETERS
-        and not request.model_version  # what Triton then answers about versions, it shall answer
-        and _greedy(_sampling(request, "" if model.takes_text else "runtime_"))
+        all(known.get(each.name) == each.datatype and each.shape[:1] == (1,) and each.shared_bytes is None
+            for each in asked.tensors)
+        and wants_only(asked, OF_TEXT if model.takes_text else OF_IDS)
+        and asked.parameters.keys() <= _PARAMETERS
+        and not asked.version  # what Triton then answers about versions, it shall answer
+        and _greedy(_sampling(asked, "" if model.takes_text else "runtime_"))
     )  # fmt: skip
 
 
-def _excludes_input(request: Any, model: ScheduledModel, by_default: bool) -> bool:
+def _excludes_input(asked: CallerRequest, model: ScheduledModel, by_default: bool) -> bool:
     """True if the output does not begin with the prompt. Streamed responses never do."""
-    streams = wire.scalar(request, "stream" if model.takes_text else "streaming", False)
-    return streams or bool(wire.scalar(request, "exclude_input_in_output", by_default))
+    streams = asked.scalar("stream" if model.takes_text else "streaming", False)
+    return streams or bool(asked.scalar("exclude_input_in_output", by_default))
 
 
 def _greedy(sampling: Sampling) -> bool:
@@ -79,51 +79,51 @@ def _greedy(sampling: Sampling) -> bool:
     return sampling.top_k == 1 or not (sampling.top_k or sampling.top_p)
 
 
-def _of_ids(request: Any) -> TokenCall | None:
-    words = _words(request)
+def _of_ids(asked: CallerRequest) -> TokenCall | None:
+    words = _words(asked)
     if words is None:
         return None
-    ids = wire.input_values(request, "input_ids") or ()
+    ids = asked.values("input_ids") or ()
     return TokenCall(
-        prompt_ids=ids[: wire.scalar(request, "input_lengths", len(ids))],
-        output_tokens_max=wire.scalar(request, "request_output_len", 0),
-        sampling=_sampling(request, "runtime_"),
+        prompt_ids=ids[: asked.scalar("input_lengths", len(ids))],
+        output_tokens_max=asked.scalar("request_output_len", 0),
+        sampling=_sampling(asked, "runtime_"),
         stop_words=words,
-        end_id=wire.scalar(request, "end_id", None),
+        end_id=asked.scalar("end_id", None),
     )
 
 
-def _of_text(request: Any, tokens: Tokens, tokens_max: int) -> TokenCall:
+def _of_text(asked: CallerRequest, tokens: Tokens, tokens_max: int) -> TokenCall:
     try:
-        text = wire.scalar(request, "text_input", b"").decode()
-        words = [word.decode() for word in wire.input_values(request, "stop_words") or () if word]
+        text = asked.scalar("text_input", b"").decode()
+        words = [word.decode() for word in asked.values("stop_words") or () if word]
     except UnicodeDecodeError as error:
-        raise model_refusal(request, f"input 'text_input' or 'stop_words' is not UTF-8: {error}") from None
+        raise model_refusal(asked, f"input 'text_input' or 'stop_words' is not UTF-8: {error}") from None
     return TokenCall(
         prompt_ids=tokens.prompt_ids(text, tokens_max),
-        output_tokens_max=wire.scalar(request, "max_tokens", 0),
-        sampling=_sampling(request, ""),
+        output_tokens_max=asked.scalar("max_tokens", 0),
+        sampling=_sampling(asked, ""),
         stop_words=tuple(tokens.encode_words(word) for word in words),
-        end_id=wire.scalar(request, "end_id", tokens.end_id),
+        end_id=asked.scalar("end_id", tokens.end_id),
     )
 
 
-def _sampling(request: Any, prefix: str) -> Sampling:
+def _sampling(asked: CallerRequest, prefix: str) -> Sampling:
     return Sampling(
-        temperature=wire.scalar(request, "temperature", None),
-        top_k=wire.scalar(request, f"{prefix}top_k", None),
-        top_p=wire.scalar(request, f"{prefix}top_p", None),
-        seed=wire.scalar(request, "seed", None),
-        min_tokens=wire.scalar(request, "min_tokens", None),
+        temperature=asked.scalar("temperature", None),
+        top_k=asked.scalar(f"{prefix}top_k", None),
+        top_p=asked.scalar(f"{prefix}top_p", None),
+        seed=asked.scalar("seed", None),
+        min_tokens=asked.scalar("min_tokens", None),
     )
 
 
-def _words(request: Any) -> tuple[tuple[int, ...], ...] | None:
+def _words(asked: CallerRequest) -> tuple[tuple[int, ...], ...] | None:
     """The words of `stop_words_list` [1, 2, n]: ids in the first row, end offsets in the second, padded with -1.
 
     None if the offsets make no words: then the engine is to refuse them.
     """
-    flat = wire.input_values(request, "stop_words_list") or ()
+    flat = asked.values("stop_words_list") or ()
     half = len(flat) // 2
     ids, ends = flat[:half], [end for end in flat[half:] if end >= 0]
     if ends != sorted(set(ends)) or (ends and not 1 <= ends[0] <= ends[-1] <= half):
@@ -132,17 +132,23 @@ def _words(request: Any) -> tuple[tuple[int, ...], ...] | None:
 
 
 def sliced_call(
-    request: Any, work: Work, call: TokenCall, model: ScheduledModel, deliver: Deliver, over: Over, version: str = ""
+    asked: CallerRequest,
+    work: Work,
+    call: TokenCall,
+    model: ScheduledModel,
+    deliver: Deliver,
+    over: Over,
+    version: str = "",
 ) -> tuple[Booked, Generation]:
     """A driver's Call that answers with one response, of this version of the model, when all slices are done."""
-    booked = Booked(work_id=work.id, caller_id=request.id)
+    booked = Booked(work_id=work.id, caller_id=asked.id)
     generation = Generation(work, call)
 
     def tell(result: asyncio.Future[Generated]) -> None:
         if result.cancelled():
             return
         try:
-            deliver(_response(request, booked, result.result(), model, version))
+            deliver(_response(asked, result.result(), model, version))
         except Exception as error:  # of this request alone, be it ours or the scheduler's
             over(booked, statuses.of_generation(error, booked))
         else:
@@ -152,7 +158,7 @@ def sliced_call(
     return booked, generation
 
 
-def _response(request: Any, booked: Booked, generated: Generated, model: ScheduledModel, version: str) -> Any:
+def _response(asked: CallerRequest, generated: Generated, model: ScheduledModel, version: str) -> Any:
     ids = generated.output_ids
     output = model.tokens.decode(ids) if model.takes_text and model.tokens is not None else ids
-    return final_answer(request, booked.caller_id, version, output)
+    return final_answer(asked, model.name, version, output)

@@ -19,13 +19,11 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from sidecar.call import Metadata
 from sidecar.errors import EngineError
 from sidecar.frontend.outbox import Outbox
 from sidecar.frontend.readiness import Readiness
-from sidecar.frontend.rpc import refuse
-from sidecar.frontend.schema import ModelSchema
-from sidecar.frontend.schemas import Schemas
+from sidecar.frontend.rpc import forwardable, refuse
+from sidecar.frontend.schemas import ModelSchema, Schemas
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE, EngineClient
 from sidecar.triton.errors import REAL_STATUS, STATUS_LOST, code_of
@@ -39,15 +37,8 @@ PASSED_THROUGH = (
 )
 UNREADABLE = (grpc.StatusCode.INTERNAL, "Unable to parse request")  # what Triton, a C++ gRPC server, answers
 _CHANGES_MODELS = ("RepositoryModelLoad", "RepositoryModelUnload")
-_HOP_BY_HOP = ("grpc-", ":")
-_OURS = {"user-agent", "te", "content-type", REAL_STATUS}  # the last acts on a whole stream: see `stream`
 FETCH_TIMEOUT_S = 1.0  # ModelConfig and ServerLive take a millisecond or two; an engine that takes longer hangs
 LOOK_AGAIN_S = 1.0  # an engine that did not answer is asked again no sooner
-
-
-def forwardable(metadata: Any) -> Metadata:
-    """The metadata that belongs to the caller and the server, not to one hop between them."""
-    return tuple((key, value) for key, value in metadata or () if key not in _OURS and not key.startswith(_HOP_BY_HOP))
 
 
 class Passthrough:

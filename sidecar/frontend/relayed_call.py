@@ -9,7 +9,7 @@ from sidecar.call import Metadata, Terminal, Timeline
 from sidecar.core.events import DeadLetter, Dispatch, Reject
 from sidecar.core.work import EndReason, Lane, Work
 from sidecar.frontend import statuses
-from sidecar.frontend.caller_request import OURS
+from sidecar.frontend.caller_request import CallerRequest
 from sidecar.frontend.final_response import final_answer
 from sidecar.frontend.statuses import Booked, CallerError
 from sidecar.triton import wire
@@ -22,33 +22,38 @@ class WholeCall:
     """A driver's Call for one gRPC request."""
 
     def __init__(
-        self, request: Any, work: Work, metadata: Metadata, deliver: Deliver, over: Over, version: str = ""
+        self,
+        asked: CallerRequest,
+        model: str,
+        work: Work,
+        metadata: Metadata,
+        deliver: Deliver,
+        over: Over,
+        version: str = "",
     ) -> None:
-        """`version` is the model's that would serve it."""
-        self.booked = Booked(work_id=work.id, caller_id=request.id)
+        """`model` serves the request. `version` is the one that would, if the caller names none."""
+        self.booked = Booked(work_id=work.id, caller_id=asked.id)
         self.metadata = metadata
         self.own = False
         self.judged = False  # what the engine says is passed on as it is
         self.stop_wanted = False  # the engine sees all of it
         self.reused_blocks = None  # nothing of ours is resumed
-        self._request = request
+        self._asked = asked
+        self._model = model
         self._deliver = deliver
         self._over = over
-        self._version = request.model_version or version
-        self._wants_empty_final = request.parameters[wire.EMPTY_FINAL].bool_param
+        self._version = asked.version or version
+        self._wants_empty_final = asked.flag(wire.EMPTY_FINAL)
         # Offline work may be run anew after a failure, so nothing of it is delivered before it is over.
         self._held: list[Any] | None = [] if work.lane is Lane.OFFLINE else None
-        self._end_id = wire.scalar(request, "end_id", None)
+        self._end_id = asked.scalar("end_id", None)
         self._last: Any = None  # response with data
         self._final_came = False
 
     def request(self, dispatch: Dispatch, request_id: str) -> Any:
         """The caller's request as it came, under our id."""
         del dispatch  # the whole output is asked for at once
-        self._request.id = request_id
-        for name in OURS & self._request.parameters.keys():
-            del self._request.parameters[name]  # served here; Triton would not take them in every type
-        return self._request
+        return self._asked.for_engine(self._model, request_id)
 
     def receive(self, response: Any) -> int:
         """Pass it on under the caller's id; a final response without data only if the caller asked for such."""
@@ -93,6 +98,4 @@ class WholeCall:
         self._over(self.booked, statuses.refused(outcome, self.booked))
 
     def _final_without_tokens(self) -> Any:
-        request = self._request
-        takes_text = any(tensor.name == "text_input" for tensor in request.inputs)
-        return final_answer(request, self.booked.caller_id, self._version, "" if takes_text else ())
+        return final_answer(self._asked, self._model, self._version, "" if "text_input" in self._asked.inputs else ())

@@ -1,4 +1,4 @@
-"""What every inbound call goes through: it is counted, timed and traced, and its unforeseen faults end here.
+"""What every inbound call goes through: it is bounded, counted, timed and traced, and its unforeseen faults end here.
 
 A fault that nobody foresaw ends its own call, with INTERNAL and no word of what the caller sent.
 """
@@ -15,17 +15,20 @@ import grpc
 import grpc.aio
 
 from sidecar.call import Metadata
-from sidecar.frontend.held_bytes import RETRY_AFTER_S, HeldBytes
 from sidecar.frontend.statuses import CallerError
 from sidecar.settings.limits import LimitSettings
 from sidecar.telemetry.faults import Faults, leaves
 from sidecar.telemetry.tracing import CURRENT, Tracing
+from sidecar.triton.errors import REAL_STATUS
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
 
 logger = logging.getLogger(__name__)
 DETAILS_BYTES_MAX = 2_048  # gRPC encodes one byte as up to three, and a client takes 8 KiB of metadata in all
 CUT = "..."
+_HOP_BY_HOP = ("grpc-", ":")
+_NOT_FORWARDED = {"user-agent", "te", "content-type", REAL_STATUS}  # the last acts on a whole stream
+RETRY_AFTER_S = 1.0  # a request ends every few tens of milliseconds, and the bytes it held are free again
 UNFORESEEN = "internal error of the sidecar; its log names the place"
 
 
@@ -34,6 +37,30 @@ class RpcObserver(Protocol):
 
     def served(self, method: str, code: str, seconds: float) -> None:
         """A call of this method has ended with this status."""
+
+
+class HeldBytes:
+    """The bytes of all requests that wait or run: under a bound on their number a few could still fill the memory."""
+
+    def __init__(self, limits: LimitSettings | None = None) -> None:
+        self.bytes_max = (limits or LimitSettings()).held_bytes_max
+        self.used = 0
+
+    def take(self, size: int) -> int:
+        """`size` more bytes are held; give the same number back. Raises CallerError if that is too much."""
+        if self.used + size > self.bytes_max:
+            raise CallerError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"requests of {self.used} bytes wait or run, {size} more are beyond the limit of {self.bytes_max} "
+                f"(limits.held_bytes_max); try again in {RETRY_AFTER_S:g} s",
+                RETRY_AFTER_S,
+            )
+        self.used += size
+        return size
+
+    def give_back(self, size: int) -> None:
+        """These bytes are held no longer."""
+        self.used -= size
 
 
 class Calls:
@@ -118,6 +145,13 @@ def details(text: str) -> str:
     if len(raw) <= DETAILS_BYTES_MAX:
         return raw.decode()
     return raw[: DETAILS_BYTES_MAX - len(CUT)].decode(errors="ignore") + CUT
+
+
+def forwardable(metadata: Any) -> Metadata:
+    """The metadata that belongs to the caller and the server, not to one hop between them."""
+    return tuple(
+        (key, value) for key, value in metadata or () if key not in _NOT_FORWARDED and not key.startswith(_HOP_BY_HOP)
+    )
 
 
 def unreadable_metadata(metadata: Any) -> str | None:

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from sidecar.core.errors import SettingsError
+from sidecar.frontend.caller_stream import stream_handler
 from sidecar.frontend.grpc_server import Server
 from sidecar.frontend.health import HEALTH, Health
 from sidecar.frontend.models import Models
@@ -52,7 +53,7 @@ def build_server(
         for name, handler in methods.items()
     }
     handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-        calls.infer(online.model_stream_infer, f"{SERVICE}/ModelStreamInfer")  # raw both ways: see online.py
+        calls.infer(stream_handler(online, passthrough), f"{SERVICE}/ModelStreamInfer")  # raw both ways
     )
     health_handlers: dict[str, Any] = {
         "Check": grpc.unary_unary_rpc_method_handler(

@@ -13,7 +13,7 @@ import grpc
 from sidecar.call import Metadata, Terminal
 from sidecar.core.events import DeadLetter, Failed, Lost, Reject, RejectReason
 from sidecar.errors import EngineError
-from sidecar.frontend.tensor_rules import asked_by
+from sidecar.frontend.caller_request import asked_by
 from sidecar.token_call import WorkDeadError, WorkRejectedError
 
 RETRY_HINT = "retry-after-ms"  # in the trailing metadata

@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import grpc
-
 from sidecar.errors import MalformedAnswerError
-from sidecar.frontend.schema import classified
-from sidecar.frontend.statuses import CallerError
-from sidecar.frontend.tensor_rules import SHARED_MEMORY, asked_by
 from sidecar.triton import wire
 
 
@@ -42,39 +37,6 @@ def joined(responses: Sequence[Any]) -> Any:
             tensor.shape.extend(shape)
             answer.raw_output_contents.append(raw)
     return answer
-
-
-def check_joinable(request: Any) -> None:
-    """Raise CallerError for a request whose responses are not parts of one: each sequence gets its own.
-
-    Nor are those that the engine writes over each other in shared memory, or makes classes of one by one.
-    """
-    for name, count in (
-        ("num_return_sequences", wire.scalar(request, "num_return_sequences", 1)),
-        ("the batch size", max((each.shape[0] for each in request.inputs if each.shape), default=1)),
-    ):
-        if count > 1:
-            raise _not_one(request, f"{name} is {count}")
-    if not _may_stream(request):
-        return
-    if shared := [output.name for output in request.outputs if SHARED_MEMORY in output.parameters]:
-        raise _not_one(request, f"output '{shared[0]}' of a streamed request is to lie in shared memory")
-    if classes := classified(request):
-        raise _not_one(request, f"of output '{classes[0]}' of a streamed request classes are asked for")
-
-
-def _not_one(request: Any, why: str) -> CallerError:
-    text = f"ModelInfer gives one response, but {why}: ask by ModelStreamInfer"
-    return CallerError(grpc.StatusCode.UNIMPLEMENTED, asked_by(request.id) + text)
-
-
-def _may_stream(request: Any) -> bool:
-    """True if the engine is asked to answer token by token, or may be: what lies in shared memory cannot be read."""
-    return any(
-        SHARED_MEMORY in tensor.parameters or any(wire.input_values(request, tensor.name) or ())
-        for tensor in request.inputs
-        if tensor.name in ("stream", "streaming")
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,21 +95,10 @@ def input_values(request: Any, name: str) -> tuple[Any, ...] | None:
         try:
             if raw_at < len(request.raw_input_contents):
                 return unpack(tensor.datatype, request.raw_input_contents[raw_at])
-            return tuple(getattr(tensor.contents, _TYPED[tensor.datatype]))
+            return typed_values(tensor.datatype, tensor.contents)
         except (ValueError, KeyError) as error:
             raise BadRequestError(f"input '{name}' ({tensor.datatype}): {error}") from None
     return None
-
-
-def raw_input(request: Any, name: str) -> bytes:
-    """The raw bytes of input `name`; empty if they stand elsewhere."""
-    raw_at = -1
-    for tensor in request.inputs:
-        in_shared_memory = _SHARED_MEMORY in tensor.parameters
-        raw_at += not in_shared_memory
-        if tensor.name == name and not in_shared_memory and raw_at < len(request.raw_input_contents):
-            return bytes(request.raw_input_contents[raw_at])
-    return b""
 
 
 def scalar(request: Any, name: str, default: Any) -> Any:
@@ -131,7 +120,7 @@ def output_values(response: Any, name: str) -> tuple[Any, ...] | None:
             raise MalformedAnswerError(f"output '{name}' comes twice")
         raw = response.raw_output_contents[index] if index < len(response.raw_output_contents) else None
         try:
-            found = unpack(tensor.datatype, raw) if raw is not None else _typed(tensor)
+            found = unpack(tensor.datatype, raw) if raw is not None else typed_values(tensor.datatype, tensor.contents)
         except (ValueError, KeyError) as error:
             raise MalformedAnswerError(f"output '{name}' ({tensor.datatype}): {error}") from None
         if any(each < 0 for each in tensor.shape) or prod(tensor.shape) != len(found):
@@ -139,8 +128,9 @@ def output_values(response: Any, name: str) -> tuple[Any, ...] | None:
     return found
 
 
-def _typed(tensor: Any) -> tuple[Any, ...]:
-    return tuple(getattr(tensor.contents, _TYPED[tensor.datatype]))
+def typed_values(datatype: str, contents: Any) -> tuple[Any, ...]:
+    """The values of typed contents, which may be missing. Raises KeyError for a datatype that we do not read."""
+    return tuple(getattr(contents, _TYPED[datatype], ()))
 
 
 def output_ids(response: Any) -> tuple[int, ...]:

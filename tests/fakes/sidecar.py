@@ -18,8 +18,8 @@ from sidecar.core.events import EngineUp
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import SchedulerSettings
 from sidecar.driver.driver import Driver
-from sidecar.frontend.held_bytes import HeldBytes
 from sidecar.frontend.passthrough import Passthrough
+from sidecar.frontend.rpc import HeldBytes
 from sidecar.frontend.server import bind
 from sidecar.settings.aliases import Rule
 from sidecar.settings.file import EngineEndpoint, ServeSettings, TracingSettings

@@ -1,236 +1,278 @@
-"""What the scheduler is told of a request, and what is refused because it cannot be told."""
+"""What is read of a request, and what is refused of it before anything is made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from math import inf
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from sidecar.core.work import Lane, Work
-from sidecar.errors import BadRequestError, ModelRefusesError
-from sidecar.frontend.caller_request import Lengths, ScheduledModel, given_by, work_of
+from sidecar.errors import BadRequestError
+from sidecar.frontend.caller_request import OURS, Parameter, asked_by, check_well_formed, parse
 from sidecar.triton import wire
-from tests.fakes.log import WordTokens
-
-IDS = ScheduledModel(name="tensorrt_llm", engine_model="tensorrt_llm", tokens_max=64, tokens=None)
-TEXT = replace(IDS, name="ensemble")
 
 
-class Letters(WordTokens):
-    """One token per character."""
-
-    def encode_prompt(self, text: str) -> tuple[int, ...]:
-        return tuple(map(ord, text))
-
-
-def ids_request(prompt: int = 5, *, output: int = 7, **scalars: int) -> Any:
-    request = wire.InferRequest(model_name="tensorrt_llm", id="r")
-    wire.add_tensor(request, "input_ids", "INT32", range(prompt), (1, prompt))
-    for name, value in ({"input_lengths": prompt, "request_output_len": output} | scalars).items():
-        wire.add_tensor(request, name, "INT32", (value,), (1, 1))
+def request_of(*, raw: Sequence[bytes] = (), datatype: str = "INT32", shape: Sequence[int] = ()) -> Any:
+    """A request with one input."""
+    request = wire.InferRequest(model_name="m", id="r")
+    request.inputs.add(name="x", datatype=datatype, shape=shape)
+    request.raw_input_contents.extend(raw)
     return request
 
 
-def text_request(text: bytes = b"x" * 40, *, output: int = 7) -> Any:
-    request = wire.InferRequest(model_name="ensemble", id="r")
-    wire.add_tensor(request, "text_input", "BYTES", (text,), (1, 1))
-    wire.add_tensor(request, "max_tokens", "INT32", (output,), (1, 1))
+def typed(field: str, values: Sequence[Any], datatype: str, shape: Sequence[int]) -> Any:
+    request = request_of(datatype=datatype, shape=shape)
+    getattr(request.inputs[0].contents, field).extend(values)
+    request.inputs[0].contents.SetInParent()  # also without a value
     return request
 
 
-def share(request: Any, *names: str, size: int = 0) -> Any:
-    """These inputs lie in shared memory."""
-    for at in range(len(request.inputs) - 1, -1, -1):
-        tensor = request.inputs[at]
-        if tensor.name in names:
-            tensor.parameters["shared_memory_region"].string_param = "here"
-            tensor.parameters["shared_memory_byte_size"].int64_param = size
-            del request.raw_input_contents[at]
-    return request
-
-
-def lengths(prompt: int, output: int, sequences: int = 1) -> Lengths:
-    return Lengths(prompt_tokens=prompt, output_tokens_max=output, sequences=sequences)
-
-
-def booked(
-    request: Any, model: ScheduledModel = IDS, given: Mapping[str, str] | None = None, deadline_s: float = inf
-) -> Work:
-    found = model.lengths(request)
-    return work_of(request, model, found, given or {}, work_id="o1", arrived_s=100.0, deadline_s=deadline_s)
-
-
-def refusal(request: Any, model: ScheduledModel = IDS, given: Mapping[str, str] | None = None) -> str:
+def refusal(request: Any) -> str:
     with pytest.raises(BadRequestError) as raised:
-        booked(request, model, given)
+        check_well_formed(parse(request))
     return str(raised.value)
 
 
-@pytest.mark.parametrize("datatype", ["BYTES", "FP32", "FP16", "BOOL", "INT8"])
-@pytest.mark.parametrize("name", ["request_output_len", "input_lengths", "num_return_sequences", "beam_width"])
-def test_a_count_of_another_datatype_is_refused_by_name_where_no_modelconfig_is_known(name: str, datatype: str) -> None:
-    request = ids_request(num_return_sequences=1, beam_width=1)
-    (at,) = (at for at, each in enumerate(request.inputs) if each.name == name)
-    request.inputs[at].datatype = datatype
-    request.raw_input_contents[at] = b"\1"
-    expected = f"inference input '{name}' data-type is '{datatype}', but model 'tensorrt_llm' expects 'INT32'"
-    assert refusal(request) == f"[request id: r] {expected}"
-
-
-def test_a_text_of_another_datatype_is_refused_by_name_where_no_modelconfig_is_known() -> None:
-    request = text_request()
-    request.inputs[0].datatype = "INT32"
-    request.raw_input_contents[0] = wire.pack("INT32", (5,))
-    expected = "inference input 'text_input' data-type is 'INT32', but model 'ensemble' expects 'BYTES'"
-    assert refusal(request, TEXT) == f"[request id: r] {expected}"
-
-
-def test_lengths_are_read_from_the_tensors() -> None:
-    assert IDS.lengths(ids_request(5, output=7)) == lengths(5, 7)
-    assert IDS.lengths(ids_request(5, num_return_sequences=3, beam_width=2)) == lengths(5, 7, 3)
-    assert TEXT.lengths(text_request()) == lengths(10, 7)
-    assert replace(TEXT, tokens=Letters()).lengths(text_request()) == lengths(40, 7)
-
-
-def test_the_prompt_is_as_long_as_input_lengths_says() -> None:
-    assert IDS.lengths(ids_request(5, input_lengths=2)) == lengths(2, 7)
-
-
-@pytest.mark.parametrize("length", [0, -1, 6])
-def test_input_lengths_must_fit_the_ids(length: int) -> None:
-    text = f"[request id: r] input 'input_lengths' is {length}, but input 'input_ids' holds 5"
-    assert refusal(ids_request(5, input_lengths=length)) == text
-
-
-@pytest.mark.parametrize("name", ["request_output_len", "beam_width", "num_return_sequences"])
-@pytest.mark.parametrize("value", [0, -1, -(2**31)])
-def test_what_counts_must_be_at_least_one(name: str, value: int) -> None:
-    assert refusal(ids_request(**{name: value})) == f"[request id: r] input '{name}' must be >= 1, not {value}"
-
-
-@pytest.mark.parametrize("beams_max", [None, 2])
-def test_beams_are_refused_where_the_engine_is_known_to_have_fewer(beams_max: int | None) -> None:
-    assert IDS.lengths(ids_request(beam_width=2), beams_max) == lengths(5, 7, 2)
-    with pytest.raises(ModelRefusesError, match="input 'beam_width' is 2; model 'tensorrt_llm' has at most 1"):
-        IDS.lengths(ids_request(beam_width=2), 1)
-
-
-def test_an_empty_prompt_is_refused_by_name() -> None:
-    assert "input 'input_ids' is missing or empty" in refusal(ids_request(0, input_lengths=1))
-    assert "input 'text_input' is missing or empty" in refusal(text_request(b""), TEXT)
-    assert "input 'text_input' is missing or empty" in refusal(wire.InferRequest(model_name="ensemble"), TEXT)
-
-
-def test_a_text_that_is_no_text_is_refused_where_its_tokens_are_counted() -> None:
-    counting = replace(TEXT, tokens=Letters())
-    assert "input 'text_input' is not UTF-8" in refusal(text_request(b"\xff\xfe"), counting)
-    assert TEXT.lengths(text_request(b"\xff" * 40)) == lengths(10, 7)  # for the engine to refuse
-
-
-def test_ids_in_shared_memory_are_counted_by_their_shape() -> None:
-    assert IDS.lengths(share(ids_request(5), "input_ids", size=20)) == lengths(5, 7)
-    assert IDS.lengths(share(ids_request(5), "input_ids", "input_lengths", size=20)) == lengths(5, 7)
-
-
-def test_an_output_length_in_shared_memory_is_taken_for_all_that_the_engine_has_left() -> None:
-    assert IDS.lengths(share(ids_request(5), "request_output_len")) == lengths(5, 59)
-    assert IDS.lengths(share(ids_request(99), "request_output_len")) == lengths(99, 1)
-    assert TEXT.lengths(share(text_request(), "max_tokens")) == lengths(10, 54)
-
-
-@pytest.mark.parametrize(("size", "tokens"), [(40, 10), (3, 0), (10_000, 57), (-1, 0), (2**62, 57)])
-def test_a_text_in_shared_memory_is_estimated_from_its_bytes_and_refuses_nothing(size: int, tokens: int) -> None:
-    assert TEXT.lengths(share(text_request(), "text_input", size=size)) == lengths(tokens, 7)
-
-
-def test_ids_in_shared_memory_beside_typed_contents_have_no_prefix() -> None:
-    request = wire.InferRequest(model_name="tensorrt_llm")
-    request.inputs.add(name="input_ids", datatype="INT32", shape=(1, 200))
-    request.inputs[0].parameters["shared_memory_region"].string_param = "here"
-    for name, value in (("input_lengths", 200), ("request_output_len", 7)):
-        tensor = request.inputs.add(name=name, datatype="INT32", shape=(1, 1))
-        tensor.contents.int_contents.append(value)
-    assert IDS.lengths(request) == lengths(200, 7)
-    assert booked(request).prefix_key == ""
-
-
-def test_the_prefix_is_never_that_of_another_tensor() -> None:
-    request = wire.InferRequest(model_name="tensorrt_llm")
-    request.inputs.add(name="input_ids", datatype="INT32", shape=(1, 200))
-    request.inputs[0].parameters["shared_memory_region"].string_param = "here"
-    wire.add_tensor(request, "bad_words_list", "INT32", range(400), (1, 2, 200))
-    assert booked(request).prefix_key == ""
-
-
-@pytest.mark.parametrize("lane", ["OFFLINE", "offline ", "", "True", "x" * 1_000_000])
-def test_a_lane_that_there_is_not_is_refused_and_shown_in_short(lane: str) -> None:
-    refused = refusal(ids_request(), given={"x-lane": lane})
-    assert refused.startswith("[request id: r] x-lane must be one of online, offline, not '")
-    assert len(refused) < 200
-
-
-def test_a_lane_is_taken_from_the_parameter_before_the_metadata() -> None:
-    request = ids_request()
-    request.parameters["x-lane"].string_param = "offline"
-    assert booked(request, given={"x-lane": "online"}).lane is Lane.OFFLINE
-
-
-@pytest.mark.parametrize("text", ["nan", "inf", "1e999", "-1", "0", "soon", "", "-inf", "True"])
-@pytest.mark.parametrize("lane", ["online", "offline"])
-def test_an_objective_that_is_no_time_is_refused_in_either_lane(text: str, lane: str) -> None:
-    assert "ttft_objective_ms must be a number of milliseconds > 0" in refusal(
-        ids_request(), given={"x-lane": lane, "ttft_objective_ms": text}
-    )
-
-
-def test_a_tenants_name_has_a_bound() -> None:
-    assert booked(ids_request(), given={"x-tenant": "t" * 256}).tenant == "t" * 256
-    assert "x-tenant has 257 characters" in refusal(ids_request(), given={"x-tenant": "t" * 257})
-
-
-@pytest.mark.parametrize("tenant", ["a\nb", "\0", "\x1b[2J", "\N{RIGHT-TO-LEFT OVERRIDE}"])
-def test_a_tenant_that_cannot_be_shown_is_refused_as_it_is_for_items(tenant: str) -> None:
-    request = ids_request()
-    request.parameters["x-tenant"].string_param = tenant
-    assert refusal(request) == "[request id: r] x-tenant must be printable characters"
-
-
-@pytest.mark.parametrize(("field", "value"), [("int64_param", 0), ("uint64_param", 0)])
-def test_priority_0_is_the_default(field: str, value: int) -> None:
-    request = ids_request()
-    setattr(request.parameters["priority"], field, value)
-    assert booked(request).lane is Lane.ONLINE
-
-
-@pytest.mark.parametrize(("field", "value"), [("int64_param", 1), ("uint64_param", 2**63), ("int64_param", -1)])
-def test_any_other_priority_is_refused_by_name(field: str, value: int) -> None:
-    request = ids_request()
-    setattr(request.parameters["priority"], field, value)
-    assert "'priority'" in refusal(request)
+MISMATCH = "[request id: r] input byte size mismatch for input 'x' for model 'm'. Expected {}, got {}"
 
 
 @pytest.mark.parametrize(
-    ("timeout_us", "deadline_s", "expected_s"),
-    [(2_000_000, inf, 102.0), (2_000_000, 101.0, 101.0), (0, 107.0, 107.0), (-1, inf, inf), (1, inf, 100.000001)],
+    ("field", "datatype", "values", "shape", "expected", "got"),
+    [
+        ("int_contents", "INT32", [1] * 200_000, (1, 5), 20, 800_000),
+        ("int_contents", "INT32", [1], (1, 5), 20, 4),
+        ("int_contents", "INT16", [1, 2], (1, 1), 2, 4),
+        ("int64_contents", "INT64", [1, 2], (1, 1), 8, 16),
+        ("uint_contents", "UINT8", [1], (1, 2), 2, 1),
+        ("uint64_contents", "UINT64", [1], (1, 2), 16, 8),
+        ("fp32_contents", "FP32", [1.0, 2.0], (1, 1), 4, 8),
+        ("fp64_contents", "FP64", [1.0, 2.0], (1, 1), 8, 16),
+        ("bool_contents", "BOOL", [True, True], (1, 1), 1, 2),
+        ("int_contents", "INT32", [1], (1, 0), 0, 4),
+        ("int_contents", "INT32", [1], (2**62, 4), 2**66, 4),
+        ("int_contents", "INT32", [], (1, 2**62), 2**64, 0),
+    ],
 )
-def test_a_timeout_bounds_the_wait_for_a_slot(timeout_us: int, deadline_s: float, expected_s: float) -> None:
-    request = ids_request()
-    request.parameters["timeout"].int64_param = timeout_us
-    assert booked(request, deadline_s=deadline_s).deadline_s == expected_s
+def test_typed_contents_must_be_as_many_as_the_shape_says(
+    field: str, datatype: str, values: list[Any], shape: tuple[int, ...], expected: int, got: int
+) -> None:
+    assert refusal(typed(field, values, datatype, shape)) == MISMATCH.format(expected, got)
 
 
-def test_what_is_given_twice_must_be_the_same() -> None:
-    metadata: list[tuple[str, str | bytes]] = [
-        ("x-lane", "offline"),
-        ("other", "1"),
-        ("other", "2"),
-        ("x-lane", "offline"),
-        ("x-lane-bin", b"online"),
+@pytest.mark.parametrize(
+    ("shape", "size", "expected"),
+    [((1, 3), 2, 12), ((1, 3), 16, 12), ((2**62, 4), 0, 2**66), ((1, 2**62), 0, 2**64), ((), 0, 4), ((0, 4), 4, 0)],
+)
+def test_raw_contents_must_fill_the_shape(shape: tuple[int, ...], size: int, expected: int) -> None:
+    assert refusal(request_of(raw=[bytes(size)], shape=shape)) == MISMATCH.format(expected, size)
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", "INT8", "INT16", "FP16", "BF16", "INT32", "FP32", "INT64", "FP64"])
+def test_raw_contents_of_every_datatype_pass_if_they_fill_the_shape(datatype: str) -> None:
+    size = {"BOOL": 1, "INT8": 1, "INT16": 2, "FP16": 2, "BF16": 2, "INT32": 4, "FP32": 4, "INT64": 8, "FP64": 8}
+    check_well_formed(parse(request_of(raw=[bytes(6 * size[datatype])], datatype=datatype, shape=(2, 3))))
+
+
+def test_a_scalar_without_a_shape_is_one_element() -> None:
+    check_well_formed(parse(request_of(raw=[bytes(4)])))
+
+
+@pytest.mark.parametrize("datatype", ["", "NUMBER", "STRING", "int32"])
+def test_a_datatype_that_triton_does_not_know_is_refused(datatype: str) -> None:
+    assert "input 'x' data-type is '<invalid>'" in refusal(request_of(raw=[bytes(4)], datatype=datatype, shape=(1,)))
+    assert "input 'x' data-type is '<invalid>'" in refusal(typed("int_contents", [], datatype, (1,)))
+
+
+@pytest.mark.parametrize("shape", [(-1,), (1, -3), (-2, -3), (-(2**63), 1)])
+def test_a_negative_dimension_is_refused(shape: tuple[int, ...]) -> None:
+    printed = ",".join(map(str, shape))
+    text = f"[request id: r] All input dimensions should be specified for input 'x' for model 'm', got [{printed}]"
+    assert refusal(request_of(raw=[bytes(12)], shape=shape)) == text
+
+
+@pytest.mark.parametrize(("field", "of"), [("int64_contents", "INT64"), ("uint_contents", "UINT32")])
+def test_contents_in_the_field_of_another_datatype_are_refused(field: str, of: str) -> None:
+    assert refusal(typed(field, [1], "INT32", (1,))) == (
+        f"unexpected explicit tensor data for input tensor 'x' for model 'm' of type '{of}', expected datatype 'INT32'"
+    )
+
+
+def test_contents_in_two_fields_are_refused() -> None:
+    request = typed("int_contents", [1], "INT32", (1,))
+    request.inputs[0].contents.int64_contents.append(2)
+    assert "binary data was already supplied" in refusal(request)
+
+
+def test_raw_and_typed_contents_together_are_refused() -> None:
+    request = typed("int_contents", [1], "INT32", (1,))
+    request.raw_input_contents.append(bytes(4))
+    assert refusal(request).startswith("contents field must not be specified when using raw_input_contents for 'x'")
+
+
+def test_an_input_without_any_contents_is_refused() -> None:
+    assert refusal(request_of(shape=(1,))) == "unable to find data for input tensor 'x' for model 'm' in request."
+
+
+def test_fewer_raw_contents_than_inputs_are_refused_by_the_input_that_has_none() -> None:
+    request = request_of(raw=[bytes(4)], shape=(1,))
+    request.inputs.add(name="y", datatype="INT32", shape=(1,))
+    assert "for input tensor 'y'" in refusal(request)
+
+
+def test_more_raw_contents_than_inputs_are_refused_with_both_numbers() -> None:
+    request = request_of(raw=[bytes(4), bytes(4), bytes(4)], shape=(1,))
+    assert refusal(request) == "[request id: r] 3 raw_input_contents for 1 inputs that take some"
+
+
+def test_an_input_given_twice_is_refused() -> None:
+    request = request_of(raw=[bytes(4), bytes(4)], shape=(1,))
+    request.inputs.add(name="x", datatype="INT32", shape=(1,))
+    assert refusal(request) == "[request id: r] input 'x' already exists in request"
+
+
+def in_shared_memory(request: Any, at: int) -> Any:
+    request.inputs[at].parameters["shared_memory_region"].string_param = "here"
+    request.inputs[at].parameters["shared_memory_byte_size"].int64_param = 12
+    return request
+
+
+def test_an_input_in_shared_memory_takes_no_raw_contents() -> None:
+    request = request_of(raw=[bytes(4)], shape=(1, 3))
+    request.inputs.add(name="y", datatype="INT32", shape=(1,))
+    check_well_formed(parse(in_shared_memory(request, 0)))
+
+
+def test_an_input_in_shared_memory_with_contents_is_refused() -> None:
+    request = in_shared_memory(typed("int_contents", [1], "INT32", (1,)), 0)
+    assert refusal(request).startswith("unexpected 'content' provided when using shared memory for input tensor 'x'")
+
+
+@pytest.mark.parametrize(
+    ("raw", "shape", "text"),
+    [
+        (wire.pack("BYTES", [b"a", b"b"]), (1, 1), "unexpected number of string elements 2"),
+        (wire.pack("BYTES", [b"a"] * 1000), (1, 1), "unexpected number of string elements 2"),  # no further is counted
+        (wire.pack("BYTES", [b"a"]), (1, 2), "expected 2 string elements"),
+        (b"", (1, 1), "expected 1 string elements"),
+        (b"\x09\0", (1, 1), "expecting 4 bytes but only 2 bytes available"),
+        (b"\x09\0\0\0ab", (1, 1), "expecting string of length 9 but only 2 bytes available"),
+        (b"\xff\xff\xff\xffab", (1, 1), "expecting string of length 4294967295"),
+    ],
+)
+def test_strings_must_be_whole_and_as_many_as_the_shape_says(raw: bytes, shape: tuple[int, ...], text: str) -> None:
+    refused = refusal(request_of(raw=[raw], datatype="BYTES", shape=shape))
+    assert text in refused
+    assert "'x'" in refused
+
+
+@pytest.mark.parametrize(("count", "shape"), [(2, (1, 1)), (0, (1, 1)), (1, (1, 0))])
+def test_typed_strings_must_be_as_many_as_the_shape_says(count: int, shape: tuple[int, ...]) -> None:
+    assert "string elements" in refusal(typed("bytes_contents", [b"s"] * count, "BYTES", shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "text"),
+    [
+        ("sequence_id", "bool_param", True, "expected int64_param or string_param."),
+        ("sequence_start", "int64_param", 1, "expected bool_param."),
+        ("sequence_end", "string_param", "true", "expected bool_param."),
+        ("priority", "string_param", "1", "expected int64_param or uint64_param."),
+        ("priority", "double_param", 1.0, "expected int64_param or uint64_param."),
+        ("timeout", "uint64_param", 1, "expected int64_param."),
+        ("timeout", "string_param", "1", "expected int64_param."),
+        (wire.EMPTY_FINAL, "int64_param", 1, "expected bool_param."),
+        (wire.EMPTY_FINAL, "string_param", "true", "expected bool_param."),
+        ("mine", "uint64_param", 1, "expected int64_param, bool_param, or string_param."),
+    ],
+)
+def test_a_parameter_of_a_type_that_triton_does_not_take_is_refused_by_name(
+    name: str, field: str, value: Any, text: str
+) -> None:
+    request = request_of(raw=[bytes(4)])
+    setattr(request.parameters[name], field, value)
+    assert refusal(request) == f"invalid value type for '{name}' parameter, {text}"
+
+
+@pytest.mark.parametrize("name", ["mine", "priority", wire.EMPTY_FINAL, "sequence_id"])
+def test_a_parameter_without_a_value_is_refused_by_name(name: str) -> None:
+    request = request_of(raw=[bytes(4)])
+    request.parameters.get_or_create(name)
+    assert refusal(request).startswith(f"invalid value type for '{name}' parameter")
+
+
+@pytest.mark.parametrize("name", ["triton_final_response", "triton_x"])
+def test_a_parameter_that_triton_keeps_for_itself_is_refused(name: str) -> None:
+    request = request_of(raw=[bytes(4)])
+    request.parameters[name].bool_param = True
+    assert refusal(request).startswith("parameter keys starting with 'triton_' are reserved")
+
+
+def test_parameters_of_the_sidecar_may_have_any_type() -> None:
+    request = request_of(raw=[bytes(4)])
+    for name in OURS:
+        request.parameters[name].uint64_param = 1
+    check_well_formed(parse(request))
+
+
+def test_an_id_is_shown_as_triton_shows_it_but_not_without_end() -> None:
+    assert asked_by("r1") == "[request id: r1] "
+    assert asked_by("") == "[request id: <id_unknown>] "
+    assert asked_by("x" * 1_000_000) == f"[request id: {'x' * 256}…] "
+
+
+def full_request() -> Any:
+    """A request with a bit of everything."""
+    request = wire.InferRequest(model_name="chat", model_version="2", id="mine")
+    wire.add_tensor(request, "input_ids", "INT32", (7, 8, 9), (1, 3))
+    request.inputs.add(name="w", datatype="FP32", shape=(2, 1)).parameters["shared_memory_region"].string_param = "s"
+    request.inputs[1].parameters["shared_memory_byte_size"].int64_param = 8
+    wire.add_tensor(request, "stop", "BOOL", (False,), (1, 1))
+    request.outputs.add(name="output_ids")
+    request.outputs.add(name="top").parameters["classification"].int64_param = 3
+    request.parameters["x-lane"].string_param = "offline"
+    request.parameters["temperature"].double_param = 0.5
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    return request
+
+
+def test_all_of_a_request_is_read() -> None:
+    asked = parse(full_request())
+    assert (asked.id, asked.model, asked.version, asked.batch) == ("mine", "chat", "2", 2)
+    assert [(each.name, each.shape, each.shared_bytes) for each in asked.tensors] == [
+        ("input_ids", (1, 3), None),
+        ("w", (2, 1), 8),
+        ("stop", (1, 1), None),
     ]
-    assert given_by(ids_request(), metadata) == {"x-lane": "offline", "other": "2"}
-    for name in ("x-lane", "x-tenant", "ttft_objective_ms"):
-        with pytest.raises(BadRequestError, match=f"{name} is given twice: '1' and '2'"):
-            given_by(ids_request(), [(name, "1"), (name, "2")])
+    assert (asked.values("input_ids"), asked.values("w"), asked.values("none")) == ((7, 8, 9), None, None)
+    assert (asked.scalar("stop", None), asked.scalar("w", 5)) == (False, 5)
+    assert (asked.raw("input_ids"), asked.raw("w")) == (wire.pack("INT32", (7, 8, 9)), b"")
+    assert (asked.classified, asked.wants("output_ids"), asked.wants("other")) == (["top"], True, False)
+    assert asked.parameters["temperature"] == Parameter(kind="double_param", value=0.5)
+    assert (asked.flag("triton_enable_empty_final_response"), asked.flag("x-lane")) == (True, False)
+
+
+def test_typed_contents_are_read_like_raw_ones() -> None:
+    asked = parse(typed("int64_contents", [5, 6], "INT64", (1, 2)))
+    assert (asked.values("x"), asked.raw("x")) == ((5, 6), b"")
+    with pytest.raises(BadRequestError, match=r"^input 'x' \(FP16\): "):
+        parse(request_of(raw=[bytes(2)], datatype="FP16")).values("x")
+
+
+def test_reading_and_checking_leave_the_message_as_it_came() -> None:
+    request = full_request()
+    before = request.SerializeToString(deterministic=True)
+    asked = parse(request)
+    check_well_formed(asked)
+    asked.flag("none")
+    assert asked.size == len(before)
+    assert request.SerializeToString(deterministic=True) == before
+
+
+def test_an_engine_gets_the_message_under_our_id_without_what_is_served_here() -> None:
+    asked = parse(full_request())
+    for number in (1, 2):  # a dispatch may be tried again
+        message = asked.for_engine("tensorrt_llm", f"o1.{number}")
+        assert (message.id, message.model_name, message.model_version) == (f"o1.{number}", "tensorrt_llm", "2")
+        assert message.parameters.keys() == {"temperature", "triton_enable_empty_final_response"}
+        assert [each.name for each in message.inputs] == ["input_ids", "w", "stop"]
+    assert (asked.id, asked.model) == ("mine", "chat")

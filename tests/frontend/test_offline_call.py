@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.frontend.caller_request import ScheduledModel
+from sidecar.frontend.caller_request import parse
+from sidecar.frontend.models import ScheduledModel
 from sidecar.frontend.offline_call import token_call
 from sidecar.token_call import TokenCall
 from sidecar.triton import wire
@@ -36,7 +37,7 @@ def text_request(text: bytes = b"one two", **inputs: tuple[str, Any]) -> Any:
 
 
 def sliced(request: Any, model: ScheduledModel = IDS, *, excludes_input: bool = True) -> TokenCall | None:
-    return token_call(request, model, excludes_input=excludes_input)
+    return token_call(parse(request), model, excludes_input=excludes_input)
 
 
 def test_a_greedy_call_is_sliced_with_all_it_asks_for() -> None:

@@ -16,7 +16,7 @@ from sidecar.core.events import Action, Arrived, Event
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import Lane, Work
 from sidecar.frontend import outbox
-from sidecar.frontend.caller_request import ScheduledModel
+from sidecar.frontend.models import ScheduledModel
 from sidecar.triton import wire
 from sidecar.triton.client import token_request
 from tests.fakes.sidecar import Sidecar, running_sidecar

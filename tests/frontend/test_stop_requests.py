@@ -13,8 +13,10 @@ import pytest
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import Lane, Work
 from sidecar.errors import BadRequestError
+from sidecar.frontend.caller_request import parse
+from sidecar.frontend.service import Stoppable
 from sidecar.frontend.statuses import Booked
-from sidecar.frontend.stop_requests import Stoppable, is_stop
+from sidecar.frontend.stop_requests import is_stop
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE, stop_request
 from tests.fakes.sidecar import Sidecar, running_sidecar
@@ -280,7 +282,7 @@ def test_a_stop_of_another_datatype_is_refused_where_no_modelconfig_is_known(dat
     content = {"BYTES": wire.pack("BYTES", [b"1"]), "FP32": wire.pack("FP32", [1.0]), "INT8": b"\1"}[datatype]
     request.raw_input_contents[-1] = content
     with pytest.raises(BadRequestError) as raised:
-        is_stop(request)
+        is_stop(parse(request))
     expected = f"inference input 'stop' data-type is '{datatype}', but model 'tensorrt_llm' expects 'BOOL'"
     assert str(raised.value) == f"[request id: a] {expected}"
 

@@ -8,8 +8,10 @@ import grpc
 import pytest
 
 from sidecar.errors import MalformedAnswerError
+from sidecar.frontend.caller_request import parse
+from sidecar.frontend.models import check_joinable
 from sidecar.frontend.statuses import CallerError
-from sidecar.frontend.unary_response import check_joinable, joined
+from sidecar.frontend.unary_response import joined
 from sidecar.triton import wire
 from tests.fakes.sidecar import Sidecar
 from tests.fakes.triton import FakeTriton
@@ -89,10 +91,10 @@ def test_a_streamed_output_in_shared_memory_or_in_classes_is_refused_for_a_unary
     else:
         output.parameters[parameter].string_param = "here"
     if not stream:
-        check_joinable(request)
+        check_joinable(parse(request))
         return
     with pytest.raises(CallerError) as raised:
-        check_joinable(request)
+        check_joinable(parse(request))
     assert raised.value.code is grpc.StatusCode.UNIMPLEMENTED
     assert "[request id: u] ModelInfer gives one response, but" in str(raised.value)
     assert "'output_ids' of a streamed request" in str(raised.value)
