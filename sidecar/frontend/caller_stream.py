@@ -14,11 +14,10 @@ from google.protobuf.message import DecodeError
 
 from sidecar.errors import EngineError
 from sidecar.frontend.caller_request import CallerRequest, asked_by, parse
-from sidecar.frontend.message_fields import too_many
 from sidecar.frontend.outbox import Outbox
 from sidecar.frontend.passthrough import UNREADABLE, Passthrough, StreamPassthrough
 from sidecar.frontend.rpc import refuse
-from sidecar.frontend.service import TOO_MANY, Online
+from sidecar.frontend.service import PARTS_MAX, TOO_MANY, Online
 from sidecar.frontend.statuses import Booked, CallerError
 from sidecar.frontend.stop_requests import Stop
 from sidecar.triton import wire
@@ -75,7 +74,7 @@ class CallerStream:
         which then ends the stream with OK. Here it ends with the status that Triton has for a unary call.
         """
         async for raw in requests:
-            if (request_id := too_many(raw)) is not None:
+            if (request_id := wire.id_if_beyond(PARTS_MAX, raw)) is not None:
                 error = CallerError(grpc.StatusCode.INVALID_ARGUMENT, asked_by(request_id) + TOO_MANY)
                 self._answer_error(parse(wire.InferRequest(id=request_id)), error)
                 await self.outbox.room()

@@ -24,7 +24,6 @@ from sidecar.driver.driver import Driver
 from sidecar.errors import BadRequestError, EngineError, ModelRefusesError
 from sidecar.frontend import statuses
 from sidecar.frontend.caller_request import CallerRequest, asked_by, check_well_formed, parse
-from sidecar.frontend.message_fields import FIELDS_MAX, too_many
 from sidecar.frontend.models import Models, ScheduledModel, check_joinable, given_by, stated, tenant_of, work_of
 from sidecar.frontend.offline_call import sliced_call, token_call
 from sidecar.frontend.outbox import Unread
@@ -43,7 +42,8 @@ from sidecar.triton import wire
 
 logger = logging.getLogger(__name__)
 LARGE_REQUEST_BYTES = 4096  # tokenised in a thread: it would hold up the loop for 1 to 3 ms (measured)
-TOO_MANY = f"the request has more than {FIELDS_MAX} inputs, outputs, parameters and raw contents"
+PARTS_MAX = 4096  # of a request; a large model has some dozens
+TOO_MANY = f"the request has more than {PARTS_MAX} inputs, outputs, parameters and raw contents"
 # What Triton's core refuses (a shape, a name) comes as a text without a status, and reads as INTERNAL.
 DOUBTS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL)
 
@@ -111,7 +111,7 @@ class Online:
 
     async def model_infer(self, raw: bytes, context: Any) -> Any:
         """ModelInfer: a message, or bytes as they came. A decoupled model's responses are joined into one."""
-        if (request_id := too_many(raw)) is not None:
+        if (request_id := wire.id_if_beyond(PARTS_MAX, raw)) is not None:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, asked_by(request_id) + TOO_MANY)
         try:
             asked = parse(wire.InferRequest.FromString(raw))

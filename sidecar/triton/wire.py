@@ -8,7 +8,7 @@ cent of relaying it through grpc.aio: a hand-written scan of the bytes would sav
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -32,7 +32,66 @@ _TYPED = {
     "BYTES": "bytes_contents",
 }
 _SHARED_MEMORY = "shared_memory_region"
+# The layout of https://protobuf.dev/programming-guides/encoding/: a tag, then a number, or a length and as many bytes.
+_ID = 3  # of a ModelInferRequest: the caller's id
+_WITH_PARAMETERS = (5, 6)  # its inputs and outputs
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_SIZES = {_FIXED64: 8, _FIXED32: 4}
 INTEGERS = ("INT32", "INT64", "UINT64")
+
+
+def id_if_beyond(parts_max: int, raw: bytes) -> str | None:
+    """The id of a request that has more than so many inputs, outputs, parameters and raw contents; None if not.
+
+    It is seen before the request is parsed: one of 8 MiB with 600,000 parameters takes the parser 40 s (measured,
+    protobuf 6.33), in which nobody is served. What is no message is not judged.
+    """
+    count, request_id = 0, b""
+    try:
+        for number, begin, end in _fields(raw, 0, len(raw)):
+            count += 1
+            if number == _ID:
+                request_id = raw[begin:end]
+            elif number in _WITH_PARAMETERS:
+                for _ in _fields(raw, begin, end):
+                    count += 1
+                    if count > parts_max:
+                        break
+            if count > parts_max:
+                return request_id.decode(errors="replace")
+    except (IndexError, ValueError):
+        pass  # for the parser to refuse
+    return None
+
+
+def _fields(raw: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, begin and end of each field. Raises IndexError or ValueError for what is none."""
+    while at < end:
+        tag, at = _varint(raw, at)
+        kind = tag & 7
+        if kind == _VARINT:
+            begin, (_, at) = at, _varint(raw, at)
+        elif kind == _BYTES:
+            size, begin = _varint(raw, at)
+            at = begin + size
+        else:
+            begin, at = at, at + (_SIZES.get(kind) or _unknown(kind))
+        yield tag >> 3, begin, at
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    """A number, and where the next one begins."""
+    value = shift = 0
+    while (byte := raw[at]) > 0x7F:
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if shift > 63:
+            raise ValueError("too long a number")
+    return value | byte << shift, at + 1
+
+
+def _unknown(kind: int) -> int:
+    raise ValueError(f"no wire type {kind}")
 
 
 def add_tensor(request: Any, name: str, datatype: str, values: Sequence[Any], shape: Sequence[int]) -> None:

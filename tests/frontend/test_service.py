@@ -17,10 +17,12 @@ from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import Lane, Work
 from sidecar.frontend import outbox
 from sidecar.frontend.models import ScheduledModel
+from sidecar.frontend.service import PARTS_MAX
 from sidecar.triton import wire
 from sidecar.triton.client import token_request
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
+from tests.triton.test_wire import many
 
 
 def ids_request(request_id: str, *, ids: tuple[int, ...] = (1, 2, 3), output: int = 4, stream: bool = True) -> Any:
@@ -682,3 +684,19 @@ async def test_classes_of_an_output_are_passed_on_as_they_are(sidecar: Sidecar, 
     wire.add_output(classes, "output_ids", "BYTES", (b"381:0", b"376:1"), (1, 2))
     reached.answers.put_nowait(classes)
     assert wire.output_values(await answer, "output_ids") == (b"381:0", b"376:1")
+
+
+async def test_a_request_of_too_many_parts_is_refused_and_its_neighbour_lives(
+    sidecar: Sidecar, triton: FakeTriton
+) -> None:
+    call = sidecar.stream()
+    await call.write(many("parameters"))
+    await call.write(ids_request("good"))
+    await call.done_writing()
+    (await triton.next()).tokens(5, final=True)
+    refused, good = await read_all(call)
+    expected = f"[request id: r] the request has more than {PARTS_MAX} inputs, outputs, parameters and raw contents"
+    assert (refused.error_message, refused.infer_response.id, good.infer_response.id) == (expected, "r", "good")
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await sidecar.unary("ModelInfer", many("parameters"), wire.InferResponse)
+    assert (raised.value.code(), raised.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, expected)

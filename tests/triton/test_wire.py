@@ -37,6 +37,57 @@ def test_any_bytes_are_values_or_a_value_error(raw: bytes, datatype: str) -> Non
     assert len(wire.pack(datatype, values)) == len(raw)
 
 
+PARTS_MAX = 4096
+
+
+def many(kind: str, count: int = PARTS_MAX) -> Any:
+    request = wire.InferRequest(model_name="tensorrt_llm", id="r")
+    wire.add_tensor(request, "input_ids", "INT32", (1, 2, 3), (1, 3))
+    tensor = request.inputs[0] if kind == "parameters of an input" else None
+    if kind == "parameters of an output":
+        tensor = request.outputs.add(name="output_ids")
+    for number in range(count):
+        if kind == "inputs":
+            request.inputs.add(name="input_ids")
+        elif kind == "outputs":
+            request.outputs.add(name="output_ids")
+        elif kind == "raw contents":
+            request.raw_input_contents.append(b"")
+        else:
+            (request if tensor is None else tensor).parameters[f"p{number}"].bool_param = True
+    return request
+
+
+KINDS = ("inputs", "outputs", "raw contents", "parameters", "parameters of an input", "parameters of an output")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_too_many_of_a_kind_are_seen_with_the_id(kind: str) -> None:
+    assert wire.id_if_beyond(PARTS_MAX, many(kind).SerializeToString()) == "r"
+    assert wire.id_if_beyond(PARTS_MAX, many(kind, 1000).SerializeToString()) is None
+
+
+def test_values_do_not_count() -> None:
+    request = wire.InferRequest(id="r")
+    wire.add_tensor(request, "input_ids", "INT32", range(100_000), (1, 100_000))
+    request.inputs[0].contents.bytes_contents.extend([b"x"] * 10_000)
+    assert wire.id_if_beyond(PARTS_MAX, request.SerializeToString()) is None
+
+
+@given(st.binary(max_size=200))
+def test_what_is_no_message_is_not_judged(raw: bytes) -> None:
+    assert wire.id_if_beyond(PARTS_MAX, raw) is None
+
+
+@given(st.integers(0, 2**63 - 1), st.text(max_size=20), st.floats(allow_nan=False))
+def test_fields_of_any_kind_are_passed_over(number: int, text: str, real: float) -> None:
+    request = many("parameters")
+    request.parameters["a"].int64_param = number
+    request.parameters["b"].double_param = real
+    request.model_name = text
+    assert wire.id_if_beyond(PARTS_MAX, request.SerializeToString()) == "r"
+
+
 def test_typed_contents_are_read_as_well_as_raw_ones() -> None:
     request = wire.InferRequest()
     request.inputs.add(name="max_tokens", datatype="INT32", shape=[1, 1]).contents.int_contents.append(7)
