@@ -190,7 +190,7 @@ def _metrics(
         config_hash=config_hash,
         scheduler=settings.scheduler,
         queue_of=scheduler.queue_of,
-        exemplar=(lambda _work_id: None) if tracing is None else tracing.exemplar,
+        exemplar=None if tracing is None else tracing.exemplar,
         dropped_spans=lambda: 0 if tracing is None else tracing.dropped_spans,
         recorder=None if recorder is None else recorder.document,
     )

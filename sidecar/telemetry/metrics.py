@@ -112,7 +112,7 @@ class Metrics:
         config_hash: str,
         scheduler: SchedulerSettings | None = None,
         queue_of: Callable[[str, Lane], tuple[int, str]] = lambda _model, _lane: (0, Limit.NONE),
-        exemplar: Callable[[str], dict[str, str] | None] = lambda _work_id: None,
+        exemplar: Callable[[str], dict[str, str] | None] | None = None,
         dropped_spans: Callable[[], int] = lambda: 0,
         recorder: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
@@ -198,7 +198,7 @@ class Metrics:
                 self._progressed(event)
             case Arrived(work=work):
                 self._works[work.id] = work
-                if (exemplar := self._exemplar(work.id)) is not None:
+                if self._exemplar is not None and (exemplar := self._exemplar(work.id)) is not None:
                     self._exemplars[work.id] = exemplar
                 if work.lane is OFFLINE and not any(isinstance(each, Dispatch | Finished) for each in actions):
                     self.held.labels(work.model, self._queue_of(work.model, OFFLINE)[1]).inc()
