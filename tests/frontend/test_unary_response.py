@@ -23,6 +23,30 @@ def ids(*values: int, shape: tuple[int, ...] | None = None, datatype: str = "INT
     return response(output_ids=(datatype, (1, 1, len(values)) if shape is None else shape, values))
 
 
+def test_beams_are_joined_row_by_row() -> None:
+    whole = joined(
+        [
+            response(output_ids=("INT32", (1, 2, 2), (1, 2, 10, 20)), sequence_length=("INT32", (1, 2), (2, 2))),
+            response(output_ids=("INT32", (1, 2, 1), (3, 30)), sequence_length=("INT32", (1, 2), (1, 1))),
+        ]
+    )
+    assert wire.output_values(whole, "output_ids") == (1, 2, 3, 10, 20, 30)
+    assert list(whole.outputs[0].shape) == [1, 2, 3]
+    assert wire.output_values(whole, "sequence_length") == (3, 3)
+
+
+def test_of_other_outputs_the_last_stands() -> None:
+    parts = [response(text_output=("BYTES", (1, 1), (word,)), cum_log_probs=("FP32", (1, 1), (n,)))
+             for n, word in enumerate((b"a", b"b"))]  # fmt: skip
+    assert wire.output_values(joined(parts), "cum_log_probs") == (1.0,)
+    assert wire.output_values(joined(parts), "text_output") == (b"ab",)
+
+
+def test_responses_without_data_add_nothing() -> None:
+    part = response(output_ids=("INT32", (1, 1, 1), (4,)))
+    assert joined([part, wire.InferResponse()]) == part
+
+
 def test_an_output_that_only_some_responses_bring_is_not_lost() -> None:
     text, score = response(text_output=("BYTES", (1,), (b"a",))), response(cum_log_probs=("FP32", (1,), (0.5,)))
     for parts in ([text, score], [score, text]):

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.errors import BadRequestError, MalformedAnswerError
-from sidecar.frontend.unary_response import joined
 from sidecar.triton import wire
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -117,30 +116,6 @@ def response(**outputs: tuple[str, tuple[int, ...], tuple[Any, ...]]) -> Any:
         answer.outputs.add(name=name, datatype=datatype, shape=shape)
         answer.raw_output_contents.append(wire.pack(datatype, values))
     return answer
-
-
-def test_beams_are_joined_row_by_row() -> None:
-    whole = joined(
-        [
-            response(output_ids=("INT32", (1, 2, 2), (1, 2, 10, 20)), sequence_length=("INT32", (1, 2), (2, 2))),
-            response(output_ids=("INT32", (1, 2, 1), (3, 30)), sequence_length=("INT32", (1, 2), (1, 1))),
-        ]
-    )
-    assert wire.output_values(whole, "output_ids") == (1, 2, 3, 10, 20, 30)
-    assert list(whole.outputs[0].shape) == [1, 2, 3]
-    assert wire.output_values(whole, "sequence_length") == (3, 3)
-
-
-def test_of_other_outputs_the_last_stands() -> None:
-    parts = [response(text_output=("BYTES", (1, 1), (word,)), cum_log_probs=("FP32", (1, 1), (n,)))
-             for n, word in enumerate((b"a", b"b"))]  # fmt: skip
-    assert wire.output_values(joined(parts), "cum_log_probs") == (1.0,)
-    assert wire.output_values(joined(parts), "text_output") == (b"ab",)
-
-
-def test_responses_without_data_add_nothing() -> None:
-    part = response(output_ids=("INT32", (1, 1, 1), (4,)))
-    assert joined([part, wire.InferResponse()]) == part
 
 
 def test_token_ids_without_a_shape_are_an_answer_that_cannot_be_read() -> None:
