@@ -45,11 +45,13 @@ def test_the_longest_record_of_the_settings_fits_into_each_topic() -> None:
 
 
 def test_a_file_may_ask_for_a_higher_limit_than_the_settings() -> None:
-    rules = topic_rules("partitions: 1\ntopics: {inference.requests: {max.message.bytes: 9000000}}", "t.yaml")
+    requests = "inference.requests: {max.message.bytes: 9000000}"
+    rules = topic_rules(f"partitions: 1\ntopics: {{{requests}}}", "t.yaml")
     with pytest.raises(SettingsError, match=r"neither inference.results \(results_topic\) nor inference.results"):
         wanted_topics(OfflineSettings(), rules, 1)
-    alike = OfflineSettings(results_topic="inference.requests", dead_letter_topic="inference.requests")
-    assert wanted_topics(alike, rules, 1)[0].config == {"max.message.bytes": "9000000"}
+    rest = "inference.results: {}, inference.requests.dlq: {}"
+    rules = topic_rules(f"partitions: 1\ntopics: {{{requests}, {rest}}}", "t.yaml")
+    assert wanted_topics(OfflineSettings(), rules, 1)[0].config == {"max.message.bytes": "9000000"}
 
 
 def test_a_topic_of_another_name_gets_what_its_part_has_unless_the_file_names_it() -> None:
