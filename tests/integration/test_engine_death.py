@@ -43,8 +43,8 @@ async def test_a_killed_engine_is_unavailable_and_then_serves_again(tmp_path: Pa
         await sidecar.drain()
         lines = [line.split(" ", 2)[-1] for line in sidecar.log.read_text().splitlines()]
         told = [line for line in lines if "engine e0 is " in line]
-        address = f"model tensorrt_llm at {triton.target}"
-        assert told[0] == told[-1] == f"INFO sidecar.app: engine e0 is up: {address}"
+        watch, address = "sidecar.driver.engine_watch", f"model tensorrt_llm at {triton.target}"
+        assert told[0] == told[-1] == f"INFO {watch}: engine e0 is up: {address}"
         downs = [line for line in told if "is down" in line]
         assert downs
-        assert all(line.startswith(f"WARNING sidecar.app: engine e0 is down: {address}: UNAVAILABLE") for line in downs)
+        assert all(line.startswith(f"WARNING {watch}: engine e0 is down: {address}: UNAVAILABLE") for line in downs)
