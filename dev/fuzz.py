@@ -40,6 +40,7 @@ PROMPTS = ("how far is the sea", "the train to the coast", "hello there", "one t
 PARTITIONS = 4
 SLOTS = 8
 GROUP = "fuzz"
+RECORD_BYTES_MAX = 2 << 20  # what the requests topic takes; the largest mutated item has 1.7 MB
 GOOD_EVERY = 10  # one of ten is good
 CALLERS = 12  # that call at a time
 STREAM_MESSAGES = 6  # of one caller's stream, at most
@@ -142,7 +143,9 @@ async def feed_items(deployment: Deployment, *, count: int, seed: int) -> Report
     """`count` records more are on the requests topic, each has its outcome, and those of the good ones are right."""
     draw, report, kafka = Random(seed), Report(), deployment.kafka
     good: dict[str, str] = {}
-    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, linger_ms=20) as producer:
+    async with AIOKafkaProducer(
+        bootstrap_servers=kafka.bootstrap_servers, linger_ms=20, max_request_size=RECORD_BYTES_MAX
+    ) as producer:
         for number in range(count):
             partition = number % PARTITIONS
             if number % GOOD_EVERY == 0:
