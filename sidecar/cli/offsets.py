@@ -13,6 +13,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, InvalidProducerEp
 from aiokafka.structs import OffsetAndMetadata
 
 from sidecar.core.errors import SettingsError, SidecarError
+from sidecar.offline.committed_offsets import committed_offsets
 from sidecar.offline.kafka_options import client_options
 from sidecar.offline.kafka_topics import require_topic
 from sidecar.offline.offsets import Committed, OffsetsError
@@ -132,10 +133,10 @@ async def _committed_offsets(admin: AIOKafkaAdminClient, group: str, sources: li
     """What is committed; a fresh cluster makes its offsets topic when it is first asked for a coordinator."""
     for wait_s in (0.2, 0.5, 1.0, 2.0):
         try:
-            return await admin.list_consumer_group_offsets(group, partitions=sources)
+            return await committed_offsets(admin, group, sources)
         except GroupCoordinatorNotAvailableError:
             await asyncio.sleep(wait_s)
-    return await admin.list_consumer_group_offsets(group, partitions=sources)
+    return await committed_offsets(admin, group, sources)
 
 
 def _place(partition: int, found: OffsetAndMetadata, begin: int, end: int) -> PartitionOffsets:

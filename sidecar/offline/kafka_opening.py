@@ -14,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
+from sidecar.offline.committed_offsets import committed_offsets
 from sidecar.offline.item import Headers
 from sidecar.offline.job_progress import JobKey, Tally, decoded
 from sidecar.offline.kafka_errors import REFUSALS, STOP_TIMEOUT_S, TOO_LARGE, RecordRefusedError, call, start_client
@@ -154,7 +155,7 @@ class KafkaOpening:
         admin = AIOKafkaAdminClient(**client_options(self._settings))
         try:
             await start_client(admin, admin._client)
-            offsets = await admin.list_consumer_group_offsets(self._settings.group, partitions=[self._source])
+            offsets = await committed_offsets(admin, self._settings.group, [self._source])
         finally:
             await admin.close()
         found = offsets[self._source]
