@@ -88,7 +88,7 @@ class Engine:
     gap_s: float = 0.025  # between two tokens of a stream: running mean
     prefill_next_s: float = -inf  # when pacing allows the next piece of an offline prompt
     fresh_until_s: float = -inf  # the next two hold until then
-    headroom: int = 0
+    headroom: int = 0  # slots kept for the next online arrivals: as set, or as many as arrive while one comes free
     piece_tokens: int = 0  # of an offline prompt, per dispatch and per iteration; 0 = whole prompts
 
     @classmethod
@@ -170,10 +170,13 @@ class Engine:
         tokens = item.context_tokens + self.slices.output_tokens(item, online_resident=self.online_slots > 0)
         return self.ledger.need(tokens) * item.work.slots
 
-    def refresh(self, now_s: float) -> None:
-        """Look anew, once per second, at what follows from the rate of arrivals."""
-        if now_s < self.fresh_until_s:
-            return
+    def advance(self, now_s: float) -> None:
+        """Bring up to now what the limits ask: the pacing, and once per second what the rate of arrivals suggests."""
+        if now_s >= self.fresh_until_s:
+            self._refresh(now_s)
+        self.pacing.refill(self.piece_tokens, now_s, self.gap_s)
+
+    def _refresh(self, now_s: float) -> None:
         self.fresh_until_s = now_s + FRESH_S
         most = int(self.scheduler.headroom_share_max * self.settings.slots)
         expected = poisson_quantile(self.arrivals.per_s(now_s) * self.stop_s) if most else 0
@@ -241,7 +244,6 @@ class Engine:
     def begin(self, item: Item, kind: GrantKind, now_s: float) -> None:
         """`item` has its slots, its budget and its place in the ledger."""
         slots, lane = item.work.slots, item.work.lane
-        self.refresh(now_s)
         if kind in (GrantKind.ONLINE, GrantKind.RESERVED):
             self.free.take(slots)
         else:

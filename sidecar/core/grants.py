@@ -34,6 +34,9 @@ class Grants:
         """Grant until nothing more can be granted; then take back what online lacks. It is added to `actions`."""
         self._now_s, self._actions = now_s, actions
         online, offline = pool.online, pool.offline
+        for engine in pool.engines:
+            if engine.free.slots:
+                engine.advance(now_s)
         while (online.waiting or offline.waiting) and self._grant_anywhere(pool):
             pass
         if not offline.waiting:
@@ -79,6 +82,8 @@ class Grants:
             engine.limit_binding = Limit.TOO_LARGE if too_large else self._nobody(pool.offline)
             return False
         engine.limit_binding = limit = lending.find_limit(engine, offline, self._now_s)
+        if limit is Limit.PREFILL:
+            engine.prefill_next_s = lending.prefill_next_s(engine, offline)
         if limit in ROW_LIMITS and self._may_take_turn_early(engine, offline):
             self._grant(pool, engine, offline, GrantKind.RESERVED, contended=True)
             return True

@@ -1,6 +1,7 @@
 """What an engine lends to offline work now, and which limit binds.
 
-The limits are asked in a fixed order, the cheap ones first; the first that binds is told.
+The limits are asked in a fixed order, the cheap ones first; the first that binds is told. Every function here only
+reads: whoever asks has called `engine.advance(now_s)` before.
 """
 
 from __future__ import annotations
@@ -13,11 +14,7 @@ from sidecar.core.work import OFFLINE
 
 
 def find_limit(engine: Engine, item: Item, now_s: float) -> Limit:
-    """Find what keeps backfill from giving `item` its slots now; NONE if nothing does.
-
-    This is no mere question: what a limit looks at (headroom, ripe slots, pacing) is brought up to now before it is
-    asked, and no sooner: how often that happens is a part of what is decided.
-    """
+    """Find what keeps backfill from giving `item` its slots now; NONE if nothing does."""
     slots, free, ledger = item.work.slots, engine.free.slots, engine.ledger
     if slots > free:
         return Limit.SLOTS
@@ -27,14 +24,14 @@ def find_limit(engine: Engine, item: Item, now_s: float) -> Limit:
         return Limit.FOREIGN
     if rows > rows_max(engine, 0, now_s) or (offline and rows > engine.interference.aimd_rows):
         return _rows_limit(engine, now_s)
-    if slots > free - headroom_slots(engine, now_s):
+    if slots > free - engine.headroom:
         return Limit.HEADROOM
     if slots > engine.free.ripe(now_s):
         return Limit.WINDOW
     if ledger.kv_tokens_max != inf and not _kv_allows(engine, item):
         return Limit.KV
     piece = _next_piece(engine, item)
-    if not _prefill_allows(engine, piece, now_s):
+    if _prefill_waits(engine, piece) or not engine.pacing.allows(piece, engine.piece_tokens):
         return Limit.PREFILL
     if not _prefill_harmless(engine, piece, beside_online=engine.online_slots > 0):
         return Limit.LATENCY
@@ -44,7 +41,7 @@ def find_limit(engine: Engine, item: Item, now_s: float) -> Limit:
 def lendable(engine: Engine, now_s: float, online_slots: int = 0) -> float:
     """How many slots backfill may take now, once online has taken `online_slots`."""
     ripe, free = engine.free.ripe(now_s), engine.free.slots
-    left = min(ripe - max(0, online_slots - (free - ripe)), free - online_slots - headroom_slots(engine, now_s))
+    left = min(ripe - max(0, online_slots - (free - ripe)), free - online_slots - engine.headroom)
     rows = min(rows_max(engine, online_slots, now_s), engine.interference.aimd_rows)
     return min(left - engine.ledger.foreign_slots, rows - engine.in_use[OFFLINE])
 
@@ -91,13 +88,13 @@ def kv_leaves(engine: Engine, online: Item, offline: Item) -> bool:
     return engine.kv_need(offline) <= left
 
 
-def next_chance_s(engine: Engine) -> float:
+def next_chance_s(engine: Engine, now_s: float) -> float:
     """When the limit that binds may be lifted by time alone; inf if only an event can lift it."""
     if not engine.free.slots:
         return inf
     match engine.limit_binding:
         case Limit.WINDOW:
-            return engine.free.next_ripe_s()
+            return engine.free.next_ripe_s(now_s)
         case Limit.YIELD | Limit.LATENCY:
             return engine.yielding.until_s
         case Limit.PREFILL:
@@ -107,32 +104,25 @@ def next_chance_s(engine: Engine) -> float:
     return inf
 
 
-def headroom_slots(engine: Engine, now_s: float) -> int:
-    """Slots kept free for the next online arrivals: as set, or as many as arrive while one comes free."""
-    engine.refresh(now_s)
-    return engine.headroom
-
-
 def _kv_allows(engine: Engine, item: Item) -> bool:
     ledger = engine.ledger
     guard = ledger.guard_tokens(engine.headroom) if ledger.kv_tokens else 0.0  # an idle engine has no one to guard
     return engine.kv_need(item) <= ledger.kv_tokens_free - guard
 
 
-def _prefill_allows(engine: Engine, piece: int, now_s: float) -> bool:
-    """A piece per iteration, and only so many offline prompt tokens in prefill at a time, or a single prompt."""
+def _prefill_waits(engine: Engine, piece: int) -> bool:
+    """True if other prompts go first: only so many offline tokens are in prefill at a time, or a single prompt."""
     ledger = engine.ledger
     if piece > ledger.long_tokens and (engine.online_slots or ledger.long_prefills):
-        return False
-    ahead, bound = ledger.prefill_tokens[OFFLINE], engine.scheduler.offline_prefill_tokens
-    if ahead and 0 < bound < ahead + piece:
-        return False
-    engine.prefill_next_s = -inf
-    engine.pacing.refill(engine.piece_tokens, now_s, engine.gap_s)
-    if engine.pacing.allows(piece, engine.piece_tokens):
         return True
-    engine.prefill_next_s = engine.pacing.next_s(piece, engine.piece_tokens, engine.gap_s)
-    return False
+    ahead, bound = ledger.prefill_tokens[OFFLINE], engine.scheduler.offline_prefill_tokens
+    return bool(ahead) and 0 < bound < ahead + piece
+
+
+def prefill_next_s(engine: Engine, item: Item) -> float:
+    """When pacing allows the next piece of `item`; inf if other prompts go first, for only an event ends that."""
+    piece = _next_piece(engine, item)
+    return inf if _prefill_waits(engine, piece) else engine.pacing.next_s(piece, engine.piece_tokens, engine.gap_s)
 
 
 def _next_piece(engine: Engine, item: Item) -> int:

@@ -34,5 +34,5 @@ class PrefillPacing:
         self._level -= tokens
 
     def next_s(self, tokens: int, step: int, iteration_s: float) -> float:
-        """When so many tokens are allowed next, if none are taken before."""
+        """When so many tokens are allowed next, if none are taken before. They are not allowed now."""
         return self._at_s + max(0.0, min(tokens, step) - self._level) * iteration_s / step

@@ -143,7 +143,7 @@ class Scheduler:
         soonest_s = self._timers.next_s()
         for pool in self._pools.values():
             for engine in pool.engines if pool.offline.eligible() else ():
-                chance_s = lending.next_chance_s(engine)
+                chance_s = lending.next_chance_s(engine, self._handling.now_s)
                 if self._handling.now_s < chance_s < soonest_s and not pool.online.eligible(long=engine.takes_long):
                     soonest_s = chance_s
         return None if soonest_s == inf else soonest_s

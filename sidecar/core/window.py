@@ -5,48 +5,41 @@ One timer per slot, from the moment it came free, instead of one gate that would
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_right
 from math import inf
 
 
 class FreeSlots:
-    """The free slots of one engine. `fresh` ones are still inside their window, `ripe` ones are open to backfill."""
+    """The free slots of one engine. A slot is ripe, which is open to backfill, once its window has ended."""
 
-    __slots__ = ("_fresh", "_ripe", "slots")
+    __slots__ = ("_windows", "slots")
 
     def __init__(self, slots: int) -> None:
         self.slots = slots  # all of them. To be read only
-        self._ripe = slots
-        self._fresh: deque[float] = deque()  # when each window ends, oldest slot first
+        self._windows = [-inf] * slots  # when each window ends, oldest slot first; never sooner than the one before it
 
     def add(self, slots: int, window_end_s: float) -> None:
         """`slots` more are free; backfill may take them from `window_end_s` on."""
         self.slots += slots
-        for _ in range(slots):
-            self._fresh.append(window_end_s)
+        if self._windows:
+            window_end_s = max(window_end_s, self._windows[-1])
+        self._windows += [window_end_s] * slots
 
     def ripe(self, now_s: float) -> int:
         """How many of the free slots backfill may take now."""
-        fresh = self._fresh
-        while fresh and fresh[0] <= now_s:
-            fresh.popleft()
-            self._ripe += 1
-        return self._ripe
+        return bisect_right(self._windows, now_s)
 
     def take(self, slots: int) -> None:
         """`slots` fewer are free: the freshest go first, because they would keep backfill waiting longest."""
         self.slots -= slots
-        for _ in range(slots):
-            if self._fresh:
-                self._fresh.pop()
-            else:
-                self._ripe -= 1
+        del self._windows[self.slots :]
 
     def take_ripe(self, slots: int) -> None:
         """`slots` fewer are free, all of them ripe."""
         self.slots -= slots
-        self._ripe -= slots
+        del self._windows[:slots]
 
-    def next_ripe_s(self) -> float:
+    def next_ripe_s(self, now_s: float) -> float:
         """When the next window ends; inf if none is open."""
-        return self._fresh[0] if self._fresh else inf
+        ripe = self.ripe(now_s)
+        return self._windows[ripe] if ripe < self.slots else inf
