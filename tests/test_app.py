@@ -104,6 +104,7 @@ async def test_the_order_of_listeners_does_not_matter(tmp_path: Path) -> None:
     assert {name for name, _ in exemplars} == {
         "gen_ai_server_request_duration_seconds",
         "gen_ai_server_time_to_first_token_seconds",
+        "sidecar_queue_wait_seconds",
     }
     assert spans == ["wait_for_slot", "text_completion tensorrt_llm"]
     assert dropped == 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sidecar.driver.driver import Driver
+from sidecar.telemetry.metric_row import Labelled, MetricRow, Scraped
 
 
 class DriverMetrics:
@@ -19,25 +19,30 @@ class DriverMetrics:
         self._models = models
         self._silences_s: dict[str, float] = {}
         self._faults: dict[tuple[str, str], int] = {}
-        registry.register(self)
+        registry.register(Scraped(METRICS, lambda: self))
 
     def look(self) -> None:
         """The next scrape shows the driver as it is now."""
         self._silences_s = self._driver.silences_s()
         self._faults = dict(self._driver.contained.faults)
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing ahead of time: there is nothing before the first look."""
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        """The families as of the last look. An engine with nothing in flight has no sample."""
-        text = "Of the dispatches in flight on it: the longest time without a token"
-        silence = GaugeMetricFamily("sidecar_engine_silence_seconds", text, labels=("model", "engine"))
+    def silences(self) -> Iterator[Labelled]:
+        """Yield the silence of each engine with something in flight, as of the last look."""
         for name, seconds in self._silences_s.items():
-            silence.add_metric((self._models[name], name), seconds)
-        text = "What calls, listeners and engines' answers raised, and the driver contained"
-        faults = CounterMetricFamily("sidecar_contained_faults", text, labels=("where", "error_type"))
-        for where, count in self._faults.items():
-            faults.add_metric(where, count)
-        return (silence, faults)
+            yield (self._models[name], name), seconds
+
+    def faults(self) -> Iterator[Labelled]:
+        """Yield how often each fault was contained, as of the last look."""
+        yield from self._faults.items()
+
+
+# fmt: off
+METRICS = (
+    MetricRow("sidecar_engine_silence_seconds", "gauge",
+        "Longest time without a token of a dispatch that is in flight on the engine.", ("model", "engine"),
+        DriverMetrics.silences),
+    MetricRow("sidecar_contained_faults", "counter",
+        "Exceptions of callers' code, of listeners and of engines' answers that the driver contained.",
+        ("where", "error_type"), DriverMetrics.faults),
+)
+# fmt: on

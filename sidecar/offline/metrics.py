@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry
 
 from sidecar.offline.item import DeadReason
 from sidecar.offline.lane import OfflineLane
 from sidecar.offline.lane_state import Phase, State
 from sidecar.offline.owned_partition import Finished, ShareView
+from sidecar.telemetry.metric_row import Labelled, MetricRow, Scraped
 
 DRAIN_S = 300.0  # time constant of the running mean
 PROCESS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
@@ -49,13 +49,7 @@ class ItemDurations:
     """How long the items of one lane took. `durable` is to be called for each item whose result is."""
 
     def __init__(self, registry: CollectorRegistry, topic: str) -> None:
-        duration = Histogram(
-            "messaging_process_duration_seconds",
-            "Consumed to result acknowledged",
-            ("messaging_destination_name", "error_type"),
-            buckets=PROCESS_S,
-            registry=registry,
-        )
+        duration = DURATION.histogram(registry)
         self._durations = {reason: duration.labels(topic, reason) for reason in ("", *DeadReason)}
 
     def durable(self, done: Finished) -> None:
@@ -73,7 +67,7 @@ class OfflineMetrics:
         self._state = State()
         self._ends: dict[tuple[str, str], int] = {}
         self._drain = Drain()
-        registry.register(self)
+        registry.register(Scraped(SCRAPED, lambda: self))
 
     def look(self) -> None:
         """The next scrape, which runs in a thread, shows the lane as it is now."""
@@ -82,75 +76,57 @@ class OfflineMetrics:
         self._ends = dict(self._lane.stats.items)
         self._drain.look(sum(self._ends.values()), time.monotonic())
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing ahead of time: nobody has looked at the lane yet."""
-        return ()
+    # ---- the readers of the table below, as of the last look ---------------------------------------------------------
 
-    def collect(self) -> Iterable[Metric]:
-        """The families as of the last look."""
-        shares = self._shares
-        yield self._consumed(self._lane)
-        yield self._items(self._lane)
-        in_flight = GaugeMetricFamily("sidecar_offline_in_flight", "Consumed, not durable", labels=("topic",))
-        in_flight.add_metric((self._topic,), sum(share.in_flight + share.finished for share in shares))
-        yield in_flight
-        yield from self._states(shares)
-        yield self._eta(shares)
-        yield from self._partitions(shares)
+    def consumed(self) -> Iterator[Labelled]:
+        """Yield how many records were taken in."""
+        yield ("kafka", self._topic, ""), self._lane.stats.consumed
 
-    def _states(self, shares: list[ShareView]) -> Iterable[Metric]:
-        held = "1 for the state and the reason that hold now; the others have no sample"
-        lane = GaugeMetricFamily("sidecar_offline_state", held, labels=("topic", "state", "reason"))
-        lane.add_metric((self._topic, self._state.phase.value, self._state.cause.value), 1)
-        yield lane
-        labels = ("topic", "partition", "state", "reason")
-        partition = GaugeMetricFamily("sidecar_offline_partition_state", held, labels=labels)
-        for share in shares:
-            where = (self._topic, str(share.partition), share.state.phase.value, share.state.cause.value)
-            partition.add_metric(where, 1)
-        yield partition
+    def items(self) -> Iterator[Labelled]:
+        """Yield how many items ended so; each known end is there from the start."""
+        zero = {("done", ""): 0, ("expired", DeadReason.EXPIRED.value): 0}
+        zero |= {("dlq", reason.value): 0 for reason in DeadReason if reason is not DeadReason.EXPIRED}
+        for end, count in (zero | self._ends | {("retried", ""): self._lane.stats.retried}).items():
+            yield (self._topic, *end), count
 
-    def _eta(self, shares: list[ShareView]) -> Metric:
-        """Without a sample while the lag of a partition or the rate is not known, or no partition is ours."""
-        eta = GaugeMetricFamily("sidecar_offline_eta_seconds", "Left, at the rate of late", labels=("topic",))
-        lags = [share.lag for share in shares]
+    def in_flight(self) -> Iterator[Labelled]:
+        """Yield how many items are neither waiting at the broker nor over."""
+        yield (self._topic,), sum(share.in_flight + share.finished for share in self._shares)
+
+    def state(self) -> Iterator[Labelled]:
+        """Yield the state and the reason that hold now; the others have no sample."""
+        yield (self._topic, self._state.phase.value, self._state.cause.value), 1
+
+    def partition_states(self) -> Iterator[Labelled]:
+        """Yield the same for each partition."""
+        for share in self._shares:
+            yield (self._topic, str(share.partition), share.state.phase.value, share.state.cause.value), 1
+
+    def eta(self) -> Iterator[Labelled]:
+        """Yield nothing while the lag of a partition or the rate is not known, or no partition is ours."""
+        lags = [share.lag for share in self._shares]
         known = [lag for lag in lags if lag is not None]
         if self._state.phase is Phase.RUNNING and len(known) == len(lags):
             left_s = self._drain.eta_s(sum(known))
             if left_s is not None:
-                eta.add_metric((self._topic,), left_s)
-        return eta
+                yield (self._topic,), left_s
 
-    def _consumed(self, lane: OfflineLane) -> Metric:
-        labels = ("messaging_system", "messaging_destination_name", "error_type")
-        consumed = CounterMetricFamily("messaging_client_consumed_messages", "Records taken in", labels=labels)
-        consumed.add_metric(("kafka", self._topic, ""), lane.stats.consumed)
-        return consumed
+    # What is not known has no sample: a lane that stands still must not look as if nothing were left to do.
 
-    def _items(self, lane: OfflineLane) -> Metric:
-        items = CounterMetricFamily("sidecar_offline_items", "Items by end", labels=("topic", "outcome", "reason"))
-        zero = {("done", ""): 0, ("expired", DeadReason.EXPIRED.value): 0}
-        zero |= {("dlq", reason.value): 0 for reason in DeadReason if reason is not DeadReason.EXPIRED}
-        for (outcome, reason), count in (zero | self._ends).items():
-            items.add_metric((self._topic, outcome, reason), count)
-        items.add_metric((self._topic, "retried", ""), lane.stats.retried)
-        return items
-
-    def _partitions(self, shares: list[ShareView]) -> Iterable[Metric]:
-        labels = ("topic", "partition")
-        lag = GaugeMetricFamily("sidecar_kafka_lag", "Log end minus watermark", labels=labels)
-        age = GaugeMetricFamily("sidecar_kafka_oldest_age_seconds", "Of the oldest item not durable", labels=labels)
-        # What is not known has no sample: a lane that stands still must not look as if nothing were left to do.
-        now_ms = time.time() * 1000
-        for share in shares:
-            where = (self._topic, str(share.partition))
+    def lags(self) -> Iterator[Labelled]:
+        """Yield the lag of each partition of which it is known."""
+        for share in self._shares:
             if share.lag is not None:
-                lag.add_metric(where, share.lag)
+                yield (self._topic, str(share.partition)), share.lag
+
+    def ages(self) -> Iterator[Labelled]:
+        """Yield the age of the oldest item of each partition, 0 where none is left."""
+        now_ms = time.time() * 1000
+        for share in self._shares:
             if share.oldest_ms is not None:
-                age.add_metric(where, max(now_ms - share.oldest_ms, 0) / 1000)
+                yield (self._topic, str(share.partition)), max(now_ms - share.oldest_ms, 0) / 1000
             elif share.lag == 0:
-                age.add_metric(where, 0)
-        return (lag, age)
+                yield (self._topic, str(share.partition)), 0
 
     def document(self) -> dict[str, Any]:
         """The lane as the status page shows it. What is not known is null."""
@@ -175,3 +151,32 @@ def _state(state: State, now_s: float) -> dict[str, Any]:
         "reason": state.cause.value,
         "since_s": round(max(now_s - state.since_s, 0.0), 3),
     }
+
+
+_PARTITION = ("topic", "partition")
+# fmt: off
+DURATION = MetricRow[OfflineMetrics]("messaging_process_duration_seconds", "histogram",
+    "Time from the consumption of an item until its result is committed.",
+    ("messaging_destination_name", "error_type"), buckets=PROCESS_S)
+SCRAPED = (
+    MetricRow("messaging_client_consumed_messages", "counter", "Records that were consumed.",
+        ("messaging_system", "messaging_destination_name", "error_type"), OfflineMetrics.consumed),
+    MetricRow("sidecar_offline_items", "counter", "Items that are over, by their outcome, and retries.",
+        ("topic", "outcome", "reason"), OfflineMetrics.items),
+    MetricRow("sidecar_offline_in_flight", "gauge", "Items that were consumed and whose result is not committed.",
+        ("topic",), OfflineMetrics.in_flight),
+    MetricRow("sidecar_offline_state", "gauge", "1 for the state and the reason of the lane that hold now.",
+        ("topic", "state", "reason"), OfflineMetrics.state),
+    MetricRow("sidecar_offline_partition_state", "gauge",
+        "1 for the state and the reason of a partition that hold now.", (*_PARTITION, "state", "reason"),
+        OfflineMetrics.partition_states),
+    MetricRow("sidecar_offline_eta_seconds", "gauge",
+        "Time until the lane has finished what is left, at the rate of the last minutes.", ("topic",),
+        OfflineMetrics.eta),
+    MetricRow("sidecar_kafka_lag", "gauge", "Records from the committed offset to the end of the partition.",
+        _PARTITION, OfflineMetrics.lags),
+    MetricRow("sidecar_kafka_oldest_age_seconds", "gauge", "Age of the oldest item whose result is not committed.",
+        _PARTITION, OfflineMetrics.ages),
+)
+# fmt: on
+METRICS = (DURATION, *SCRAPED)

@@ -8,22 +8,15 @@ looked up once: `labels()` on each call would treble the cost of an observation 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
 from grpc import StatusCode
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    disable_created_metrics,
-)
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Histogram, PlatformCollector, ProcessCollector, disable_created_metrics
+from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from sidecar.call import Outcome, Terminal, Timeline
 from sidecar.core.engine import Limit
@@ -46,12 +39,11 @@ from sidecar.core.snapshot import Snapshot
 from sidecar.core.work import OFFLINE, GrantKind, Lane, Work
 from sidecar.errors import EngineError
 from sidecar.settings.file import EngineEndpoint
-from sidecar.telemetry.buckets import DURATION_S, RPC_S, SLOWDOWN, TPOT_S, TTFT_S, WAIT_OFFLINE_S, WAIT_ONLINE_S
-from sidecar.telemetry.guard_metrics import guard_families
+from sidecar.telemetry import metric_table as table
+from sidecar.telemetry.metric_row import Scraped
 from sidecar.telemetry.slo_metrics import SloMetrics
 from sidecar.telemetry.tenant_metrics import TenantMetrics
 
-_GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 _OUTCOMES = ("ok", "error", "cancelled", "expired", "rejected")
 # What an engine says is text of its own, and a label needs a finite set.
 _ERROR_TYPES = frozenset(("", "dead_letter", *RejectReason, *(each.name for each in StatusCode)))
@@ -88,8 +80,7 @@ class _Lane:
         gen_ai = ("text_completion", "triton", model)
         self.ttft = metrics.ttft.labels(*gen_ai, lane)
         self.tpot = metrics.tpot.labels(*gen_ai, lane)
-        wait = metrics.wait_online if lane is Lane.ONLINE else metrics.wait_offline
-        self.queue_wait = wait.labels(model)
+        self.queue_wait = metrics.waits.of(model, lane)
         self.input_tokens = metrics.tokens.labels(model, lane, "input")
         self.output_tokens = metrics.tokens.labels(model, lane, "output")
         self.grants = {kind: metrics.grants.labels(model, lane, kind) for kind in _KINDS[lane]}
@@ -146,48 +137,21 @@ class Metrics:
         self._running: dict[str, tuple[Usage, Dispatch, float]] = {}
         self.snapshot: Snapshot | None = None
         self.loop_lag_max_s = 0.0  # since the last scrape
-        self.registry.register(_SnapshotCollector(self))
+        self._tenants = TenantMetrics()
+        self.registry.register(Scraped(table.SCRAPED, self._scrape))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
     def _make_families(self) -> None:
-        def histogram(name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
-            return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
-
-        def counter(name: str, text: str, labels: Sequence[str]) -> Counter:
-            return Counter(name, text, labels, registry=self.registry)
-
-        duration, ttft = "gen_ai_server_request_duration_seconds", "gen_ai_server_time_to_first_token_seconds"
-        tpot = "gen_ai_server_time_per_output_token_seconds"
-        rpc = ("rpc_system_name", "rpc_method", "rpc_status_code")
-        self.duration = histogram(duration, "Arrival to last token", (*_GEN_AI, "lane", "error_type"), DURATION_S)
-        self.ttft = histogram(ttft, "Arrival to first token", (*_GEN_AI, "lane"), TTFT_S)
-        self.tpot = histogram(tpot, "After the first token, per token", (*_GEN_AI, "lane"), TPOT_S)
-        self.rpc = histogram("rpc_server_call_duration_seconds", "Inbound RPCs", rpc, RPC_S)
-        upstream = "rpc_client_call_duration_seconds", "Streams to the engines"
-        self.rpc_client = histogram(*upstream, (*rpc, "server_address"), RPC_S)
-        waits = "sidecar_queue_wait_seconds", "Wait until granted"
-        self.wait_online, self.wait_offline = (
-            Histogram(*waits, ("model",), buckets=buckets, registry=None) for buckets in (WAIT_ONLINE_S, WAIT_OFFLINE_S)
-        )
-        self.requests = counter("sidecar_requests", "Works by end", ("model", "lane", "outcome", "error_type"))
-        self.tokens = counter("sidecar_tokens", "Tokens", ("model", "lane", "token_type"))
-        self.grants = counter("sidecar_grants", "Slots granted", ("model", "lane", "kind"))
-        self.preemptions = counter("sidecar_preemptions", "Slots taken back from offline", ("model", "reason"))
-        self.offline_max_wait = Gauge(
-            "sidecar_offline_max_wait_seconds",
-            "Promised: a due turn waits no longer",
-            ("model",),
-            registry=self.registry,
-        )
-        added = "sidecar_interference_seconds", "Online: grant to end, beyond what is predicted without offline"
-        self.interference = histogram(*added, ("model",), WAIT_ONLINE_S)
-        slower = "sidecar_slowdown_ratio", "Online: grant to end, measured ÷ predicted without offline"
-        self.slowdown = histogram(*slower, ("model",), SLOWDOWN)
-        self.held = counter(
-            "sidecar_offline_held", "Offline works that found no slot when they came", ("model", "reason")
-        )
-        self.build = Gauge("sidecar_build_info", "What runs", ("version", "config_hash"), registry=self.registry)
+        registry = self.registry
+        self.duration, self.rpc = table.DURATION.histogram(registry), table.RPC_SERVER.histogram(registry)
+        self.ttft, self.tpot = table.TTFT.histogram(registry), table.TPOT.histogram(registry)
+        self.rpc_client, self.grants = table.RPC_CLIENT.histogram(registry), table.GRANTS.counter(registry)
+        self.interference, self.slowdown = table.INTERFERENCE.histogram(registry), table.SLOWDOWN.histogram(registry)
+        self.requests, self.tokens = table.REQUESTS.counter(registry), table.TOKENS.counter(registry)
+        self.preemptions, self.held = table.PREEMPTIONS.counter(registry), table.HELD.counter(registry)
+        self.offline_max_wait, self.build = table.OFFLINE_MAX_WAIT.gauge(registry), table.BUILD.gauge(registry)
+        self.waits = _Waits(registry)
 
     # ---- Listener ----------------------------------------------------------------------------------------------------
 
@@ -283,6 +247,22 @@ class Metrics:
         """Where an engine is, as the label says it."""
         return self._engines[engine].target
 
+    def _scrape(self) -> table.Scrape | None:
+        """Return what the next page shows; None before there is a snapshot. The longest lag is counted anew."""
+        if (snapshot := self.snapshot) is None:
+            return None
+        lag_s, self.loop_lag_max_s = self.loop_lag_max_s, 0.0
+        return table.Scrape(
+            snapshot=snapshot,
+            addresses={name: engine.target for name, engine in self._engines.items()},
+            slot_seconds={key: usage.at(snapshot.now_s) for key, usage in self.usage.items()},
+            usd=self.rents(),
+            tenant_tokens=self._tenants.tokens(snapshot),
+            dropped_spans=self.dropped_spans(),
+            recorder=None if self.recorder is None else self.recorder(),
+            loop_lag_s=lag_s,
+        )
+
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The page for `snapshot` and its content type: with exemplars if OpenMetrics is accepted, else as plain text.
 
@@ -305,92 +285,30 @@ def status_of(event: Terminal) -> str:
             assert_never(event)
 
 
-class _SnapshotCollector:
-    """Families that are read off the snapshot instead of being kept."""
+class _Waits(Collector):
+    """One family from two histograms: the lanes wait on scales that share no useful buckets."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._tenants = TenantMetrics()
+    def __init__(self, registry: CollectorRegistry) -> None:
+        row = table.QUEUE_WAIT
+        self._lanes = {
+            lane: Histogram(row.name, row.help, ("model",), buckets=buckets, registry=None)
+            for lane, buckets in ((Lane.ONLINE, row.buckets), (Lane.OFFLINE, table.WAIT_OFFLINE_S))
+        }
+        registry.register(self)
+
+    def of(self, model: str, lane: Lane) -> Histogram:
+        """Return what observes the waits of one lane."""
+        return self._lanes[lane].labels(model)
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing ahead of time: there is no snapshot before the first scrape."""
+        """Return nothing, as `Scraped` does."""
         return ()
 
-    def collect(self) -> Iterable[Metric]:
-        """The families, in no particular order."""
-        snapshot = self._metrics.snapshot
-        if snapshot is None:
-            return
-        yield from self._engines(snapshot)
-        yield from self._queues(snapshot)
-        yield from self._tenants.families(snapshot)
-        yield self._waits()
-        yield from guard_families(snapshot)
-        yield self._cost()
-        dropped = CounterMetricFamily("sidecar_dropped_spans", "Made, and never sent")
-        dropped.add_metric((), self._metrics.dropped_spans())
-        yield dropped
-        yield from self._recorder()
-        lag = GaugeMetricFamily("sidecar_event_loop_lag_seconds", "Longest since the last scrape")
-        lag.add_metric((), self._metrics.loop_lag_max_s)
-        self._metrics.loop_lag_max_s = 0.0
-        yield lag
-
-    def _engines(self, snapshot: Snapshot) -> Iterable[Metric]:
-        slots = GaugeMetricFamily("sidecar_slots", "Slots owned", labels=("model", "engine"))
-        in_use = GaugeMetricFamily("sidecar_slots_in_use", "Slots in use", labels=("model", "engine", "lane"))
-        reserved = GaugeMetricFamily("sidecar_slots_reserved", "Headroom", labels=("model", "engine", "lane"))
-        foreign = GaugeMetricFamily(
-            "sidecar_slots_foreign", "In use, not by us, if gauges tell", labels=("model", "engine")
-        )
-        ready = GaugeMetricFamily("sidecar_engine_ready", "Engine is up", labels=("model", "server_address"))
-        turns = CounterMetricFamily("sidecar_reserved_turns", "Turns of offline", labels=("model", "engine", "result"))
-        seconds = CounterMetricFamily("sidecar_slot_seconds", "Integral of use", labels=("model", "engine", "lane"))
-        for name, engine in snapshot.engines.items():
-            slots.add_metric((engine.model, name), engine.slots)
-            reserved.add_metric((engine.model, name, Lane.ONLINE), engine.headroom_slots)
-            if engine.foreign_slots is not None:
-                foreign.add_metric((engine.model, name), engine.foreign_slots)
-            ready.add_metric((engine.model, self._metrics.address(name)), engine.up)
-            for lane, used in ((Lane.ONLINE, engine.slots_online), (Lane.OFFLINE, engine.slots_offline)):
-                in_use.add_metric((engine.model, name, lane), used)
-                seconds.add_metric((engine.model, name, lane), self._metrics.usage[name, lane].at(snapshot.now_s))
-            for result in ("due", "taken", "postponed", "lapsed"):
-                turns.add_metric((engine.model, name, result), getattr(engine, f"turns_{result}"))
-        return (slots, in_use, reserved, foreign, ready, turns, seconds)
-
-    def _recorder(self) -> Iterable[Metric]:
-        """Whether decisions are recorded; nothing where none are asked for."""
-        if self._metrics.recorder is None:
-            return
-        found = self._metrics.recorder()
-        running = GaugeMetricFamily("sidecar_recorder_running", "Decisions are being recorded")
-        running.add_metric((), found["state"] == "running")
-        dropped = CounterMetricFamily("sidecar_recorder_dropped_records", "Decisions that are in no file")
-        dropped.add_metric((), found["dropped"])
-        yield running
-        yield dropped
-
-    def _cost(self) -> Metric:
-        cost = CounterMetricFamily("sidecar_cost_usd", "Rent by who had the slots", labels=("model", "engine", "lane"))
-        for model, name, spent in self._metrics.rents():
-            for lane, usd in spent.items():
-                cost.add_metric((model, name, lane), usd)
-        return cost
-
-    def _queues(self, snapshot: Snapshot) -> Iterable[Metric]:
-        depth = GaugeMetricFamily("sidecar_queue_depth", "Works that wait", labels=("model", "lane"))
-        age = GaugeMetricFamily("sidecar_queue_oldest_age_seconds", "Longest current wait", labels=("model", "lane"))
-        for each in snapshot.lanes:
-            depth.add_metric((each.model, each.lane), each.waiting)
-            age.add_metric((each.model, each.lane), each.oldest_age_s)
-        return (depth, age)
-
-    def _waits(self) -> Metric:
-        """One family from two histograms: the lanes wait on scales that share no useful buckets."""
-        family = Metric("sidecar_queue_wait_seconds", "Wait until granted", "histogram")
-        for lane, histogram in ((Lane.ONLINE, self._metrics.wait_online), (Lane.OFFLINE, self._metrics.wait_offline)):
+    def collect(self) -> Iterator[Metric]:
+        """Yield the one family."""
+        family = Metric(table.QUEUE_WAIT.name, table.QUEUE_WAIT.help, table.QUEUE_WAIT.kind)
+        for lane, histogram in self._lanes.items():
             for part in histogram.collect():
                 for sample in part.samples:
                     family.samples.append(sample._replace(labels={**sample.labels, "lane": lane}))
-        return family
+        yield family

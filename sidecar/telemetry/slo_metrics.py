@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 
 from sidecar.call import Outcome, Timeline
 from sidecar.core.events import RejectReason
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.work import Lane, Work
+from sidecar.telemetry.metric_table import SLO_EVENTS, SLO_TARGET
 
 SLOS = ("ttft", "e2e", "availability")
 NOT_OURS = frozenset((RejectReason.TOO_LARGE, RejectReason.UNKNOWN_MODEL))  # the caller's own fault
@@ -23,12 +24,9 @@ class SloMetrics:
 
     def __init__(self, registry: CollectorRegistry, models: Iterable[str], promised: SchedulerSettings) -> None:
         self._ttft_objective_ms, self._e2e_s = promised.ttft_objective_ms, promised.e2e_objective_ms / 1000
-        target = Gauge("sidecar_slo_target_seconds", "Objective unless a request states one", ("slo",), registry=None)
+        target, events = SLO_TARGET.gauge(registry), SLO_EVENTS.counter(registry)
         target.labels("ttft").set(promised.ttft_objective_ms / 1000)
         target.labels("e2e").set(self._e2e_s)
-        events = Counter("sidecar_slo_events", "Online requests", ("model", "slo", "verdict"), registry=None)
-        for family in (target, events):
-            registry.register(family)
         self._events = {
             (model, slo): (events.labels(model, slo, "bad"), events.labels(model, slo, "good"))
             for model in models

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-
 from sidecar.core.snapshot import OTHERS, LaneSnapshot, Snapshot, TenantSnapshot
+from sidecar.telemetry.metric_row import Labelled
+from sidecar.telemetry.metric_table import tenant_label
 
 Tokens = tuple[int, int]  # input, output
 
@@ -44,33 +44,24 @@ class _Labels:
 
 
 class TenantMetrics:
-    """The families per tenant; keeps who has a label from scrape to scrape."""
+    """The tokens per tenant; keeps who has a label from scrape to scrape."""
 
     def __init__(self) -> None:
         self._labels: dict[tuple[str, str], _Labels] = {}
 
-    def families(self, snapshot: Snapshot) -> Iterable[Metric]:
-        """Tokens served and works waiting, per model, lane and tenant."""
-        labels = ("model", "lane", "tenant")
-        tokens = CounterMetricFamily("sidecar_tenant_tokens", "Tokens served", labels=(*labels, "token_type"))
-        waiting = GaugeMetricFamily("sidecar_tenant_waiting", "Works that wait", labels=labels)
-        for lane in snapshot.lanes:
-            for row in lane.tenants:
-                waiting.add_metric((lane.model, lane.lane, _label(row.tenant)), row.waiting)
-            for tenant, served in self._counters(lane).items():
-                for kind, count in zip(("input", "output"), served, strict=True):
-                    tokens.add_metric((lane.model, lane.lane, _label(tenant), kind), count)
-        return (tokens, waiting)
+    def tokens(self, snapshot: Snapshot) -> list[Labelled]:
+        """Return the tokens served, by model, lane, tenant and kind of token."""
+        return [
+            ((lane.model, lane.lane, tenant_label(tenant), kind), count)
+            for lane in snapshot.lanes
+            for tenant, served in self._counters(lane).items()
+            for kind, count in zip(("input", "output"), served, strict=True)
+        ]
 
     def _counters(self, lane: LaneSnapshot) -> dict[str, Tokens]:
         known = self._labels.setdefault((lane.model, lane.lane), _Labels())
         *named, others = lane.tenants
         return known.show(named, (others.input_tokens, others.output_tokens))
-
-
-def _label(tenant: str) -> str:
-    """The name as a label: one that cannot be encoded would cost everybody the page."""
-    return tenant.encode(errors="backslashreplace").decode()
 
 
 def _plus(one: Tokens, other: Tokens) -> Tokens:

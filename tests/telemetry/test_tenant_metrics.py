@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.core.events import Arrived, Ended
@@ -19,20 +18,16 @@ from sidecar.telemetry.tenant_metrics import TenantMetrics, _Labels
 from tests.core.builders import online, scheduler
 
 
-def _samples(family: Metric) -> dict[tuple[str, ...], float]:
-    return {(each.labels["lane"], each.labels["tenant"], each.name): each.value for each in family.samples}
-
-
 def test_sixty_tenants_have_fifty_labels_and_one_for_the_others() -> None:
     subject = scheduler(slots=1)
     for number in range(60):
         subject.handle(Arrived(work=online(f"a{number}", tenant=f"t{number}")), float(number))
         subject.handle(Ended(work_id=f"a{number}", reason=EndReason.END_ID, output_tokens=2), number + 0.5)
-    tokens, waiting = TenantMetrics().families(subject.snapshot())
-    labels = {each.labels["tenant"] for each in tokens.samples if each.labels["lane"] == Lane.ONLINE}
+    tokens = TenantMetrics().tokens(subject.snapshot())
+    labels = {tenant for (_, lane, tenant, _), _ in tokens if lane is Lane.ONLINE}
     assert len(labels) == TENANTS_NAMED + 1
-    assert sum(each.value for each in tokens.samples if each.labels["token_type"] == "input") == 600
-    assert _samples(waiting)[Lane.ONLINE, OTHERS, "sidecar_tenant_waiting"] == 0
+    assert OTHERS in labels
+    assert sum(count for (*_, kind), count in tokens if kind == "input") == 600
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 50)), max_size=60))

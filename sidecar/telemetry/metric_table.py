@@ -1,0 +1,235 @@
+"""The metrics of requests, slots and engines, one row each: those kept as things happen, and those read at a scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sidecar.core.engine import Limit
+from sidecar.core.latency import MAPE_MAX
+from sidecar.core.snapshot import EngineSnapshot, LaneSnapshot, Snapshot
+from sidecar.core.work import Lane
+from sidecar.telemetry.metric_row import Labelled, MetricRow, value
+
+_DURATION_S = tuple(0.01 * 2**power for power in range(14))  # 10 ms to 82 s
+_TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+_TPOT_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+_RPC_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_WAIT_ONLINE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+WAIT_OFFLINE_S = (0.5, 1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
+_SLOWDOWN = (0.9, 1, 1.02, 1.05, 1.1, 1.15, 1.25, 1.5, 2, 3, 5)
+_GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "lane")
+_RPC = ("rpc_system_name", "rpc_method", "rpc_status_code")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scrape:
+    """What one scrape shows."""
+
+    snapshot: Snapshot
+    addresses: Mapping[str, str]  # of the engines, by name
+    slot_seconds: Mapping[tuple[str, Lane], float]  # by engine and lane
+    usd: Iterable[tuple[str, str, Mapping[str, float]]]  # model, engine, and dollars by who had the slots
+    tenant_tokens: Iterable[Labelled]
+    dropped_spans: int
+    recorder: Mapping[str, Any] | None
+    loop_lag_s: float
+
+
+Row = MetricRow[Scrape]
+Reader = Callable[[Scrape], Iterator[Labelled]]
+
+# ---- kept as things happen -------------------------------------------------------------------------------------------
+
+# fmt: off
+DURATION = Row("gen_ai_server_request_duration_seconds", "histogram",
+    "Time from the arrival of a request to its last token.", (*_GEN_AI, "error_type"), buckets=_DURATION_S)
+TTFT = Row("gen_ai_server_time_to_first_token_seconds", "histogram",
+    "Time from the arrival of a request to its first token.", _GEN_AI, buckets=_TTFT_S)
+TPOT = Row("gen_ai_server_time_per_output_token_seconds", "histogram",
+    "Mean time per output token of a request after its first token.", _GEN_AI, buckets=_TPOT_S)
+RPC_SERVER = Row(
+    "rpc_server_call_duration_seconds", "histogram", "Duration of the RPCs of callers.", _RPC, buckets=_RPC_S)
+RPC_CLIENT = Row("rpc_client_call_duration_seconds", "histogram", "Duration of the dispatches to the engines.",
+    (*_RPC, "server_address"), buckets=_RPC_S)
+QUEUE_WAIT = Row("sidecar_queue_wait_seconds", "histogram",
+    "Time that a request waited for its slots; each lane has its own buckets.", ("model", "lane"),
+    buckets=_WAIT_ONLINE_S)
+REQUESTS = Row("sidecar_requests", "counter", "Requests that are over, by their outcome.",
+    ("model", "lane", "outcome", "error_type"))
+TOKENS = Row("sidecar_tokens", "counter", "Tokens of prompts and of outputs.", ("model", "lane", "token_type"))
+GRANTS = Row("sidecar_grants", "counter", "Dispatches that got their slots, by kind.", ("model", "lane", "kind"))
+PREEMPTIONS = Row(
+    "sidecar_preemptions", "counter", "Offline dispatches that were stopped for online requests.", ("model", "reason"))
+OFFLINE_MAX_WAIT = Row("sidecar_offline_max_wait_seconds", "gauge",
+    "Longest time that a due turn of the offline lane may be put off, by the settings.", ("model",))
+INTERFERENCE = Row("sidecar_interference_seconds", "histogram",
+    "Time that an online request took from its slot to its end beyond the prediction without offline work.",
+    ("model",), buckets=_WAIT_ONLINE_S)
+SLOWDOWN = Row("sidecar_slowdown_ratio", "histogram",
+    "Time of an online request from its slot to its end, divided by the prediction without offline work.", ("model",),
+    buckets=_SLOWDOWN)
+HELD = Row("sidecar_offline_held", "counter",
+    "Offline requests that found no free slot when they came, by the limit that held them back.", ("model", "reason"))
+SLO_TARGET = Row("sidecar_slo_target_seconds", "gauge", "Objective of a request that does not state its own.", ("slo",))
+SLO_EVENTS = Row("sidecar_slo_events", "counter", "Online requests that met or missed an objective.",
+    ("model", "slo", "verdict"))
+BUILD = Row("sidecar_build_info", "gauge", "Version and hash of the settings that run.", ("version", "config_hash"))
+# fmt: on
+
+KEPT = (
+    *(DURATION, TTFT, TPOT, RPC_SERVER, RPC_CLIENT, QUEUE_WAIT, REQUESTS, TOKENS, GRANTS, PREEMPTIONS),
+    *(OFFLINE_MAX_WAIT, INTERFERENCE, SLOWDOWN, HELD, SLO_TARGET, SLO_EVENTS, BUILD),
+)
+
+# ---- read at a scrape ------------------------------------------------------------------------------------------------
+
+_ENGINE = ("model", "engine")
+
+
+def _engine(read: Callable[[EngineSnapshot], float | None]) -> Reader:
+    """Read one number off each engine; None = no sample."""
+    return _engine_by(lambda engine: [("", read(engine))])
+
+
+def _engine_by(read: Callable[[EngineSnapshot], Iterable[tuple[str, float | None]]]) -> Reader:
+    """Read numbers off each engine, each with the value of one more label, or "" without one; None = no sample."""
+
+    def samples(scrape: Scrape) -> Iterator[Labelled]:
+        for engine in scrape.snapshot.engines.values():
+            for label, number in read(engine):
+                if number is not None:
+                    yield (engine.model, engine.name, *([label] if label else [])), number
+
+    return samples
+
+
+def _lane(read: Callable[[LaneSnapshot], float]) -> Reader:
+    """Read one number off each lane of each model."""
+    return lambda scrape: (((each.model, each.lane), read(each)) for each in scrape.snapshot.lanes)
+
+
+def _recorder(read: Callable[[Mapping[str, Any]], float]) -> Reader:
+    """Read one number off the recorder; no sample where none was asked for."""
+    return value(lambda scrape: None if scrape.recorder is None else read(scrape.recorder))
+
+
+def _ready(scrape: Scrape) -> Iterator[Labelled]:
+    for name, engine in scrape.snapshot.engines.items():
+        yield (engine.model, scrape.addresses[name]), engine.up
+
+
+def _slot_seconds(scrape: Scrape) -> Iterator[Labelled]:
+    for (name, lane), seconds in scrape.slot_seconds.items():
+        if (engine := scrape.snapshot.engines.get(name)) is not None:
+            yield (engine.model, name, lane), seconds
+
+
+def _usd(scrape: Scrape) -> Iterator[Labelled]:
+    for model, name, spent in scrape.usd:
+        for who, usd in spent.items():
+            yield (model, name, who), usd
+
+
+def _tenants_waiting(scrape: Scrape) -> Iterator[Labelled]:
+    for lane in scrape.snapshot.lanes:
+        for row in lane.tenants:
+            yield (lane.model, lane.lane, tenant_label(row.tenant)), row.waiting
+
+
+def tenant_label(tenant: str) -> str:
+    """Return the name as a label: one that cannot be encoded would cost everybody the page."""
+    return tenant.encode(errors="backslashreplace").decode()
+
+
+def _turns(engine: EngineSnapshot) -> Iterator[tuple[str, int]]:
+    for result in ("due", "taken", "postponed", "lapsed"):
+        yield result, getattr(engine, f"turns_{result}")
+
+
+def _terms(engine: EngineSnapshot) -> Iterator[tuple[str, float]]:
+    for term in ("iteration", "row", "context_1000", "prefill_token", "prefill_square"):
+        yield term, getattr(engine.interference.latency, f"{term}_ms") / 1000
+
+
+def _rows(engine: EngineSnapshot) -> Iterable[tuple[Limit, float | None]]:
+    figures = engine.interference
+    return (Limit.LATENCY, figures.guard_rows), (Limit.AIMD, figures.aimd_rows)
+
+
+def _guarded(engine: EngineSnapshot) -> Iterator[tuple[str, float, float]]:
+    """What the guard sees, and its threshold. A signal that is not known is not there."""
+    figures = engine.interference
+    if engine.kv_tokens_max:
+        used = engine.kv_tokens + engine.kv_foreign_tokens
+        yield "kv_cache_utilization", used / engine.kv_tokens_max, 1 - engine.kv_guard_tokens / engine.kv_tokens_max
+    if figures.latency.mape is not None:
+        yield "model_error", figures.latency.mape, MAPE_MAX
+    if limits := [most for _, most in _rows(engine) if most is not None]:
+        yield "offline_rows", engine.slots_offline, min(limits)
+
+
+# fmt: off
+SCRAPED: tuple[Row, ...] = (
+    Row("sidecar_slots", "gauge", "Slots of the engine.", _ENGINE, _engine(lambda each: each.slots)),
+    Row("sidecar_slots_in_use", "gauge", "Slots in use.", (*_ENGINE, "lane"),
+        _engine_by(lambda each: [(Lane.ONLINE, each.slots_online), (Lane.OFFLINE, each.slots_offline)])),
+    Row("sidecar_slots_reserved", "gauge", "Slots kept free for the next online requests.", (*_ENGINE, "lane"),
+        _engine_by(lambda each: [(Lane.ONLINE, each.headroom_slots)])),
+    Row("sidecar_slots_foreign", "gauge", "Slots in use by others than this sidecar, where the engine's gauges tell.",
+        _ENGINE, _engine(lambda each: each.foreign_slots)),
+    Row("sidecar_engine_ready", "gauge", "1 while the engine takes work.", ("model", "server_address"), _ready),
+    Row("sidecar_reserved_turns", "counter", "Turns that the offline lane was owed, by what became of them.",
+        (*_ENGINE, "result"), _engine_by(_turns)),
+    Row("sidecar_slot_seconds", "counter", "Slots in use, summed over time.", (*_ENGINE, "lane"), _slot_seconds),
+    Row("sidecar_queue_depth", "gauge", "Requests that wait.", ("model", "lane"), _lane(lambda each: each.waiting)),
+    Row("sidecar_queue_oldest_age_seconds", "gauge", "Age of the oldest request that waits.", ("model", "lane"),
+        _lane(lambda each: each.oldest_age_s)),
+    Row("sidecar_tenant_tokens", "counter", "Tokens that a tenant was served.",
+        ("model", "lane", "tenant", "token_type"), lambda scrape: scrape.tenant_tokens),
+    Row("sidecar_tenant_waiting", "gauge", "Requests of a tenant that wait.", ("model", "lane", "tenant"),
+        _tenants_waiting),
+    Row("sidecar_limit_binding", "gauge", "1 for the limit that holds the offline lane back now, 0 for all others.",
+        (*_ENGINE, "limit"), _engine_by(lambda each: [(limit, each.limit_binding is limit) for limit in Limit])),
+    Row("sidecar_latency_model_seconds", "gauge", "Coefficients of the latency model.", (*_ENGINE, "term"),
+        _engine_by(_terms)),
+    Row("sidecar_latency_model_error_ratio", "gauge", "Mean relative error of the latency model's last predictions.",
+        _ENGINE, _engine(lambda each: each.interference.latency.mape)),
+    Row("sidecar_latency_model_trusted", "gauge", "1 while the latency model may decide.", _ENGINE,
+        _engine(lambda each: each.interference.latency.trusted)),
+    Row("sidecar_guard_margin_ratio", "gauge", "Share of the slack that the guard holds back.", _ENGINE,
+        _engine(lambda each: each.interference.guard_margin)),
+    Row("sidecar_guard_slack_seconds", "gauge", "Time that the slowest online requests may take longer than alone.",
+        _ENGINE, _engine(lambda each: each.interference.slack_ms / 1000)),
+    Row("sidecar_guard_rows", "gauge", "Rows that the offline lane may have, by the limit that says so.",
+        (*_ENGINE, "limit"), _engine_by(_rows)),
+    Row("sidecar_aimd_decreases", "counter", "Times that late online requests took rows from the offline lane.",
+        _ENGINE, _engine(lambda each: each.interference.aimd_decreases)),
+    Row("sidecar_online_alone_seconds", "gauge",
+        "Mean time of online requests from slot to end, as predicted without offline work.", _ENGINE,
+        _engine(lambda each: each.interference.alone_ms / 1000 if each.interference.attributed else None)),
+    Row("sidecar_online_added_seconds", "gauge", "Mean time that online requests took beyond that prediction.",
+        _ENGINE, _engine(lambda each: each.interference.added_ms / 1000 if each.interference.attributed else None)),
+    Row("sidecar_guard_signal", "gauge", "What the guard measures.", (*_ENGINE, "signal"),
+        _engine_by(lambda each: ((name, seen) for name, seen, _ in _guarded(each)))),
+    Row("sidecar_guard_threshold", "gauge", "Value of the signal at which the guard holds the offline lane back.",
+        (*_ENGINE, "signal"), _engine_by(lambda each: ((name, most) for name, _, most in _guarded(each)))),
+    Row("sidecar_slice_factor", "gauge", "Length of a slice divided by slice_tokens; 0 = items run in one piece.",
+        _ENGINE, _engine(lambda each: each.slice_factor)),
+    Row("sidecar_kv_reuse_ratio", "gauge",
+        "Share of a resumed item's tokens that the engine still had in its KV cache.", _ENGINE,
+        _engine(lambda each: each.reuse_ratio if each.resumed_tokens else None)),
+    Row("sidecar_cost_usd", "counter", "Rent of the engines in US dollars, by who had the slots.", (*_ENGINE, "lane"),
+        _usd),
+    Row("sidecar_dropped_spans", "counter", "Spans that were never sent.", (), value(lambda each: each.dropped_spans)),
+    Row("sidecar_recorder_running", "gauge", "1 while decisions are being recorded.", (),
+        _recorder(lambda found: found["state"] == "running")),
+    Row("sidecar_recorder_dropped_records", "counter", "Decisions that are in no file of the recorder.", (),
+        _recorder(lambda found: found["dropped"])),
+    Row("sidecar_event_loop_lag_seconds", "gauge", "Longest delay of the event loop since the last scrape.", (),
+        value(lambda each: each.loop_lag_s)),
+)
+# fmt: on
+
+METRICS = (*KEPT, *SCRAPED)
