@@ -27,6 +27,7 @@ from sidecar.offline.item_reader import parameters, read_line
 from sidecar.offline.item_sampling import sampling_of
 from sidecar.settings.aliases import Aliases, routed
 from sidecar.settings.offline import OfflineSettings
+from sidecar.telemetry.tracing import parse
 from sidecar.token_call import Generated, TokenCall
 from sidecar.triton.tokenizer import TextTooLongError, Tokens
 
@@ -37,7 +38,6 @@ PREFIX_IDS = 64  # prompts that share this many leading ids share at least one b
 SPECIAL_TOKENS_MAX = 8  # that a tokenizer's own template adds to a prompt
 TENANT_DEFAULT = "default"
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:(?P<second>\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -345,7 +345,8 @@ def _traceparent(record: Record) -> str | None:
         text = record.header("traceparent")
     except DeadItemError:
         return None
-    return text if text and _TRACEPARENT.fullmatch(text) else None
+    # It becomes metadata of a gRPC call, which takes one line of ASCII alone.
+    return text if text and text.isascii() and text.isprintable() and parse(text) else None
 
 
 def _provenance(item: Item, generated: Generated) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -26,6 +25,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from sidecar.call import TRACEPARENT, Outcome, Terminal, Timeline
 from sidecar.core.events import Action, Arrived, Dispatch, Ended, Event, Failed, Lost, Stopped
@@ -35,7 +35,7 @@ from sidecar.telemetry.span_export import Exporting
 
 CURRENT: ContextVar[Trace | None] = ContextVar("trace of the RPC being served", default=None)
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
-_W3C = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_W3C = TraceContextTextMapPropagator()
 Attributes = Mapping[str, str | int | float | bool | Sequence[str]]
 
 
@@ -375,10 +375,8 @@ class Tracing:
 
 def parse(traceparent: Any) -> SpanContext | None:
     """The context of a W3C `traceparent`, or None if there is no valid one."""
-    match = _W3C.fullmatch(traceparent) if isinstance(traceparent, str) else None
-    if match is None:
-        return None
-    context = SpanContext(int(match[1], 16), int(match[2], 16), True, TraceFlags(int(match[3], 16)))
+    carrier = {TRACEPARENT: traceparent} if isinstance(traceparent, str) else {}
+    context = otel.get_current_span(_W3C.extract(carrier, Context())).get_span_context()
     return context if context.is_valid else None
 
 

@@ -359,7 +359,13 @@ def test_a_deadline_is_read_in_every_form_of_the_standard(text: str) -> None:
     assert deadline.astimezone(UTC).replace(microsecond=0) == datetime(2026, 12, 1, tzinfo=UTC)
 
 
-@pytest.mark.parametrize("text", ["", "00-a-b-1", "x" * 9999, PARENT.replace("0af", "000"), "ff" + PARENT[2:], "é\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "00-a-b-1", "x" * 9999, PARENT.replace("0af", "000"), "ff" + PARENT[2:], "é\n"),
+        *(PARENT + "\n", "01" + PARENT[2:] + "-é", "01" + PARENT[2:] + "-\x00"),
+    ],
+)
 def test_a_trace_parent_that_is_malformed_is_as_none(text: str) -> None:
     broken = text if text != PARENT.replace("0af", "000") else "00-" + "0" * 32 + PARENT[35:]
     assert read_item(record(READABLE[0], traceparent=broken), RULES, TOKENS).call.traceparent is None
