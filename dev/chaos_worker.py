@@ -84,7 +84,6 @@ class LetterTokens(Tokens):
 
     def __init__(self) -> None:
         self.end_id = 0
-        self.end_of_prompt_id = 1
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
         return tuple(map(ord, text))

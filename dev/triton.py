@@ -151,7 +151,7 @@ class Triton:
 
         With numpy 2 in the stub every array arrives as zeros, silently: hence the comparison.
         """
-        prompt = (*self._tokens.encode_words("one two three")[:4], self._tokens.end_of_prompt_id)
+        prompt = self._tokens.encode_prompt("one two three")
         async with EngineClient(self.target, self.keys) as client:
             while True:
                 if self._process is None or self._process.returncode is not None:

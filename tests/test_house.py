@@ -42,7 +42,7 @@ LINES = {
     "inflight": 892,
     "sim": 3947,
     "settings": 606,
-    "triton": 1178,
+    "triton": 1596,
     "driver": 1603,
     "frontend": 2896,
     "offline": 5606,

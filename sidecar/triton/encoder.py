@@ -38,11 +38,14 @@ class Encoder:
         self._busy: set[subprocess.Popen[bytes]] = set()
         self._closed = False
 
-    def encode(self, text: str) -> array[int]:
-        """The ids of a whole prompt. Blocks, without the GIL. Raises EncoderError."""
+    def encode(self, text: str, *, special: bool = True) -> array[int]:
+        """The ids of a whole prompt, `special` with what the tokenizer adds. Blocks, without the GIL.
+
+        Raises EncoderError.
+        """
         for _ in range(ATTEMPTS):
             with self._room:
-                if (ids := self._answer(text.encode())) is not None:
+                if (ids := self._answer((b"+" if special else b"-") + text.encode())) is not None:
                     return ids
         why = "is closed" if self._closed else f"ended {ATTEMPTS} times at a text of {len(text)} characters"
         raise EncoderError(f"the tokenizer's process {why}")
@@ -115,6 +118,13 @@ def _exactly(source: IO[bytes], size: int) -> bytes:
     return found
 
 
+def whole(tokenizer: Tokenizer) -> Tokenizer:
+    """The same one, without a training set-up's habit to cut what is long and to pad what is short."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
 def main(tokenizer: Any, source: IO[bytes], to: IO[bytes]) -> None:
     """Answer until the other side has gone."""
     while True:
@@ -122,10 +132,10 @@ def main(tokenizer: Any, source: IO[bytes], to: IO[bytes]) -> None:
             text = _read(source).decode()
         except EOFError:
             return
-        [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=True)
+        [encoding] = tokenizer.encode_batch_fast([text[1:]], add_special_tokens=text[0] == "+")
         _write(to, array("i", encoding.ids).tobytes())
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the sidecar; it ends this process when it is done
-    main(Tokenizer.from_file(sys.argv[1]), sys.stdin.buffer, sys.stdout.buffer)
+    main(whole(Tokenizer.from_file(sys.argv[1])), sys.stdin.buffer, sys.stdout.buffer)

@@ -12,12 +12,15 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders
 
 from sidecar.core.errors import SettingsError, SidecarError
-from sidecar.triton.encoder import Encoder
+from sidecar.triton.chat_template import ChatTemplate, ChatTemplateError, Messages
+from sidecar.triton.encoder import Encoder, whole
+from sidecar.triton.marked_tokenizer import MarkedTokenizer
+from sidecar.triton.model_files import CONFIG, GENERATION, ModelFiles, read_model_files, tokenizer_file
 
-END_OF_PROMPT = "<|end_of_prompt|>"
-END = "</s>"
 # Here 0.1 to 0.2 s of tokenizing in a thread, and some 2 ms of the GIL for the list of ids (measured).
 LONG_BYTES = 256 << 10
+CHAT_BYTES_MAX = 64 << 20  # where it is not known how much text a token stands for
+NONE = ModelFiles(end_ids=(), special={}, template=None)
 NORMALIZED_TO = 4  # bytes of a text for each that its normalizer leaves
 
 
@@ -33,26 +36,49 @@ class Tokens:
 
     vocabulary: int | None = None  # one more than the largest id; None = unknown
     token_bytes_max: int | None = None  # of text, that one token stands for at most; None = unknown
+    end_id: int | None = None  # the engine's `end_id`
+    further_end_ids: tuple[int, ...] = ()  # they end an answer too; the engine takes them as stop words
+    chat_fault: str | None = "the model has no chat template"  # None = chats are served
     _encoder: Encoder | None = None
+    _chat: ChatTemplate | None = None
 
-    def __init__(self, tokenizer: Tokenizer, encoder: Encoder | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        encoder: Encoder | None = None,
+        end_ids: Sequence[int] = (),
+        files: ModelFiles = NONE,
+    ) -> None:
         self._tokenizer = tokenizer
         self._encoder = encoder
-        self.end_id = _id(tokenizer, END)
-        self.end_of_prompt_id = _id(tokenizer, END_OF_PROMPT)
+        self.end_id = end_ids[0] if end_ids else None
+        self.further_end_ids = tuple(end_ids[1:])
+        self._end_ids = frozenset(end_ids)
+        added = {each.content: each.special or number in self._end_ids
+                 for number, each in tokenizer.get_added_tokens_decoder().items()}  # fmt: skip
+        if files.template is not None:
+            try:
+                self._chat, self.chat_fault = ChatTemplate(files.template, files.special, added), None
+            except ChatTemplateError as error:
+                self.chat_fault = str(error)
+        self._marked: MarkedTokenizer | None = None
         vocabulary = tokenizer.get_vocab()
         self.vocabulary = max(vocabulary.values()) + 1
         self.token_bytes_max = _token_bytes_max(tokenizer, vocabulary)
 
     @classmethod
-    def load(cls, path: Path) -> Tokens:
-        """The tokenizer of a `tokenizer.json`. Raises SettingsError if it is none, or lacks our two markers."""
+    def load(cls, path: Path, end_ids: Sequence[int] = ()) -> Tokens:
+        """The tokenizer of a `tokenizer.json`, or of the directory of one, with the files beside it.
+
+        `end_ids` win over what the files say. Raises SettingsError if it is none, or nothing says what ends an answer.
+        """
+        file = tokenizer_file(path)
+        files = read_model_files(file.parent)
         try:
-            return cls(Tokenizer.from_file(str(path)), Encoder(path))
-        except SettingsError:
-            raise
+            tokenizer = whole(Tokenizer.from_file(str(file)))
         except Exception as error:  # `tokenizers` raises nothing more precise
-            raise SettingsError(f"{path} is no tokenizer: {error}") from None
+            raise SettingsError(f"{file} is no tokenizer: {error}") from None
+        return cls(tokenizer, Encoder(file), _end_ids(tokenizer, file, files, end_ids), files)
 
     def close(self) -> None:
         """No process of ours is left; a long text starts one anew."""
@@ -87,24 +113,60 @@ class Tokens:
         [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         return tuple(encoding.ids)
 
+    def chat_ids(self, messages: Messages, tokens_max: int) -> tuple[int, ...]:
+        """The ids of a chat by the model's template; a special token in a content is text.
+
+        Raises ChatTemplateError, and TextTooLongError as `prompt_ids`. Blocks as that does.
+        """
+        if self._chat is None:
+            raise ChatTemplateError(self.chat_fault or "")
+        bytes_max = CHAT_BYTES_MAX if self.token_bytes_max is None else tokens_max * self.token_bytes_max
+        size = sum(len(content.encode()) for _, content in messages)
+        if size > bytes_max:
+            raise TextTooLongError(f"contents of {size} bytes exceed the {bytes_max} that {tokens_max} tokens can hold")
+        rendered = self._chat.render(messages, bytes_max)
+        if not (text := rendered.text):
+            raise ChatTemplateError("the chat template writes nothing")
+        if not rendered.plain:
+            if self._marked is None:
+                self._marked = MarkedTokenizer(self._tokenizer, self._chat.markers)
+            return self._marked.encode(rendered.parts)
+        if (
+            len(text) <= LONG_BYTES or self._encoder is None
+        ):  # the template adds the first token itself, if there is one
+            return self.encode_words(text)
+        return tuple(self._encoder.encode(text, special=False))
+
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of output ids, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        """The text of output ids, special tokens and those that end an answer left out."""
+        shown = [each for each in ids if each not in self._end_ids]
+        return str(self._tokenizer.decode(shown, skip_special_tokens=True))
 
 
-def _id(tokenizer: Tokenizer, token: str) -> int:
-    found = tokenizer.token_to_id(token)
-    if found is None:
-        raise SettingsError(f"the tokenizer has no token {token!r}; use the file that the engine was built with")
-    return int(found)
+def _end_ids(tokenizer: Tokenizer, file: Path, files: ModelFiles, stated: Sequence[int]) -> tuple[int, ...]:
+    """What ends an answer: the setting, else generation_config.json, else tokenizer_config.json's eos_token."""
+    found = tuple(stated) or files.end_ids
+    if not found and (name := files.special.get("eos_token")) is not None:
+        if (number := tokenizer.token_to_id(name)) is None:
+            raise SettingsError(f"{file} has no token {name!r}, the eos_token of {CONFIG}")
+        found = (number,)
+    if not found:
+        where = f"{GENERATION} (eos_token_id) nor {CONFIG} (eos_token) beside {file}"
+        raise SettingsError(f"tokenizer: neither {where} says what ends an answer; add one, or state end_ids")
+    if unknown := [each for each in found if tokenizer.id_to_token(each) is None]:
+        raise SettingsError(f"tokenizer: the end id {unknown[0]} is not in the vocabulary of {file}")
+    return found
 
 
-def _token_bytes_max(tokenizer: Tokenizer, vocabulary: dict[str, int]) -> int:
-    """The bytes of text that one token stands for at most.
+def _token_bytes_max(tokenizer: Tokenizer, vocabulary: dict[str, int]) -> int | None:
+    """The bytes of text that one token stands for at most; None = unknown.
 
     In a byte-level vocabulary each character of a token is one byte of text. A normalizer shortens the text first: to a
     third, where it makes plain letters of wide ones.
     """
+    model = getattr(tokenizer, "model", None)
+    if not isinstance(tokenizer.decoder, decoders.ByteLevel) and not getattr(model, "byte_fallback", False):
+        return None  # a run of unknown letters, of any length, may be one token
     if isinstance(tokenizer.decoder, decoders.ByteLevel):
         found = max(map(len, vocabulary))
     else:

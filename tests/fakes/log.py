@@ -16,6 +16,7 @@ from sidecar.offline.kafka_opening import Outgoing
 from sidecar.offline.offsets import Committed
 from sidecar.settings.offline import OfflineSettings
 from sidecar.token_call import Generated, TokenCall
+from sidecar.triton.chat_template import Messages
 from sidecar.triton.tokenizer import Tokens
 
 TOPIC, PROGRESS = "inference.requests", "inference.progress"
@@ -267,10 +268,13 @@ class WordTokens(Tokens):
 
     def __init__(self) -> None:
         self.end_id = 2
-        self.end_of_prompt_id = 3
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
         return (*range(10, 10 + len(text.split())), 3)
+
+    def chat_ids(self, messages: Messages, tokens_max: int) -> tuple[int, ...]:
+        lines = "\n".join(f"{role}: {content}" for role, content in messages)
+        return self.prompt_ids(f"{lines}\nassistant:", tokens_max)
 
     def encode_words(self, text: str) -> tuple[int, ...]:
         return (5, 6) if text == "STOP" else (4,)

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from sidecar.core.errors import SettingsError
 from sidecar.triton.encoder import Encoder, EncoderError
 from sidecar.triton.tokenizer import LONG_BYTES, TextTooLongError, Tokens
+from tests.triton.model_directories import llama_like, mistral_like, qwen_like
 
 FILE = Path(__file__).parents[2] / "model_repository/tokenizer/tokenizer.json"
 LONG = "the sea is far " * (LONG_BYTES // 15 + 1)
@@ -112,3 +113,37 @@ def test_a_file_that_is_no_tokenizer_is_a_setting_to_change(tmp_path: Path) -> N
     file.write_text("{}")
     with pytest.raises(SettingsError, match="is no tokenizer"):
         Tokens.load(file)
+
+
+def test_what_ends_an_answer_comes_from_the_settings_or_the_files_beside_the_tokenizer(tmp_path: Path) -> None:
+    llama, qwen = Tokens.load(llama_like(tmp_path / "a")), Tokens.load(qwen_like(tmp_path / "b") / "tokenizer.json")
+    assert (llama.end_id, llama.further_end_ids) == (257, (260, 261))
+    assert (qwen.end_id, qwen.further_end_ids) == (258, ())
+    assert llama.decode((*llama.encode_words("yes"), 260, 261)) == "yes"
+    assert Tokens.load(tmp_path / "a", (3,)).end_id == 3
+
+
+def test_a_directory_that_cannot_end_an_answer_is_refused_by_name(tmp_path: Path) -> None:
+    directory = llama_like(tmp_path)
+    (directory / "generation_config.json").write_text('{"eos_token_id": 999999}')
+    with pytest.raises(SettingsError, match="the end id 999999 is not in the vocabulary"):
+        Tokens.load(directory)
+    (directory / "generation_config.json").write_text('{"eos_token_id": "x"}')
+    with pytest.raises(SettingsError, match="eos_token_id must be an id, or a list of ids"):
+        Tokens.load(directory)
+    (directory / "generation_config.json").unlink()
+    (directory / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(SettingsError, match="says what ends an answer; add one, or state end_ids"):
+        Tokens.load(directory)
+
+
+def test_a_file_that_cuts_prompts_for_training_cuts_none_here(tmp_path: Path) -> None:
+    tokens = Tokens.load(llama_like(tmp_path))
+    assert len(tokens.encode_prompt("a" * 50)) == 51
+
+
+def test_a_letter_that_two_slices_share_is_whole_in_the_text(tmp_path: Path) -> None:
+    for build in (llama_like, mistral_like):
+        tokens = Tokens.load(build(tmp_path / build.__name__))
+        ids = tokens.encode_words("é😀")
+        assert tokens.decode((*ids[:3], *ids[3:])) == "é😀"
