@@ -176,7 +176,7 @@ def _tokens(settings: ServeSettings, stack: AsyncExitStack) -> Tokens | None:
     """The tokenizer, closed with `stack`. None if the settings name none."""
     if settings.tokenizer is None:
         return None
-    tokens = Tokens.load(settings.tokenizer)
+    tokens = Tokens.load(settings.tokenizer, settings.end_ids)
     stack.callback(tokens.close)
     return tokens
 

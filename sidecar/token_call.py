@@ -39,6 +39,7 @@ class TokenCall:
     stop_texts: tuple[str, ...] = ()  # matched in the decoded output, wherever they lie; need `decode`
     decode: Callable[[Sequence[int]], str] | None = None  # the text of output ids, special tokens left out
     end_id: int | None = None
+    further_end_ids: tuple[int, ...] = ()  # they end the output as `end_id` does; the engine takes them as stop words
     traceparent: str | None = None
     metadata: Metadata | None = None  # the caller's, for the engine; None = the sidecar's own work, with its own keys
     resumable: bool = True  # False: runs whole, because a resume would change the answer (a seed, penalties, …)

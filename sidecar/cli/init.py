@@ -13,7 +13,7 @@ from sidecar.core.errors import SettingsError
 FILES = {"sidecar.yaml": "sidecar.example.yaml", "topics.yaml": "topics.yaml", "docker-compose.yml": "compose.yml"}
 NEXT = """\
 next:
-  1. put the model's tokenizer.json beside sidecar.yaml
+  1. put the model's tokenizer.json, tokenizer_config.json and generation_config.json beside sidecar.yaml
   2. in sidecar.yaml, say where Triton and Kafka are, and how many slots are the sidecar's
   3. docker compose up    # Kafka, its topics and the sidecar, in front of the Triton of this host
   or, without containers, in that directory:

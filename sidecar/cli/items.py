@@ -193,7 +193,7 @@ def _rules(
     rules = ItemRules.of(settings, {each.model: each.tokens_max for each in whole.engines}, whole.aliases)
     if model is not None and model not in rules.models:
         raise SettingsError(f"--model {model}: no engine serves it; known: {', '.join(rules.models)}")
-    return rules, Tokens.load(whole.tokenizer) if whole.tokenizer else None
+    return rules, Tokens.load(whole.tokenizer, whole.end_ids) if whole.tokenizer else None
 
 
 def _refuse_faults(name: str, checked: Checked, options: argparse.Namespace, rules: ItemRules) -> None:

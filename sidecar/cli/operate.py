@@ -139,8 +139,13 @@ async def _tokenizer_findings(settings: ServeSettings) -> AsyncIterator[tuple[st
     if settings.tokenizer is None:
         yield "warning", "tokenizer: none; the length of texts is estimated, and there is no offline lane from Kafka"
         return
-    tokens = Tokens.load(settings.tokenizer)
-    yield "ok", f"tokenizer: {settings.tokenizer}, end id {tokens.end_id}"
+    tokens = Tokens.load(settings.tokenizer, settings.end_ids)
+    ends = ", ".join(map(str, (tokens.end_id, *tokens.further_end_ids)))
+    yield "ok", f"tokenizer: {settings.tokenizer}, end {'ids' if tokens.further_end_ids else 'id'} {ends}"
+    if tokens.chat_fault is None:
+        yield "ok", "chat template: it takes a user's message"
+    else:
+        yield "warning", f"chat template: {tokens.chat_fault}; items with messages are refused"
 
 
 async def _exposure_findings(settings: ServeSettings) -> AsyncIterator[tuple[str, str]]:

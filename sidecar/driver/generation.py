@@ -65,7 +65,8 @@ class Generation:
         self.result: asyncio.Future[Generated] = asyncio.get_running_loop().create_future()
         self._work = work
         self._call = call
-        self._stop_words = tuple(word for word in call.stop_words if word)
+        further = ((each,) for each in call.further_end_ids)
+        self._stop_words = (*(word for word in call.stop_words if word), *further)
         texts = None if call.decode is None else StopTexts(call.stop_texts, call.decode)
         self._kept = _Output(ids=[], stop_texts=texts)
         self._slice: _Slice | None = None
@@ -165,9 +166,12 @@ class Generation:
         part = self._running()
         if part.fills_cache:
             return EndReason.LENGTH
+        last = part.output.ids[-1] if part.output.ids else None
+        if last in self._call.further_end_ids:
+            return EndReason.END_ID
         if part.output.stopped:
             return EndReason.STOP_WORD
-        if part.output.ids and part.output.ids[-1] == self._call.end_id:
+        if last is not None and last == self._call.end_id:
             return EndReason.END_ID
         return EndReason.LENGTH if len(part.output.ids) >= self._call.output_tokens_max else None
 

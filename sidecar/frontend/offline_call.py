@@ -53,7 +53,9 @@ def token_call(asked: CallerRequest, model: ScheduledModel, *, excludes_input: b
         return None
     if not model.takes_text:
         return _of_ids(asked)
-    return None if model.tokens is None else _of_text(asked, model.tokens, model.tokens_max)
+    if model.tokens is None or (model.tokens.further_end_ids and asked.scalar("min_tokens", 0)):
+        return None  # the engine holds back its one end id, and no stop word
+    return _of_text(asked, model.tokens, model.tokens_max)
 
 
 def _may_be_sliced(asked: CallerRequest, model: ScheduledModel) -> bool:
@@ -105,6 +107,7 @@ def _of_text(asked: CallerRequest, tokens: Tokens, tokens_max: int) -> TokenCall
         sampling=_sampling(asked, ""),
         stop_words=tuple(tokens.encode_words(word) for word in words),
         end_id=asked.scalar("end_id", tokens.end_id),
+        further_end_ids=() if "end_id" in asked.inputs else tokens.further_end_ids,
     )
 
 

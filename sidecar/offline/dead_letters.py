@@ -25,6 +25,7 @@ class DeadReason(StrEnum):
     NOT_JSON = "not_json"
     INVALID = "invalid"  # JSON, but a field is missing, has the wrong type or cannot be honoured
     MISSING_PROMPT = "missing_prompt"
+    CHAT_TEMPLATE = "chat_template"  # the model has none, or it does not take these messages
     UNSUPPORTED_URL = "unsupported_url"
     UNKNOWN_MODEL = "unknown_model"
     TOO_LONG = "too_long"  # prompt + max_tokens do not fit the model

@@ -1,9 +1,9 @@
 """Offline items: a Kafka record becomes a call of the engine, and what the engine gave becomes a result.
 
 A value is one line of the OpenAI Batch format for /v1/completions or /v1/chat/completions, or the short form
-`{"id", "prompt" | "input_ids", "max_tokens", …}` (`item_format.py`, kafka/item.schema.json); a result is a line of that
-format's output (kafka/result.schema.json). Whatever cannot be read is a dead letter with a reason, never an exception
-in the lane.
+`{"id", "prompt" | "messages" | "input_ids", "max_tokens", …}` (`item_format.py`, kafka/item.schema.json); a result is
+a line of that format's output (kafka/result.schema.json). Whatever cannot be read is a dead letter with a reason, never
+an exception in the lane.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -29,6 +29,7 @@ from sidecar.settings.aliases import Aliases, routed
 from sidecar.settings.offline import OfflineSettings
 from sidecar.telemetry.tracing import parse
 from sidecar.token_call import Generated, TokenCall
+from sidecar.triton.chat_template import ChatTemplateError
 from sidecar.triton.tokenizer import TextTooLongError, Tokens
 
 # A null value is a legal header; aiokafka gives None for it and takes None back.
@@ -141,7 +142,7 @@ class StatedItem:
     chat: bool
     openai: bool  # False for the short form
     asked: Parameters
-    prompt: str | tuple[int, ...]
+    prompt: str | tuple[int, ...] | list[Message]
     model_asked: str
     output_tokens_max: int
     tenant: str
@@ -160,13 +161,13 @@ def read_stated(record: Record, rules: ItemRules) -> StatedItem:
     output_tokens_max = asked.output_tokens_max or rules.max_tokens_default
     if (asked.min_tokens or 0) > output_tokens_max:
         raise _invalid("min_tokens", f"min_tokens {asked.min_tokens} exceeds max_tokens {output_tokens_max}")
-    short = isinstance(line, ShortItem)
+    short, prompt = isinstance(line, ShortItem), getattr(asked, _prompt_name(asked))
     return StatedItem(
         custom_id=line.id if isinstance(line, ShortItem) else line.custom_id,
-        chat=isinstance(line, ChatLine),
+        chat=isinstance(line, ChatLine) or isinstance(prompt, list),
         openai=not short,
         asked=asked,
-        prompt=_prompt(asked),
+        prompt=prompt,
         model_asked=model,
         output_tokens_max=output_tokens_max,
         tenant=record.name("x-tenant") or TENANT_DEFAULT,
@@ -181,6 +182,9 @@ def read_item(record: Record, rules: ItemRules, tokens: Tokens) -> Item:
     CPU-bound (JSON and the tokenizer): call it in a thread.
     """
     stated = read_stated(record, rules)
+    if tokens.further_end_ids and stated.asked.min_tokens:
+        message = "min_tokens is not served by a model with several end ids: the engine holds back only the first"
+        raise _invalid("min_tokens", message)
     prompt_ids = _prompt_ids(stated, rules, tokens)
     model, output_tokens_max = stated.model_asked, stated.output_tokens_max
     if rule := rules.aliases.get(model):
@@ -205,6 +209,7 @@ def read_item(record: Record, rules: ItemRules, tokens: Tokens) -> Item:
             stop_texts=stop_texts,
             decode=tokens.decode if stop_texts else None,
             end_id=tokens.end_id,
+            further_end_ids=tokens.further_end_ids,
             traceparent=_traceparent(record),
             resumable=resumable,
         ),
@@ -295,11 +300,6 @@ def _prompt_name(asked: Parameters) -> str:
     return next(name for name in ("messages", "prompt", "input_ids") if getattr(asked, name) is not None)
 
 
-def _prompt(asked: Parameters) -> str | tuple[int, ...]:
-    found = getattr(asked, _prompt_name(asked))
-    return _chat_text(found) if isinstance(found, list) else found
-
-
 def _prompt_ids(stated: StatedItem, rules: ItemRules, tokens: Tokens) -> tuple[int, ...]:
     prompt, name = stated.prompt, _prompt_name(stated.asked)
     if isinstance(prompt, tuple):
@@ -307,16 +307,15 @@ def _prompt_ids(stated: StatedItem, rules: ItemRules, tokens: Tokens) -> tuple[i
             message = f"{name} holds the id {max(prompt)}; the vocabulary has 0..{tokens.vocabulary - 1}"
             raise _invalid(name, message)
         return prompt
+    tokens_max = rules.prompt_tokens_max(stated.model_asked)
     try:
-        return tokens.prompt_ids(prompt, rules.prompt_tokens_max(stated.model_asked))
+        if isinstance(prompt, str):
+            return tokens.prompt_ids(prompt, tokens_max)
+        return tokens.chat_ids([(each.role, _content(each)) for each in prompt], tokens_max)
+    except ChatTemplateError as error:
+        raise DeadItemError(DeadReason.CHAT_TEMPLATE, f"{name}: {error}", param=name) from None
     except TextTooLongError as error:
         raise DeadItemError(DeadReason.TOO_LONG, f"{name}: {error}", param=name) from None
-
-
-def _chat_text(messages: Iterable[Message]) -> str:
-    """The messages as `role: content` lines: plain, the same for each model; bring your own template as a prompt."""
-    lines = [f"{message.role}: {_content(message)}" for message in messages]
-    return "\n".join([*lines, "assistant:"])
 
 
 def _content(message: Message) -> str:

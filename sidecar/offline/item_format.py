@@ -220,10 +220,13 @@ class ChatLine(_Strict):
     body: Annotated[ChatBody, Must("an object", inside=True)]
 
 
-class ShortItem(CompletionBody):
-    """The short form: the parameters of a completion and the item's id."""
+class ShortItem(Parameters):
+    """The short form: the item's id, and exactly one of prompt, messages and input_ids."""
 
     id: Id
+    prompt: Prompt | None = None
+    messages: Messages | None = None
+    input_ids: Ids | None = None
     custom_id: Annotated[Any, NotServed("it is for a Batch line, which has url and body; here it is id")] = None
 
 

@@ -77,12 +77,15 @@ def _form(parsed: dict[str, Any]) -> type[Line]:
 
 def _check_together(asked: Parameters) -> None:
     """What no field can say alone."""
-    name = "messages" if isinstance(asked, ChatBody) else "prompt"
-    beside, ids = getattr(asked, name), getattr(asked, "input_ids", None)
-    if beside is not None and ids is not None:
-        raise _invalid("input_ids", f"{name} and input_ids are both stated; one item is one prompt")
-    if beside is None and ids is None:
-        raise DeadItemError(DeadReason.MISSING_PROMPT, f"neither {name} nor input_ids is stated", param=name)
+    names = ("messages",) if isinstance(asked, ChatBody) else ("prompt",)
+    names = (*(("prompt", "messages") if isinstance(asked, ShortItem) else names), "input_ids")
+    given_prompts = [name for name in names if getattr(asked, name) is not None]
+    if len(given_prompts) > 1:
+        first, *_, last = given_prompts
+        raise _invalid(last, f"{first} and {last} are both stated; one item is one prompt")
+    if not given_prompts:
+        first = names[0]
+        raise DeadItemError(DeadReason.MISSING_PROMPT, f"neither {first} nor input_ids is stated", param=first)
     if None not in (given := (asked.max_tokens, asked.max_completion_tokens)) and given[0] != given[1]:
         message = f"max_tokens {given[0]} and max_completion_tokens {given[1]} differ; state one of them"
         raise _invalid("max_completion_tokens", message)

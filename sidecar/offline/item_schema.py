@@ -27,11 +27,12 @@ def item_schema() -> dict[str, Any]:
     definitions = made["$defs"]
     shared = _plain(Parameters.model_json_schema())
     del shared["additionalProperties"]  # whoever refers to it has names of its own
-    for name, prompt in {"CompletionBody": "prompt", "ShortItem": "prompt", "ChatBody": "messages"}.items():
+    prompts = {"CompletionBody": ("prompt",), "ShortItem": ("prompt", "messages"), "ChatBody": ("messages",)}
+    for name, prompt in prompts.items():
         form = definitions[name]
         form["properties"] = {key: each for key, each in form["properties"].items() if key not in shared["properties"]}
         del form["additionalProperties"]
-        form |= {"$ref": "#/$defs/Parameters", "unevaluatedProperties": False, **_exactly_one(prompt, "input_ids")}
+        form |= {"$ref": "#/$defs/Parameters", "unevaluatedProperties": False, **_exactly_one(*prompt, "input_ids")}
     definitions["Parameters"] = shared
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -111,7 +111,8 @@ class ServeSettings:
     engines: tuple[EngineEndpoint, ...]
     listen: str = "127.0.0.1:8101"  # host:port for callers
     http: str = "127.0.0.1:8102"  # host:port for metrics, health and status; loopback, because it asks for no password
-    tokenizer: Path | None = None  # tokenizer.json of the model; needed for offline items, and to count texts exactly
+    tokenizer: Path | None = None  # the model's tokenizer.json, or its directory; for items, and to count texts exactly
+    end_ids: tuple[int, ...] = ()  # what ends an answer; () = as the files beside the tokenizer say
     aliases: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)  # see routing.py
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     offline: OfflineSettings | None = None  # None = no offline lane but for callers who ask for it
@@ -148,7 +149,9 @@ class ServeSettings:
             address = getattr(self, name)
             require(is_address(address), f"{name} must be host:port, without http://, not '{address}'")
         require(self.listen != self.http or not port_of(self.http), f"listen and http are the same: {self.http}")
-        require(self.tokenizer is None or self.tokenizer.is_file(), f"tokenizer: no such file: {self.tokenizer}")
+        file = self.tokenizer / "tokenizer.json" if self.tokenizer and self.tokenizer.is_dir() else self.tokenizer
+        require(file is None or file.is_file(), f"tokenizer: no such file: {file}")
+        require(all(each >= 0 for each in self.end_ids), f"end_ids must be >= 0: {self.end_ids}")
 
 
 def _check_models(engines: Sequence[EngineEndpoint], models: Collection[str]) -> None:

@@ -68,6 +68,18 @@ async def test_fewer_tokens_without_our_stop_mean_that_the_engine_kept_its_end_i
     assert (done.output_ids, done.reason) == ((4, 5), EndReason.END_ID)
 
 
+async def test_a_further_end_id_is_sent_as_a_stop_word_and_ends_the_output_as_the_end_id_does(
+    sidecar: Sidecar, triton: FakeTriton
+) -> None:
+    task = begin(sidecar, call(stop_words=((5, 6),), further_end_ids=(9, 10)))
+    request = await triton.next()
+    assert request.input("end_id") == (END,)
+    assert request.input("stop_words_list") == (5, 6, 9, 10, 2, 3, 4, -1)
+    request.tokens(4, 10, 77, final=True)
+    done = await task
+    assert (done.output_ids, done.reason) == ((4, 10), EndReason.END_ID)
+
+
 async def test_an_output_that_ends_in_a_stop_word_ended_by_it(sidecar: Sidecar, triton: FakeTriton) -> None:
     task = begin(sidecar, call(stop_words=((5, 6), (9,))))
     request = await triton.next()

@@ -135,7 +135,8 @@ async def test_a_starting_set_serves_without_engine_and_kafka_and_ends_on_sigter
     told = installation.run("serve", "--config", str(directory / "sidecar.yaml"))
     assert (told.returncode, told.stderr) == (2, "sidecar: tokenizer: no such file: tokenizer.json\n")
 
-    shutil.copy(ROOT / "model_repository/tokenizer/tokenizer.json", directory)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(ROOT / "model_repository/tokenizer" / name, directory)
     listen, http = free_ports(2)
     process = await asyncio.create_subprocess_exec(
         *installation.command("serve", "--config", "sidecar.yaml"),

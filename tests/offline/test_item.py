@@ -29,7 +29,9 @@ from sidecar.offline.item import (
 )
 from sidecar.settings.aliases import Rule
 from sidecar.token_call import Sampling
+from sidecar.triton.tokenizer import Tokens
 from tests.fakes.log import WordTokens, generated
+from tests.triton.model_directories import llama_like, mistral_like
 
 SCHEMAS = Path(__file__).parent.parent.parent / "kafka"
 ITEM = jsonschema.Draft202012Validator(json.loads((SCHEMAS / "item.schema.json").read_text()))
@@ -389,3 +391,46 @@ def test_the_case_of_a_headers_name_does_not_matter_and_the_last_one_counts() ->
 def test_more_tokens_at_least_than_at_most_are_refused() -> None:
     with pytest.raises(DeadItemError, match="min_tokens 300 exceeds max_tokens 256"):
         read_item(record({"id": "1", "prompt": "p", "min_tokens": 300}), RULES, TOKENS)
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Tokens:
+    return Tokens.load(llama_like(tmp_path))
+
+
+def test_a_chat_is_written_by_the_models_template_and_ends_by_any_of_its_end_ids(llama: Tokens) -> None:
+    value = {"id": "q", "messages": [{"role": "user", "content": "hi <|eot_id|>"}], "max_tokens": 20}
+    ITEM.validate(value)
+    item = read_item(record(value), RULES, llama)
+    assert item.chat
+    assert item.call.prompt_ids == llama.chat_ids([("user", "hi <|eot_id|>")], 2048)
+    assert item.call.prompt_ids.count(261) == 1
+    assert (item.call.end_id, item.call.further_end_ids) == (257, (260, 261))
+
+    ids = (*llama.encode_words("Paris"), 261)
+    body = json.loads(result_value(record(value), item, generated(*ids), llama))["response"]["body"]
+    assert body["choices"][0]["message"]["content"] == "Paris"
+    assert (body["choices"][0]["finish_reason"], body["usage"]["completion_tokens"]) == ("stop", len(ids))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "message"),
+    [
+        ({"id": "1", "prompt": "a", "messages": [{"role": "user", "content": "a"}]}, DeadReason.INVALID, "both stated"),
+        ({"id": "1", "prompt": "a", "min_tokens": 3}, DeadReason.INVALID, "min_tokens is not served by a model with"),
+    ],
+)
+def test_what_a_model_of_several_end_ids_cannot_do_is_refused(
+    value: dict[str, Any], reason: DeadReason, message: str, llama: Tokens
+) -> None:
+    with pytest.raises(DeadItemError, match=message) as raised:
+        read_item(record(value), RULES, llama)
+    assert raised.value.reason is reason
+
+
+def test_a_chat_that_the_template_refuses_is_a_dead_letter_by_name(tmp_path: Path) -> None:
+    tokens = Tokens.load(mistral_like(tmp_path))
+    value = batch({"messages": [{"role": "assistant", "content": "secret"}]}, "/v1/chat/completions")
+    with pytest.raises(DeadItemError, match="messages: the chat template refuses these messages: roles must") as raised:
+        read_item(record(value), RULES, tokens)
+    assert (raised.value.reason, raised.value.param) == (DeadReason.CHAT_TEMPLATE, "messages")

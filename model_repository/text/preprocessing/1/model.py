@@ -9,8 +9,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
-END = "</s>"
-
 
 class TritonPythonModel:
     """One tokenizer. Tensor names and meanings are those of NVIDIA's preprocessing model."""
@@ -21,6 +19,9 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"]) / parameters["tokenizer_dir"]["string_value"]
         self._tokenizer = Tokenizer.from_file(str(folder.resolve() / "tokenizer.json"))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._end_ids = end_ids(folder.resolve(), self._tokenizer)
         self._add_special_tokens = parameters["add_special_tokens"]["string_value"].lower() == "true"
 
     def execute(self, requests):
@@ -41,26 +42,45 @@ class TritonPythonModel:
         ids = self._tokenizer.encode(texts[0], add_special_tokens=self._add_special_tokens).ids
         end_id = pb_utils.get_input_tensor_by_name(request, "END_ID")
         pad_id = pb_utils.get_input_tensor_by_name(request, "PAD_ID")
-        end = np.array([[self._tokenizer.token_to_id(END)]], np.int32) if end_id is None else end_id.as_numpy()
+        end = np.array([self._end_ids[:1]], np.int32) if end_id is None else end_id.as_numpy()
+        further = self._end_ids[1:] if end_id is None else []  # the engine takes one end id, and stop words
         return {
             "INPUT_ID": np.array([ids], np.int32),
             "REQUEST_INPUT_LEN": np.array([[len(ids)]], np.int32),
             "REQUEST_OUTPUT_LEN": pb_utils.get_input_tensor_by_name(request, "REQUEST_OUTPUT_LEN").as_numpy(),
-            "STOP_WORDS_IDS": self._words(strings(request, "STOP_WORDS_DICT")),
+            "STOP_WORDS_IDS": self._words(strings(request, "STOP_WORDS_DICT"), [[each] for each in further]),
             "BAD_WORDS_IDS": self._words(strings(request, "BAD_WORDS_DICT")),
             "OUT_END_ID": end,
             "OUT_PAD_ID": end if pad_id is None else pad_id.as_numpy(),
         }
 
-    def _words(self, texts):
+    def _words(self, texts, more=()):
         """Row 0: the ids of all words; row 1: where each ends, padded with -1. Shape [1, 2, n], n >= 1."""
-        words = [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+        words = [*(self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts), *more]
         flat = [id_ for word in words for id_ in word]
         ends = np.cumsum([len(word) for word in words if word]).astype(np.int32).tolist()
         rows = np.full((1, 2, max(1, len(flat))), -1, np.int32)
         rows[0, 0, : len(flat)] = flat
         rows[0, 1, : len(ends)] = ends
         return rows
+
+
+def end_ids(folder, tokenizer):
+    """What ends an answer: eos_token_id of generation_config.json, else eos_token of tokenizer_config.json."""
+    found = read(folder / "generation_config.json").get("eos_token_id")
+    if found is None:
+        eos = read(folder / "tokenizer_config.json").get("eos_token")
+        name = eos.get("content") if isinstance(eos, dict) else eos
+        found = None if name is None else tokenizer.token_to_id(name)
+    found = found if isinstance(found, list) else [found]
+    if not found or not all(isinstance(each, int) and tokenizer.id_to_token(each) is not None for each in found):
+        raise pb_utils.TritonModelException(f"the files in {folder} name no id of the vocabulary that ends an answer")
+    return found
+
+
+def read(file):
+    """The object in a JSON file; {} if there is no such file."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def strings(request, name):
