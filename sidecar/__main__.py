@@ -6,7 +6,7 @@ import os
 import sys
 
 try:
-    from sidecar.cli import init, items, main, operate, topics
+    from sidecar.cli import chat, init, items, main, operate, topics
     from sidecar.sim.replay import register_replay
     from sidecar.sim.simulate import register_simulate
 except KeyboardInterrupt:  # loading takes a second or two on a busy machine
@@ -18,6 +18,7 @@ COMMANDS = (
     items.register_submit,
     items.register_offsets,
     topics.register_topics,
+    chat.register_chat,
     operate.register_status,
     operate.register_doctor,
     register_simulate,

@@ -47,7 +47,7 @@ LINES = {
     "frontend": 2896,
     "offline": 5606,
     "telemetry": 2222,
-    "cli": 1064,
+    "cli": 1181,
     "engine": 1653,
     "dev": 5267,
 }

@@ -40,6 +40,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "sidecar offsets show --config sidecar.yaml",
         "sidecar offsets reset --config sidecar.yaml --partition 3 --to 1200",
     ),
+    "chat": (
+        'sidecar chat "What is the capital of France?" --config sidecar.yaml',
+        'sidecar chat "Name three rivers." --config sidecar.yaml --offline --max-tokens 60',
+    ),
     "status": ("sidecar status --watch", "sidecar status --http 10.0.0.7:9100"),
     "doctor": ("sidecar doctor --config sidecar.yaml",),
     "simulate": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import http.server
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -85,7 +86,7 @@ def test_every_command_has_examples_that_it_would_take(capsys: pytest.CaptureFix
         assert (ended.value.code, "examples:" in shown) == (0, True), name
         for example in EXAMPLES.get(name, ()):
             assert example in shown
-            words = example.split("sidecar ", 1)[1].replace(" --log-format json", "").split()
+            words = shlex.split(example.split("sidecar ", 1)[1].replace(" --log-format json", ""))
             assert parser.parse_args(words).command == name
 
 
