@@ -79,14 +79,15 @@ def test_what_a_template_joins_into_a_marker_is_refused() -> None:
         ("{{ messages.__class__.__mro__ }}", "sandbox forbids"),
         ("{{ messages.append(1) }}", "sandbox forbids"),
         ("{% for i in range(1000000) %}x{% endfor %}", "fails: OverflowError"),
-        ("{% for i in range(90000) %}{% for j in range(90000) %}{{ 'x' }}{% endfor %}{% endfor %}", "writes more than"),
+        ("{% for i in range(9) %}" + "x" * 200_000 + "{% endfor %}", "writes more than"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes more than"),
         ("{% include 'x' %}", "refuses|fails"),
         ("{% if %}", "does not compile"),
     ],
 )
 def test_a_template_that_cannot_serve_says_why(source: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sidecar.triton.chat_template.RENDER_S", 0.2)
+    if message == "takes more than":
+        monkeypatch.setattr("sidecar.triton.chat_template.RENDER_S", 0.2)
     with pytest.raises(ChatTemplateError, match=message):
         ChatTemplate(source, {}, MARKS)
 
