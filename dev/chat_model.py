@@ -128,7 +128,11 @@ class Graph:
         outputs, width = weights.shape
         return self.node(
             *("MatMulNBits", inputs, [name], CONTRIB),
-            **{"K": width, "N": outputs, "bits": 8, "block_size": BLOCK, "accuracy_level": 4},
+            K=width,
+            N=outputs,
+            bits=8,
+            block_size=BLOCK,
+            accuracy_level=4,
         )
 
     def add_norm(self, states: str, addend: str, name: str, gain: NDArray[np.float32]) -> tuple[str, str]:
@@ -140,7 +144,7 @@ class Graph:
 
     def cache(self, layer: int) -> tuple[list[str], list[str]]:
         """The keys and values of a layer: (rows, KV heads, tokens, head_dim), in as `past`, out as `present`."""
-        sizes = ["rows", self.shape.kv_heads, "places", self.shape.head_dim]
+        sizes: list[Any] = ["rows", self.shape.kv_heads, "places", self.shape.head_dim]
         names = [[f"{when}.{kind}.{layer}" for kind in ("keys", "values")] for when in ("past", "present")]
         for known, declared in zip(names, (self.inputs, self.outputs), strict=True):
             declared += [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in known]
@@ -160,7 +164,7 @@ def model_of(shape: LlamaShape, weights: Weights) -> Any:
 
     Keys and values are appended in place when the caller binds one buffer to both `past` and `present`.
     """
-    graph = Graph(shape)
+    graph, table = Graph(shape), weights["token_embd.weight"]
     for name, kind, sizes in (
         ("ids", TensorProto.INT64, ["rows", "tokens"]),
         ("last_places", TensorProto.INT32, ["rows"]),  # of each row's last new token
@@ -168,8 +172,8 @@ def model_of(shape: LlamaShape, weights: Weights) -> Any:
         ("wanted", TensorProto.INT64, ["wanted"]),  # places in the flat list of new tokens
     ):
         graph.inputs.append(helper.make_tensor_value_info(name, kind, sizes))
-    graph.outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["wanted", "vocabulary"]))
-    states = _embed(graph, weights["token_embd.weight"])
+    graph.outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["wanted", len(table)]))
+    states = _embed(graph, table)
     gain = graph.constant("first.gain", weights["blk.0.attn_norm.weight"])
     norm = graph.node(
         "SimplifiedLayerNormalization", [states, gain], ["first.norm"], axis=-1, epsilon=shape.epsilon, stash_type=1
@@ -183,7 +187,7 @@ def model_of(shape: LlamaShape, weights: Weights) -> Any:
         states, norm = _layer(graph, layer, states, norm, weights)
     flat = graph.node("Reshape", [norm, graph.constant("flat", np.array([-1, shape.width]))], ["flat.states"])
     chosen = graph.node("Gather", [flat, "wanted"], ["wanted.states"])
-    graph.linear(chosen, "logits", weights["token_embd.weight"])
+    graph.linear(chosen, "logits", table)
     body = helper.make_graph(graph.nodes, "chat", graph.inputs, graph.outputs, graph.constants)
     versions = [helper.make_opsetid("", 21), helper.make_opsetid(CONTRIB, 1)]
     return helper.make_model(body, opset_imports=versions, ir_version=10)
@@ -210,7 +214,10 @@ def _layer(graph: Graph, layer: int, states: str, norm: str, weights: Weights) -
         [f"{name}.attended", *present],
         CONTRIB,
         # GGUF's Llama files hold Q and K so that RoPE turns the pairs (2i, 2i+1).
-        **{"num_heads": shape.heads, "kv_num_heads": shape.kv_heads, "do_rotary": 1, "rotary_interleaved": 1},
+        num_heads=shape.heads,
+        kv_num_heads=shape.kv_heads,
+        do_rotary=1,
+        rotary_interleaved=1,
     )
     mixed = graph.linear(attended, f"{name}.out", weights[f"{name}.attn_output.weight"])
     norm, states = graph.add_norm(states, mixed, f"{name}.ffn", weights[f"{name}.ffn_norm.weight"])

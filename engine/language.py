@@ -26,6 +26,19 @@ class Language:
     followers: tuple[tuple[int, ...], ...]  # per word class the classes that may follow; repeated = likelier
 
     @classmethod
+    def free(cls, vocab_size: int) -> Language:
+        """No grammar and no markers: every id may be said, and the model itself says when it ends."""
+        return cls(
+            vocab_size=vocab_size,
+            end_id=-1,
+            end_of_prompt_id=-1,
+            offline_id=-1,
+            readable=tuple(range(vocab_size)),
+            classes=(),
+            followers=(),
+        )
+
+    @classmethod
     def load(cls, folder: Path) -> Language:
         """The language of `folder`/tokenizer.json and words.txt. Raises ValueError if a word or marker has no id."""
         vocab: dict[str, int] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from engine.calls import Call, Deliver, Figures, Piece, UnsupportedError
 from engine.gauges import Gauges
-from engine.language import Language
 from engine.lengths import output_length
+from engine.models import CHAT, model_of
 from engine.sampling import Sampling, draw, penalise
-from engine.transformer import PRESETS, Batch, Chunk, Transformer
+from engine.transformer import PRESETS, Batch, Chunk
 from sidecar.inflight.batch import BatcherSettings, End, Request, Row, Step
 from sidecar.inflight.batcher import Batcher
 from sidecar.inflight.blocks import Ids
@@ -43,8 +43,8 @@ class NumpySettings:
     )
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
+        if self.preset not in (*PRESETS, CHAT):
+            raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join((*PRESETS, CHAT))}")
 
 
 @dataclass(eq=False, slots=True)
@@ -63,7 +63,7 @@ class Sequence:
     ticket: Ticket
     index: int
     sampling: Sampling  # the call's, each sequence with a seed of its own
-    length: int  # output tokens after which the end id comes
+    length: int | None  # output tokens after which the end id comes; None = the model draws it itself
     counts: NDArray[np.int32] | None  # how often each readable id stands in prompt and output; only with penalties
     bias: NDArray[np.float32] | None  # added to the logits: embedding_bias and one-token bad words
 
@@ -78,19 +78,12 @@ class NumpyEngine:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.settings = settings
-        self.language = Language.load(settings.tokenizer_dir)
+        self.language, self._transformer = model_of(
+            settings.tokenizer_dir, settings.preset, settings.seed, settings.batcher
+        )
         self.batcher = Batcher(settings.batcher)
         self.gauges = Gauges()
         self.overruns = 0
-        shape, batcher = PRESETS[settings.preset], settings.batcher
-        self._transformer = Transformer(
-            shape,
-            self.language,
-            tokens_max=batcher.max_seq_len,
-            blocks=batcher.blocks_max,
-            tokens_per_block=batcher.tokens_per_block,
-            seed=settings.seed,
-        )
         self._readable = np.array(self.language.readable)
         self._columns = {id_: column for column, id_ in enumerate(self.language.readable)}
         self._sequences: dict[Row, Sequence] = {}
@@ -218,10 +211,16 @@ class NumpyEngine:
             ticket,
             index,
             replace(call.sampling, seed=call.sampling.seed + index),
-            output_length(call.input_ids, self.language, self.settings.seed),
+            self._length(call),
             self._counts(call) if call.sampling.penalised else None,
             bias,
         )
+
+    def _length(self, call: Call) -> int | None:
+        """How many tokens the toy says; nobody knows it of a real model."""
+        if self.settings.preset == CHAT:
+            return None
+        return output_length(call.input_ids, self.language, self.settings.seed)
 
     def _counts(self, call: Call) -> NDArray[np.int32]:
         counts = np.zeros(len(self._readable), np.int32)
@@ -280,7 +279,7 @@ class NumpyEngine:
             end = chunk.begin + chunk.tokens
             table = np.array([block.index for block in chunk.row.blocks[: -(-end // size)]])
             places = np.arange(chunk.begin, end)
-            chunks.append(Chunk(begin=len(ids), tokens=chunk.tokens, table=table))
+            chunks.append(Chunk(begin=len(ids), tokens=chunk.tokens, table=table, row=chunk.row.id))
             ids += chunk.row.prompt_ids[chunk.begin : end]
             positions.append(places)
             slots.append(table[places // size] * size + places % size)
@@ -293,11 +292,14 @@ class NumpyEngine:
             tables=tables,
             chunks=chunks,
             wanted=np.array(wanted, np.int64),
+            rows=tuple(row.id for row in step.decoding),
         )
 
     def _adjust(self, row: Row, sequence: Sequence, scores: NDArray[np.float32]) -> None:
         """Apply to one row's logits, in place, what its call asked for."""
         call = sequence.ticket.call
+        if sequence.length is None and call.end_id in self._columns and len(row.output_ids) < call.sampling.min_tokens:
+            scores[self._columns[call.end_id]] = -np.inf
         if sequence.counts is not None:
             penalise(scores, sequence.counts, call.sampling)
         if sequence.bias is not None:
@@ -309,7 +311,10 @@ class NumpyEngine:
     def _ending(self, row: Row, sequence: Sequence, token: int) -> tuple[int, End | None]:
         """The token that is said in the end, and why the row ends by it, if it does."""
         call, said = sequence.ticket.call, len(row.output_ids)
-        if call.end_id == self.language.end_id and said + 1 >= sequence.length and said >= call.sampling.min_tokens:
+        if sequence.length is None:
+            if token == call.end_id:
+                return token, End.END_ID
+        elif call.end_id == self.language.end_id and said + 1 >= sequence.length and said >= call.sampling.min_tokens:
             return self.language.end_id, End.END_ID
         if sequence.counts is not None:
             sequence.counts[self._columns[token]] += 1
@@ -327,6 +332,7 @@ class NumpyEngine:
         final = False
         if row.end is not None:
             del self._sequences[row]
+            self._transformer.forget(row.id)
             with self._wake:
                 ticket.live.discard(row.id)
             final = not ticket.live

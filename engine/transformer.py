@@ -66,6 +66,7 @@ class Chunk:
     begin: int
     tokens: int
     table: Ints
+    row: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,7 @@ class Batch:
     tables: list[Ints]  # of the decoding rows: their blocks, in order
     chunks: list[Chunk]
     wanted: Ints  # places whose next token is wanted
+    rows: tuple[str, ...] = ()  # the decoding rows by name, for a model that keeps something by row
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,9 @@ class Transformer:
         for layer in self._layers:
             layer.keys[target] = layer.keys[source]
             layer.values[target] = layer.values[source]
+
+    def forget(self, row: str) -> None:
+        """Nothing is kept by row: all is in the blocks."""
 
     def logits(self, batch: Batch) -> Floats:
         """Compute the new tokens of `batch` into the cache; the logits of its wanted places over the readable ids."""

@@ -48,8 +48,8 @@ LINES = {
     "offline": 5606,
     "telemetry": 2222,
     "cli": 1181,
-    "engine": 1653,
-    "dev": 5267,
+    "engine": 1860,
+    "dev": 5540,
 }
 FILE_LINES_MAX, FUNCTION_LINES_MAX = 400, 50
 
