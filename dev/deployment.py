@@ -29,6 +29,7 @@ class Shape:
     """How wide the engine is, whose iteration times it keeps, and how far offline yields to online on it."""
 
     slots: int = 8
+    model: str = "toy"
     profile: str = "70b-tp4-a100"  # its iterations are long enough for two busy cores to keep its pace
     yield_rows: int | str | None = None  # None = as the product does
 
@@ -61,7 +62,11 @@ async def deployed(shape: Shape, bootstrap_servers: str | None, directory: Path)
     """Broker, Triton and sidecar run, and are ready; all are gone after the block."""
     async with contextlib.AsyncExitStack() as stack:
         kafka = await stack.enter_async_context(broker(bootstrap_servers, directory))
-        triton_settings = TritonSettings(slots=shape.slots, parameters={"profile": shape.profile})
+        triton_settings = TritonSettings(
+            model=shape.model,
+            slots=shape.slots,
+            parameters={"profile": shape.profile} if shape.model == "toy" else {},
+        )
         triton = await stack.enter_async_context(running(directory, triton_settings))
         server = await stack.enter_async_context(serving(directory, settings(shape, triton, kafka, directory)))
         yield Deployment(kafka=kafka, triton=triton, server=server)
