@@ -1,8 +1,8 @@
 """The engine that the parameters of a model's config.pbtxt ask for.
 
 Names and meanings are those of NVIDIA's engine model where it has them; `engine`, `preset`, `profile`, `seed`,
-`max_num_tokens`, `max_seq_len`, `tokens_per_block` and `tensor_parallel_size` are ours, because there trtllm-build
-fixes them. `max_batch_size` comes from the header of the config.
+`max_num_tokens`, `max_input_len`, `max_seq_len`, `tokens_per_block` and `tensor_parallel_size` are ours, because there
+trtllm-build fixes them. `max_batch_size` comes from the header of the config.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def numpy_settings(parameters: Parameters, model_dir: Path) -> NumpySettings:
         max_batch_size=parameters.number("max_batch_size", 8),
         max_num_tokens=parameters.number("max_num_tokens", 512),
         max_seq_len=parameters.number("max_seq_len", 2048),
+        max_input_len=parameters.number("max_input_len", 0) or None,
         kv_tokens_max=parameters.number("max_tokens_in_paged_kv_cache", 81_920),
         tokens_per_block=parameters.number("tokens_per_block", 32),
         chunked_context=parameters.flag("enable_chunked_context", True),

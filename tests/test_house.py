@@ -39,7 +39,7 @@ IMPURE_STDLIB = {
 # Lines of each room as they stand; a room may grow by a twentieth before somebody has to say why here.
 LINES = {
     "core": 6064,
-    "inflight": 892,
+    "inflight": 912,
     "sim": 3947,
     "settings": 606,
     "triton": 1596,

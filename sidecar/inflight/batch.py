@@ -38,6 +38,7 @@ class BatcherSettings:
     max_batch_size: int = 64
     max_num_tokens: int = 8192  # per iteration, decode and prefill together (trtllm-build's default)
     max_seq_len: int = 16384  # prompt + output of one sequence
+    max_input_len: int | None = None  # prompt of one sequence; None = all but one token of max_seq_len
     kv_tokens_max: int = 450_000  # max_tokens_in_paged_kv_cache
     tokens_per_block: int = 32
     chunked_context: bool = True
@@ -52,6 +53,10 @@ class BatcherSettings:
             raise ValueError(f"tokens_per_block >= 1, kv_tokens_max >= one block and max_seq_len >= 2 needed: {self}")
         if self.cancellation_check_period_s < 0:
             raise ValueError(f"cancellation_check_period_s must be >= 0: {self}")
+
+    @property
+    def prompt_tokens_max(self) -> int:
+        return self.max_seq_len - 1 if self.max_input_len is None else min(self.max_input_len, self.max_seq_len - 1)
 
     @property
     def blocks_max(self) -> int:

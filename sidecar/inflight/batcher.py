@@ -36,6 +36,9 @@ Rules and their sources (TensorRT-LLM; cpp/tensorrt_llm/batch_manager unless sai
 - generation first, then context in order, up to `max_num_tokens`; with chunked context a prompt is cut at a multiple
   of `tokens_per_block`, first come first served (microBatchScheduler.cpp);
 - the iteration that computes the last prompt token also gives the first output token;
+- a prompt longer than max_input_len is refused; an output that max_seq_len has no room for is lowered without a word
+  (LlmRequest::validate, llmRequest.h);
+- a stop of a request in the executor's queue acts when the request becomes active (executorImpl.cpp);
 - a stop by id is seen at once, a cancelled stream at the next check, every `cancellation_check_period_s`; either is
   obeyed at the next iteration boundary. The row leaves its tokens behind for reuse (model_instance_state.cc,
   handleStopRequest and WaitForCancel). A prompt that was stopped half way leaves what was computed (inferred).
@@ -46,6 +49,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from heapq import heappop, heappush
 from itertools import count as counter
 from math import ceil
@@ -90,11 +94,12 @@ class Batcher:
         settings, prompt = self.settings, len(request.prompt_ids)
         if request.id in self.rows:
             raise RequestError(f"request id {request.id!r} is in flight already")
-        if prompt + request.output_tokens_max > settings.max_seq_len:
+        if prompt > settings.prompt_tokens_max:
             raise RequestError(
-                f"prompt length ({prompt}) + request_output_len ({request.output_tokens_max}) exceeds the model's "
-                f"max_seq_len ({settings.max_seq_len})"
+                f"prompt length ({prompt}) exceeds the model's maximum input length ({settings.prompt_tokens_max})"
             )
+        if prompt + request.output_tokens_max > settings.max_seq_len:
+            request = replace(request, output_tokens_max=settings.max_seq_len - prompt)
         if not settings.chunked_context and prompt > settings.max_num_tokens:
             raise RequestError(f"prompt length ({prompt}) exceeds max_num_tokens ({settings.max_num_tokens})")
         if self._blocks(prompt + request.output_tokens_max) > self.pool.blocks_max:
@@ -118,16 +123,16 @@ class Batcher:
             self._stops[request_id] = min(seen_s, self._stops.get(request_id, seen_s))
 
     def next_stop_s(self) -> float | None:
-        """When the next known stop is seen; a driver ends its jump at the iteration boundary after it."""
-        return min(self._stops.values(), default=None)
+        """When the next stop of an active row is seen; a driver ends its jump at the iteration boundary after it."""
+        return min((seen_s for _, seen_s in self._stops_of_active()), default=None)
 
     def plan(self, now_s: float) -> Step | None:
         """What the iteration that starts at `now_s` does. None if nothing can run and nothing was stopped."""
-        stopped = self._let_go(now_s) if self._stops else ()
-        while self._queue and len(self._context) + len(self._generation) < self.settings.max_batch_size:
-            row = self._queue.popleft()
-            row.state = State.ACTIVE
-            self._context.append(row)
+        self._activate()
+        stopped: tuple[Row, ...] = ()
+        while self._stops and (left := self._let_go(now_s)):
+            stopped += left
+            self._activate()  # one that was stopped while it waited leaves in the next round
         paused = self._grow(self._decoded, now_s)
         chunks, copies = self._prefill(now_s, may_start=not paused) if self._context else ((), ())
         if self._decoding is None:
@@ -201,6 +206,13 @@ class Batcher:
     def queued(self) -> int:
         """Rows in the executor's queue, which upstream's gauges do not show."""
         return len(self._queue)
+
+    def _activate(self) -> None:
+        """Take requests from the executor's queue while the batch has room."""
+        while self._queue and self.active < self.settings.max_batch_size:
+            row = self._queue.popleft()
+            row.state = State.ACTIVE
+            self._context.append(row)
 
     # --- capacity -----------------------------------------------------------------------------------------------
 
@@ -345,12 +357,15 @@ class Batcher:
 
     def _let_go(self, now_s: float) -> tuple[Row, ...]:
         """End the rows whose stop has been seen."""
-        seen = [self.rows[id_] for id_, seen_s in self._stops.items() if seen_s <= now_s]
+        seen = [row for row, seen_s in self._stops_of_active() if seen_s <= now_s]
         for row in seen:
-            if row.state is State.QUEUED:
-                self._queue.remove(row)
             self._end(row, End.STOPPED, now_s)
         return tuple(seen)
+
+    def _stops_of_active(self) -> list[tuple[Row, float]]:
+        """Nothing looks for stops in the executor's queue: a stopped row there leaves once it is active."""
+        stops = ((self.rows[id_], seen_s) for id_, seen_s in self._stops.items())
+        return [(row, seen_s) for row, seen_s in stops if row.state is not State.QUEUED]
 
     def _end(self, row: Row, reason: End, now_s: float) -> None:
         self._leave(row, now_s)

@@ -86,21 +86,31 @@ def test_stop_waits_for_the_check_and_then_for_the_iteration_boundary() -> None:
     assert (batcher.plan(0.11), batcher.next_stop_s()) == (None, None)
 
 
-def test_stop_of_a_queued_request_and_of_an_unknown_one() -> None:
+def test_a_stop_of_a_queued_request_acts_when_it_becomes_active_and_an_unknown_one_never() -> None:
     batcher = Batcher(SETTINGS)
-    for name in "abc":
+    for name in "abcd":
         batcher.add(request(name), 0.0)
     batcher.finish(planned(batcher), 0.01)
     batcher.stop("c", seen_s=0.01)
     batcher.stop("nobody", seen_s=0.01)
     step = planned(batcher, 0.01)
-    assert (ids(step.stopped), ids(step.decoding), batcher.queued) == (["c"], ["a", "b"], 0)
+    assert (ids(step.stopped), ids(step.decoding), batcher.queued) == ([], ["a", "b"], 2)
+    assert batcher.next_stop_s() is None
+    batcher.finish(step, 0.02, ended={batcher.rows["a"]: End.END_ID})
+    step = planned(batcher, 0.02)
+    assert (ids(step.stopped), [chunk.row.id for chunk in step.chunks], batcher.queued) == (["c"], ["d"], 0)
+
+
+def test_an_output_that_the_model_has_no_room_for_is_lowered_without_a_word() -> None:
+    batcher = Batcher(SETTINGS)
+    row = batcher.add(request("a", prompt=250, output=10), 0.0)
+    assert row.request.output_tokens_max == 6
 
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (request("a", prompt=250, output=10), r"prompt length \(250\) \+ request_output_len \(10\).*256"),
+        (request("a", prompt=256, output=1), r"prompt length \(256\) exceeds the model's maximum input length \(255\)"),
         (request("b"), "in flight already"),
     ],
 )
