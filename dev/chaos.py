@@ -34,11 +34,11 @@ from dev.chaos_faults import (
     REQUESTS,
     SESSION_TIMEOUT_S,
     USER,
-    Faults,
+    ChaosFaults,
     until,
 )
-from dev.chaos_sidecars import Sidecar
-from dev.checker import Verdict, check, is_finished
+from dev.chaos_sidecars import ChaosSidecar
+from dev.checker import TopicCount, check, is_finished
 from dev.endtxn_proxy import FaultProxy, ProxyFaults
 from dev.interrupt import run_until_told
 from dev.triton import Triton, TritonSettings, running
@@ -66,7 +66,7 @@ SETTLE_S = 120.0  # after the last fault, for everything to be done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class ChaosOptions:
     """What to do. `broken` names a patch under tests/mutants, without its ending."""
 
     faults: int
@@ -82,7 +82,7 @@ class Options:
 class Chaos:
     """One run: a cluster, its proxies, the sidecars, and a steady stream of items."""
 
-    def __init__(self, options: Options, directory: Path, triton: Triton | None = None) -> None:
+    def __init__(self, options: ChaosOptions, directory: Path, triton: Triton | None = None) -> None:
         self._options = options
         self._triton = triton
         self._directory = directory
@@ -93,11 +93,11 @@ class Chaos:
         self._proxy = ProxyFaults()
         ports = [self._kafka.port(index, "PROXIED") for index in range(options.brokers)]
         self._proxies = [FaultProxy(port, self._proxy) for port in ports]
-        self._sidecars: list[Sidecar] = []
-        self._gone: list[Sidecar] = []
+        self._sidecars: list[ChaosSidecar] = []
+        self._gone: list[ChaosSidecar] = []
         self._producing = True
         self._counts: Counter[str] = Counter()
-        self._faults = Faults(
+        self._faults = ChaosFaults(
             self._kafka,
             self._proxy,
             self._sidecars,
@@ -191,7 +191,7 @@ class Chaos:
                 return
             await asyncio.sleep(0.5)
 
-    def _sidecar(self, name: str, instance_id: str | None = None) -> Sidecar:
+    def _sidecar(self, name: str, instance_id: str | None = None) -> ChaosSidecar:
         settings = {
             "bootstrap_servers": ",".join(f"127.0.0.1:{proxy.port}" for proxy in self._proxies),
             "group": GROUP,
@@ -214,10 +214,10 @@ class Chaos:
         }
         seed = self._random.randrange(1 << 30)
         if self._triton is None:
-            return Sidecar(name, self._directory, settings, seed)
-        return Sidecar(name, self._directory, _serving(self._triton, settings), seed)
+            return ChaosSidecar(name, self._directory, settings, seed)
+        return ChaosSidecar(name, self._directory, _serving(self._triton, settings), seed)
 
-    def _figures(self, verdict: Verdict, seconds: float) -> dict[str, Any]:
+    def _figures(self, verdict: TopicCount, seconds: float) -> dict[str, Any]:
         everyone = [*self._sidecars, *self._gone]
         return {
             "faults": {kind: self._counts[kind] for kind in self._faults.kinds},
@@ -265,7 +265,7 @@ def scratch_copy(directory: Path, broken: str | None) -> None:
             subprocess.run(["patch", "-p1", "--quiet", "-d", str(directory)], stdin=lines, check=True)
 
 
-async def run(options: Options) -> dict[str, Any]:
+async def run(options: ChaosOptions) -> dict[str, Any]:
     """The figures of one run; its scratch copy and all processes are gone."""
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
@@ -297,7 +297,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="the figures; - is standard output")
     arguments = parser.parse_args()
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it reports each retry of ours while a broker is down
-    options = Options(
+    options = ChaosOptions(
         faults=arguments.faults,
         seed=arguments.seed,
         brokers=arguments.brokers,

@@ -20,7 +20,7 @@ from confluent_kafka.admin._acl import AclBinding, AclBindingFilter, AclOperatio
 from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 
 from dev.broker import LocalKafka
-from dev.chaos_sidecars import Sidecar
+from dev.chaos_sidecars import ChaosSidecar
 from dev.endtxn_proxy import ProxyFaults
 
 REQUESTS, RESULTS, DEAD_LETTERS = "inference.requests", "inference.results", "inference.requests.dlq"
@@ -41,16 +41,16 @@ ONLY_FAST = ("engine_fails", "zero_tokens")  # that only the engine of the harne
 GROWING = ("partition_added", "narrow_results")  # bounded by PARTITIONS_MAX
 
 
-class Faults:
+class ChaosFaults:
     """What can be done to a running cluster and its sidecars. `kinds` are all faults by name."""
 
     def __init__(
         self,
         kafka: LocalKafka,
         proxy: ProxyFaults,
-        sidecars: list[Sidecar],
-        gone: list[Sidecar],
-        guest: Callable[[str], Sidecar],
+        sidecars: list[ChaosSidecar],
+        gone: list[ChaosSidecar],
+        guest: Callable[[str], ChaosSidecar],
         *,
         partitions: int,
         directory: Path,

@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass(slots=True)
-class Sidecar:
+class ChaosSidecar:
     """One process of the lane, restarted under the same instance id; counters of all its lives."""
 
     name: str

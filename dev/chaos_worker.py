@@ -22,14 +22,14 @@ import aiohttp
 from pydantic import TypeAdapter
 
 from sidecar.app import serve
-from sidecar.core.work import EndReason, Work
+from sidecar.core.request import EndReason, Request
 from sidecar.offline.lane import OfflineLane
 from sidecar.settings.file import ServeSettings
 from sidecar.settings.offline import OfflineSettings
-from sidecar.token_call import Generated, TokenCall, WorkDeadError
+from sidecar.token_call import Generated, RequestDeadError, TokenCall
 from sidecar.triton.tokenizer import Tokens
 
-SLOW_SHARE = 0.03  # of the items take far longer than the rest, so that there are always holes
+SLOW_SHARE = 0.03  # of the items take far longer than the rest, so that there are always gaps
 SLOW_S = 1.5
 REPORT_S = 0.5
 ATTEMPTS = 5  # of one item, as the scheduler has them
@@ -45,7 +45,7 @@ class FastEngine:
         self._random = random.Random(seed)
         self._calls = 0
 
-    async def generate(self, _work: Work, call: TokenCall) -> Generated:
+    async def generate(self, _request: Request, call: TokenCall) -> Generated:
         """The prompt back, after as many calls as it takes; dead after `ATTEMPTS`. Cancelling it cancels it."""
         begun_s = time.monotonic()
         always_empty = call.prompt_ids[: len(EMPTY)] == EMPTY
@@ -57,7 +57,7 @@ class FastEngine:
             if not failed and not empty:
                 return await self._answer(call, begun_s, attempt)
             await asyncio.sleep(0.01)
-        raise WorkDeadError("INTERNAL: empty_output" if empty else "INTERNAL: the engine failed", ATTEMPTS)
+        raise RequestDeadError("INTERNAL: empty_output" if empty else "INTERNAL: the engine failed", ATTEMPTS)
 
     async def _answer(self, call: TokenCall, begun_s: float, attempts: int) -> Generated:
         slow = self._random.random() < SLOW_SHARE
@@ -66,7 +66,7 @@ class FastEngine:
             output_ids=call.prompt_ids[: call.output_tokens_max],
             reason=EndReason.LENGTH,
             engine="fast",
-            grants=1,
+            dispatches=1,
             resumed=0,
             attempts=attempts,
             queue_wait_s=0.0,
@@ -99,7 +99,7 @@ async def _report(lane: OfflineLane) -> None:
     while True:
         stats = lane.stats
         line: dict[str, Any] = {name: getattr(stats, name) for name in COUNTERS} | {"done": sum(stats.items.values())}
-        states = [lane.state_now, *(share.state for share in lane.shares())]
+        states = [lane.state_now, *(share.state for share in lane.owned_partitions())]
         line["reasons"] = sorted({state.cause.value for state in states})
         print(json.dumps(line), flush=True)
         await asyncio.sleep(REPORT_S)

@@ -32,11 +32,11 @@ class CheckerError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class TopicCount:
     """What the topics hold. `lost` and `duplicated` list (partition, offset) of the requests topic."""
 
     source_offsets: int  # records of the requests topic below the watermark
-    above_watermark: int  # records not yet durable in order; some of them may have results
+    above_watermark: int  # records not yet committed in order; some of them may have results
     results: int  # for records below the watermark, like `dead`
     dead: int
     early: int  # results and dead letters above the watermark: done, while an item before them is not
@@ -59,7 +59,7 @@ def check(
     requests: str = "inference.requests",
     results: str = "inference.results",
     dead_letters: str = "inference.requests.dlq",
-) -> Verdict:
+) -> TopicCount:
     """Reads the three topics from beginning to end. Raises CheckerError if a partition cannot be read to its end."""
     watermarks = _watermarks(bootstrap_servers, group, requests)
     ended_by: Counter[str] = Counter()
@@ -75,7 +75,7 @@ def check(
         dead_reasons[_header(message, "dlq.error.class")] += 1
     outcomes = Counter(results_of + dead_of)
     below = {source for source in items if source[1] < watermarks.get(source[0], 0)}
-    return Verdict(
+    return TopicCount(
         source_offsets=len(below),
         above_watermark=len(items) - len(below),
         results=sum(source in below for source in results_of),

@@ -27,12 +27,12 @@ from tritonclient.grpc import aio as triton_client
 
 from dev import backlog
 from dev.checker import CheckerError, check
-from dev.deployment import ENGINE, GROUP, PARTITIONS, Deployment, Kafka, Shape, deployed
+from dev.deployment import ENGINE, GROUP, PARTITIONS, Deployment, DeploymentShape, Kafka, deployed
 from dev.interrupt import INTERRUPTED, on_signals
-from dev.live import View
 from dev.load import arrivals
+from dev.phases import PhaseRunner
 from dev.report import interference, interference_line, phase_table
-from dev.stage import Stage
+from dev.terminal_view import View
 from dev.triton import ENGINE_MODEL, Triton
 from dev.verdict import judged
 from sidecar.core.errors import SidecarError
@@ -64,7 +64,7 @@ STOP_WORD = " Therefore"  # in four of five offline-like answers of the CPU engi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class DemoOptions:
     """What the command line asks for."""
 
     seconds: float
@@ -73,10 +73,10 @@ class Options:
     json_path: str | None
     keep: bool
     bootstrap_servers: str | None
-    shape: Shape
+    shape: DeploymentShape
 
 
-def parse(arguments: Sequence[str]) -> Options:
+def parse(arguments: Sequence[str]) -> DemoOptions:
     """The options of the command line; exits with 2 and one line if they make no sense."""
     parser = argparse.ArgumentParser(
         prog="scripts/demo",
@@ -92,7 +92,7 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--slots", type=int, default=8, help="of the engine: 8, or 64 for a wide one")
     parser.add_argument(
         "--profile",
-        default=Shape().profile,
+        default=DeploymentShape().profile,
         choices=sorted(PROFILES),
         help="whose iteration times it keeps (%(default)s)",
     )
@@ -115,8 +115,8 @@ def parse(arguments: Sequence[str]) -> Options:
         parser.error(f"--yield-rows must be in 0..{options.slots}, auto or never, not {rows}")
     if options.json_path not in (None, "-") and not Path(options.json_path).absolute().parent.is_dir():
         parser.error(f"--json: no such directory: {Path(options.json_path).parent}")
-    return Options(
-        shape=Shape(slots=options.slots, profile=options.profile, yield_rows=rows),
+    return DemoOptions(
+        shape=DeploymentShape(slots=options.slots, profile=options.profile, yield_rows=rows),
         rate_per_s=options.rate,
         seconds=options.seconds,
         seed=options.seed,
@@ -126,13 +126,13 @@ def parse(arguments: Sequence[str]) -> Options:
     )
 
 
-async def demo(options: Options, view: View, started_s: float) -> dict[str, Any]:
+async def demo(options: DemoOptions, view: View, started_s: float) -> dict[str, Any]:
     """The report of one whole run. Everything it started has ended when it returns or raises."""
     directory = Path(tempfile.mkdtemp(prefix="sidecar-demo-"))
     async with deployed(options.shape, options.bootstrap_servers, directory) as deployment:
         ready_s = time.monotonic()
         view.say(f"ready after {ready_s - started_s:.0f} s; logs, settings and recorded decisions are in {directory}")
-        stage = Stage(deployment.server, ENGINE, view)
+        stage = PhaseRunner(deployment.server, ENGINE, view)
         paces = await phases(stage, deployment, options)
         triton_report, engine = await server_report(deployment.triton), await engine_report(deployment.triton)
         if options.keep:
@@ -155,7 +155,7 @@ async def demo(options: Options, view: View, started_s: float) -> dict[str, Any]
     return {**report, "verdict": judged(report).document()}
 
 
-async def phases(stage: Stage, deployment: Deployment, options: Options) -> list[dict[str, Any]]:
+async def phases(stage: PhaseRunner, deployment: Deployment, options: DemoOptions) -> list[dict[str, Any]]:
     """Online only; the same arrivals with an offline backlog; a short overload. The engine's pace around the first two,
     which are compared: before and after."""
     kafka, triton = deployment.kafka, deployment.triton
@@ -270,7 +270,7 @@ kcat -C -b {kafka.bootstrap_servers} -t {kafka.topics["results"]} -X isolation.l
 """
 
 
-async def run(options: Options, console: Console, started_s: float) -> dict[str, Any]:
+async def run(options: DemoOptions, console: Console, started_s: float) -> dict[str, Any]:
     """`demo`, ended early and cleaned up by SIGTERM as by Ctrl-C."""
     task = asyncio.current_task()
     assert task is not None

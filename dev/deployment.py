@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from dev.broker import ROOT, BrokerError, LocalKafka, create_topics
-from dev.server import Server, serving
+from dev.server import SidecarProcess, serving
 from dev.triton import Triton, TritonSettings, free_ports, running
 from sidecar.inflight.profile import profile_named
 
@@ -25,7 +25,7 @@ KINDS = {"requests": "requests", "results": "results", "dlq": "requests.dlq"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class DeploymentShape:
     """How wide the engine is, whose iteration times it keeps, and how far offline yields to online on it."""
 
     slots: int = 8
@@ -54,11 +54,11 @@ class Deployment:
 
     kafka: Kafka
     triton: Triton
-    server: Server
+    server: SidecarProcess
 
 
 @contextlib.asynccontextmanager
-async def deployed(shape: Shape, bootstrap_servers: str | None, directory: Path) -> AsyncIterator[Deployment]:
+async def deployed(shape: DeploymentShape, bootstrap_servers: str | None, directory: Path) -> AsyncIterator[Deployment]:
     """Broker, Triton and sidecar run, and are ready; all are gone after the block."""
     async with contextlib.AsyncExitStack() as stack:
         kafka = await stack.enter_async_context(broker(bootstrap_servers, directory))
@@ -113,7 +113,7 @@ async def topics_of_our_own(bootstrap_servers: str, directory: Path) -> Kafka:
     )
 
 
-def settings(shape: Shape, triton: Triton, kafka: Kafka, directory: Path) -> dict[str, Any]:
+def settings(shape: DeploymentShape, triton: Triton, kafka: Kafka, directory: Path) -> dict[str, Any]:
     """The settings file of the sidecar."""
     listen, http = free_ports(2)
     return {

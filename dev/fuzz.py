@@ -28,10 +28,10 @@ from aiokafka import AIOKafkaProducer
 from google.protobuf.message import DecodeError
 
 from dev.broker import LocalKafka
-from dev.checker import Verdict, check, is_finished, records
+from dev.checker import TopicCount, check, is_finished, records
 from dev.interrupt import run_until_told
 from dev.mutations import good_line, good_message, odd_message, odd_record
-from dev.server import Server, serving
+from dev.server import SidecarProcess, serving
 from dev.triton import Triton, TritonSettings, free_ports, running
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE, EngineClient, responses
@@ -51,12 +51,12 @@ UNLIMITED = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_le
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment:
+class FuzzTarget:
     """What is fed, and what Triton itself answers to each good prompt."""
 
     kafka: LocalKafka
     triton: Triton
-    server: Server
+    server: SidecarProcess
     texts: dict[str, str]
 
 
@@ -99,7 +99,7 @@ class Footprint:
 
 
 @contextlib.asynccontextmanager
-async def deployed(directory: Path) -> AsyncIterator[Deployment]:
+async def deployed(directory: Path) -> AsyncIterator[FuzzTarget]:
     """Broker, Triton and sidecar run, and are gone after the block."""
     async with contextlib.AsyncExitStack() as stack:
         kafka = await stack.enter_async_context(LocalKafka())
@@ -107,7 +107,7 @@ async def deployed(directory: Path) -> AsyncIterator[Deployment]:
         triton_settings = TritonSettings(slots=SLOTS, parameters={"preset": "tiny", "seed": "1"})
         triton = await stack.enter_async_context(running(directory, triton_settings))
         server = await stack.enter_async_context(serving(directory, _settings(kafka, triton)))
-        yield Deployment(kafka=kafka, triton=triton, server=server, texts=await _texts(triton))
+        yield FuzzTarget(kafka=kafka, triton=triton, server=server, texts=await _texts(triton))
 
 
 def _settings(kafka: LocalKafka, triton: Triton) -> dict[str, Any]:
@@ -139,7 +139,7 @@ async def _texts(triton: Triton) -> dict[str, str]:
 # ---- items -----------------------------------------------------------------------------------------------------------
 
 
-async def feed_items(deployment: Deployment, *, count: int, seed: int) -> Report:
+async def feed_items(deployment: FuzzTarget, *, count: int, seed: int) -> Report:
     """`count` records more are on the requests topic, each has its outcome, and those of the good ones are right."""
     draw, report, kafka = Random(seed), Report(), deployment.kafka
     good: dict[str, str] = {}
@@ -167,7 +167,7 @@ async def feed_items(deployment: Deployment, *, count: int, seed: int) -> Report
     return report
 
 
-def _compare_items(deployment: Deployment, verdict: Verdict, good: dict[str, str], report: Report) -> None:
+def _compare_items(deployment: FuzzTarget, verdict: TopicCount, good: dict[str, str], report: Report) -> None:
     report.outcomes["result"] = verdict.results
     report.outcomes |= {f"dead_{reason}": number for reason, number in verdict.dead_reasons.items()}
     for name in ("lost", "duplicated", "foreign"):
@@ -194,7 +194,7 @@ def _compare_items(deployment: Deployment, verdict: Verdict, good: dict[str, str
 class Callers:
     """Callers that send odd and good messages by both methods, `CALLERS` at a time."""
 
-    def __init__(self, deployment: Deployment, channel: grpc.aio.Channel) -> None:
+    def __init__(self, deployment: FuzzTarget, channel: grpc.aio.Channel) -> None:
         self.report = Report()
         self._texts = deployment.texts
         self._infer: Any = channel.unary_unary(f"/{SERVICE}/ModelInfer")
@@ -287,7 +287,7 @@ class Callers:
             self._judge(name, texts.get(name, ""), prompt)
 
 
-async def feed_messages(deployment: Deployment, *, count: int, seed: int) -> Report:
+async def feed_messages(deployment: FuzzTarget, *, count: int, seed: int) -> Report:
     """`count` messages are answered, the good ones among them rightly."""
     async with grpc.aio.insecure_channel(deployment.server.listen, options=UNLIMITED) as channel:
         callers = Callers(deployment, channel)
@@ -315,7 +315,7 @@ def _text(response: Any) -> str:
 # ---- what is left ----------------------------------------------------------------------------------------------------
 
 
-async def footprint(server: Server, before: Footprint | None = None) -> Footprint:
+async def footprint(server: SidecarProcess, before: Footprint | None = None) -> Footprint:
     """What the sidecar holds once nothing is in flight, and no more tasks and files are left than `before`.
 
     Raises TimeoutError if something stays.

@@ -11,11 +11,11 @@ from rich.table import Table
 from dev.load import LoadResult, percentiles
 from dev.verdict import E2E_RATIO_GOAL
 
-GRANT_COUNTERS = (
-    *("contended", "offline_of_contended", "window_violations"),
-    *("turns_due", "turns_taken", "turns_lapsed"),
-)
-COUNTERS = (*GRANT_COUNTERS, "slots", "slots_free", "worst_window_share")
+DISPATCH_COUNTERS = {  # name in the report, which readers of reports rely on → name in the status document
+    **{name: name for name in ("contended", "offline_of_contended", "window_violations")},
+    **{f"turns_{result}": f"reserved_{result}" for result in ("due", "taken", "lapsed")},
+}
+COUNTERS = (*DISPATCH_COUNTERS.values(), "slots", "slots_free", "worst_window_share")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +29,9 @@ class Reading:
     tokens: Mapping[str, float]  # output tokens by lane
     contended: int
     offline_of_contended: int
-    turns_due: int
-    turns_taken: int
-    turns_lapsed: int
+    reserved_due: int
+    reserved_taken: int
+    reserved_lapsed: int
     window_violations: int
     worst_window_share: float | None
 
@@ -50,8 +50,9 @@ def reading(status: Mapping[str, Any], engine: str) -> Reading:
 def phase_report(before: Reading, after: Reading, settled: Reading, load: LoadResult) -> dict[str, Any]:
     """One phase: what callers saw, and how the counters moved from `before` to `after`.
 
-    The grants are counted to `settled`: the next phase's beginning, or for the last one a reading in which no turn is
-    owed any more. A turn that was owed when the phase began is due in it. The worst window is the one since the start.
+    The dispatches are counted to `settled`: the next phase's beginning, or for the last one a reading in which no
+    reserved dispatch is owed any more. A reserved dispatch that was owed when the phase began is due in it. The worst
+    window is the one since the start.
     """
     seconds = after.at_s - before.at_s
     return {
@@ -67,8 +68,8 @@ def phase_report(before: Reading, after: Reading, settled: Reading, load: LoadRe
         "slots_busy_ratio": round((after.slot_seconds - before.slot_seconds) / (seconds * after.slots), 4),
         "grants": {
             "worst_window_share": settled.worst_window_share,
-            **{name: getattr(settled, name) - getattr(before, name) for name in GRANT_COUNTERS},
-            "turns_due": settled.turns_due - before.turns_taken - before.turns_lapsed,
+            **{told: getattr(settled, name) - getattr(before, name) for told, name in DISPATCH_COUNTERS.items()},
+            "turns_due": settled.reserved_due - before.reserved_taken - before.reserved_lapsed,
         },
     }
 
@@ -119,9 +120,9 @@ def phase_table(phases: Mapping[str, Mapping[str, Any]]) -> Table:
     row("output tokens/s online", "tokens_per_s", "online")
     row("output tokens/s offline", "tokens_per_s", "offline")
     row("slots busy", "slots_busy_ratio", unit="%")
-    row("contended grants", "grants", "contended")
+    row("contended dispatches", "grants", "contended")
     row("  of them offline's", "grants", "offline_of_contended")
-    row("  turns due / taken", "grants", "turns_due")
+    row("  reserved dispatches due / taken", "grants", "turns_due")
     row("  windows below the bound", "grants", "window_violations")
     return table
 

@@ -24,7 +24,7 @@ class ServerError(SidecarError):
     """The sidecar did not start or did not end as it should; the message names its log."""
 
 
-class Server:
+class SidecarProcess:
     """One running sidecar. `listen` is for callers, `http` for operators (both host:port)."""
 
     def __init__(self, process: asyncio.subprocess.Process, settings: Mapping[str, Any], log: Path) -> None:
@@ -42,7 +42,7 @@ class Server:
     @classmethod
     async def start(
         cls, directory: Path, settings: Mapping[str, Any], command: Sequence[str] = ("sidecar", "serve")
-    ) -> Server:
+    ) -> SidecarProcess:
         """A sidecar that is ready for callers; `command` is the module that serves, and its arguments.
 
         Raises ServerError if it ends or is not ready in time.
@@ -110,9 +110,9 @@ class Server:
 @contextlib.asynccontextmanager
 async def serving(
     directory: Path, settings: Mapping[str, Any], command: Sequence[str] = ("sidecar", "serve")
-) -> AsyncIterator[Server]:
+) -> AsyncIterator[SidecarProcess]:
     """A sidecar for the time of the block; drained by the caller, or killed when the block ends early."""
-    server = await Server.start(directory, settings, command)
+    server = await SidecarProcess.start(directory, settings, command)
     try:
         yield server
     finally:

@@ -23,7 +23,7 @@ class Promise:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class DemoVerdict:
     """All promises, and what was wrong with the host ("" = nothing)."""
 
     promises: tuple[Promise, ...]
@@ -65,10 +65,10 @@ class Verdict:
         }
 
 
-def judged(report: Mapping[str, Any]) -> Verdict:
+def judged(report: Mapping[str, Any]) -> DemoVerdict:
     """The verdict on a report of the demo."""
     host = host_fault(report)
-    return Verdict(
+    return DemoVerdict(
         promises=(
             _offline(report["offline"]), _answers(report["phases"]), _turns(report["phases"]),
             _harvest(report["phases"]), _latency(report, host),
@@ -104,12 +104,12 @@ def _answers(phases: Mapping[str, Any]) -> Promise:
 
 
 def _turns(phases: Mapping[str, Any]) -> Promise:
-    grants = [each["grants"] for each in phases.values()]
-    contended, violations = (sum(each[name] for each in grants) for name in ("contended", "window_violations"))
-    share = sum(each["offline_of_contended"] for each in grants)
+    dispatches = [each["grants"] for each in phases.values()]
+    contended, violations = (sum(each[name] for each in dispatches) for name in ("contended", "window_violations"))
+    share = sum(each["offline_of_contended"] for each in dispatches)
     return Promise(
-        promised="every window of k·10 contended grants holds k−1 offline ones",
-        seen=f"{violations} windows below it; {share} of {contended} contended grants were offline's",
+        promised="every window of k·10 contended dispatches holds k−1 offline ones",
+        seen=f"{violations} windows below it; {share} of {contended} contended dispatches were offline's",
         kept=not violations,
     )
 

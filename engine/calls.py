@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from engine.sampling import Sampling
+from engine.sampling import EngineSampling
 from sidecar.inflight.batch import End
 from sidecar.inflight.blocks import RETENTION_DEFAULT, Ids, Retention
 
@@ -15,7 +15,7 @@ class UnsupportedError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class EngineCall:
     """One request to the engine model, read from its tensors."""
 
     input_ids: Ids
@@ -23,7 +23,7 @@ class Call:
     streaming: bool = False
     exclude_input: bool = False
     sequences: int = 1
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: EngineSampling = field(default_factory=EngineSampling)
     end_id: int | None = None
     stop_words: tuple[Ids, ...] = ()
     bad_words: tuple[Ids, ...] = ()
@@ -47,7 +47,7 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class OutputPart:
     """One response: new tokens of one sequence when streaming, all of them when not."""
 
     ids: Ids  # without the prompt
@@ -60,4 +60,4 @@ class Piece:
     refused: bool = False  # it failed of what the caller asked for: the same call would fail again
 
 
-Deliver = Callable[[Piece], None]
+Deliver = Callable[[OutputPart], None]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.transformer import Batch, Chunk, Floats, Ints
+from engine.transformer import FlatBatch, FlatChunk, Floats, Ints
 
 THREADS = 2
 
@@ -48,7 +48,7 @@ class ChatModel:
         if place is not None:
             self._lengths[place] = 0
 
-    def logits(self, batch: Batch) -> Floats:
+    def logits(self, batch: FlatBatch) -> Floats:
         """Compute the new tokens of `batch` into the caches; the logits of its wanted places over all ids."""
         found = [self._decode(batch)] if batch.rows else []
         wanted = set(batch.wanted.tolist())
@@ -58,7 +58,7 @@ class ChatModel:
                 found.append(last)
         return np.concatenate(found) if found else np.zeros((0, self.vocab_size), np.float32)
 
-    def _decode(self, batch: Batch) -> Floats:
+    def _decode(self, batch: FlatBatch) -> Floats:
         """One token for each decoding row; buffers between them that do not decode are computed and ignored."""
         self._move_together(batch.rows)
         places = np.array([self._places[row] for row in batch.rows])
@@ -72,7 +72,7 @@ class ChatModel:
         self._store[batch.slots[:tokens]] = self._buffers[:, :, places, :, at[places]]
         return logits
 
-    def _prompt(self, batch: Batch, chunk: Chunk) -> Floats:
+    def _prompt(self, batch: FlatBatch, chunk: FlatChunk) -> Floats:
         """One prompt chunk; the logits of its last token."""
         span = slice(chunk.begin, chunk.begin + chunk.tokens)
         begin = int(batch.positions[span][0])
@@ -84,7 +84,7 @@ class ChatModel:
         )
         return logits
 
-    def _place(self, chunk: Chunk, begin: int) -> int:
+    def _place(self, chunk: FlatChunk, begin: int) -> int:
         """The row's buffer, filled up to token `begin` from the store."""
         if chunk.row not in self._places:
             self._places[chunk.row] = min(set(range(len(self._lengths))) - set(self._places.values()))

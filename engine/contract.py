@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.calls import Call, Piece, UnsupportedError
-from engine.sampling import Sampling
+from engine.calls import EngineCall, OutputPart, UnsupportedError
+from engine.sampling import EngineSampling
 from sidecar.inflight.blocks import Ids, Retention, RetentionRange
 
 Array: TypeAlias = NDArray[Any]
@@ -23,7 +23,7 @@ Inputs: TypeAlias = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tensor:
+class TensorSpec:
     """One line of the contract. `dims` are without the batch dimension; on the wire it comes first."""
 
     name: str
@@ -33,15 +33,15 @@ class Tensor:
     supported: bool = True  # by the CPU engine; what is not is refused by name
 
 
-def _group(dtype: str, names: str, *, dims: tuple[int, ...] = (1,), supported: bool = True) -> tuple[Tensor, ...]:
-    return tuple(Tensor(name=name, dtype=dtype, dims=dims, supported=supported) for name in names.split())
+def _group(dtype: str, names: str, *, dims: tuple[int, ...] = (1,), supported: bool = True) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name=name, dtype=dtype, dims=dims, supported=supported) for name in names.split())
 
 
 LOGITS = "FP32"  # ${logits_datatype} and its like in NVIDIA's template
-INPUTS: tuple[Tensor, ...] = (
-    Tensor(name="input_ids", dtype="INT32", dims=(-1,)),
-    Tensor(name="input_lengths", dtype="INT32", optional=False),
-    Tensor(name="request_output_len", dtype="INT32", optional=False),
+INPUTS: tuple[TensorSpec, ...] = (
+    TensorSpec(name="input_ids", dtype="INT32", dims=(-1,)),
+    TensorSpec(name="input_lengths", dtype="INT32", optional=False),
+    TensorSpec(name="request_output_len", dtype="INT32", optional=False),
     *_group("BOOL", "stop streaming exclude_input_in_output"),
     *_group("INT32", "end_id pad_id beam_width runtime_top_k min_tokens num_return_sequences"),
     *_group("INT32", "runtime_top_p_reset_ids", supported=False),
@@ -82,9 +82,9 @@ INPUTS: tuple[Tensor, ...] = (
     *_group("BOOL", "skip_cross_attn_blocks", supported=False),
     *_group("UINT8", "context_phase_params", dims=(-1,), supported=False),
 )
-OUTPUTS: tuple[Tensor, ...] = (
-    Tensor(name="output_ids", dtype="INT32", dims=(-1, -1)),
-    Tensor(name="sequence_length", dtype="INT32", dims=(-1,)),
+OUTPUTS: tuple[TensorSpec, ...] = (
+    TensorSpec(name="output_ids", dtype="INT32", dims=(-1, -1)),
+    TensorSpec(name="sequence_length", dtype="INT32", dims=(-1,)),
     *_group("FP32", "cum_log_probs", dims=(-1,), supported=False),
     *_group("FP32", "output_log_probs", dims=(-1, -1), supported=False),
     *_group(LOGITS, "context_logits", dims=(-1, -1), supported=False),
@@ -112,7 +112,7 @@ def is_stop(inputs: Inputs) -> bool:
     return bool(_scalar(inputs, "stop", False))
 
 
-def read_call(inputs: Inputs, *, exclude_input: bool = False) -> Call:
+def read_call(inputs: Inputs, *, exclude_input: bool = False) -> EngineCall:
     """The call that the tensors of one request spell. Raises ValueError naming the tensor that is wrong."""
     for name, array in inputs.items():
         _check(name, array)
@@ -129,7 +129,7 @@ def read_call(inputs: Inputs, *, exclude_input: bool = False) -> Call:
     if sequences < 1:
         raise ValueError(f"tensor 'num_return_sequences' must be >= 1, not {sequences}")
     end_id = int(_scalar(inputs, "end_id", -1))
-    return Call(
+    return EngineCall(
         input_ids=ids[:length],
         output_tokens_max=output,
         streaming=bool(_scalar(inputs, "streaming", False)),
@@ -145,21 +145,21 @@ def read_call(inputs: Inputs, *, exclude_input: bool = False) -> Call:
     )
 
 
-def outputs_of(call: Call, piece: Piece) -> dict[str, Array]:
+def outputs_of(call: EngineCall, part: OutputPart) -> dict[str, Array]:
     """The tensors of one response. A sequence's last piece carries the figures that the call asked for."""
-    ids = piece.ids if call.streaming or call.exclude_input else call.input_ids + piece.ids
+    ids = part.ids if call.streaming or call.exclude_input else call.input_ids + part.ids
     outputs: dict[str, Array] = {
         "output_ids": np.array(ids, np.int32).reshape(1, 1, -1),
         "sequence_length": np.array([[len(ids)]], np.int32),
     }
     numbers: dict[str, int | float] = {}
     if call.sequences > 1:
-        numbers["sequence_index"] = piece.sequence
+        numbers["sequence_index"] = part.sequence
     if "return_num_input_tokens" in call.returns:
         numbers["num_input_tokens"] = len(call.input_ids)
     if "return_num_output_tokens" in call.returns:
-        numbers["num_output_tokens"] = piece.generated_tokens
-    figures = piece.figures
+        numbers["num_output_tokens"] = part.generated_tokens
+    figures = part.figures
     if figures is not None and "return_perf_metrics" in call.returns:
         numbers |= {
             "kv_cache_alloc_new_blocks": figures.new_blocks,
@@ -199,9 +199,9 @@ def _ids(array: Array | None) -> Ids:
     return () if array is None else tuple(array.reshape(-1).tolist())
 
 
-def _sampling(inputs: Inputs) -> Sampling:
+def _sampling(inputs: Inputs) -> EngineSampling:
     try:
-        return Sampling(
+        return EngineSampling(
             temperature=_scalar(inputs, "temperature", 1.0),
             top_k=_scalar(inputs, "runtime_top_k", 0),
             top_p=_scalar(inputs, "runtime_top_p", 0.0),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidecar.inflight.batch import Step
+from sidecar.inflight.batch import Iteration
 from sidecar.inflight.batcher import Batcher
 
 # family → (label, its values)
@@ -49,7 +49,7 @@ class Gauges:
     lengths: list[tuple[int, int]] = field(default_factory=list)  # prompt tokens, output tokens
     wall_clock: Callable[[], float] = time.time
 
-    def sample(self, batcher: Batcher, step: Step) -> None:
+    def sample(self, batcher: Batcher, step: Iteration) -> None:
         """Take the sample of one iteration."""
         pool, scheduled = batcher.pool, len(step.decoding) + len(step.chunks)
         used = pool.blocks_max - pool.free

@@ -15,9 +15,9 @@ from math import inf
 from threading import Thread
 from typing import Any, Protocol
 
-from engine.calls import Call, Deliver, Piece, UnsupportedError
+from engine.calls import Deliver, EngineCall, OutputPart, UnsupportedError
 from engine.gauges import GAUGES, Gauges
-from engine.parameters import Parameters
+from engine.parameters import EngineParameters
 from sidecar.inflight.batch import End
 from sidecar.inflight.blocks import RETENTION_DEFAULT, Ids, Retention
 
@@ -31,19 +31,19 @@ class Completion(Protocol):
     finish_reason: str | None  # stop | length | timeout | cancelled
 
 
-class Running(Protocol):
+class StreamedOutput(Protocol):
     """tensorrt_llm's RequestOutput of a streamed request."""
 
     outputs: list[Completion]
 
     def abort(self) -> None: ...
-    def __aiter__(self) -> AsyncIterator[Running]: ...
+    def __aiter__(self) -> AsyncIterator[StreamedOutput]: ...
 
 
 class LlmApiEngine:
     """One `LLM` and one event loop, in a thread of their own."""
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: EngineParameters) -> None:
         self.gauges = Gauges()
         self.overruns = 0  # nothing is paced here
         self.broken: str | None = None
@@ -72,10 +72,12 @@ class LlmApiEngine:
             self._llm.shutdown()
         self._loop.close()
 
-    def submit(self, call: Call, deliver: Deliver) -> Callable[[], None]:
+    def submit(self, call: EngineCall, deliver: Deliver) -> Callable[[], None]:
         """Start the call, and give the function that stops it. Raises ValueError for what cannot be passed on."""
         arguments = sampling_arguments(call)
-        running: list[Running] = []  # filled in the loop; a stop comes after it, because the loop keeps the order
+        running: list[
+            StreamedOutput
+        ] = []  # filled in the loop; a stop comes after it, because the loop keeps the order
         self._loop.call_soon_threadsafe(self._begin, call, arguments, deliver, running)
 
         def stop() -> None:
@@ -83,7 +85,9 @@ class LlmApiEngine:
 
         return stop
 
-    def _begin(self, call: Call, arguments: dict[str, Any], deliver: Deliver, running: list[Running]) -> None:
+    def _begin(
+        self, call: EngineCall, arguments: dict[str, Any], deliver: Deliver, running: list[StreamedOutput]
+    ) -> None:
         """Hand the call to the library, inside the loop: only there does it give outputs that can be awaited."""
         import tensorrt_llm
 
@@ -96,12 +100,12 @@ class LlmApiEngine:
             )
         except Exception as error:  # whatever the library raised concerns this call alone
             refused = isinstance(error, ValueError)  # how it says that a prompt is too long, or a value out of range
-            deliver(Piece(ids=(), final=True, error=f"the engine refused the call: {error}", refused=refused))
+            deliver(OutputPart(ids=(), final=True, error=f"the engine refused the call: {error}", refused=refused))
             return
         running.append(output)
         self._spawn(self._relay(call, output, deliver))
 
-    async def _relay(self, call: Call, running: Running, deliver: Deliver) -> None:
+    async def _relay(self, call: EngineCall, running: StreamedOutput, deliver: Deliver) -> None:
         """Turn accumulating outputs into pieces; exactly one of them is final, whatever happens."""
         told = [0] * call.sequences
         live = set(range(call.sequences))
@@ -116,13 +120,13 @@ class LlmApiEngine:
                     if end is not None or (call.streaming and len(ids) > told[index]):
                         new = ids[told[index] :] if call.streaming else ids
                         told[index] = len(ids)
-                        deliver(Piece(ids=new, sequence=index, end=end, final=not live, generated_tokens=len(ids)))
+                        deliver(OutputPart(ids=new, sequence=index, end=end, final=not live, generated_tokens=len(ids)))
                 if not live:
                     running.abort()  # a stop word of several tokens ended it for us, not for the library
                     return
-            deliver(Piece(ids=(), final=True, error="the engine ended the stream without a finish reason"))
+            deliver(OutputPart(ids=(), final=True, error="the engine ended the stream without a finish reason"))
         except Exception as error:  # whatever the library raised concerns this call alone
-            deliver(Piece(ids=(), final=True, error=f"the engine failed: {error}"))
+            deliver(OutputPart(ids=(), final=True, error=f"the engine failed: {error}"))
 
     async def _watch_stats(self) -> None:
         """Keep the gauges at the last iteration's statistics (enable_iter_perf_stats)."""
@@ -132,8 +136,8 @@ class LlmApiEngine:
                 self.gauges.iterations = stats["iter"]
             await asyncio.sleep(0)
 
-    def _spawn(self, work: Any) -> None:
-        task = self._loop.create_task(work, name=work.__name__)
+    def _spawn(self, request: Any) -> None:
+        task = self._loop.create_task(request, name=request.__name__)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -143,12 +147,12 @@ class LlmApiEngine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _abort(running: list[Running]) -> None:
+def _abort(running: list[StreamedOutput]) -> None:
     for each in running:
         each.abort()
 
 
-def llm_arguments(parameters: Parameters) -> dict[str, Any]:
+def llm_arguments(parameters: EngineParameters) -> dict[str, Any]:
     """The keyword arguments of `LLM` for the parameters of config.pbtxt. Raises ValueError naming a wrong one."""
     model = parameters.text("gpt_model_path", "")
     if not model:
@@ -178,7 +182,7 @@ def llm_arguments(parameters: Parameters) -> dict[str, Any]:
     }
 
 
-def sampling_arguments(call: Call) -> dict[str, Any]:
+def sampling_arguments(call: EngineCall) -> dict[str, Any]:
     """The keyword arguments of `SamplingParams`. Raises UnsupportedError naming the tensor that cannot be passed on."""
     if any(len(word) > 1 for word in call.bad_words):
         raise UnsupportedError("tensor 'bad_words_list': words of several tokens cannot be passed to tensorrt_llm")
@@ -206,7 +210,7 @@ def sampling_arguments(call: Call) -> dict[str, Any]:
     }
 
 
-def cut(call: Call, ids: Ids, finish_reason: str | None, checked: int) -> tuple[Ids, End | None]:
+def cut(call: EngineCall, ids: Ids, finish_reason: str | None, checked: int) -> tuple[Ids, End | None]:
     """The ids up to where the answer ends, and why it ends, if it does. The first `checked` ids hold no end."""
     context = call.input_ids + ids
     for end in range(checked + 1, len(ids) + 1):

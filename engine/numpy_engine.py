@@ -18,13 +18,13 @@ from threading import Condition, Thread
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.calls import Call, Deliver, Figures, Piece, UnsupportedError
+from engine.calls import Deliver, EngineCall, Figures, OutputPart, UnsupportedError
 from engine.gauges import Gauges
 from engine.lengths import output_length
 from engine.models import CHAT, model_of
-from engine.sampling import Sampling, draw, penalise
-from engine.transformer import PRESETS, Batch, Chunk
-from sidecar.inflight.batch import BatcherSettings, End, Request, Row, Step
+from engine.sampling import EngineSampling, draw, penalise
+from engine.transformer import PRESETS, FlatBatch, FlatChunk
+from sidecar.inflight.batch import BatchedSequence, BatcherSettings, End, Iteration, Row
 from sidecar.inflight.batcher import Batcher
 from sidecar.inflight.blocks import Ids
 from sidecar.inflight.profile import Profile
@@ -51,7 +51,7 @@ class NumpySettings:
 class Ticket:
     """One call in the engine: its sequences that have not ended."""
 
-    call: Call
+    call: EngineCall
     deliver: Deliver
     live: set[str] = field(default_factory=set)
 
@@ -62,7 +62,7 @@ class Sequence:
 
     ticket: Ticket
     index: int
-    sampling: Sampling  # the call's, each sequence with a seed of its own
+    sampling: EngineSampling  # the call's, each sequence with a seed of its own
     length: int | None  # output tokens after which the end id comes; None = the model draws it itself
     counts: NDArray[np.int32] | None  # how often each readable id stands in prompt and output; only with penalties
     bias: NDArray[np.float32] | None  # added to the logits: embedding_bias and one-token bad words
@@ -109,7 +109,7 @@ class NumpyEngine:
             self._wake.notify()
         self._thread.join()
 
-    def submit(self, call: Call, deliver: Deliver) -> Callable[[], None]:
+    def submit(self, call: EngineCall, deliver: Deliver) -> Callable[[], None]:
         """Queue the call, and give the function that stops it. Raises ValueError if it can never run."""
         ticket = Ticket(call, deliver)
         outside = [id_ for id_ in call.input_ids if not 0 <= id_ < self.language.vocab_size]
@@ -180,9 +180,9 @@ class NumpyEngine:
             self.broken = message
             tickets = {sequence.ticket for sequence in self._sequences.values()}
         for ticket in tickets:
-            ticket.deliver(Piece(ids=(), final=True, error=message))
+            ticket.deliver(OutputPart(ids=(), final=True, error=message))
 
-    def _keep_pace(self, begin_s: float, step: Step) -> None:
+    def _keep_pace(self, begin_s: float, step: Iteration) -> None:
         """Wait until the iteration is over by the profile. A late wake-up is made up for by the next iteration."""
         if self.settings.profile is None:
             return
@@ -199,7 +199,7 @@ class NumpyEngine:
 
     def _add(self, ticket: Ticket, index: int, bias: NDArray[np.float32] | None) -> None:
         call = ticket.call
-        request = Request(
+        request = BatchedSequence(
             id=str(next(self._numbers)),
             prompt_ids=call.input_ids,
             output_tokens_max=call.output_tokens_max,
@@ -216,20 +216,20 @@ class NumpyEngine:
             bias,
         )
 
-    def _length(self, call: Call) -> int | None:
+    def _length(self, call: EngineCall) -> int | None:
         """How many tokens the toy says; nobody knows it of a real model."""
         if self.settings.preset == CHAT:
             return None
         return output_length(call.input_ids, self.language, self.settings.seed)
 
-    def _counts(self, call: Call) -> NDArray[np.int32]:
+    def _counts(self, call: EngineCall) -> NDArray[np.int32]:
         counts = np.zeros(len(self._readable), np.int32)
         for id_ in call.input_ids:
             if id_ in self._columns:
                 counts[self._columns[id_]] += 1
         return counts
 
-    def _bias(self, call: Call) -> NDArray[np.float32] | None:
+    def _bias(self, call: EngineCall) -> NDArray[np.float32] | None:
         single = [self._columns[word[0]] for word in call.bad_words if len(word) == 1 and word[0] in self._columns]
         if not single and not call.embedding_bias:
             return None
@@ -244,7 +244,7 @@ class NumpyEngine:
         bias[single] = -np.inf
         return bias
 
-    def _compute(self, step: Step) -> tuple[list[int], dict[Row, End]]:
+    def _compute(self, step: Iteration) -> tuple[list[int], dict[Row, End]]:
         """The new token of each sampling row, and the rows that end by it."""
         for source, target in step.copies:
             self._transformer.copy_block(source, target)
@@ -262,7 +262,7 @@ class NumpyEngine:
                 ended[row] = end
         return chosen, ended
 
-    def _batch(self, step: Step) -> Batch:
+    def _batch(self, step: Iteration) -> FlatBatch:
         size = self.settings.batcher.tokens_per_block
         tables = [np.array([block.index for block in row.blocks]) for row in step.decoding]
         lengths = [len(row.request.prompt_ids) + len(row.output_ids) - 1 for row in step.decoding]
@@ -279,13 +279,13 @@ class NumpyEngine:
             end = chunk.begin + chunk.tokens
             table = np.array([block.index for block in chunk.row.blocks[: -(-end // size)]])
             places = np.arange(chunk.begin, end)
-            chunks.append(Chunk(begin=len(ids), tokens=chunk.tokens, table=table, row=chunk.row.id))
+            chunks.append(FlatChunk(begin=len(ids), tokens=chunk.tokens, table=table, row=chunk.row.id))
             ids += chunk.row.prompt_ids[chunk.begin : end]
             positions.append(places)
             slots.append(table[places // size] * size + places % size)
             if chunk.last:
                 wanted.append(len(ids) - 1)
-        return Batch(
+        return FlatBatch(
             ids=np.array(ids),
             positions=np.concatenate(positions),
             slots=np.concatenate(slots),
@@ -340,7 +340,7 @@ class NumpyEngine:
                 ids = tuple(row.output_ids)
             self.gauges.lengths.append((len(row.request.prompt_ids), len(row.output_ids)))
         ticket.deliver(
-            Piece(
+            OutputPart(
                 ids=ids,
                 sequence=sequence.index,
                 end=row.end,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
-class Parameters:
+class EngineParameters:
     """An empty value or an unfilled `${…}` counts as unset, as for NVIDIA's engine model."""
 
     def __init__(self, values: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class EngineSampling:
     """What a request asks for; the names of the engine's tensors without `runtime_`. Raises ValueError on nonsense."""
 
     temperature: float = 1.0
@@ -48,7 +48,7 @@ class Sampling:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
-def penalise(logits: Floats, counts: NDArray[np.int32], sampling: Sampling) -> None:
+def penalise(logits: Floats, counts: NDArray[np.int32], sampling: EngineSampling) -> None:
     """Lower, in place, the logits of one row for tokens it has said `counts` times.
 
     Repetition: Keskar et al. 2019 (divide positive, multiply negative); presence and frequency: as the OpenAI API.
@@ -60,7 +60,7 @@ def penalise(logits: Floats, counts: NDArray[np.int32], sampling: Sampling) -> N
     logits -= sampling.presence_penalty * said + sampling.frequency_penalty * counts
 
 
-def draw(logits: Floats, samplings: list[Sampling], numbers: list[int]) -> NDArray[np.int64]:
+def draw(logits: Floats, samplings: list[EngineSampling], numbers: list[int]) -> NDArray[np.int64]:
     """One column per row of `logits`; `numbers` is each row's token number in its call."""
     chosen: NDArray[np.int64] = logits.argmax(axis=1)
     rows = [row for row, sampling in enumerate(samplings) if not sampling.greedy]
@@ -69,7 +69,7 @@ def draw(logits: Floats, samplings: list[Sampling], numbers: list[int]) -> NDArr
     return chosen
 
 
-def _draw_random(logits: Floats, samplings: list[Sampling], numbers: list[int]) -> NDArray[np.int64]:
+def _draw_random(logits: Floats, samplings: list[EngineSampling], numbers: list[int]) -> NDArray[np.int64]:
     """Temperature, then top-k, then top-p, then the Gumbel-max trick: the largest of logit + Gumbel noise."""
     width = logits.shape[1]
     scaled = logits / np.array([[each.temperature] for each in samplings], np.float32)
@@ -87,7 +87,7 @@ def _draw_random(logits: Floats, samplings: list[Sampling], numbers: list[int]) 
     return chosen
 
 
-def _gumbel(samplings: list[Sampling], numbers: list[int], width: int) -> NDArray[np.float64]:
+def _gumbel(samplings: list[EngineSampling], numbers: list[int], width: int) -> NDArray[np.float64]:
     """Gumbel noise per row and column, from splitmix64 (Steele et al. 2014) of (seed, number, column)."""
     seeds = np.array([each.seed % 2**64 for each in samplings], np.uint64)
     rows = _mix(_mix(seeds) ^ np.array(numbers, np.uint64))

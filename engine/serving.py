@@ -11,16 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from engine.calls import Call, Deliver
+from engine.calls import Deliver, EngineCall
 from engine.gauges import Gauges
 from engine.llmapi import LlmApiEngine
 from engine.numpy_engine import NumpyEngine, NumpySettings
-from engine.parameters import Parameters
-from sidecar.inflight.batch import BatcherSettings, Policy
+from engine.parameters import EngineParameters
+from sidecar.inflight.batch import BatcherSettings, CapacityPolicy
 from sidecar.inflight.profile import profile_named
 
 
-class Engine(Protocol):
+class ServedEngine(Protocol):
     """What the Triton model needs of an engine. `submit` gives the function that stops the call."""
 
     gauges: Gauges
@@ -29,10 +29,10 @@ class Engine(Protocol):
 
     def start(self) -> None: ...
     def close(self) -> None: ...
-    def submit(self, call: Call, deliver: Deliver) -> Callable[[], None]: ...
+    def submit(self, call: EngineCall, deliver: Deliver) -> Callable[[], None]: ...
 
 
-def build_engine(parameters: Parameters, model_dir: Path) -> Engine:
+def build_engine(parameters: EngineParameters, model_dir: Path) -> ServedEngine:
     """The engine named by the parameter `engine`, not started yet. Raises ValueError naming a wrong parameter."""
     match parameters.text("engine", "numpy"):
         case "numpy":
@@ -43,12 +43,14 @@ def build_engine(parameters: Parameters, model_dir: Path) -> Engine:
             raise ValueError(f"parameter 'engine' must be numpy or llmapi, not {other!r}")
 
 
-def numpy_settings(parameters: Parameters, model_dir: Path) -> NumpySettings:
+def numpy_settings(parameters: EngineParameters, model_dir: Path) -> NumpySettings:
     """The settings of the CPU engine. `tokenizer_dir` is relative to the model's folder unless it is absolute."""
     profile_name = parameters.text("profile", "")
-    policy = parameters.text("batch_scheduler_policy", Policy.GUARANTEED_NO_EVICT)
-    if policy not in list(Policy):
-        raise ValueError(f"parameter 'batch_scheduler_policy' must be one of {[*map(str, Policy)]}, not {policy!r}")
+    policy = parameters.text("batch_scheduler_policy", CapacityPolicy.GUARANTEED_NO_EVICT)
+    if policy not in list(CapacityPolicy):
+        raise ValueError(
+            f"parameter 'batch_scheduler_policy' must be one of {[*map(str, CapacityPolicy)]}, not {policy!r}"
+        )
     batcher = BatcherSettings(
         max_batch_size=parameters.number("max_batch_size", 8),
         max_num_tokens=parameters.number("max_num_tokens", 512),
@@ -58,7 +60,7 @@ def numpy_settings(parameters: Parameters, model_dir: Path) -> NumpySettings:
         tokens_per_block=parameters.number("tokens_per_block", 32),
         chunked_context=parameters.flag("enable_chunked_context", True),
         kv_cache_reuse=parameters.flag("enable_kv_cache_reuse", True),
-        policy=Policy(policy),
+        policy=CapacityPolicy(policy),
         cancellation_check_period_s=parameters.number("cancellation_check_period_ms", 100) / 1000,
     )
     return NumpySettings(

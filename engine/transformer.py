@@ -37,7 +37,7 @@ REPEAT_WEIGHT = 0.15  # for each further time that words.txt names a follower: s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class ModelShape:
     """The sizes of a model. `width` = heads · head_dim."""
 
     layers: int
@@ -52,15 +52,15 @@ class Shape:
 
 
 PRESETS = {
-    "tiny": Shape(layers=2, width=64, heads=4, kv_heads=2, ffn=128),  # unit tests
-    "small": Shape(layers=4, width=256, heads=8, kv_heads=2, ffn=768),  # 16 MB: paced demos
+    "tiny": ModelShape(layers=2, width=64, heads=4, kv_heads=2, ffn=128),  # unit tests
+    "small": ModelShape(layers=4, width=256, heads=8, kv_heads=2, ffn=768),  # 16 MB: paced demos
     # 200 MB of weights, more than the last-level cache of most machines: a step is bound by memory, as on a GPU.
-    "large": Shape(layers=8, width=768, heads=12, kv_heads=4, ffn=2048),
+    "large": ModelShape(layers=8, width=768, heads=12, kv_heads=4, ffn=2048),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
+class FlatChunk:
     """New prompt tokens of one sequence: places `begin` … in the flat batch, and its blocks up to their end."""
 
     begin: int
@@ -70,14 +70,14 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class FlatBatch:
     """The new tokens of one iteration, flat: first one per decoding row, then the chunks."""
 
     ids: Ints
     positions: Ints
     slots: Ints  # where their keys and values go: block index · tokens per block + offset
     tables: list[Ints]  # of the decoding rows: their blocks, in order
-    chunks: list[Chunk]
+    chunks: list[FlatChunk]
     wanted: Ints  # places whose next token is wanted
     rows: tuple[str, ...] = ()  # the decoding rows by name, for a model that keeps something by row
 
@@ -108,7 +108,7 @@ class Transformer:
     """Weights and KV cache of one model."""
 
     def __init__(
-        self, shape: Shape, language: Language, *, tokens_max: int, blocks: int, tokens_per_block: int, seed: int
+        self, shape: ModelShape, language: Language, *, tokens_max: int, blocks: int, tokens_per_block: int, seed: int
     ) -> None:
         self.shape = shape
         self._size = tokens_per_block
@@ -146,7 +146,7 @@ class Transformer:
     def forget(self, row: str) -> None:
         """Nothing is kept by row: all is in the blocks."""
 
-    def logits(self, batch: Batch) -> Floats:
+    def logits(self, batch: FlatBatch) -> Floats:
         """Compute the new tokens of `batch` into the cache; the logits of its wanted places over the readable ids."""
         tokens = len(batch.ids)
         states = np.zeros((-(-tokens // ROWS_TILE) * ROWS_TILE, self.shape.width), np.float32)
@@ -162,7 +162,12 @@ class Transformer:
         return (_norm(wanted) @ self.head)[: len(batch.wanted)]
 
     def _attention(
-        self, layer: Layer, states: Matrix, batch: Batch, groups: list[tuple[Ints, Ints]], turn: tuple[Floats, Floats]
+        self,
+        layer: Layer,
+        states: Matrix,
+        batch: FlatBatch,
+        groups: list[tuple[Ints, Ints]],
+        turn: tuple[Floats, Floats],
     ) -> Floats:
         shape, tokens = self.shape, len(batch.ids)
         qkv = (states @ layer.qkv)[:tokens].reshape(tokens, -1, shape.head_dim)

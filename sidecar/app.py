@@ -23,17 +23,17 @@ from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.driver.driver import Driver
 from sidecar.driver.engine_watch import EngineWatch
 from sidecar.driver.metrics import DriverMetrics
-from sidecar.frontend.grpc_server import Server
+from sidecar.frontend.grpc_server import MethodServer
 from sidecar.frontend.models import scheduled_models, serving
 from sidecar.frontend.passthrough import Passthrough
 from sidecar.frontend.rpc import HeldBytes
 from sidecar.frontend.server import bind, build_server
-from sidecar.frontend.service import Online
+from sidecar.frontend.service import OnlineService
 from sidecar.offline.gates import ModelGates
 from sidecar.offline.job_counts import JobCounts
 from sidecar.offline.lane import OfflineLane
 from sidecar.offline.metrics import ItemDurations, OfflineMetrics
-from sidecar.offline.owned_partition import Finished
+from sidecar.offline.owned_partition import FinishedItem
 from sidecar.settings.file import ServeSettings
 from sidecar.telemetry.faults import NoFileLeft
 from sidecar.telemetry.http import Status, serve_http, watch_loop_lag
@@ -74,8 +74,8 @@ class Sidecar:
     metrics: Metrics
     tracing: Tracing | None
     passthrough: Passthrough
-    online: Online
-    server: Server
+    online: OnlineService
+    server: MethodServer
     watch: EngineWatch
     offline: Offline | None
     status: Status
@@ -221,9 +221,11 @@ def _driver(
 
 def _online(
     settings: ServeSettings, driver: Driver, tokens: Tokens | None, passthrough: Passthrough, tracing: Tracing | None
-) -> Online:
+) -> OnlineService:
     held = HeldBytes(settings.limits)
-    return Online(driver, scheduled_models(settings.engines, tokens), passthrough, tracing, settings.aliases, held)
+    return OnlineService(
+        driver, scheduled_models(settings.engines, tokens), passthrough, tracing, settings.aliases, held
+    )
 
 
 def _offline(
@@ -240,16 +242,16 @@ def _offline(
     topic, counts = settings.offline.requests_topic, JobCounts()
     durations = ItemDurations(metrics.registry, topic)
 
-    def on_durable(done: Finished) -> None:
-        durations.durable(done)
-        counts.durable(done)
+    def on_committed(done: FinishedItem) -> None:
+        durations.committed(done)
+        counts.committed(done)
 
     lane = OfflineLane(
         settings.offline,
         driver,
         tokens,
         {each.model: each.tokens_max for each in settings.engines},
-        on_durable=on_durable,
+        on_committed=on_committed,
         tracing=tracing,
         aliases=settings.aliases,
         jobs=driver.scheduler.jobs_named,
@@ -320,7 +322,7 @@ async def serve(
 
 
 async def _drain(sidecar: Sidecar, obeying: asyncio.Task[None], reading: asyncio.Task[None] | None) -> None:
-    """Take no new work, let what runs end in time, then stop the callers' server."""
+    """Take no new request, let what runs end in time, then stop the callers' server."""
     settings, driver, passthrough = sidecar.settings, sidecar.driver, sidecar.passthrough
     logger.info("draining, for at most %g s; a second signal breaks off what still runs", settings.drain_timeout_s)
     until_s = driver.now_s + settings.drain_timeout_s
@@ -334,7 +336,7 @@ async def _drain(sidecar: Sidecar, obeying: asyncio.Task[None], reading: asyncio
     await sidecar.server.stop(left_s if passthrough.running else LAST_ANSWERS_S)
 
 
-async def _until_it_ends(server: Server, closing: asyncio.Event) -> None:
+async def _until_it_ends(server: MethodServer, closing: asyncio.Event) -> None:
     """Raise SidecarError if the callers' server ends by itself: a sidecar that nobody can call must not live on."""
     await asyncio.shield(server.wait_for_termination())  # cancelled, it would cancel the server's own future
     if not closing.is_set():

@@ -1,4 +1,4 @@
-"""What the driver asks of those above it: a `Call` for each work, and `Listener`s that watch."""
+"""What the driver asks of those above it: a `Call` for each request, and `Listener`s that watch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sidecar.core.events import Action, DeadLetter, Dispatch, Ended, Event, Failed, Lost, Reject, Stopped
-from sidecar.core.work import EndReason, Work
+from sidecar.core.request import EndReason, Request
 
 TRACEPARENT = "traceparent"
 Metadata = Sequence[tuple[str, str | bytes]]  # of one gRPC call, in its order
@@ -16,38 +16,38 @@ Terminal = Ended | Stopped | Failed | Lost
 
 @dataclass(slots=True)
 class Timeline:
-    """When things happened to one work, in seconds of the loop's clock, and what it cost."""
+    """When things happened to one request, in seconds of the loop's clock, and what it cost."""
 
     arrived_s: float
-    granted_s: float | None = None
+    dispatched_s: float | None = None
     first_token_s: float | None = None
     finished_s: float | None = None
     output_tokens: int = 0
-    grants: int = 0
+    dispatches: int = 0
     resumed: int = 0
     attempts: int = 1
     queue_wait_s: float = 0.0
-    alone_s: float | None = None  # online: predicted from grant to end without offline beside it; None = unknown
+    alone_s: float | None = None  # online: predicted from dispatch to end without offline beside it; None = unknown
     engine: str = ""
     kind: str = ""
 
-    def began_late(self, work: Work, ttft_objective_ms: float) -> bool:
-        """True if the first token came after the objective: that of `work` if it has one, else the given one."""
+    def began_late(self, request: Request, ttft_objective_ms: float) -> bool:
+        """True if the first token came after the objective: that of `request` if it has one, else the given one."""
         if self.first_token_s is None:
             return False
-        return self.first_token_s - self.arrived_s > (work.ttft_objective_ms or ttft_objective_ms) / 1000
+        return self.first_token_s - self.arrived_s > (request.ttft_objective_ms or ttft_objective_ms) / 1000
 
     @property
     def slowdown(self) -> float | None:
-        """From grant to end, measured ÷ predicted without offline; None where either is not known."""
-        if not self.alone_s or self.granted_s is None or self.finished_s is None:
+        """From dispatch to end, measured ÷ predicted without offline; None where either is not known."""
+        if not self.alone_s or self.dispatched_s is None or self.finished_s is None:
             return None
-        return (self.finished_s - self.granted_s) / self.alone_s
+        return (self.finished_s - self.dispatched_s) / self.alone_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a work ended, as metrics and traces say it."""
+    """How a request ended, as metrics and traces say it."""
 
     outcome: str  # ok, error, cancelled, expired, rejected
     error_type: str = ""
@@ -93,16 +93,16 @@ class Call(Protocol):
         """After the final response: why the engine ended; None if it can only have been our stop."""
 
     def settled(self, event: Terminal, timeline: Timeline, *, over: bool) -> None:
-        """One dispatch is over; if `over`, so is the work."""
+        """One dispatch is over; if `over`, so is the request."""
 
     def refused(self, outcome: Reject | DeadLetter) -> None:
-        """The work is over: refused, or dead."""
+        """The request is over: refused, or dead."""
 
 
 class Tracer(Protocol):
-    """Who knows the spans of works."""
+    """Who knows the spans of requests."""
 
-    def headers(self, work_id: str) -> Metadata:
+    def headers(self, request_id: str) -> Metadata:
         """What goes along with the dispatch that is about to begin."""
 
 
@@ -112,5 +112,5 @@ class Listener(Protocol):
     def handled(self, now_s: float, event: Event, actions: Sequence[Action]) -> None:
         """The scheduler has handled `event`."""
 
-    def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
-        """The work is over."""
+    def finished(self, request: Request, timeline: Timeline, outcome: Outcome) -> None:
+        """The request is over."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from sidecar.call import Metadata
 from sidecar.core.errors import SidecarError
-from sidecar.core.work import EndReason
+from sidecar.core.request import EndReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +56,16 @@ class Generated:
     output_ids: tuple[int, ...]  # all that were generated and kept; the end id, if it ended by it, is the last one
     reason: EndReason
     engine: str  # of the last slice
-    grants: int  # slots given to it in all
+    dispatches: int  # slots given to it in all
     resumed: int  # how often it went on from tokens it already had
     attempts: int  # 1 + retryable failures
-    queue_wait_s: float  # summed over its grants
+    queue_wait_s: float  # summed over its dispatches
     first_token_s: float
     finished_s: float
     text: str | None = None  # the decoded output, cut before the first stop text; None without `TokenCall.decode`
 
 
-class WorkRejectedError(SidecarError):
+class RequestRejectedError(SidecarError):
     """The scheduler refused the work before it ran; try later, or not at all (see `reason`)."""
 
     def __init__(self, reason: str, message: str, retry_after_s: float | None = None) -> None:
@@ -74,7 +74,7 @@ class WorkRejectedError(SidecarError):
         self.retry_after_s = retry_after_s
 
 
-class WorkDeadError(SidecarError):
+class RequestDeadError(SidecarError):
     """The item will not be tried again; it belongs on the dead-letter topic with this reason."""
 
     def __init__(self, reason: str, attempts: int) -> None:

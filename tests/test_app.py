@@ -43,7 +43,8 @@ def test_nothing_is_set_from_outside_an_object() -> None:
 
 
 async def seen_by(order: Sequence[str], tmp_path: Path) -> tuple[set[tuple[str, str]], list[str], int]:
-    """What three listeners in this order show of one work: exemplars, spans, recorded decisions that were dropped."""
+    """What three listeners in this order show of one request: exemplars, spans, recorded decisions that were
+    dropped."""
     engine, exporter = FakeEngine(), InMemorySpanExporter()
     listeners: dict[str, Metrics | Tracing | Recorder] = {}
 
@@ -80,9 +81,9 @@ async def seen_by(order: Sequence[str], tmp_path: Path) -> tuple[set[tuple[str, 
         assert isinstance(metrics, Metrics)
         assert isinstance(tracing, Tracing)
         assert isinstance(recorder, Recorder)
-        work = offline()
-        tracing.adopt(work.id, tracing.item(None).process)
-        task = asyncio.ensure_future(driver.generate(work, call()))
+        request = offline()
+        tracing.adopt(request.id, tracing.item(None).process)
+        task = asyncio.ensure_future(driver.generate(request, call()))
         (await engine.next()).tokens(4, END, final=True)
         await task
     recorder.close()

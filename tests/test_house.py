@@ -65,7 +65,7 @@ def modules() -> dict[str, Path]:
 
 
 def room(module: str) -> str:
-    """`core` for sidecar.core.order, `app` for sidecar.app, `engine` for engine.serving."""
+    """`core` for sidecar.core.lane_queue, `app` for sidecar.app, `engine` for engine.serving."""
     parts = module.split(".")
     return parts[1] if parts[0] == "sidecar" and len(parts) > 1 else parts[0]
 

@@ -17,7 +17,7 @@ from dev.backlog import OFFLINE_LIKE
 from dev.load import PROMPT_WORDS, Arrival
 from engine.language import Language
 from engine.lengths import output_length
-from sidecar.sim.workloads import Job, by_name, offline_job
+from sidecar.sim.workloads import SimulatedRequest, by_name, offline_job
 from sidecar.triton.tokenizer import Tokens
 
 TIME_SCALE = {"origin": 8.0}  # the origin sends a request every three seconds: its time runs so much faster here
@@ -25,11 +25,11 @@ ENGINE_SEED = 0  # of the engine's lengths: the default of its config.pbtxt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Online:
+class OnlineLoad:
     """The requests of one run, as they are sent and as the simulator takes them."""
 
     arrivals: list[Arrival]
-    jobs: list[Job]
+    jobs: list[SimulatedRequest]
 
 
 @dataclass(slots=True, eq=False)
@@ -57,19 +57,19 @@ class Prompts:
         ids = self.tokens.encode_prompt(text)
         return text, len(ids), output_length(ids, self.language, ENGINE_SEED)
 
-    def online(self, workload: str, seed: int, seconds: float) -> Online:
+    def online(self, workload: str, seed: int, seconds: float) -> OnlineLoad:
         """What arrives in `seconds` real seconds."""
         scale = TIME_SCALE.get(workload, 1.0)
-        draw, found = random.Random(seed), Online(arrivals=[], jobs=[])
+        draw, found = random.Random(seed), OnlineLoad(arrivals=[], jobs=[])
         for job in by_name(workload).online(seed, scale * seconds / 3600):
-            text, prompt, output = self.text(draw, job.work.prompt_tokens)
-            due_s, most = job.work.arrived_s / scale, job.work.output_tokens_max
+            text, prompt, output = self.text(draw, job.request.prompt_tokens)
+            due_s, most = job.request.arrived_s / scale, job.request.output_tokens_max
             found.arrivals.append(Arrival(due_s=due_s, prompt=text, output_tokens_max=most))
-            work = replace(job.work, arrived_s=due_s, prompt_tokens=prompt)
-            found.jobs.append(Job(work=work, output_tokens=min(output, most)))
+            request = replace(job.request, arrived_s=due_s, prompt_tokens=prompt)
+            found.jobs.append(SimulatedRequest(request=request, output_tokens=min(output, most)))
         return found
 
-    def offline(self, workload: str, count: int) -> Iterator[tuple[bytes, Job]]:
+    def offline(self, workload: str, count: int) -> Iterator[tuple[bytes, SimulatedRequest]]:
         """(value of a record, the item as the simulator takes it) of the first items of the backlog."""
         draw, chosen = random.Random(0), by_name(workload)
         most = chosen.mix.offline_output.at_most

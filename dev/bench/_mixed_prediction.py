@@ -9,17 +9,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from dev.bench._mixed_load import Online
+from dev.bench._mixed_load import OnlineLoad
 from dev.load import LoadResult, percentiles
 from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings
 from sidecar.inflight.profile import Profile
-from sidecar.sim.driver import Decides, Driver
+from sidecar.sim.driver import Decides, SimulatedDriver
 from sidecar.sim.replay import recorded
-from sidecar.sim.trial import DRAIN_S
-from sidecar.sim.whatif import Tally, machine_of
-from sidecar.sim.workloads import Job
+from sidecar.sim.simulation_run import DRAIN_S
+from sidecar.sim.whatif import ReplayTally, machine_of
+from sidecar.sim.workloads import SimulatedRequest
 from sidecar.telemetry.segment_files import segments
 
 OVERRUNS_MAX = 0.01  # of the iterations of a valid run
@@ -56,27 +56,27 @@ def simulate(
     decides: Decides,
     engine: EngineSettings,
     profile: Profile,
-    online: Sequence[Job],
-    items: Sequence[Job],
+    online: Sequence[SimulatedRequest],
+    items: Sequence[SimulatedRequest],
     seconds: float,
 ) -> Simulated:
     """One engine with `profile`, under `decides`, with these requests and an endless backlog of `items`."""
-    tally, machine = Tally(), machine_of(engine, profile)
-    driver = Driver(scheduler=decides, machines={engine.name: machine}, observer=tally)
+    tally, machine = ReplayTally(), machine_of(engine, profile)
+    driver = SimulatedDriver(scheduler=decides, machines={engine.name: machine}, observer=tally)
     numbers = count()
 
-    def next_item(now_s: float) -> Job:
+    def next_item(now_s: float) -> SimulatedRequest:
         number = next(numbers)
         job = items[number % len(items)]
-        return replace(job, work=replace(job.work, id=f"b{number}", arrived_s=now_s))
+        return replace(job, request=replace(job.request, id=f"b{number}", arrived_s=now_s))
 
     driver.begin(iter(()), next_item)
     while machine.usage.offline_tokens < 4 * engine.slots and driver.now_s < FILL_TIMEOUT_S:  # as `Stack.run` waits
         driver.run(driver.now_s + 0.2)
     begin_s = driver.now_s + WARM_S
     for job in online:
-        arrived = replace(job, work=replace(job.work, arrived_s=begin_s + job.work.arrived_s))
-        driver.at(arrived.work.arrived_s, partial(driver.arrive, arrived))
+        arrived = replace(job, request=replace(job.request, arrived_s=begin_s + job.request.arrived_s))
+        driver.at(arrived.request.arrived_s, partial(driver.arrive, arrived))
     driver.run(begin_s)
     before = machine.usage.offline_tokens
     driver.run(begin_s + seconds)
@@ -90,8 +90,8 @@ def simulate(
 class World:
     """What all runs of one workload had in common with their simulations."""
 
-    loads: Mapping[int, Online]  # by seed
-    items: Sequence[Job]
+    loads: Mapping[int, OnlineLoad]  # by seed
+    items: Sequence[SimulatedRequest]
     ceiling_tokens_per_s: float
     seconds: float
 

@@ -19,7 +19,7 @@ from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.inflight.profile import PROFILES
 from sidecar.settings.file import load_settings
 from sidecar.sim.baselines import Gateway
-from sidecar.sim.policies import OFFLINE_ALONE, POLICIES, Shape
+from sidecar.sim.policies import OFFLINE_ALONE, POLICIES, EngineShape
 
 BASELINES = {
     each.name: each.baseline
@@ -31,7 +31,8 @@ BASELINES = {
 class Governed(Scheduler):
     """A scheduler that only knows whether its engine is up; a baseline decides in its place.
 
-    What the status page says of queues and grants therefore stays empty. Tokens and slots in use do not come from here.
+    What the status page says of queues and dispatches therefore stays empty. Tokens and slots in use do not come from
+    here.
     """
 
     def __init__(self, settings: SchedulerSettings, engines: Sequence[EngineSettings], baseline: Gateway) -> None:
@@ -54,7 +55,7 @@ def governed(policy: str, settings: SchedulerSettings, engines: Sequence[EngineS
         raise SettingsError(f"no baseline {policy!r} that real engines could run; known: {', '.join(BASELINES)}")
     engine = engines[0]
     profile = next(iter(PROFILES.values()))  # a shape has one, and no baseline looks at it
-    shape = Shape(slots=engine.slots, profile=profile, tokens_max=engine.tokens_max)
+    shape = EngineShape(slots=engine.slots, profile=profile, tokens_max=engine.tokens_max)
     baseline = BASELINES[policy](shape)
     assert isinstance(baseline, Gateway), "all baselines of the lab are gateways"
     baseline.engine = engine.name

@@ -23,9 +23,9 @@ from dev.interrupt import run_until_told
 from dev.triton import Triton, TritonSettings, running
 from sidecar.call import Outcome, Timeline
 from sidecar.core.events import Abort, Action, Ended, EngineUp, Event, Failed, Lost, Progressed, Stopped
+from sidecar.core.request import Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import Lane, Work
 from sidecar.driver.driver import Driver
 from sidecar.token_call import Sampling, TokenCall
 from sidecar.triton.client import EngineClient
@@ -36,7 +36,7 @@ OUTPUT_TOKENS = 1500
 
 
 class Stopwatch:
-    """A Listener: when each work was told to stop, and how long its slot took to come free."""
+    """A Listener: when each request was told to stop, and how long its slot took to come free."""
 
     def __init__(self) -> None:
         self.stop_to_free_ms: list[float] = []
@@ -47,20 +47,20 @@ class Stopwatch:
     def handled(self, now_s: float, event: Event, actions: Sequence[Action]) -> None:
         """Note first tokens, stops and their ends."""
         if isinstance(event, Progressed):
-            for work_id in event.first_tokens:
-                self.streaming[work_id].set()
-        if isinstance(event, Ended | Stopped | Failed | Lost) and event.work_id in self._told_s:
-            self.stop_to_free_ms.append(1000 * (now_s - self._told_s.pop(event.work_id)))
+            for request_id in event.first_tokens:
+                self.streaming[request_id].set()
+        if isinstance(event, Ended | Stopped | Failed | Lost) and event.request_id in self._told_s:
+            self.stop_to_free_ms.append(1000 * (now_s - self._told_s.pop(event.request_id)))
             name = type(event).__name__.lower()
             self.ended_by[name] = self.ended_by.get(name, 0) + 1
         for action in actions:
             if isinstance(action, Abort):
-                self._told_s[action.work_id] = now_s
+                self._told_s[action.request_id] = now_s
 
-    def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
-        """Nothing more is known of the work."""
+    def finished(self, request: Request, timeline: Timeline, outcome: Outcome) -> None:
+        """Nothing more is known of the request."""
         del timeline, outcome
-        self.streaming.pop(work.id, None)
+        self.streaming.pop(request.id, None)
 
 
 class TimedClient(EngineClient):
@@ -122,7 +122,7 @@ async def _stop_repeatedly(driver: Driver, watch: Stopwatch, prompt: tuple[int, 
     sampling = Sampling(min_tokens=OUTPUT_TOKENS)
     call = TokenCall(prompt_ids=prompt, output_tokens_max=OUTPUT_TOKENS, sampling=sampling)
     for _ in range(stops):
-        work = Work(
+        request = Request(
             id=driver.mint("c"),
             lane=Lane.OFFLINE,
             model="tensorrt_llm",
@@ -130,8 +130,8 @@ async def _stop_repeatedly(driver: Driver, watch: Stopwatch, prompt: tuple[int, 
             prompt_tokens=len(prompt),
             output_tokens_max=OUTPUT_TOKENS,
         )
-        watch.streaming[work.id] = streaming = asyncio.Event()
-        task = asyncio.create_task(driver.generate(work, call), name=work.id)
+        watch.streaming[request.id] = streaming = asyncio.Event()
+        task = asyncio.create_task(driver.generate(request, call), name=request.id)
         await streaming.wait()
         task.cancel()
         await asyncio.wait((task,))

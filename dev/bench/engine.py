@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dev.bench._figures import one_blas_thread, ran_on, write
-from engine.calls import Call, Piece
+from engine.calls import EngineCall, OutputPart
 from engine.numpy_engine import NumpyEngine, NumpySettings
 from sidecar.inflight.batch import BatcherSettings
 from sidecar.inflight.profile import profile_named
@@ -41,10 +41,10 @@ def fill(engine: NumpyEngine, rows: int, output_tokens: int, prompt_tokens: int 
     random = np.random.default_rng(rows)
     for _ in range(rows):
         ids = tuple(random.choice(engine.language.readable, prompt_tokens).tolist())
-        engine.submit(Call(input_ids=ids, output_tokens_max=output_tokens, streaming=True), _ignore)
+        engine.submit(EngineCall(input_ids=ids, output_tokens_max=output_tokens, streaming=True), _ignore)
 
 
-def _ignore(_: Piece) -> None:
+def _ignore(_: OutputPart) -> None:
     pass
 
 

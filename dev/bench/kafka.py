@@ -29,7 +29,7 @@ from sidecar.offline.item import Record, result_headers
 from sidecar.offline.kafka_client import KafkaLog
 from sidecar.offline.kafka_opening import Outgoing
 from sidecar.offline.lane_state import Stated
-from sidecar.offline.owned_partition import Finished, Share
+from sidecar.offline.owned_partition import FinishedItem, OwnedPartition
 from sidecar.settings.offline import OfflineSettings
 
 ITEM_BYTES = 1024
@@ -109,18 +109,18 @@ async def exactly_once(settings: OfflineSettings, items: int, txn_size: int) -> 
     log.join()
     await joined.wait()
     opening = await log.open(PARTITION)
-    share = Share(PARTITION, Stated("partition", time.monotonic), counted=True)
+    share = OwnedPartition(PARTITION, Stated("partition", time.monotonic), counted=True)
     if opening.state is None:
         raise AssertionError("an opening without a state")
     log.seek(PARTITION, opening.state.watermark)
     share.begin(opening.state, 1, settings)
     begun_s = time.monotonic()
-    while share.progress is not None and share.progress.durable.watermark < items:
+    while share.progress is not None and share.progress.committed.watermark < items:
         for record in await log.fetch([PARTITION], txn_size - len(share.finished), 0.2):
             if share.progress.deliver(record.offset):
                 share.take(record)
                 share.finish(record.offset, _finished(settings, record))
-        if len(share.finished) >= min(txn_size, items - share.progress.durable.watermark):
+        if len(share.finished) >= min(txn_size, items - share.progress.committed.watermark):
             batch = share.committable(share.progress)
             state = share.marked(share.progress.after(batch), settings)
             await opening.commit([done.outgoing for done in batch.values()], state)
@@ -133,8 +133,8 @@ async def exactly_once(settings: OfflineSettings, items: int, txn_size: int) -> 
     return rate
 
 
-def _finished(settings: OfflineSettings, record: Record) -> Finished:
-    return Finished(
+def _finished(settings: OfflineSettings, record: Record) -> FinishedItem:
+    return FinishedItem(
         record=record,
         outgoing=Outgoing(
             topic=settings.results_topic, key=record.key, value=record.value, headers=result_headers(record)

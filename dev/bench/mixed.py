@@ -32,7 +32,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 
 from dev.bench._figures import ran_on, write
-from dev.bench._mixed_load import Online, Prompts
+from dev.bench._mixed_load import OnlineLoad, Prompts
 from dev.bench._mixed_prediction import (
     FILL_TIMEOUT_S,
     WARM_S,
@@ -42,15 +42,15 @@ from dev.bench._mixed_prediction import (
 )
 from dev.bench._mixed_worker import BASELINES
 from dev.demo import engine_report, server_report
-from dev.deployment import ENGINE, PARTITIONS, Kafka, Shape, broker, settings
+from dev.deployment import ENGINE, PARTITIONS, DeploymentShape, Kafka, broker, settings
 from dev.interrupt import run_until_told
 from dev.load import LoadResult, percentiles, run_load
-from dev.server import Server, serving
+from dev.server import SidecarProcess, serving
 from dev.triton import Triton, TritonSettings, running
 from sidecar.core.errors import SidecarError
 from sidecar.inflight.profile import PROFILES, profile_named
 from sidecar.sim.policies import OFFLINE_ALONE
-from sidecar.sim.workloads import Job, WorkloadError, by_name
+from sidecar.sim.workloads import SimulatedRequest, WorkloadError, by_name
 
 OURS, ALONE = "ours", "online-only"
 TOKENS_MAX = 4112  # the lab cuts prompts at 3,072 and items at 1,024 tokens; a few more, because words are not tokens
@@ -70,7 +70,7 @@ class Stack:
     triton_version: str = ""
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
-    async def run(self, policy: str, seed: int, online: Online | None) -> Run:
+    async def run(self, policy: str, seed: int, online: OnlineLoad | None) -> Run:
         """One run of so many seconds; without `online`, nobody calls."""
         directory = self.directory / f"run-{next(self._numbers)}"
         directory.mkdir()
@@ -103,7 +103,7 @@ class Stack:
         _say(f"{policy}, seed {seed}: {_line(found)}")
         return found
 
-    async def _full(self, server: Server) -> None:
+    async def _full(self, server: SidecarProcess) -> None:
         """Offline work has filled the slots, and some time has passed since. Raises SidecarError if it does not."""
         enough = 4 * self.options.slots
         try:
@@ -115,7 +115,7 @@ class Stack:
         await asyncio.sleep(WARM_S)
 
     def _settings(self, policy: str, triton: Triton, directory: Path) -> dict[str, Any]:
-        shape = Shape(slots=self.options.slots, profile=self.options.profile)
+        shape = DeploymentShape(slots=self.options.slots, profile=self.options.profile)
         found = settings(shape, triton, self.kafka, directory)
         found["engines"][0]["tokens_max"] = TOKENS_MAX
         found["offline"] |= {"group": directory.name, "instance_id": directory.name}
@@ -222,7 +222,9 @@ async def bench(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def _workload(stack: Stack, prompts: Prompts, name: str, items: Sequence[Job], ceiling: Run) -> dict[str, Any]:
+async def _workload(
+    stack: Stack, prompts: Prompts, name: str, items: Sequence[SimulatedRequest], ceiling: Run
+) -> dict[str, Any]:
     """Every policy on every seed of one workload."""
     options = stack.options
     loads = {seed: prompts.online(name, seed, options.seconds) for seed in range(1, options.seeds + 1)}

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from dev.bench._figures import one_blas_thread, ran_on, write
 from dev.bench.engine import TOKENIZER, engine_of
-from engine.calls import Call, Piece
+from engine.calls import EngineCall, OutputPart
 from engine.numpy_engine import NumpyEngine
 from sidecar.inflight.batch import End
 
@@ -28,12 +28,12 @@ SUBJECTS = ("river", "engine", "harbour", "lesson", "village", "schedule", "mark
 
 
 @dataclass(slots=True)
-class Item:
+class SlicedRun:
     """One item and what it has been given."""
 
     prompt: tuple[int, ...]
     ids: tuple[int, ...] = ()
-    resumes: list[Piece] = field(default_factory=list)  # the last piece of each call but the first
+    resumes: list[OutputPart] = field(default_factory=list)  # the last piece of each call but the first
 
 
 def prompts(count: int) -> list[tuple[int, ...]]:
@@ -43,20 +43,20 @@ def prompts(count: int) -> list[tuple[int, ...]]:
     return [tuple(tokenizer.encode(text).ids) for text in texts]
 
 
-def run(engine: NumpyEngine, items: list[Item], slice_tokens: int) -> None:
+def run(engine: NumpyEngine, items: list[SlicedRun], slice_tokens: int) -> None:
     """Give every item its whole answer, in calls of `slice_tokens`; a finished slice is sent again at once."""
 
-    def send(item: Item) -> None:
+    def send(item: SlicedRun) -> None:
         rest = min(slice_tokens, OUTPUT_TOKENS_MAX - len(item.ids))
-        call = Call(input_ids=item.prompt + item.ids, output_tokens_max=rest, end_id=engine.language.end_id)
+        call = EngineCall(input_ids=item.prompt + item.ids, output_tokens_max=rest, end_id=engine.language.end_id)
         engine.submit(call, heard(item))
 
-    def heard(item: Item) -> Callable[[Piece], None]:
-        def hear(piece: Piece) -> None:
+    def heard(item: SlicedRun) -> Callable[[OutputPart], None]:
+        def hear(part: OutputPart) -> None:
             if item.ids:
-                item.resumes.append(piece)
-            item.ids += piece.ids
-            if piece.end is End.LENGTH and len(item.ids) < OUTPUT_TOKENS_MAX:
+                item.resumes.append(part)
+            item.ids += part.ids
+            if part.end is End.LENGTH and len(item.ids) < OUTPUT_TOKENS_MAX:
                 send(item)
 
         return hear
@@ -69,12 +69,12 @@ def run(engine: NumpyEngine, items: list[Item], slice_tokens: int) -> None:
 
 def compare(count: int) -> dict[str, Any]:
     """The figures for `count` items."""
-    sliced = [Item(prompt) for prompt in prompts(count)]
+    sliced = [SlicedRun(prompt) for prompt in prompts(count)]
     whole = [replace(item) for item in sliced]
     run(engine_of("small"), whole, OUTPUT_TOKENS_MAX)
     engine = engine_of("small")
     run(engine, sliced, SLICE_TOKENS)
-    figures = [piece.figures for item in sliced for piece in item.resumes if piece.figures is not None]
+    figures = [part.figures for item in sliced for part in item.resumes if part.figures is not None]
     blocks = sum(each.reused_blocks + each.new_blocks for each in figures)
     pairs = [(len(one.ids), _equal_tokens(one.ids, other.ids)) for one, other in zip(whole, sliced, strict=True)]
     return {

@@ -20,15 +20,15 @@ import time
 from pathlib import Path
 
 from sidecar.core.events import Arrived, Dispatch, Ended, EngineUp, Event, Preempt, Progressed, Stopped
+from sidecar.core.request import EndReason, Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import EndReason, Lane, Work
 
 SLOTS = 64
 TICK_S = 0.01
 
 
-class Engine:
+class BareDriver:
     """As much of a driver and an engine as the scheduler can tell: who runs, and who was told to stop."""
 
     def __init__(self, waiting: int) -> None:
@@ -42,7 +42,7 @@ class Engine:
         self.cpu_s = 0.0  # spent by the scheduler so far
         self.handle(EngineUp(engine="e"), 0.0)
         for number in range(waiting + SLOTS):
-            self.handle(Arrived(work=_work(f"b{number}", Lane.OFFLINE, number * 1e-6)), 0.1)
+            self.handle(Arrived(request=_request(f"b{number}", Lane.OFFLINE, number * 1e-6)), 0.1)
 
     def handle(self, event: Event, now_s: float) -> float:
         """The event is handled and obeyed; how many microseconds the scheduler took."""
@@ -53,10 +53,10 @@ class Engine:
         spent_us = (time.perf_counter() - began) * 1e6
         for action in actions:
             if isinstance(action, Dispatch):
-                self.running[action.work_id] = None
+                self.running[action.request_id] = None
             elif isinstance(action, Preempt):
-                del self.running[action.work_id]
-                self.stopping.append(action.work_id)
+                del self.running[action.request_id]
+                self.stopping.append(action.request_id)
         return spent_us
 
 
@@ -71,7 +71,7 @@ def measure_clock(readings: int = 100_000) -> float:
 
 def measure(waiting: int, events: int, clock_us: float = 0.0) -> dict[str, float]:
     """Microseconds per event while `waiting` offline items wait: arrivals of both lanes, stops and ends."""
-    engine, now_s, number = Engine(waiting), 1.0, 0
+    engine, now_s, number = BareDriver(waiting), 1.0, 0
     spent: list[float] = []
     gc.collect()
     gc.freeze()  # as the sidecar does with what it has loaded
@@ -79,20 +79,20 @@ def measure(waiting: int, events: int, clock_us: float = 0.0) -> dict[str, float
     while len(spent) < events:
         now_s, number = now_s + 0.005, number + 1
         lane = Lane.ONLINE if number % 2 else Lane.OFFLINE
-        spent.append(engine.handle(Arrived(work=_work(f"n{number}", lane, now_s)), now_s))
+        spent.append(engine.handle(Arrived(request=_request(f"n{number}", lane, now_s)), now_s))
         while engine.stopping:
-            spent.append(engine.handle(Stopped(work_id=engine.stopping.pop(), output_tokens=5), now_s))
+            spent.append(engine.handle(Stopped(request_id=engine.stopping.pop(), output_tokens=5), now_s))
         oldest = next(iter(engine.running))
         del engine.running[oldest]
-        spent.append(engine.handle(Ended(work_id=oldest, reason=EndReason.END_ID, output_tokens=10), now_s))
+        spent.append(engine.handle(Ended(request_id=oldest, reason=EndReason.END_ID, output_tokens=10), now_s))
     mean = (engine.cpu_s - before_s) * 1e6 / len(spent) - clock_us
     return {"mean": round(mean, 2), "p99": round(statistics.quantiles(spent, n=100)[98], 2)}
 
 
 def measure_tokens(ticks: int) -> float:
     """Microseconds per streamed token: 64 streams, one token each per tick of 10 ms."""
-    engine = Engine(100)
-    tokens = tuple((work_id, 1) for work_id in engine.running)
+    engine = BareDriver(100)
+    tokens = tuple((request_id, 1) for request_id in engine.running)
     event = Progressed(engine="e", tokens=tokens, gaps_s=(TICK_S,) * len(tokens))
     cpu_s = time.process_time()
     for tick in range(ticks):
@@ -100,8 +100,8 @@ def measure_tokens(ticks: int) -> float:
     return round((time.process_time() - cpu_s) * 1e6 / (ticks * len(tokens)), 3)
 
 
-def _work(name: str, lane: Lane, now_s: float) -> Work:
-    return Work(id=name, lane=lane, model="tensorrt_llm", arrived_s=now_s, prompt_tokens=200, output_tokens_max=400)
+def _request(name: str, lane: Lane, now_s: float) -> Request:
+    return Request(id=name, lane=lane, model="tensorrt_llm", arrived_s=now_s, prompt_tokens=200, output_tokens_max=400)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from aiokafka.errors import KafkaError
 
-from sidecar.cli.offsets import PartitionOffsets, reset, show
+from sidecar.cli.offsets import PartitionPlace, reset, show
 from sidecar.core.errors import SettingsError
 from sidecar.offline.dead_letters import DeadItemError
 from sidecar.offline.item import NAME_RULE, ItemRules, deadline_of, is_name
@@ -84,9 +84,9 @@ def register_offsets(subparsers: Any) -> None:
     """Add `offsets` with its three actions."""
     parser = subparsers.add_parser("offsets", help="show, decode or reset what the group has committed")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    shown = actions.add_parser("show", help="watermark, holes and lag of each partition")
+    shown = actions.add_parser("show", help="watermark, gaps and lag of each partition")
     _add_where(shown)
-    shown.add_argument("--json", action="store_true", help="as JSON, with every hole")
+    shown.add_argument("--json", action="store_true", help="as JSON, with every gap")
     shown.set_defaults(run=_show)
     decoded = actions.add_parser("decode", help="read the metadata of one committed offset")
     decoded.add_argument("offset", type=int)
@@ -224,13 +224,13 @@ def _show(options: argparse.Namespace, environment: Environment) -> int:
     if options.json:
         print(json.dumps([_document(each) for each in places], indent=2))
         return 0
-    print(f"{'partition':>9} {'watermark':>12} {'holes':>6} {'done above':>10} {'end':>12} {'lag':>8}")
+    print(f"{'partition':>9} {'watermark':>12} {'gaps':>6} {'done above':>10} {'end':>12} {'lag':>8}")
     for each in places:
         watermark = each.begin if each.offset is None else each.offset
         shown = "none" if each.offset is None else watermark
-        holes = 0 if each.committed is None else len(each.committed.holes)
+        gaps = 0 if each.committed is None else len(each.committed.gaps)
         lag = max(each.end - watermark, 0)
-        print(f"{each.partition:>9} {shown:>12} {holes:>6} {each.done_above:>10} {each.end:>12} {lag:>8}")
+        print(f"{each.partition:>9} {shown:>12} {gaps:>6} {each.done_above:>10} {each.end:>12} {lag:>8}")
     for each in places:
         if each.problem:
             print(f"partition {each.partition}: {each.problem}")
@@ -253,7 +253,7 @@ def _reset(options: argparse.Namespace, environment: Environment) -> int:
     return 0
 
 
-def _document(place: PartitionOffsets) -> dict[str, Any]:
+def _document(place: PartitionPlace) -> dict[str, Any]:
     committed = None if place.committed is None else _committed(place.committed)
     return {
         "partition": place.partition,
@@ -265,7 +265,7 @@ def _document(place: PartitionOffsets) -> dict[str, Any]:
 
 
 def _committed(committed: Committed) -> dict[str, Any]:
-    return {name: getattr(committed, name) for name in ("watermark", "high", "holes", "restarts", "suspect")}
+    return {name: getattr(committed, name) for name in ("watermark", "high", "gaps", "restarts", "suspect")}
 
 
 def _run(command: Coroutine[Any, Any, Answer]) -> Answer:

@@ -1,4 +1,4 @@
-"""`sidecar offsets show | decode | reset`: what is committed, with the holes that Kafka's own tools hide."""
+"""`sidecar offsets show | decode | reset`: what is committed, with the gaps that Kafka's own tools hide."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class GroupActiveError(SidecarError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionOffsets:
+class PartitionPlace:
     """One partition: what is committed (None = nothing that is ours), and where its log begins and ends."""
 
     partition: int
@@ -42,10 +42,10 @@ class PartitionOffsets:
         """Items above the watermark that are done already: what a plain lag counts as open."""
         if self.committed is None:
             return 0
-        return self.committed.high - self.committed.watermark - len(self.committed.holes)
+        return self.committed.high - self.committed.watermark - len(self.committed.gaps)
 
 
-async def show(settings: OfflineSettings) -> list[PartitionOffsets]:
+async def show(settings: OfflineSettings) -> list[PartitionPlace]:
     """Every partition of the requests topic. Raises LogError if it is not there, KafkaError."""
     consumer = AIOKafkaConsumer(**client_options(settings), isolation_level="read_committed")
     admin = AIOKafkaAdminClient(**client_options(settings))
@@ -64,7 +64,7 @@ async def show(settings: OfflineSettings) -> list[PartitionOffsets]:
 
 
 async def reset(settings: OfflineSettings, to: str, partitions: Sequence[int] = ()) -> dict[int, int]:
-    """The group begins at `to` (earliest, latest, an offset) in these partitions (none = all), without holes.
+    """The group begins at `to` (earliest, latest, an offset) in these partitions (none = all), without gaps.
 
     What lies above and is done already will be done again. Written through each partition's transactional id, so that
     a sidecar which still runs is fenced. Raises GroupActiveError if the group has members and one of them may work from
@@ -85,9 +85,7 @@ async def reset(settings: OfflineSettings, to: str, partitions: Sequence[int] = 
     return targets
 
 
-def _check(
-    settings: OfflineSettings, places: Mapping[int, PartitionOffsets], to: str, partitions: Sequence[int]
-) -> None:
+def _check(settings: OfflineSettings, places: Mapping[int, PartitionPlace], to: str, partitions: Sequence[int]) -> None:
     """Raise SettingsError, before anything is written, for a partition that is not there, or an offset outside its log.
 
     From outside no sidecar could work: the group's position would be lost.
@@ -139,8 +137,8 @@ async def _committed_offsets(admin: AIOKafkaAdminClient, group: str, sources: li
     return await committed_offsets(admin, group, sources)
 
 
-def _place(partition: int, found: OffsetAndMetadata, begin: int, end: int) -> PartitionOffsets:
-    place = PartitionOffsets(partition=partition, committed=None, begin=begin, end=end)
+def _place(partition: int, found: OffsetAndMetadata, begin: int, end: int) -> PartitionPlace:
+    place = PartitionPlace(partition=partition, committed=None, begin=begin, end=end)
     if found.offset < 0:
         return replace(place, problem="the group has no offset here")
     place = replace(place, offset=found.offset)

@@ -131,7 +131,7 @@ async def created(settings: OfflineSettings, wish: Wish) -> list[Finding]:
         async with call(settings.call_timeout_s):
             await admin.start()
             cluster = await look(admin, names(settings), wish.rules.keys())
-        plan = Plan.of(settings, wish, cluster)
+        plan = TopicPlan.of(settings, wish, cluster)
         if plan.missing and not wish.dry_run:
             async with call(settings.call_timeout_s):
                 refused = await create(admin, plan.missing, plan.replicas)
@@ -141,7 +141,7 @@ async def created(settings: OfflineSettings, wish: Wish) -> list[Finding]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class TopicPlan:
     """What is wanted beside what the cluster has."""
 
     cluster: Cluster
@@ -150,7 +150,7 @@ class Plan:
     replicas: int  # of each new topic
 
     @classmethod
-    def of(cls, settings: OfflineSettings, wish: Wish, cluster: Cluster) -> Plan:
+    def of(cls, settings: OfflineSettings, wish: Wish, cluster: Cluster) -> TopicPlan:
         """Return the plan: new topics have the partitions that are asked for, and never fewer than requests has."""
         requests = cluster.topics.get(settings.requests_topic)
         if requests is None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from sidecar.core.events import Reject, RejectReason
-from sidecar.core.item import Item
-from sidecar.core.pool import Pool
+from sidecar.core.request import OFFLINE, Request
+from sidecar.core.served_model import ServedModel
 from sidecar.core.settings import SchedulerSettings
 from sidecar.core.timers import Timers
-from sidecar.core.work import OFFLINE, Work
+from sidecar.core.tracked_request import TrackedRequest
 
 NAME_CHARS_MAX = 256  # of a tenant, a job, a model, a prefix: callers choose them, and they are kept
 
@@ -32,9 +32,9 @@ class Admission:
         self._settings = settings
         self._timers = timers
 
-    def unknown_model(self, work: Work, models: Collection[str]) -> Reject:
+    def unknown_model(self, request: Request, models: Collection[str]) -> Reject:
         """What to say where no engine serves the model."""
-        name = work.model if len(work.model) <= NAME_CHARS_MAX else f"{work.model[:NAME_CHARS_MAX]}…"
+        name = request.model if len(request.model) <= NAME_CHARS_MAX else f"{request.model[:NAME_CHARS_MAX]}…"
         message = f"no engine serves model {name}; known: {sorted(models)}"
         return Reject(reason=RejectReason.UNKNOWN_MODEL, message=message)
 
@@ -42,47 +42,47 @@ class Admission:
         """What to say where nobody can run it now."""
         return Reject(reason=RejectReason.ENGINE_DOWN, message=f"no engine of model {model} is up")
 
-    def refusal(self, work: Work, pool: Pool, now_s: float) -> Reject | None:
-        """Why `work` may not wait here whoever else does, or None."""
-        if why := _too_long(work) or pool.holds(work):
+    def refusal(self, request: Request, served: ServedModel, now_s: float) -> Reject | None:
+        """Why `request` may not wait here whoever else does, or None."""
+        if why := _too_long(request) or served.holds(request):
             return Reject(reason=RejectReason.TOO_LARGE, message=why)
-        if work.lane is not OFFLINE and not pool.up:
-            return self.engine_down(work.model)
-        if self._timers.expired(work, now_s):
+        if request.lane is not OFFLINE and not served.up:
+            return self.engine_down(request.model)
+        if self._timers.expired(request, now_s):
             return Reject(reason=RejectReason.EXPIRED, message="the deadline had passed when it arrived")
-        account = pool.queue(work.lane).tenants.known(work.tenant)
+        account = served.queue(request.lane).tenants.known(request.tenant)
         if account and (why := account.refuses()):
-            hint_s = pool.pace[work.lane].gone_in_s(account.works - account.in_flight, now_s)
+            hint_s = served.pace[request.lane].gone_in_s(account.requests - account.in_flight, now_s)
             return Reject(reason=RejectReason.QUEUE_FULL, message=why, retry_after_s=hint_s)
         return None
 
-    def is_full(self, work: Work, pool: Pool) -> bool:
-        """True if as many wait in the lane of `work` as may."""
-        if work.lane is OFFLINE:
-            return pool.offline_load >= self._settings.offline_queue_max
-        return pool.online.waiting >= self._settings.online_queue_max
+    def is_full(self, request: Request, served: ServedModel) -> bool:
+        """True if as many wait in the lane of `request` as may."""
+        if request.lane is OFFLINE:
+            return served.offline_load >= self._settings.offline_queue_max
+        return served.online.waiting >= self._settings.online_queue_max
 
-    def queue_full(self, work: Work, pool: Pool, now_s: float) -> Reject:
+    def queue_full(self, request: Request, served: ServedModel, now_s: float) -> Reject:
         """What to say to whom a full lane has no room for."""
-        waiting = pool.offline_load if work.lane is OFFLINE else pool.online.waiting
+        waiting = served.offline_load if request.lane is OFFLINE else served.online.waiting
         return Reject(
             reason=RejectReason.QUEUE_FULL,
-            message=f"{waiting} {work.lane} works wait for model {work.model} already",
-            retry_after_s=pool.pace[work.lane].gone_in_s(waiting, now_s),
+            message=f"{waiting} {request.lane} requests wait for model {request.model} already",
+            retry_after_s=served.pace[request.lane].gone_in_s(waiting, now_s),
         )
 
-    def crowded_out(self, work: Work, pool: Pool) -> Item | None:
-        """The work that leaves a full lane so that `work` may wait; None if `work` has to go itself."""
-        tenants = pool.queue(work.lane).tenants
+    def crowded_out(self, request: Request, served: ServedModel) -> TrackedRequest | None:
+        """The request that leaves a full lane so that `request` may wait; None if `request` has to go itself."""
+        tenants = served.queue(request.lane).tenants
         largest = tenants.largest()
-        if largest is None or tenants.crowding_with(work.tenant) >= largest.crowding:
+        if largest is None or tenants.crowding_with(request.tenant) >= largest.crowding:
             return None
         return largest.waiting.newest()
 
 
-def _too_long(work: Work) -> str:
+def _too_long(request: Request) -> str:
     """Which of its names is too long to be kept, in words without that name; "" if none is."""
     for what in ("tenant", "job", "prefix_key"):
-        if len(getattr(work, what)) > NAME_CHARS_MAX:
-            return f"its {what} has {len(getattr(work, what))} characters, and {NAME_CHARS_MAX} may"
+        if len(getattr(request, what)) > NAME_CHARS_MAX:
+            return f"its {what} has {len(getattr(request, what))} characters, and {NAME_CHARS_MAX} may"
     return ""

@@ -1,6 +1,6 @@
 """The safety net that needs no model: how many offline rows were in flight while online's objectives held.
 
-Additive increase while nobody is late, multiplicative decrease as soon as more are late than the objectives grant (as
+Additive increase while nobody is late, multiplicative decrease as soon as more are late than the objectives allow (as
 TCP does it: Chiu and Jain, 1989). Before the first decrease there is no limit: a slot is taken back within some 30 ms.
 """
 
@@ -14,12 +14,12 @@ REQUESTS = 100  # the last ones, over which a share is late
 
 
 class Lateness:
-    """Whether more of the last requests missed an objective than its percentile grants."""
+    """Whether more of the last requests missed an objective than its percentile allows."""
 
-    __slots__ = ("_grants", "_late", "_requests")
+    __slots__ = ("_dispatcher", "_late", "_requests")
 
     def __init__(self, percentile: float) -> None:
-        self._grants = 1 - percentile / 100
+        self._dispatcher = 1 - percentile / 100
         self._requests: deque[bool] = deque(maxlen=REQUESTS)
         self._late = 0
 
@@ -29,7 +29,7 @@ class Lateness:
             self._late -= self._requests[0]
         self._requests.append(late)
         self._late += late
-        if not late or self._late <= max(1, self._grants * len(self._requests)):
+        if not late or self._late <= max(1, self._dispatcher * len(self._requests)):
             return False
         self._requests.clear()
         self._late = 0

@@ -1,13 +1,13 @@
 """The whole state of a scheduler as plain JSON values, and back: exact, and without executing anything.
 
-    captured = capture(scheduler)   # in the event loop: copies what can change, some ms for thousands of works
+    captured = capture(scheduler)   # in the event loop: copies what can change, some ms for thousands of requests
     lines = captured.lines()        # wherever: one plain value per line
     scheduler = restore(lines)      # the same scheduler again: it answers the same events with the same actions
 
 The state is a graph of nodes: objects of this package, lists, dicts, sets, deques and counters. Node 0 is the
 scheduler; the others are numbered in the order in which they are found. One line is one of these:
 
-    {"class": "item.Item", "fields": ["work", …]}   a shape: the nodes below may name it by its number (0, 1, …)
+    {"class": "request.Item", "fields": ["work", …]}   a shape: the nodes below may name it by its number (0, 1, …)
     [shape, value, …]                               an object of that shape
     ["list", value, …]      ["set", value, …]       ["deque", maxlen, value, …]       ["count", next]
     ["dict", key, value, …] ["Counter", key, value, …]
@@ -32,37 +32,37 @@ from sidecar.core import (
     admission,
     aimd,
     arrivals,
+    attribution,
     deadlines,
     dispatch_ends,
+    dispatcher,
     engine,
     events,
     forecasts,
-    grants,
     guard,
-    handling,
-    interference,
-    item,
     jobs,
+    lane_queue,
     latency,
     ledger,
-    order,
     pace,
-    pacing,
     placement,
-    pool,
     preemption,
+    prefill_pace,
     prefixes,
+    request,
+    request_table,
     reservation,
     scheduler,
+    served_model,
     settings,
     slices,
+    step,
+    tenant_queue,
     tenants,
     timers,
-    waiting,
+    tracked_request,
     window,
-    work,
-    works,
-    yielding,
+    yield_limit,
 )
 from sidecar.core.record import Plain, RecordError, codec_of, shown
 from sidecar.core.scheduler import Scheduler
@@ -77,21 +77,21 @@ MODULES: tuple[types.ModuleType, ...] = (
         engine,
         events,
         forecasts,
-        grants,
+        dispatcher,
         guard,
-        handling,
-        interference,
-        item,
+        step,
+        attribution,
+        tracked_request,
         jobs,
         latency,
         ledger,
-        order,
+        lane_queue,
         pace,
     ),
     *(
-        pacing,
+        prefill_pace,
         placement,
-        pool,
+        served_model,
         preemption,
         prefixes,
         reservation,
@@ -100,9 +100,9 @@ MODULES: tuple[types.ModuleType, ...] = (
         slices,
         tenants,
         timers,
-        waiting,
+        tenant_queue,
     ),
-    *(window, work, works, yielding),
+    *(window, request, request_table, yield_limit),
 )
 NODE, TUPLE = 0, 1  # how values begin that are neither scalars nor named
 SCALARS = frozenset((int, float, str, bool, type(None)))

@@ -28,11 +28,11 @@ Z90 = 1.2816  # normal quantile of 0.9
 BISECTIONS = 24  # of an hour: less than a millisecond of it
 
 
-class Verdict(StrEnum):
+class JobVerdict(StrEnum):
     """Whether a job will be done in time, as of now."""
 
     NO_DEADLINE = "no deadline"
-    UNKNOWN = "unknown"  # nothing was harvested yet, no item of it is known to the end, or there are too many jobs
+    UNKNOWN = "unknown"  # nothing was harvested yet, no request of it is known to the end, or there are too many jobs
     ON_TIME = "on time"  # in nine cases out of ten
     AT_RISK = "at risk"
     INFEASIBLE = "infeasible"  # even at the best rate that is known, and with all that urgency may add

@@ -7,170 +7,171 @@ from collections.abc import Mapping
 from sidecar.core.admission import CLOSING, CUT_OFF
 from sidecar.core.engine import Engine
 from sidecar.core.events import DeadLetter, Ended, Ending, Failed, Lost, Stopped
-from sidecar.core.handling import Handling
-from sidecar.core.item import Item, State
-from sidecar.core.pool import Pool
+from sidecar.core.request import ONLINE, EndReason
+from sidecar.core.request_table import RequestTable
+from sidecar.core.served_model import ServedModel
 from sidecar.core.settings import SchedulerSettings
+from sidecar.core.step import Step
 from sidecar.core.timers import Hold, Timers
-from sidecar.core.work import ONLINE, EndReason
-from sidecar.core.works import Works
+from sidecar.core.tracked_request import RequestState, TrackedRequest
 
 RETRY_BACKOFF_MAX_S = 30.0
 
 
 class DispatchEnds:
-    """Takes in the terminal events. Each method returns the model in which there may be more to grant now.
+    """Takes in the terminal events. Each method returns the model in which there may be more to dispatch now.
 
-    Each raises ValueError if the work is not dispatched.
+    Each raises ValueError if the request is not dispatched.
     """
 
-    __slots__ = ("_engines", "_handling", "_pools", "_settings", "_timers", "_works", "retries")
+    __slots__ = ("_engines", "_requests", "_served_models", "_settings", "_step", "_timers", "retries")
 
     def __init__(
         self,
         settings: SchedulerSettings,
         engines: Mapping[str, Engine],
-        pools: Mapping[str, Pool],
-        works: Works,
+        served_models: Mapping[str, ServedModel],
+        requests: RequestTable,
         timers: Timers,
-        handling: Handling,
+        step: Step,
     ) -> None:
         self._settings = settings
         self._engines = engines
-        self._pools = pools
-        self._works = works
+        self._served_models = served_models
+        self._requests = requests
         self._timers = timers
-        self._handling = handling
+        self._step = step
         self.retries = 0
 
-    def confirmed(self, event: Ended | Stopped, reason: EndReason) -> Pool:
+    def confirmed(self, event: Ended | Stopped, reason: EndReason) -> ServedModel:
         """The engine confirmed the end of a dispatch: the slots are free; what is not complete waits again."""
-        item, engine, pool = self._running(event.work_id)
-        now_s, stopped, alone_s = self._handling.now_s, isinstance(event, Stopped), _alone_s(item, engine)
-        engine.confirmed(item, now_s, event.reused_tokens, event.output_tokens, stopped=stopped)
-        if item.work.lane is ONLINE and item.state is State.RUNNING:
-            engine.interference.complete(item, event.output_tokens, now_s)
-        self._finish(item, engine, pool)
-        self._keep(pool, item, event.output_tokens)
-        if (ending := _ending(item, reason)) is not None:
-            self._works.finish(item, ending, alone_s)
+        tracked, engine, served = self._running(event.request_id)
+        now_s, stopped, alone_s = self._step.now_s, isinstance(event, Stopped), _alone_s(tracked, engine)
+        engine.confirmed(tracked, now_s, event.reused_tokens, event.output_tokens, stopped=stopped)
+        if tracked.request.lane is ONLINE and tracked.state is RequestState.RUNNING:
+            engine.attribution.complete(tracked, event.output_tokens, now_s)
+        self._finish(tracked, engine, served)
+        self._keep(served, tracked, event.output_tokens)
+        if (ending := _ending(tracked, reason)) is not None:
+            self._requests.finish(tracked, ending, alone_s)
         else:
-            item.attempts = item.losses = 0
-            self._again(engine, item)
-        return pool
+            tracked.attempts = tracked.losses = 0
+            self._again(engine, tracked)
+        return served
 
-    def failed(self, event: Failed) -> Pool:
+    def failed(self, event: Failed) -> ServedModel:
         """The engine answered with an error: the slots are free, and the tokens of the dispatch are gone."""
-        item, engine, pool = self._running(event.work_id)
-        alone_s = _alone_s(item, engine)
-        engine.counts.discarded_tokens += item.streamed_tokens
-        self._finish(item, engine, pool)
-        item.attempts += 1
-        if (ending := _ending(item, None)) is not None:
-            self._works.finish(item, ending, alone_s)
-        elif not event.retryable or item.attempts >= self._settings.attempts_max:
-            self._bury(item, event.reason)
+        tracked, engine, served = self._running(event.request_id)
+        alone_s = _alone_s(tracked, engine)
+        engine.counts.discarded_tokens += tracked.streamed_tokens
+        self._finish(tracked, engine, served)
+        tracked.attempts += 1
+        if (ending := _ending(tracked, None)) is not None:
+            self._requests.finish(tracked, ending, alone_s)
+        elif not event.retryable or tracked.attempts >= self._settings.attempts_max:
+            self._bury(tracked, event.reason)
         else:
-            self._back_off(pool, item)
-        return pool
+            self._back_off(served, tracked)
+        return served
 
-    def lost(self, event: Lost) -> Pool:
+    def lost(self, event: Lost) -> ServedModel:
         """The stream broke: the slots are DRAINING for a while, and what did arrive is kept."""
-        item, engine, pool = self._running(event.work_id)
-        alone_s = _alone_s(item, engine)
-        self._finish(item, engine, pool, held_s=engine.settings.lost_hold_s)
-        self._keep(pool, item, event.output_tokens)
-        item.lost_on(engine.settings.name)
-        item.losses = 0 if event.output_tokens and item.work.resumable else item.losses + 1
-        if (ending := _ending(item, EndReason.LENGTH)) is not None:
-            self._works.finish(item, ending, alone_s)
-        elif item.losses >= self._settings.losses_max:
-            self._bury(item, f"the stream to the engine broke {item.losses} times without a token")
+        tracked, engine, served = self._running(event.request_id)
+        alone_s = _alone_s(tracked, engine)
+        self._finish(tracked, engine, served, held_s=engine.settings.lost_hold_s)
+        self._keep(served, tracked, event.output_tokens)
+        tracked.lost_on(engine.settings.name)
+        tracked.losses = 0 if event.output_tokens and tracked.request.resumable else tracked.losses + 1
+        if (ending := _ending(tracked, EndReason.LENGTH)) is not None:
+            self._requests.finish(tracked, ending, alone_s)
+        elif tracked.losses >= self._settings.losses_max:
+            self._bury(tracked, f"the stream to the engine broke {tracked.losses} times without a token")
         else:
-            self._again(engine, item)
-        return pool
+            self._again(engine, tracked)
+        return served
 
     def release(self, hold: Hold) -> None:
         """What a dispatch held is free."""
-        hold.engine.release(hold.slots, hold.kv_tokens, self._handling.now_s)
+        hold.engine.release(hold.slots, hold.kv_tokens, self._step.now_s)
 
-    def _running(self, work_id: str) -> tuple[Item, Engine, Pool]:
-        """The work whose dispatch is over, and where it ran."""
-        item = self._works.items.get(work_id)
-        if item is None or not item.engine:
-            raise ValueError(f"a terminal event for {work_id}, which is not dispatched")
-        return item, self._engines[item.engine], self._pools[item.work.model]
+    def _running(self, request_id: str) -> tuple[TrackedRequest, Engine, ServedModel]:
+        """The request whose dispatch is over, and where it ran."""
+        tracked = self._requests.tracked_requests.get(request_id)
+        if tracked is None or not tracked.engine:
+            raise ValueError(f"a terminal event for {request_id}, which is not dispatched")
+        return tracked, self._engines[tracked.engine], self._served_models[tracked.request.model]
 
     @staticmethod
-    def _keep(pool: Pool, item: Item, tokens: int) -> None:
+    def _keep(served: ServedModel, tracked: TrackedRequest, tokens: int) -> None:
         """So many tokens of a dispatch that is over stay, and its tenant has paid for them."""
-        item.keep(tokens)
-        pool.queue(item.work.lane).tenants.streamed(item, 0)
+        tracked.keep(tokens)
+        served.queue(tracked.request.lane).tenants.streamed(tracked, 0)
 
-    def _finish(self, item: Item, engine: Engine, pool: Pool, *, held_s: float = 0.0) -> None:
+    def _finish(self, tracked: TrackedRequest, engine: Engine, served: ServedModel, *, held_s: float = 0.0) -> None:
         """The slots of a dispatch that is over are free, or DRAINING for `held_s` more."""
-        now_s = self._handling.now_s
-        if item.state is State.RUNNING:
-            engine.drain(item)
-        elif item.state is State.PREEMPTING:
+        now_s = self._step.now_s
+        if tracked.state is RequestState.RUNNING:
+            engine.drain(tracked)
+        elif tracked.state is RequestState.PREEMPTING:
             engine.stopping -= 1
-        pool.queue(item.work.lane).finish(item)
-        hold = Hold(engine, item.work.slots, engine.leave(item, now_s))
+        served.queue(tracked.request.lane).finish(tracked)
+        hold = Hold(engine, tracked.request.slots, engine.leave(tracked, now_s))
         if held_s > 0:
             self._timers.hold(hold, now_s + held_s)
         else:
             self.release(hold)
-        if item.work.lane is ONLINE and not engine.online_slots:
+        if tracked.request.lane is ONLINE and not engine.online_slots:
             for each in (engine, *engine.neighbours):
-                each.yielding.online_left(pool.arrivals.per_s(now_s), now_s)
-            self._handling.stirred += [self._pools[each.settings.model] for each in engine.neighbours]
+                each.yield_limit.online_left(served.arrivals.per_s(now_s), now_s)
+            self._step.changed += [self._served_models[each.settings.model] for each in engine.neighbours]
 
-    def _again(self, engine: Engine, item: Item) -> None:
+    def _again(self, engine: Engine, tracked: TrackedRequest) -> None:
         """The rest of an offline work waits anew, unless it is given up."""
-        if not item.work.resumable:
-            engine.counts.discarded_tokens += item.generated_tokens
-            item.generated_tokens = 0
-        if not self._given_up(item):
-            item.move(State.WAITING)
-            self._works.enqueue(item)
+        if not tracked.request.resumable:
+            engine.counts.discarded_tokens += tracked.generated_tokens
+            tracked.generated_tokens = 0
+        if not self._given_up(tracked):
+            tracked.move(RequestState.WAITING)
+            self._requests.enqueue(tracked)
 
-    def _given_up(self, item: Item) -> bool:
+    def _given_up(self, tracked: TrackedRequest) -> bool:
         """Reject an offline work whose dispatch is over, if it may wait no more. Return True if so."""
-        if self._works.closing:
-            self._works.finish(item, CLOSING)
-        elif self._timers.expired(item.work, self._handling.now_s):
-            self._works.finish(item, CUT_OFF)
+        if self._requests.closing:
+            self._requests.finish(tracked, CLOSING)
+        elif self._timers.expired(tracked.request, self._step.now_s):
+            self._requests.finish(tracked, CUT_OFF)
         else:
             return False
         return True
 
-    def _bury(self, item: Item, reason: str) -> None:
-        self._works.finish(item, DeadLetter(reason=reason, attempts=max(item.attempts, item.losses)))
+    def _bury(self, tracked: TrackedRequest, reason: str) -> None:
+        self._requests.finish(tracked, DeadLetter(reason=reason, attempts=max(tracked.attempts, tracked.losses)))
 
-    def _back_off(self, pool: Pool, item: Item) -> None:
-        if self._given_up(item):
+    def _back_off(self, served: ServedModel, tracked: TrackedRequest) -> None:
+        if self._given_up(tracked):
             return
-        item.move(State.BACKING_OFF)
+        tracked.move(RequestState.BACKING_OFF)
         self.retries += 1
-        pool.backing_off += 1
-        self._handling.actions += pool.intake()
-        delay_s = min(self._settings.retry_backoff_s * 2 ** (item.attempts - 1), RETRY_BACKOFF_MAX_S)
-        self._timers.retry(item, self._handling.now_s + delay_s)
-        self._timers.waits(item)
+        served.backing_off += 1
+        self._step.actions += served.intake()
+        delay_s = min(self._settings.retry_backoff_s * 2 ** (tracked.attempts - 1), RETRY_BACKOFF_MAX_S)
+        self._timers.retry(tracked, self._step.now_s + delay_s)
+        self._timers.waits(tracked)
 
 
-def _ending(item: Item, reason: EndReason | None) -> Ending | None:
-    """How a work is over with a dispatch that ended for `reason` (None = it failed); None if it may be dispatched anew.
+def _ending(tracked: TrackedRequest, reason: EndReason | None) -> Ending | None:
+    """How a request is over with a dispatch that ended for `reason` (None = it failed); None if it may be dispatched
+    anew.
 
     This is the only place that knows the rule.
     """
-    if reason is not None and item.work.is_complete(item.generated_tokens, reason):
+    if reason is not None and tracked.request.is_complete(tracked.generated_tokens, reason):
         return Ending.COMPLETE
-    if item.state is State.ABORTING:
+    if tracked.state is RequestState.ABORTING:
         return Ending.CANCELLED
-    return Ending.INCOMPLETE if item.work.lane is ONLINE else None
+    return Ending.INCOMPLETE if tracked.request.lane is ONLINE else None
 
 
-def _alone_s(item: Item, engine: Engine) -> float | None:
-    """What an online request would have taken from its grant until now without offline beside it; None = unknown."""
-    return engine.interference.guard.alone_s(item.work.id, item.streamed_tokens)
+def _alone_s(tracked: TrackedRequest, engine: Engine) -> float | None:
+    """What an online request would have taken from its dispatch until now without offline beside it; None = unknown."""
+    return engine.attribution.guard.alone_s(tracked.request.id, tracked.streamed_tokens)

@@ -7,18 +7,18 @@ from enum import StrEnum
 from math import ceil, inf
 
 from sidecar.core.arrivals import ArrivalRate, poisson_quantile, worth_waiting
-from sidecar.core.interference import Interference
-from sidecar.core.item import Item
+from sidecar.core.attribution import Attribution
 from sidecar.core.ledger import SCRAPES, Ledger
-from sidecar.core.pacing import PrefillPacing
 from sidecar.core.preemption import candidates, cheapest_first, is_ending, until_free
+from sidecar.core.prefill_pace import PrefillPace
 from sidecar.core.prefixes import Prefixes
+from sidecar.core.request import OFFLINE, ONLINE, DispatchKind, Lane, Request
 from sidecar.core.reservation import Reservation
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.slices import Slices
+from sidecar.core.tracked_request import TrackedRequest
 from sidecar.core.window import FreeSlots
-from sidecar.core.work import OFFLINE, ONLINE, GrantKind, Lane, Work
-from sidecar.core.yielding import Yielding
+from sidecar.core.yield_limit import YieldLimit
 
 FRESH_S = 1.0  # what follows from the rate of arrivals is looked at anew after so long
 WEIGHT = 0.1  # of one more sample in a running mean
@@ -28,10 +28,10 @@ class Limit(StrEnum):
     """Which rule holds offline back on an engine now."""
 
     NONE = "none"
-    DOWN = "down"  # the engine takes no work
+    DOWN = "down"  # the engine takes no request
     NO_OFFLINE = "no offline"  # nothing offline waits
     ONLINE_WAITS = "online waits"  # what comes free is online's
-    TURN = "turn"  # a due turn needs more than is free
+    RESERVED_DISPATCH = "reserved dispatch"  # a due reserved dispatch needs more than is free
     SLOTS = "slots"
     FOREIGN = "foreign"  # load that is not ours, or a scrape that fails
     HEADROOM = "headroom"
@@ -49,7 +49,7 @@ class Limit(StrEnum):
 class Counts:
     """What happened on one engine since the start."""
 
-    grants: dict[GrantKind, int] = field(default_factory=lambda: dict.fromkeys(GrantKind, 0))
+    dispatches: dict[DispatchKind, int] = field(default_factory=lambda: dict.fromkeys(DispatchKind, 0))
     output_tokens: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))  # kept ones
     preemptions: int = 0  # slices stopped because online lacked their slots or KV
     yields: int = 0  # slices stopped because online was resident
@@ -68,9 +68,9 @@ class Engine:
     reservation: Reservation
     ledger: Ledger
     slices: Slices
-    yielding: Yielding
-    pacing: PrefillPacing
-    interference: Interference
+    yield_limit: YieldLimit
+    pacing: PrefillPace
+    attribution: Attribution
     arrivals: ArrivalRate  # of its model, shared by the model's engines
     prefixes: Prefixes = field(default_factory=Prefixes)
     counts: Counts = field(default_factory=Counts)
@@ -78,33 +78,33 @@ class Engine:
     in_use: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
     draining: int = 0
     neighbours: list[Engine] = field(default_factory=list)  # others on the same cards: what one does all of them feel
-    residents: dict[str, Item] = field(default_factory=dict)  # offline dispatches, by work id
+    residents: dict[str, TrackedRequest] = field(default_factory=dict)  # offline dispatches, by request id
     stopping: int = 0  # offline dispatches being preempted
-    offline_waits_since_s: float | None = None  # since its last offline grant, or since its offline queue filled
+    offline_waits_since_s: float | None = None  # since its last offline dispatch, or since its offline queue filled
     starvation_gap_s: float = 0.0  # the longest such wait so far
     limit_binding: Limit = Limit.DOWN
     kv_size: tuple[float, int] = (0.0, 0)  # of the cache, in tokens, and in how many scrapes in a row it was that
     stop_s: float = 0.03  # from a stop to the free slot: running mean
     gap_s: float = 0.025  # between two tokens of a stream: running mean
-    prefill_next_s: float = -inf  # when pacing allows the next piece of an offline prompt
+    prefill_next_s: float = -inf  # when pacing allows the next chunk of an offline prompt
     fresh_until_s: float = -inf  # the next two hold until then
     headroom: int = 0  # slots kept for the next online arrivals: as set, or as many as arrive while one comes free
-    piece_tokens: int = 0  # of an offline prompt, per dispatch and per iteration; 0 = whole prompts
+    chunk_tokens: int = 0  # of an offline prompt, per dispatch and per iteration; 0 = whole prompts
 
     @classmethod
     def of(cls, engine: EngineSettings, scheduler: SchedulerSettings, arrivals: ArrivalRate) -> Engine:
         """An engine that is down, with all its slots free."""
-        interference = Interference(engine, scheduler)
+        attribution = Attribution(engine, scheduler)
         return cls(
             settings=engine,
             scheduler=scheduler,
             free=FreeSlots(engine.slots),
-            reservation=Reservation(scheduler.reservation_every, scheduler.reservation_turns_max),
+            reservation=Reservation(scheduler.reservation_every, scheduler.reserved_saved_max),
             ledger=Ledger.of(engine, scheduler),
             slices=Slices(scheduler.slice_tokens, scheduler.slice_tokens_busy),
-            yielding=Yielding(engine.yield_rows, engine.hold_s, interference.guard),
-            pacing=PrefillPacing(),
-            interference=interference,
+            yield_limit=YieldLimit(engine.yield_rows, engine.hold_s, attribution.guard),
+            pacing=PrefillPace(),
+            attribution=attribution,
             arrivals=arrivals,
         )
 
@@ -113,21 +113,23 @@ class Engine:
         """Which share of its slots is not free."""
         return 1.0 - self.free.slots / self.settings.slots
 
-    def refuses(self, work: Work) -> str:
-        """Why this engine can never run `work`, in words with both numbers; "" if it can."""
-        slots_max, tokens = self.settings.slots, work.prompt_tokens + work.output_tokens_max
-        if work.lane is OFFLINE:  # where the whole engine is headroom, offline still has its turns, one slot each
+    def refuses(self, request: Request) -> str:
+        """Why this engine can never run `request`, in words with both numbers; "" if it can."""
+        slots_max, tokens = self.settings.slots, request.prompt_tokens + request.output_tokens_max
+        if (
+            request.lane is OFFLINE
+        ):  # where the whole engine is headroom, offline still has its reserved dispatches, one slot each
             slots_max = max(1, slots_max - self.settings.slots_online_min)
-        if work.slots > slots_max:
-            return f"it needs {work.slots} slots, and an engine lends at most {slots_max}"
+        if request.slots > slots_max:
+            return f"it needs {request.slots} slots, and an engine lends at most {slots_max}"
         if tokens > self.settings.tokens_max:
             return (
-                f"prompt ({work.prompt_tokens} tokens) and max_tokens ({work.output_tokens_max}) exceed"
+                f"prompt ({request.prompt_tokens} tokens) and max_tokens ({request.output_tokens_max}) exceed"
                 f" the {self.settings.tokens_max} tokens of the engine"
             )
         # One odd scrape is no reason: what is refused may be a dead letter. Until the size is known, work waits.
         settled = self.settings.kv_tokens or self.kv_size[1] >= SCRAPES
-        needed = self.ledger.need(tokens) * work.slots  # each sequence takes whole blocks
+        needed = self.ledger.need(tokens) * request.slots  # each sequence takes whole blocks
         if settled and needed > self.ledger.kv_tokens_max:
             return f"it needs {needed} tokens of KV cache, and the engine has {self.ledger.kv_tokens_max:.0f}"
         return ""
@@ -142,12 +144,12 @@ class Engine:
 
     # ---- what fits --------------------------------------------------------------------------------------------------
 
-    def fits(self, item: Item) -> bool:
-        """True if there are slots and KV for `item`, whatever else holds."""
-        if item.work.slots > self.free.slots:
+    def fits(self, tracked: TrackedRequest) -> bool:
+        """True if there are slots and KV for `request`, whatever else holds."""
+        if tracked.request.slots > self.free.slots:
             return False
         ledger = self.ledger
-        return ledger.kv_tokens_free == inf or self.kv_need(item) <= ledger.kv_tokens_free
+        return ledger.kv_tokens_free == inf or self.kv_need(tracked) <= ledger.kv_tokens_free
 
     def note_kv_size(self) -> bool:
         """Count one more scrape. Return True if the cache has a new size, and this is the third scrape to say so."""
@@ -155,35 +157,36 @@ class Engine:
         self.kv_size = (size, scrapes + 1) if size == self.ledger.kv_tokens_max else (self.ledger.kv_tokens_max, 1)
         return self.kv_size[1] == SCRAPES
 
-    def could_fit(self, item: Item) -> bool:
-        """True if there would be KV for `item` with nothing of ours in it: no turn waits for what others hold."""
+    def could_fit(self, tracked: TrackedRequest) -> bool:
+        """True if there would be KV for `request` with nothing of ours in it: no reserved dispatch waits for what
+        others hold."""
         ledger = self.ledger
-        return ledger.kv_tokens_max == inf or self.kv_need(item) <= ledger.kv_tokens_max - ledger.foreign_kv_tokens
+        return ledger.kv_tokens_max == inf or self.kv_need(tracked) <= ledger.kv_tokens_max - ledger.foreign_kv_tokens
 
     @property
     def takes_long(self) -> bool:
         """True if a long prompt may start: an engine computes prompts in order, so that one holds up all behind it."""
         return not self.ledger.long_prefills
 
-    def kv_need(self, item: Item) -> int:
-        """KV tokens that the engine reserves for the next dispatch of `item`."""
-        tokens = item.context_tokens + self.slices.output_tokens(item, online_resident=self.online_slots > 0)
-        return self.ledger.need(tokens) * item.work.slots
+    def kv_need(self, tracked: TrackedRequest) -> int:
+        """KV tokens that the engine reserves for the next dispatch of `request`."""
+        tokens = tracked.context_tokens + self.slices.output_tokens(tracked, online_resident=self.online_slots > 0)
+        return self.ledger.need(tokens) * tracked.request.slots
 
     def advance(self, now_s: float) -> None:
         """Bring up to now what the limits ask: the pacing, and once per second what the rate of arrivals suggests."""
         if now_s >= self.fresh_until_s:
             self._refresh(now_s)
-        self.pacing.refill(self.piece_tokens, now_s, self.gap_s)
+        self.pacing.refill(self.chunk_tokens, now_s, self.gap_s)
 
     def _refresh(self, now_s: float) -> None:
         self.fresh_until_s = now_s + FRESH_S
         most = int(self.scheduler.headroom_share_max * self.settings.slots)
         expected = poisson_quantile(self.arrivals.per_s(now_s) * self.stop_s) if most else 0
         self.headroom = max(self.settings.slots_online_min, min(most, expected))
-        self.piece_tokens = self.settings.piece_tokens
+        self.chunk_tokens = self.settings.chunk_tokens
         if self.scheduler.prefill_adaptive:
-            self.piece_tokens = ceil(self.piece_tokens * self.arrivals.calm(now_s))
+            self.chunk_tokens = ceil(self.chunk_tokens * self.arrivals.calm(now_s))
 
     def window_s(self, now_s: float) -> float:
         """How long a slot that comes free now waits for online."""
@@ -192,28 +195,28 @@ class Engine:
             return 0.0
         return window_s
 
-    def uncached_tokens(self, item: Item) -> int:
+    def uncached_tokens(self, tracked: TrackedRequest) -> int:
         """What of its context the engine will have to compute, as far as we can tell; at least 1."""
-        return max(1, item.context_tokens - int(self._expected_reuse(item) * self.slices.hit))
+        return max(1, tracked.context_tokens - int(self._expected_reuse(tracked) * self.slices.hit))
 
-    def splits(self, item: Item) -> bool:
-        """True if the prompt of `item` may be computed piece by piece: its pieces are found again in the cache.
+    def splits(self, tracked: TrackedRequest) -> bool:
+        """True if the prompt of `request` may be computed chunk by chunk: its chunks are found again in the cache.
 
         It may go from engine to engine meanwhile: each is known to hold what it has computed, so each gets on.
         """
-        return bool(self.piece_tokens) and item.work.splits_prompt and self.slices.factor > 0
+        return bool(self.chunk_tokens) and tracked.request.splits_prompt and self.slices.factor > 0
 
-    def remembers(self, item: Item) -> bool:
-        """True if the KV cache should still hold the context of `item`, but for a block: it can go on at once."""
-        uncached = item.context_tokens - item.cached_tokens
-        return item.cached_on == self.settings.name and uncached <= self.ledger.block_tokens
+    def remembers(self, tracked: TrackedRequest) -> bool:
+        """True if the KV cache should still hold the context of `request`, but for a block: it can go on at once."""
+        uncached = tracked.context_tokens - tracked.cached_tokens
+        return tracked.cached_on == self.settings.name and uncached <= self.ledger.block_tokens
 
-    def _expected_reuse(self, item: Item) -> int:
+    def _expected_reuse(self, tracked: TrackedRequest) -> int:
         """Tokens of its context that the KV cache should hold: its own, or those of others with its prefix."""
-        if own_tokens := item.cached_tokens_on(self.settings.name):
+        if own_tokens := tracked.cached_tokens_on(self.settings.name):
             return own_tokens
-        prefix_key = item.work.prefix_key
-        return min(self.prefixes.tokens(prefix_key), max(0, item.context_tokens - 1)) if prefix_key else 0
+        prefix_key = tracked.request.prefix_key
+        return min(self.prefixes.tokens(prefix_key), max(0, tracked.context_tokens - 1)) if prefix_key else 0
 
     # ---- what may be taken back --------------------------------------------------------------------------------------
 
@@ -221,17 +224,21 @@ class Engine:
     def coming_slots(self) -> int:
         """Slots that are free, or will be before a stop could free them."""
         soon = self.soon_tokens
-        ending = sum(item.work.slots for item in self.residents.values() if item.engine_runs and is_ending(item, soon))
+        ending = sum(
+            tracked.request.slots
+            for tracked in self.residents.values()
+            if tracked.engine_runs and is_ending(tracked, soon)
+        )
         return self.free.slots + self.draining + ending
 
-    def lacking_kv(self, online: Item) -> float:
+    def lacking_kv(self, online: TrackedRequest) -> float:
         """KV tokens that `online` lacks here, what is draining counted as free; 0 if it would fit."""
         if self.ledger.kv_tokens_free == inf:
             return 0.0
-        draining = sum(item.kv_tokens for item in self.residents.values() if not item.engine_runs)
+        draining = sum(tracked.kv_tokens for tracked in self.residents.values() if not tracked.engine_runs)
         return max(0.0, self.kv_need(online) - self.ledger.kv_tokens_free - draining)
 
-    def victims(self, slots: int, kv_tokens: float, sticky_after: int | None) -> list[Item]:
+    def victims(self, slots: int, kv_tokens: float, sticky_after: int | None) -> list[TrackedRequest]:
         """The slices to stop for so many slots and KV tokens, cheapest first."""
         if slots <= 0 and kv_tokens <= 0:
             return []
@@ -239,88 +246,90 @@ class Engine:
         ordered = cheapest_first(able, self.slices.hit, self.scheduler.preempt_quantum_tokens)
         return until_free(ordered, slots, kv_tokens)
 
-    # ---- a dispatch, from grant to end -------------------------------------------------------------------------------
+    # ---- a dispatch, from dispatch to end
+    # -------------------------------------------------------------------------------
 
-    def begin(self, item: Item, kind: GrantKind, now_s: float) -> None:
-        """`item` has its slots, its budget and its place in the ledger."""
-        slots, lane = item.work.slots, item.work.lane
-        if kind in (GrantKind.ONLINE, GrantKind.RESERVED):
+    def begin(self, tracked: TrackedRequest, kind: DispatchKind, now_s: float) -> None:
+        """`request` has its slots, its budget and its place in the ledger."""
+        slots, lane = tracked.request.slots, tracked.request.lane
+        if kind in (DispatchKind.ONLINE, DispatchKind.RESERVED):
             self.free.take(slots)
         else:
             self.free.take_ripe(slots)
-        item.engine = self.settings.name
-        item.streamed_tokens = 0
-        item.turn = kind is GrantKind.RESERVED
-        item.expected_reuse = self._expected_reuse(item)
-        item.prompt_tokens = None
-        item.budget_tokens = item.output_tokens_left
-        uncached = item.context_tokens
+        tracked.engine = self.settings.name
+        tracked.streamed_tokens = 0
+        tracked.reserved = kind is DispatchKind.RESERVED
+        tracked.expected_reuse = self._expected_reuse(tracked)
+        tracked.prompt_tokens = None
+        tracked.budget_tokens = tracked.output_tokens_left
+        uncached = tracked.context_tokens
         if lane is OFFLINE:
-            uncached = self.uncached_tokens(item)
-            self._size(item, kind)
-            self.residents[item.work.id] = item
+            uncached = self.uncached_tokens(tracked)
+            self._size(tracked, kind)
+            self.residents[tracked.request.id] = tracked
         self.in_use[lane] += slots
-        self.counts.grants[kind] += 1
-        if item.prompt_tokens is not None:
-            uncached = self.piece_tokens
-            self.ledger.hold(item, item.prompt_tokens + 1, uncached)
+        self.counts.dispatches[kind] += 1
+        if tracked.prompt_tokens is not None:
+            uncached = self.chunk_tokens
+            self.ledger.hold(tracked, tracked.prompt_tokens + 1, uncached)
         else:
-            self.ledger.hold(item, item.context_tokens + item.budget_tokens, uncached)
+            self.ledger.hold(tracked, tracked.context_tokens + tracked.budget_tokens, uncached)
         if lane is OFFLINE:
-            self.pacing.take(uncached if self.piece_tokens else 0)
-        self.interference.began(item, now_s)
+            self.pacing.take(uncached if self.chunk_tokens else 0)
+        self.attribution.began(tracked, now_s)
 
-    def _size(self, item: Item, kind: GrantKind) -> None:
-        """The prompt comes first, in pieces; also in a turn, or whoever is online would wait for all of it. A turn is
-        taken by one piece: the item keeps its place, so that the next turns add up to the prompt, and then to output.
+    def _size(self, tracked: TrackedRequest, kind: DispatchKind) -> None:
+        """The prompt comes first, in chunks; also in a reserved dispatch, or whoever is online would wait for all of
+        it. A reserved dispatch is taken by one piece: the request keeps its place, so that the next reserved dispatches
+        add up to the prompt, and then to output.
         """
-        if self.splits(item) and item.context_tokens - item.expected_reuse > self.piece_tokens:
-            item.prompt_tokens = item.expected_reuse + self.piece_tokens
-            item.budget_tokens = 1
+        if self.splits(tracked) and tracked.context_tokens - tracked.expected_reuse > self.chunk_tokens:
+            tracked.prompt_tokens = tracked.expected_reuse + self.chunk_tokens
+            tracked.budget_tokens = 1
             return
-        item.budget_tokens = self.slices.output_tokens(item, online_resident=self.online_slots > 0)
-        if kind is GrantKind.RESERVED and item.work.resumable:
-            item.budget_tokens = min(item.budget_tokens, self.scheduler.turn_tokens or item.budget_tokens)
+        tracked.budget_tokens = self.slices.output_tokens(tracked, online_resident=self.online_slots > 0)
+        if kind is DispatchKind.RESERVED and tracked.request.resumable:
+            tracked.budget_tokens = min(tracked.budget_tokens, self.scheduler.reserved_tokens or tracked.budget_tokens)
 
-    def drain(self, item: Item) -> None:
-        """`item` was told to stop: its slots are no longer in use, and not free yet."""
-        self.in_use[item.work.lane] -= item.work.slots
-        self.draining += item.work.slots
+    def drain(self, tracked: TrackedRequest) -> None:
+        """`request` was told to stop: its slots are no longer in use, and not free yet."""
+        self.in_use[tracked.request.lane] -= tracked.request.slots
+        self.draining += tracked.request.slots
 
     def confirmed(
-        self, item: Item, now_s: float, reused_tokens: int | None, output_tokens: int, *, stopped: bool
+        self, tracked: TrackedRequest, now_s: float, reused_tokens: int | None, output_tokens: int, *, stopped: bool
     ) -> None:
         """The engine's last word on a dispatch that went well: what it kept, and what its cache remembers now."""
-        if item.stop_asked_s:
-            self.stop_s += WEIGHT * (now_s - item.stop_asked_s - self.stop_s)
+        if tracked.stop_asked_s:
+            self.stop_s += WEIGHT * (now_s - tracked.stop_asked_s - self.stop_s)
         if stopped and not output_tokens:
             return  # it may not have begun, and then it says nothing of the cache
-        if not item.cached_tokens_on(self.settings.name):
-            self.prefixes.learn(item.work.prefix_key, reused_tokens)
-        elif item.expected_reuse:
-            self.counts.resumed_tokens += item.expected_reuse
+        if not tracked.cached_tokens_on(self.settings.name):
+            self.prefixes.learn(tracked.request.prefix_key, reused_tokens)
+        elif tracked.expected_reuse:
+            self.counts.resumed_tokens += tracked.expected_reuse
             # Only whole blocks can be found again: with large ones the rest would look like a cache that forgets.
-            findable = item.expected_reuse - item.expected_reuse % self.ledger.block_tokens
+            findable = tracked.expected_reuse - tracked.expected_reuse % self.ledger.block_tokens
             if reused_tokens is not None and findable:
                 self.slices.observe(findable, reused_tokens)
             if reused_tokens is not None:
-                self.counts.recomputed_tokens += max(0, item.expected_reuse - reused_tokens)
-        # The engine keeps all but the last token of a sequence for reuse; a piece of a prompt it keeps whole.
-        cached_tokens = item.expected_reuse
-        if item.prompt_tokens is not None:
-            cached_tokens = item.prompt_tokens
+                self.counts.recomputed_tokens += max(0, tracked.expected_reuse - reused_tokens)
+        # The engine keeps all but the last token of a sequence for reuse; a chunk of a prompt it keeps whole.
+        cached_tokens = tracked.expected_reuse
+        if tracked.prompt_tokens is not None:
+            cached_tokens = tracked.prompt_tokens
         elif output_tokens:
-            cached_tokens = item.context_tokens + output_tokens - 1
-        item.ran_on(self.settings.name, cached_tokens)
-        self.counts.output_tokens[item.work.lane] += output_tokens
+            cached_tokens = tracked.context_tokens + output_tokens - 1
+        tracked.ran_on(self.settings.name, cached_tokens)
+        self.counts.output_tokens[tracked.request.lane] += output_tokens
 
-    def leave(self, item: Item, now_s: float) -> int:
+    def leave(self, tracked: TrackedRequest, now_s: float) -> int:
         """The dispatch is over. Its slots are DRAINING still; how many KV tokens go with them."""
-        self.interference.left(item, now_s)
-        self.residents.pop(item.work.id, None)
-        item.engine = ""
-        item.stop_asked_s = 0.0
-        return self.ledger.release(item)
+        self.attribution.left(tracked, now_s)
+        self.residents.pop(tracked.request.id, None)
+        tracked.engine = ""
+        tracked.stop_asked_s = 0.0
+        return self.ledger.release(tracked)
 
     def release(self, slots: int, kv_tokens: int, now_s: float) -> None:
         """Slots that were DRAINING are free, and so is what they held of the KV cache."""
@@ -328,13 +337,13 @@ class Engine:
         self.ledger.kv_tokens -= kv_tokens
         self.free.add(slots, now_s + self.window_s(now_s))
 
-    def streamed(self, gaps_s: tuple[float, ...], begun: list[Item], now_s: float) -> bool:
+    def streamed(self, gaps_s: tuple[float, ...], begun: list[TrackedRequest], now_s: float) -> bool:
         """A tick of its streams, in which `begun` gave their first token; True if an offline prompt is done."""
         if gaps_s:
             self.gap_s += WEIGHT * (sum(gaps_s) / len(gaps_s) - self.gap_s)
-        self.interference.streamed(gaps_s, begun, now_s)
-        leased = [item for item in begun if self.ledger.lease(item)]
-        return any(item.work.lane is OFFLINE for item in leased)
+        self.attribution.streamed(gaps_s, begun, now_s)
+        leased = [tracked for tracked in begun if self.ledger.lease(tracked)]
+        return any(tracked.request.lane is OFFLINE for tracked in leased)
 
     @property
     def soon_tokens(self) -> int:

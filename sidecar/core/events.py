@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sidecar.core.deadlines import Verdict
-from sidecar.core.work import EndReason, GrantKind, Work
+from sidecar.core.deadlines import JobVerdict
+from sidecar.core.request import DispatchKind, EndReason, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
     """New work. Answered at once by nothing (it waits), a Dispatch or a Finished."""
 
-    work: Work
+    request: Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Progressed:
     """What one engine streamed since the last tick (10 ms): no event per token."""
 
     engine: str
-    tokens: tuple[tuple[str, int], ...]  # (work id, output tokens since the last tick), each at most once
+    tokens: tuple[tuple[str, int], ...]  # (request id, output tokens since the last tick), each at most once
     first_tokens: tuple[str, ...] = ()  # ids whose current dispatch gave its first token in this tick
     gaps_s: tuple[float, ...] = ()  # gaps between consecutive tokens of one stream, in seconds
 
@@ -34,7 +34,7 @@ class Progressed:
 class Ended:
     """The engine finished a dispatch by itself (also when we had asked it to stop). Its slots are free."""
 
-    work_id: str
+    request_id: str
     reason: EndReason
     output_tokens: int  # of this dispatch
     reused_tokens: int | None = None  # prompt tokens the engine took from its KV cache; None = it did not say
@@ -44,7 +44,7 @@ class Ended:
 class Stopped:
     """Final without a reason, after our stop: the work keeps its tokens. Its slots are free."""
 
-    work_id: str
+    request_id: str
     output_tokens: int  # of this dispatch
     reused_tokens: int | None = None
 
@@ -53,7 +53,7 @@ class Stopped:
 class Failed:
     """The engine answered with an error. Its slots are free; tokens of this dispatch are gone."""
 
-    work_id: str
+    request_id: str
     reason: str
     retryable: bool
 
@@ -62,15 +62,15 @@ class Failed:
 class Lost:
     """The stream broke without a final response. The slots stay DRAINING for a while: the engine may still run it."""
 
-    work_id: str
+    request_id: str
     output_tokens: int = 0  # those that did arrive are valid and are kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancelled:
-    """The caller is gone (cancel, deadline, disconnect) or the item is no longer ours. Unknown ids are ignored."""
+    """The caller is gone (cancel, deadline, disconnect) or the request is no longer ours. Unknown ids are ignored."""
 
-    work_id: str
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,7 @@ class Woke:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closing:
-    """No new work from here on: arrivals are rejected, online drains, offline ends at its next slice."""
+    """No new request from here on: arrivals are rejected, online drains, offline ends at its next slice."""
 
 
 Event = (
@@ -140,18 +140,18 @@ class RejectReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dispatch:
-    """Start (or go on with) this work on this engine now.
+    """Start (or go on with) this request on this engine now.
 
     Exactly one of Ended, Stopped, Failed, Lost is owed for it.
     """
 
-    work_id: str
+    request_id: str
     engine: str
-    kind: GrantKind
+    kind: DispatchKind
     slots: int
     output_tokens: int  # request_output_len of this call: a slice, or all that is left
-    queue_wait_s: float  # since it began to wait for this grant
-    contended: bool = False  # both lanes held a candidate, and one of them keeps waiting after this grant
+    queue_wait_s: float  # since it began to wait for this dispatch
+    contended: bool = False  # both lanes held a candidate, and one of them keeps waiting after this dispatch
     prompt_tokens: int | None = None  # send only so many of the prompt's ids, to fill the KV cache; None = all ids
 
 
@@ -159,21 +159,21 @@ class Dispatch:
 class Preempt:
     """Stop this offline dispatch; the work keeps its tokens and waits anew. Its terminal event is still owed."""
 
-    work_id: str
+    request_id: str
     engine: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abort:
-    """Stop this dispatch for good. Its terminal event is still owed, and the work is over with it."""
+    """Stop this dispatch for good. Its terminal event is still owed, and the request is over with it."""
 
-    work_id: str
+    request_id: str
     engine: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """The work is refused: it could not wait, or waited too long, or nobody is left who would run it."""
+    """The request is refused: it could not wait, or waited too long, or nobody is left who would run it."""
 
     reason: RejectReason
     message: str
@@ -182,14 +182,14 @@ class Reject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """The offline item will not be tried again: keep it with its reason."""
+    """The offline request will not be tried again: keep it with its reason."""
 
     reason: str
     attempts: int
 
 
 class Ending(StrEnum):
-    """How a work is over that was neither refused nor given up."""
+    """How a request is over that was neither refused nor given up."""
 
     COMPLETE = "complete"
     INCOMPLETE = "incomplete"  # an online request whose dispatch was stopped, failed or was lost: nothing resumes it
@@ -198,19 +198,20 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """This work is over, and forgotten. It comes once for each work that arrived, and nothing about that work after it.
+    """This request is over, and forgotten. It comes once for each request that arrived, and nothing about that work
+    after it.
 
-    It comes with the arrival, while the work waits, or with the terminal event of its last dispatch.
+    It comes with the arrival, while the request waits, or with the terminal event of its last dispatch.
     """
 
-    work_id: str
+    request_id: str
     outcome: Ending | Reject | DeadLetter
-    alone_s: float | None = None  # online, grant to end: predicted without offline beside it; None = unknown
+    alone_s: float | None = None  # online, dispatch to end: predicted without offline beside it; None = unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PauseIntake:
-    """The offline queue of this model has reached its high mark: take no more items from Kafka for it."""
+    """The offline queue of this model has reached its high mark: take no more requests from Kafka for it."""
 
     model: str
 
@@ -229,7 +230,7 @@ class Forecast:
     model: str
     tenant: str
     job: str
-    verdict: Verdict
+    verdict: JobVerdict
     deadline_s: float
     eta_p50_s: float  # from now; inf = not known
     eta_p90_s: float

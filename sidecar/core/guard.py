@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections import deque
 from math import inf
 
-from sidecar.core.latency import REACH, Batch, LatencyModel
-from sidecar.core.work import OFFLINE, ONLINE, Lane
+from sidecar.core.latency import REACH, DecodingRows, LatencyModel
+from sidecar.core.request import OFFLINE, ONLINE, Lane
 
 REQUESTS = 512  # whose time alone is remembered
 REQUESTS_MIN = 20
@@ -59,7 +59,14 @@ class Guard:
     """What offline may have on one engine by the latency model. Rows count what decodes, times are seconds."""
 
     def __init__(
-        self, model: LatencyModel, batch: Batch, *, enabled: bool, ttft_s: float, e2e_s: float, slowdown_max: float
+        self,
+        model: LatencyModel,
+        batch: DecodingRows,
+        *,
+        enabled: bool,
+        ttft_s: float,
+        e2e_s: float,
+        slowdown_max: float,
     ) -> None:
         self._model, self._batch = model, batch
         self._ttft_s, self._e2e_s, self._slowdown_max = ttft_s, e2e_s, slowdown_max
@@ -126,25 +133,26 @@ class Guard:
 
     # ---- what it is told ---------------------------------------------------------------------------------------------
 
-    def began(self, work_id: str, lane: Lane, prefill_tokens: int, cached_tokens: int) -> None:
+    def began(self, request_id: str, lane: Lane, prefill_tokens: int, cached_tokens: int) -> None:
         """A dispatch: an offline prompt delays whoever is there, an online one is what online does to itself."""
         cost_s = self._model.prefill_s(prefill_tokens, cached_tokens) if self._model.prefill_trusted else 0.0
         if lane is ONLINE:
-            self._online[work_id] = (self.online_prefill_s, self.offline_prefill_s)
+            self._online[request_id] = (self.online_prefill_s, self.offline_prefill_s)
             self.online_prefill_s += cost_s
         else:
             self.offline_prefill_s += cost_s
 
-    def left(self, work_id: str) -> None:
+    def left(self, request_id: str) -> None:
         """The dispatch is over."""
-        self._online.pop(work_id, None)
+        self._online.pop(request_id, None)
 
-    def alone_s(self, work_id: str, output_tokens: int) -> float | None:
-        """What this online request would have taken without offline, from grant to end; None without a trusted model.
+    def alone_s(self, request_id: str, output_tokens: int) -> float | None:
+        """What this online request would have taken without offline, from dispatch to end; None without a trusted
+        model.
 
         Every iteration as if only online rows had been in it, and every prompt that online brought meanwhile.
         """
-        began = self._online.get(work_id)
+        began = self._online.get(request_id)
         if began is None or not self._model.prefill_trusted:
             return None
         rows = max(1, self._batch.rows[ONLINE])

@@ -1,14 +1,14 @@
 """Jobs: which will be done in time, and how urgent offline is because of the others.
 
-A job is what its producer calls one (`x-job`), per tenant. What it still needs is a number of items times what they
+A job is what its producer calls one (`x-job`), per tenant. What it still needs is a number of requests times what they
 turned out to write; when that is done is the matter of `deadlines.py`. P90 counts on the other tenants to bring more
-work when theirs is done; both add what the last items in flight take. Urgency follows from laxity (as in Tidal's
+work when theirs is done; both add what the last requests in flight take. Urgency follows from laxity (as in Tidal's
 gateway): the time that is left minus the time that the work takes.
 
 Producers choose the names, so nothing here grows with their number without a bound. Beside JOBS_MAX named jobs, and the
-unnamed items of TENANTS_MAX tenants, all others count together: they are served like any, and their load is known, but
-nothing is forecast for them. And a look makes at most LOOK_JOBS forecasts, however many jobs there are: first of those
-that are new, then of the others in turn.
+unnamed requests of TENANTS_MAX tenants, all others count together: they are served like any, and their load is known,
+but nothing is forecast for them. And a look makes at most LOOK_JOBS forecasts, however many jobs there are: first of
+those that are new, then of the others in turn.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import exp, inf, sqrt
 
-from sidecar.core.deadlines import HOUR_S, WEEK_H, Eta, Moments, Rate, Verdict
-from sidecar.core.work import Work
+from sidecar.core.deadlines import HOUR_S, WEEK_H, Eta, JobVerdict, Moments, Rate
+from sidecar.core.request import Request
 
 JOBS_MAX = 256  # named ones per model
-TENANTS_MAX = 256  # with items that name no job, per model
+TENANTS_MAX = 256  # with requests that name no job, per model
 LOOK_JOBS = 8  # forecasts per look: half a millisecond
 LOOK_S = 0.1  # between two looks while forecasts are owed
-LENGTHS_PRIOR = 100  # items: until a job has written so many, those of all jobs count more; the short ones end first
-# By how many deviations of an item's stay the last of some twenty in flight outlasts the mean: stays are lognormal.
+LENGTHS_PRIOR = 100  # requests: until a job has written so many, those of all jobs count more; the short ones end first
+# By how many deviations of a request's stay the last of some twenty in flight outlasts the mean: stays are lognormal.
 LAST_P50, LAST_P90 = 2.0, 4.0
 PRESENCE_MIN = 0.01  # a tenant with work that seldom is forgotten
 OTHERS = ("", "")  # the key of those beyond the bounds
@@ -72,22 +72,23 @@ class Job:
 
     tenant: str
     name: str
-    deadlines: Earliest = field(default_factory=Earliest)  # of the items that are alive
+    deadlines: Earliest = field(default_factory=Earliest)  # of the requests that are alive
     items: int = 0  # alive
-    lengths: Moments = field(default_factory=Moments)  # tokens that its items wrote
-    verdict: Verdict = Verdict.UNKNOWN
+    lengths: Moments = field(default_factory=Moments)  # tokens that its requests wrote
+    verdict: JobVerdict = JobVerdict.UNKNOWN
     eta: Eta = field(default_factory=lambda: Eta(p50_s=inf, p90_s=inf))
     judged_s: float = 0.0  # when that was said
     urgency: float = 0.0  # 0 … 1
 
     @property
     def deadline_s(self) -> float:
-        """The earliest that an item of it, which is not over, has named; inf if none has."""
+        """The earliest that a request of it, which is not over, has named; inf if none has."""
         return self.deadlines.deadline_s
 
     @property
     def key(self) -> tuple[str, str]:
-        """What its items count under until they leave; one that came beyond the bounds is counted there to its end."""
+        """What its requests count under until they leave; one that came beyond the bounds is counted there to its
+        end."""
         return self.tenant, self.name
 
     @property
@@ -97,7 +98,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class TenantShare:
     """What a tenant has a right to, and what it asks for: tokens (inf = without end), and the variance of that."""
 
     weight: float
@@ -108,15 +109,15 @@ class Share:
 class Sharing:
     """How tenants share a rate: each gets as much per weight, or all it asks for (generalised processor sharing)."""
 
-    def __init__(self, shares: Mapping[str, Share]) -> None:
+    def __init__(self, shares: Mapping[str, TenantShare]) -> None:
         self._shares = shares
         ordered = sorted(shares.values(), key=lambda each: each.tokens / each.weight)
         self._full_at = [each.tokens / each.weight for each in ordered]  # per weight: from here on it asks for no more
-        self._sums = [Share(0.0, 0.0, 0.0)]  # of the first ones
+        self._sums = [TenantShare(0.0, 0.0, 0.0)]  # of the first ones
         for each in ordered:
             last = self._sums[-1]
             self._sums.append(
-                Share(last.weight + each.weight, last.tokens + each.tokens, last.variance + each.variance)
+                TenantShare(last.weight + each.weight, last.tokens + each.tokens, last.variance + each.variance)
             )
 
     def in_all(self, tenant: str, tokens: float, variance: float) -> tuple[float, float]:
@@ -140,7 +141,9 @@ class Jobs:
 
     def __init__(self, horizon_s: float, boost: float = 1.0, week_s: float = WEEK_H * HOUR_S) -> None:
         self._horizon_s = horizon_s
-        self._boost = boost if horizon_s else 1.0  # how many times the rate may be, where offline lives from its turns
+        self._boost = (
+            boost if horizon_s else 1.0
+        )  # how many times the rate may be, where offline lives from its reserved dispatches
         self._jobs: dict[tuple[str, str], Job] = {}
         self._named = 0  # of them, those with a name
         self._new: deque[Job] = deque()  # never forecast
@@ -148,7 +151,7 @@ class Jobs:
         self._lengths = Moments()  # of all jobs: what a new one is taken for
         self._presence: dict[str, float] = {}  # share of the last days in which a tenant had work
         self._shared_s = 0.0  # as of when
-        self._stays = Moments()  # seconds from an item's first token to its last
+        self._stays = Moments()  # seconds from a request's first token to its last
         self.rate = Rate(week_s)
         self.urgency = 0.0  # 0 … 1, of the most urgent job
         self.forecasts = 0  # made so far
@@ -161,20 +164,20 @@ class Jobs:
         """The job of that name, if it counts by itself."""
         return self._jobs.get((tenant, name))
 
-    def arrived(self, work: Work) -> tuple[Job, bool]:
-        """The job of `work`, which has one more item now; True if a forecast is owed for it at the next look."""
-        key = (work.tenant, work.job)
+    def arrived(self, request: Request) -> tuple[Job, bool]:
+        """The job of `request`, which has one more request now; True if a forecast is owed for it at the next look."""
+        key = (request.tenant, request.job)
         job = self._jobs.get(key)
-        new = job is None and self._has_room(work.job)
+        new = job is None and self._has_room(request.job)
         if job is None:
             if not new:
                 key = OTHERS
             job = self._jobs.setdefault(key, Job(*key))
         if new:
-            self._named += work.job != ""
+            self._named += request.job != ""
             self._new.append(job)
         job.items += 1
-        job.deadlines.add(work.deadline_s)
+        job.deadlines.add(request.deadline_s)
         return job, new
 
     def _has_room(self, name: str) -> bool:
@@ -183,7 +186,7 @@ class Jobs:
         return len(self._jobs) - self._named < TENANTS_MAX
 
     def left(self, key: tuple[str, str], deadline_s: float, output_tokens: int, stay_s: float) -> None:
-        """An item that counted under `key`, with that deadline, is gone; it wrote so many tokens, in so many seconds;
+        """A request that counted under `key`, with that deadline, is gone; it wrote so many tokens, in so many seconds;
         0 if it did not get to its end: how long it would have become is not known then."""
         job = self._jobs[key]
         job.items -= 1
@@ -253,16 +256,16 @@ class Jobs:
             ahead[job] = sums[job.tenant] = (tokens + need[0], variance + need[1])
         return ahead
 
-    def _shares(self, weights: Callable[[str], float]) -> dict[str, Share]:
+    def _shares(self, weights: Callable[[str], float]) -> dict[str, TenantShare]:
         """What each tenant asks for. Items without the name of a job are taken for a stream that never ends."""
-        shares: dict[str, Share] = {}
+        shares: dict[str, TenantShare] = {}
         for job in self:
             tokens, variance = self._need(job) if job.name else (inf, 0.0)
-            share = shares.get(job.tenant, Share(weights(job.tenant), 0.0, 0.0))
-            shares[job.tenant] = Share(share.weight, share.tokens + tokens, share.variance + variance)
+            share = shares.get(job.tenant, TenantShare(weights(job.tenant), 0.0, 0.0))
+            shares[job.tenant] = TenantShare(share.weight, share.tokens + tokens, share.variance + variance)
         return shares
 
-    def _lasting(self, weights: Callable[[str], float], now_s: float) -> dict[str, Share]:
+    def _lasting(self, weights: Callable[[str], float], now_s: float) -> dict[str, TenantShare]:
         """As if nobody's work ended, and who has none now had it as often as in the last days: a tenant that is done
         may bring the next job, of which nothing is known."""
         here = {job.tenant: 1.0 for job in self}
@@ -273,8 +276,8 @@ class Jobs:
             self._presence[tenant] = known + step * (here.get(tenant, 0.0) - known)
         often = sorted(self._presence.items(), key=lambda each: each[1], reverse=True)[:JOBS_MAX]
         self._presence = {tenant: share for tenant, share in often if share > PRESENCE_MIN}
-        lasting = {tenant: Share(weights(tenant) * share, inf, 0.0) for tenant, share in self._presence.items()}
-        return lasting | {tenant: Share(weights(tenant), inf, 0.0) for tenant in here}
+        lasting = {tenant: TenantShare(weights(tenant) * share, inf, 0.0) for tenant, share in self._presence.items()}
+        return lasting | {tenant: TenantShare(weights(tenant), inf, 0.0) for tenant in here}
 
     def _need(self, job: Job) -> tuple[float, float]:
         """Tokens that `job` still needs, and the variance of that; what those in flight wrote is not subtracted."""
@@ -284,24 +287,24 @@ class Jobs:
         return job.items * mean, job.items * (share * own.variance + (1 - share) * others.variance)
 
     def _last(self, deviations: float) -> float:
-        """How much longer the last items of a job take than the tokens in all."""
+        """How much longer the last requests of a job take than the tokens in all."""
         return self._stays.mean + deviations * sqrt(self._stays.variance)
 
-    def _verdict(self, job: Job, tokens: float, now_s: float) -> Verdict:
+    def _verdict(self, job: Job, tokens: float, now_s: float) -> JobVerdict:
         left_s = job.deadline_s - now_s
         if left_s == inf:
-            return Verdict.NO_DEADLINE
+            return JobVerdict.NO_DEADLINE
         if left_s <= 0:
-            return Verdict.INFEASIBLE
+            return JobVerdict.INFEASIBLE
         if not tokens or not self.rate.samples:
-            return Verdict.UNKNOWN
+            return JobVerdict.UNKNOWN
         if tokens > self.rate.best * self._boost * left_s:
-            return Verdict.INFEASIBLE
-        return Verdict.ON_TIME if job.eta.p90_s <= left_s else Verdict.AT_RISK
+            return JobVerdict.INFEASIBLE
+        return JobVerdict.ON_TIME if job.eta.p90_s <= left_s else JobVerdict.AT_RISK
 
     def _urgency(self, job: Job, now_s: float) -> float:
         """1 - laxity / horizon, inside 0 … 1. The horizon is fixed: a share of the time left would never be urgent."""
-        if not self._horizon_s or job.deadline_s == inf or job.verdict is Verdict.UNKNOWN:
+        if not self._horizon_s or job.deadline_s == inf or job.verdict is JobVerdict.UNKNOWN:
             return 0.0
         laxity_s = job.deadline_s - now_s - job.eta.p50_s
         return min(1.0, max(0.0, 1 - laxity_s / self._horizon_s))

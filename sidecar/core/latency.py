@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from math import inf
 from operator import mul
 
-from sidecar.core.work import Lane
+from sidecar.core.request import Lane
 
 FORGETTING = 0.995  # of what a new sample tells again
 RIDGE = 1e-4  # weight of the prior that a cost is 0, in samples
@@ -152,7 +152,7 @@ class Gate:
 
 
 @dataclass(slots=True)
-class Batch:
+class DecodingRows:
     """Who decodes on an engine now, as far as we are told. Context in tokens, prompt and output."""
 
     rows: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
@@ -222,13 +222,13 @@ class LatencyModel:
     def observe(
         self,
         gap_s: float,
-        batch: Batch,
+        batch: DecodingRows,
         now_s: float,
         *,
         computed: str = "",
         tokens: int = 0,
         cached: int = 0,
-        is_piece: bool = False,
+        is_chunk: bool = False,
     ) -> None:
         """Learn from an iteration that ended now or in the last tick, if it is known what was in it.
 
@@ -239,7 +239,7 @@ class LatencyModel:
         again = now_s - self._sampled_s < gap_s / 2  # the same iteration, told in two ticks
         if again or not rows or batch.changed_s > now_s - gap_s * (1 - CHANGE_SLACK):
             return
-        before_s = self._gap_s if is_piece else self.iteration_s(rows, context)
+        before_s = self._gap_s if is_chunk else self.iteration_s(rows, context)
         self._gap_s = gap_s
         begun_s = now_s - gap_s - JOIN_S
         if any(since_s < begun_s for name, since_s in batch.prefilling.items() if name != computed):

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from math import inf, sqrt
 
 from sidecar.core.events import Measured
-from sidecar.core.item import Item
+from sidecar.core.request import ONLINE, Lane
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import ONLINE, Lane
+from sidecar.core.tracked_request import TrackedRequest
 
 SCRAPES = 3
 GROWTH_WEIGHT = 0.05  # of one more online request in the running mean and variance of what they need
@@ -58,29 +58,29 @@ class Ledger:
         """`tokens` rounded up to whole blocks."""
         return -(-tokens // self.block_tokens) * self.block_tokens
 
-    def hold(self, item: Item, tokens: int, uncached_tokens: int) -> None:
-        """`item` was dispatched: it may grow to `tokens` per sequence, and `uncached_tokens` are to be computed."""
-        item.kv_tokens = self.need(tokens) * item.work.slots
-        item.prefill_tokens = uncached_tokens
-        self.kv_tokens += item.kv_tokens
-        self.prefill_tokens[item.work.lane] += uncached_tokens
+    def hold(self, tracked: TrackedRequest, tokens: int, uncached_tokens: int) -> None:
+        """`request` was dispatched: it may grow to `tokens` per sequence, and `uncached_tokens` are to be computed."""
+        tracked.kv_tokens = self.need(tokens) * tracked.request.slots
+        tracked.prefill_tokens = uncached_tokens
+        self.kv_tokens += tracked.kv_tokens
+        self.prefill_tokens[tracked.request.lane] += uncached_tokens
         self.long_prefills += uncached_tokens > self.long_tokens
-        if item.work.lane is ONLINE:
-            self._learn_need(item.kv_tokens)
+        if tracked.request.lane is ONLINE:
+            self._learn_need(tracked.kv_tokens)
 
-    def lease(self, item: Item) -> bool:
+    def lease(self, tracked: TrackedRequest) -> bool:
         """The first token is there, so the prompt is computed. False if that was known."""
-        if not item.prefill_tokens:
+        if not tracked.prefill_tokens:
             return False
-        self.prefill_tokens[item.work.lane] -= item.prefill_tokens
-        self.long_prefills -= item.prefill_tokens > self.long_tokens
-        item.prefill_tokens = 0
+        self.prefill_tokens[tracked.request.lane] -= tracked.prefill_tokens
+        self.long_prefills -= tracked.prefill_tokens > self.long_tokens
+        tracked.prefill_tokens = 0
         return True
 
-    def release(self, item: Item) -> int:
+    def release(self, tracked: TrackedRequest) -> int:
         """The dispatch is over; how many KV tokens its slots will give back when they are free."""
-        self.lease(item)
-        tokens, item.kv_tokens = item.kv_tokens, 0
+        self.lease(tracked)
+        tokens, tracked.kv_tokens = tracked.kv_tokens, 0
         return tokens
 
     @property

@@ -9,7 +9,7 @@ HINT_UNKNOWN_S = 1.0  # before anything was done
 
 
 class Pace:
-    """The mean time between two works that are over, of those times in which others waited."""
+    """The mean time between two requests that are over, of those times in which others waited."""
 
     __slots__ = ("_gap_s", "_last_s")
 
@@ -33,10 +33,10 @@ class Pace:
             self._gap_s += (WEIGHT if self._gap_s else 1.0) * (gap_s - self._gap_s)
             self._last_s = now_s
 
-    def gone_in_s(self, works: int, now_s: float) -> float:
-        """When so many works will be over, in seconds from now, as far as a caller should be told."""
+    def gone_in_s(self, requests: int, now_s: float) -> float:
+        """When so many requests will be over, in seconds from now, as far as a caller should be told."""
         since_s = now_s - self._last_s if self._last_s is not None else 0.0
         gap_s = since_s if since_s > STALLED * self._gap_s > 0 else self._gap_s
         if not gap_s:
             return HINT_UNKNOWN_S
-        return round(min(max(works * gap_s, HINT_MIN_S), HINT_MAX_S), 3)
+        return round(min(max(requests * gap_s, HINT_MIN_S), HINT_MAX_S), 3)

@@ -1,8 +1,8 @@
-"""What one engine's KV cache holds of prefixes that several items share, as far as their first dispatches told.
+"""What one engine's KV cache holds of prefixes that several requests share, as far as their first dispatches told.
 
-An item whose prefix is in the cache computes the rest only. Pacing has to know: it would hand out pieces of a prompt
-that the engine need not compute. What is expected is what the last item with that prefix found, so it grows as the
-prefix is computed piece by piece, and is forgotten with the first item that does not find it any more.
+A request whose prefix is in the cache computes the rest only. Pacing has to know: it would hand out chunks of a prompt
+that the engine need not compute. What is expected is what the last request with that prefix found, so it grows as the
+prefix is computed chunk by chunk, and is forgotten with the first request that does not find it any more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Prefixes:
         self._tokens.clear()
 
     def learn(self, prefix_key: str, reused_tokens: int | None) -> None:
-        """The first dispatch of an item with this prefix found so many tokens; None = the engine did not say."""
+        """The first dispatch of a request with this prefix found so many tokens; None = the engine did not say."""
         if not prefix_key or reused_tokens is None:
             return
         self._tokens.pop(prefix_key, None)

@@ -1,8 +1,8 @@
-"""The reservation: every Nth contended grant of an engine goes to offline, whatever the online queue.
+"""The reservation: every Nth contended dispatch of an engine goes to offline, whatever the online queue.
 
-Credit is an integer, because 1/(N-1) added N-1 times in floats stays below 1 for many N. A contended online grant
-earns 1; at N-1 a turn is due: the next contended grant is offline's, and it pays N-1. Hence, while offline is
-backlogged, every window of k*N contended grants holds at least k-1 offline ones.
+Credit is an integer, because 1/(N-1) added N-1 times in floats stays below 1 for many N. A contended online dispatch
+earns 1; at N-1 a reserved dispatch is due: the next contended dispatch is offline's, and it pays N-1. Hence, while
+offline is backlogged, every window of k*N contended dispatches holds at least k-1 offline ones.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-WINDOWS = range(2, 21)  # the k of the windows of k*N contended grants that are watched
+WINDOWS = range(2, 21)  # the k of the windows of k*N contended dispatches that are watched
 
 
 class Reservation:
-    """The credit of one engine, its turns, and the record that proves the bound."""
+    """The credit of one engine, its reserved dispatches, and the record that proves the bound."""
 
     __slots__ = (
         "_credit_max",
@@ -24,69 +24,71 @@ class Reservation:
         "earns",
         "postponing",
         "record",
-        "turns_due",
-        "turns_lapsed",
-        "turns_postponed",
-        "turns_taken",
+        "reserved_due",
+        "reserved_lapsed",
+        "reserved_postponed",
+        "reserved_taken",
     )
 
-    def __init__(self, every: int, turns_max: int) -> None:
+    def __init__(self, every: int, saved_max: int) -> None:
         self._earned = every - 1
-        self._credit_max = turns_max * self._earned
+        self._credit_max = saved_max * self._earned
         self.credit = 0
-        self.earns = 1  # credit per contended online grant; more where a deadline is near
-        self.turns_due = 0
-        self.turns_taken = 0
-        self.turns_lapsed = 0
-        self.turns_postponed = 0
+        self.earns = 1  # credit per contended online dispatch; more where a deadline is near
+        self.reserved_due = 0
+        self.reserved_taken = 0
+        self.reserved_lapsed = 0
+        self.reserved_postponed = 0
         self.postponing = False
         self.due_since_s = 0.0
         self.record = ContendedRecord(every)
 
     @property
     def due(self) -> bool:
-        """True if the next contended grant is offline's."""
+        """True if the next contended dispatch is offline's."""
         return self.credit >= self._earned
 
-    def online_granted(self, now_s: float) -> None:
-        """A contended grant went to online: offline earned a part of a turn."""
+    def online_dispatched(self, now_s: float) -> None:
+        """A contended dispatch went to online: offline earned a part of a reserved dispatch."""
         if self.credit < self._credit_max:
             turns = self.credit // self._earned
             self.credit = min(self.credit + self.earns, self._credit_max)
-            self.turns_due += self.credit // self._earned - turns
+            self.reserved_due += self.credit // self._earned - turns
             if not turns and self.due:
                 self.due_since_s = now_s
         self.record.add(offline=False)
 
-    def turn_taken(self) -> None:
-        """A contended grant went to offline, which pays for it."""
+    def take_reserved(self) -> None:
+        """A contended dispatch went to offline, which pays for it."""
         self.credit -= self._earned
-        self.turns_taken += 1
+        self.reserved_taken += 1
         self.postponing = False
         self.record.add(offline=True)
 
     def postpone(self, now_s: float, postpone_max_s: float) -> bool:
-        """Put off the turn that is due; False once it has been put off for `postpone_max_s`, and must be taken."""
+        """Put off the reserved dispatch that is due; False once it has been put off for `postpone_max_s`, and must be
+        taken."""
         if now_s - self.due_since_s >= postpone_max_s:
             return False
-        self.turns_postponed += not self.postponing
+        self.reserved_postponed += not self.postponing
         self.postponing = True
         return True
 
     def offline_emptied(self) -> None:
-        """Nothing offline waits any more: turns still due lapse, and the next backlog starts from zero."""
-        self.turns_lapsed += self.credit // self._earned
+        """Nothing offline waits any more: reserved dispatches still due lapse, and the next backlog starts from
+        zero."""
+        self.reserved_lapsed += self.credit // self._earned
         self.credit = 0
         self.postponing = False
         self.record.restart()
 
 
 class ContendedRecord:
-    """What the contended grants of one engine were, measured over every window of k*N of them, k = 2 … 20.
+    """What the contended dispatches of one engine were, measured over every window of k*N of them, k = 2 … 20.
 
     A window never spans a time when offline was empty: the bound holds for a backlogged lane. A window of k*N that ends
-    at grant n falls short if its (k-1)th latest offline grant is not inside, so the next one that could is known as
-    soon as offline has a grant: O(1) for the others.
+    at dispatch n falls short if its (k-1)th latest offline dispatch is not inside, so the next one that could is known
+    as soon as offline has a dispatch: O(1) for the others.
     """
 
     __slots__ = (
@@ -96,26 +98,26 @@ class ContendedRecord:
 
     def __init__(self, every: int) -> None:
         self._every = every
-        self._number = 0  # grants since offline's queue filled
+        self._number = 0  # dispatches since offline's queue filled
         self._since_offline = 0
         self._recent: deque[bool] = deque(maxlen=2 * every)
         self._held = 0  # offline's among the recent ones
         self._latest: deque[int] = deque(maxlen=len(WINDOWS))  # offline's, by number; 0 stands for none
-        self._short_at = 0  # the next grant that may complete a window which falls short
+        self._short_at = 0  # the next dispatch that may complete a window which falls short
         self.contended = 0
         self.offline = 0
-        self.starvation_gap = 0  # most contended grants in a row that were not offline's
-        self.window_violations = 0  # windows of k*N with fewer than k-1 offline grants
-        self.worst_window: int | None = None  # least offline grants in a window of 2*N; None before the first one
+        self.starvation_gap = 0  # most contended dispatches in a row that were not offline's
+        self.window_violations = 0  # windows of k*N with fewer than k-1 offline dispatches
+        self.worst_window: int | None = None  # least offline dispatches in a window of 2*N; None before the first one
         self.restart()
 
     @property
     def worst_window_share(self) -> float | None:
-        """Least offline share over all windows of 2*N contended grants; the bound is 1/2N."""
+        """Least offline share over all windows of 2*N contended dispatches; the bound is 1/2N."""
         return None if self.worst_window is None else self.worst_window / (2 * self._every)
 
     def add(self, *, offline: bool) -> None:
-        """One more contended grant."""
+        """One more contended dispatch."""
         self.contended += 1
         self._number += 1
         self._since_offline += 1
@@ -138,7 +140,7 @@ class ContendedRecord:
         self._short_at = 2 * self._every
 
     def _falls_short_at(self) -> Iterator[int]:
-        """For each k the grant at which a window of k*N falls short if offline gets none until then."""
+        """For each k the dispatch at which a window of k*N falls short if offline gets none until then."""
         return (number + k * self._every for k, number in zip(WINDOWS, reversed(self._latest), strict=True))
 
     def _slide(self, offline: bool) -> None:

@@ -24,14 +24,14 @@ def require(condition: bool, message: str) -> None:
 
 
 class ReservationMode(StrEnum):
-    """Whether anything may put off a turn that is due."""
+    """Whether anything may put off a reserved dispatch that is due."""
 
-    FIRM = "firm"  # nothing: every window of k*N contended grants holds at least k-1 offline ones
-    YIELDING = "yielding"  # online at risk, by at most postpone_max_s: N contended grants + postpone_max_s
+    FIRM = "firm"  # nothing: every window of k*N contended dispatches holds at least k-1 offline ones
+    YIELDING = "yielding"  # online at risk, by at most postpone_max_s: N contended dispatches + postpone_max_s
 
 
 class OnDeadline(StrEnum):
-    """What becomes of an offline item whose deadline has passed before it is complete."""
+    """What becomes of an offline request whose deadline has passed before it is complete."""
 
     EXPIRE = "expire"  # refused, as soon as it waits: what its slice has still to give nobody is waiting for
     RUN = "run"  # run all the same, and before those whose deadline is later
@@ -71,8 +71,8 @@ class EngineSettings:
             self.yield_hold_ms is None or self.yield_hold_ms >= 0,
             f"engine {self.name}: yield_hold_ms must be >= 0, not {self.yield_hold_ms}",
         )
-        piece = self.prefill_slice_tokens
-        require(piece is None or piece >= 0, f"engine {self.name}: prefill_slice_tokens must be >= 0, not {piece}")
+        chunk = self.prefill_slice_tokens
+        require(chunk is None or chunk >= 0, f"engine {self.name}: prefill_slice_tokens must be >= 0, not {chunk}")
         require(self.kv_tokens >= 0, f"engine {self.name}: kv_tokens must be >= 0, not {self.kv_tokens}")
         require(
             self.kv_block_tokens >= 0, f"engine {self.name}: kv_block_tokens must be >= 0, not {self.kv_block_tokens}"
@@ -89,9 +89,9 @@ class EngineSettings:
         return self.kv_block_tokens or BLOCK_TOKENS
 
     @property
-    def piece_tokens(self) -> int:
-        """Ids of an offline prompt per dispatch and iteration. Many rows ask for a steady stream of small pieces; with
-        few, pieces cost a part of the harvest, because each holds a slot for two iterations (both simulated)."""
+    def chunk_tokens(self) -> int:
+        """Ids of an offline prompt per dispatch and iteration. Many rows ask for a steady stream of small chunks; with
+        few, chunks cost a part of the harvest, because each holds a slot for two iterations (both simulated)."""
         if self.prefill_slice_tokens is not None:
             return self.prefill_slice_tokens
         if self.slots > WIDE_SLOTS:
@@ -114,7 +114,7 @@ class TenantSettings:
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
 
     weight: float = 1.0  # its share against the others that wait
-    waiting_max: int = 0  # works that may wait; 0 = as many as the lane's queue holds
+    waiting_max: int = 0  # requests that may wait; 0 = as many as the lane's queue holds
     slots_max: int = 0  # slots it may have at a time, over all engines of the model; 0 = no limit
 
     def __post_init__(self) -> None:
@@ -129,13 +129,13 @@ class SchedulerSettings:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
 
-    reservation_every: int = 10  # N: every Nth contended grant is offline's (the measured origin's value)
+    reservation_every: int = 10  # N: every Nth contended dispatch is offline's (the measured origin's value)
     reservation_every_urgent: int = 4  # N where a job has no time left; in between by urgency
     urgency_horizon_s: float = 6 * 3600.0  # a job with less laxity than this raises offline's share; 0 = none does
     week_s: float = 7 * 24 * 3600.0  # after so long the load is expected to repeat itself (a simulated week is shorter)
-    reservation_turns_max: int = 2  # saved turns are capped, so that an idle night cannot become a burst
+    reserved_saved_max: int = 2  # saved reserved dispatches are capped, so that an idle night cannot become a burst
     reservation_mode: ReservationMode = ReservationMode.FIRM
-    postpone_max_s: float = 60.0  # how long a turn may be put off in mode `yielding`
+    postpone_max_s: float = 60.0  # how long a reserved dispatch may be put off in mode `yielding`
     ttft_objective_ms: float = 500.0  # online: arrival to first token, 95th percentile; a request may state its own
     e2e_objective_ms: float = 800.0  # online: arrival to last token, 99th percentile (the measured origin's value)
     guard: bool = True  # the latency model limits offline's rows and prompts, once its error is small enough
@@ -146,15 +146,17 @@ class SchedulerSettings:
     window_ms: float = 15.0  # a freed slot waits this long for online work (the measured origin's value)
     window_adaptive: bool = True  # no window where it would hardly ever meet an arrival
     headroom_share_max: float = 0.125  # sized headroom takes at most this share of an engine: one slot of 8
-    slice_tokens: int = 256  # an offline item runs in slices of so many output tokens; 0 = in one piece
+    slice_tokens: int = 256  # an offline request runs in slices of so many output tokens; 0 = in one piece
     slice_tokens_busy: int = 128  # while online is resident
-    turn_tokens: int = 32  # of a turn, which nothing stops: a long one would stand in the way of the next arrivals
+    reserved_tokens: int = (
+        32  # of a reserved dispatch, which nothing stops: a long one would stand in the way of the next arrivals
+    )
     preempt: bool = True  # stop an offline slice when online waits for its slot
     preempt_max: int = 4  # slices of one engine that are being stopped at a time
     preempt_quantum_tokens: int = 16  # a slice that gave fewer is a victim only if there is no other
-    preempt_sticky_after: int = 3  # an item preempted so often is not preempted again (it may still have to yield)
+    preempt_sticky_after: int = 3  # a request preempted so often is not preempted again (it may still have to yield)
     offline_prefill_tokens: int = 512  # prompt tokens of offline work in prefill at a time, or one prompt of any length
-    prefill_adaptive: bool = True  # smaller pieces in a burst of arrivals, larger ones in a lull
+    prefill_adaptive: bool = True  # smaller chunks in a burst of arrivals, larger ones in a lull
     long_prompt_tokens: int = 4096  # of prompts above it, sent whole, one at a time is computed, and none of offline's
     # beside resident online: on an A100 such a prefill alone takes as long as the TTFT objective; 0 = all may
     kv_guard_share_min: float = 0.05  # of the KV cache is left to online's growth
@@ -169,17 +171,17 @@ class SchedulerSettings:
     tenant_default: TenantSettings = field(default_factory=TenantSettings)  # of those not named below
     tenants: Mapping[str, TenantSettings] = field(default_factory=dict)
     online_queue_max: int = 1024  # beyond it RESOURCE_EXHAUSTED: a queue that long is already minutes of waiting
-    offline_queue_max: int = 2048  # items per model: enough to order by deadline, little memory
+    offline_queue_max: int = 2048  # requests per model: enough to order by deadline, little memory
     offline_queue_low: int = 1024  # intake resumes here
     # Offline work past its deadline would take the slots of work that can still be in time, and is of no use any more.
     on_deadline: OnDeadline = OnDeadline.EXPIRE
-    attempts_max: int = 5  # retryable failures of an offline item before it is a dead letter
+    attempts_max: int = 5  # retryable failures of an offline request before it is a dead letter
     retry_backoff_s: float = 0.5  # doubled per attempt, at most 30 s
-    losses_max: int = 20  # broken streams without a token in between before an item is taken for what breaks them
+    losses_max: int = 20  # broken streams without a token in between before a request is taken for what breaks them
 
     @property
     def credit_urgent(self) -> int:
-        """Credit that a contended online grant earns offline where a job has no time left; 1 otherwise."""
+        """Credit that a contended online dispatch earns offline where a job has no time left; 1 otherwise."""
         return max(1, (self.reservation_every - 1) // (self.reservation_every_urgent - 1))
 
     def __post_init__(self) -> None:
@@ -188,9 +190,7 @@ class SchedulerSettings:
             self.reservation_every_urgent >= 2,
             f"reservation_every_urgent must be >= 2, not {self.reservation_every_urgent}",
         )
-        require(
-            self.reservation_turns_max >= 1, f"reservation_turns_max must be >= 1, not {self.reservation_turns_max}"
-        )
+        require(self.reserved_saved_max >= 1, f"reservation_turns_max must be >= 1, not {self.reserved_saved_max}")
         require(self.week_s > 0, f"week_s must be > 0, not {self.week_s}")
         require(0 <= self.window_ms <= 10_000, f"window_ms must be in 0..10000, not {self.window_ms}")
         require(self.online_queue_max >= 1, f"online_queue_max must be >= 1, not {self.online_queue_max}")
@@ -207,7 +207,7 @@ class SchedulerSettings:
         )
         require(0 <= self.headroom_share_max <= 1, f"headroom_share_max must be in 0..1, not {self.headroom_share_max}")
         for name in (
-            *("slice_tokens", "slice_tokens_busy", "turn_tokens", "preempt_quantum_tokens", "preempt_sticky_after"),
+            *("slice_tokens", "slice_tokens_busy", "reserved_tokens", "preempt_quantum_tokens", "preempt_sticky_after"),
             *("preempt_max", "offline_prefill_tokens", "long_prompt_tokens", "prefix_group_window", "prefix_group_s"),
             *(
                 "postpone_max_s",

@@ -1,17 +1,17 @@
-"""Slices: how much of an offline item runs per dispatch, and whether the engine still remembers it at the next one.
+"""Slices: how much of an offline request runs per dispatch, and whether the engine still remembers it at the next one.
 
 A slice bounds how long a slot is held without stopping anything, how much KV the engine reserves, and what a lost
-engine costs. Its price is the recomputation at each seam: next to nothing while the KV cache still holds the item's
+engine costs. Its price is the recomputation at each seam: next to nothing while the KV cache still holds the request's
 blocks, the whole context if it does not. So reuse is measured, and where it fails slices get wider and then end.
 """
 
 from __future__ import annotations
 
-from sidecar.core.item import Item
+from sidecar.core.tracked_request import TrackedRequest
 
 SAMPLES = 32  # resumes per verdict
 REUSE_LOW, REUSE_HIGH = 0.90, 0.95
-WIDEST = 8  # times the configured length; beyond it items run in one piece
+WIDEST = 8  # times the configured length; beyond it requests run in one piece
 HIT_WEIGHT = 0.05
 
 
@@ -27,12 +27,12 @@ class Slices:
         self.factor = 1  # how often the configured length; 0 = no slices
         self.hit = 1.0  # share of the expected tokens that resumes found in the cache
 
-    def output_tokens(self, item: Item, *, online_resident: bool) -> int:
-        """How many tokens the next dispatch of `item` may generate: a slice, or all that is left."""
+    def output_tokens(self, tracked: TrackedRequest, *, online_resident: bool) -> int:
+        """How many tokens the next dispatch of `request` may generate: a slice, or all that is left."""
         tokens = min(self._tokens, self._tokens_busy) if online_resident else self._tokens
-        if not tokens or not self.factor or not item.work.resumable:
-            return item.output_tokens_left
-        return min(tokens * self.factor, item.output_tokens_left)
+        if not tokens or not self.factor or not tracked.request.resumable:
+            return tracked.output_tokens_left
+        return min(tokens * self.factor, tracked.output_tokens_left)
 
     def observe(self, expected_tokens: int, reused_tokens: int) -> None:
         """A resume should have found `expected_tokens` in the cache, and found so many."""

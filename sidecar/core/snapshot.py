@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from sidecar.core.deadlines import Verdict
+from sidecar.core.attribution import AttributionFigures
+from sidecar.core.deadlines import JobVerdict
 from sidecar.core.engine import Engine, Limit
 from sidecar.core.events import RejectReason
-from sidecar.core.interference import InterferenceFigures
 from sidecar.core.jobs import Job
-from sidecar.core.pool import Pool
+from sidecar.core.request import DispatchKind, Lane
+from sidecar.core.served_model import ServedModel
 from sidecar.core.tenants import Account, Tenants
-from sidecar.core.work import GrantKind, Lane
 
 TENANTS_NAMED = 50  # per lane of a model; callers choose their names, and a metric's labels must be bounded
 OTHERS = "other"
@@ -36,23 +36,23 @@ class EngineSnapshot:
     limit_binding: Limit  # what holds offline back now
     window_ms: float  # how long a slot that comes free now waits for online
     online_rate_per_s: float
-    grants: Mapping[GrantKind, int]
+    dispatches: Mapping[DispatchKind, int]
     output_tokens: Mapping[Lane, int]  # kept ones: the token share beside the slot share
     contended: int
     offline_of_contended: int
     credit: int
-    turns_due: int
-    turns_taken: int
-    turns_postponed: int
-    turns_lapsed: int
-    worst_window_share: float | None  # None before the first window of 2N contended grants
+    reserved_due: int
+    reserved_taken: int
+    reserved_postponed: int
+    reserved_lapsed: int
+    worst_window_share: float | None  # None before the first window of 2N contended dispatches
     window_violations: int
-    starvation_gap_grants: int
+    starvation_gap_dispatches: int
     starvation_gap_s: float
     preemptions: int
     yields: int
     stop_to_free_ms: float  # running mean
-    slice_factor: int  # how often the configured slice length; 0 = reuse failed, and items run in one piece
+    slice_factor: int  # how often the configured slice length; 0 = reuse failed, and requests run in one piece
     reuse_ratio: float  # share of what resumes expected in the KV cache that was there, running mean
     resumed_tokens: int
     recomputed_tokens: int
@@ -64,7 +64,7 @@ class EngineSnapshot:
     prefill_tokens: Mapping[Lane, int]  # prompt tokens not yet computed
     decoding_rows: Mapping[Lane, int]  # sequences whose first token has come
     decoding_context_tokens: Mapping[Lane, int]  # what they attend to
-    interference: InterferenceFigures  # the latency model, what it allows, and what offline cost online
+    attribution: AttributionFigures  # the latency model, what it allows, and what offline cost online
 
     @property
     def slots_busy(self) -> int:
@@ -107,7 +107,7 @@ class JobSnapshot:
     tenant: str
     job: str
     items: int
-    verdict: Verdict
+    verdict: JobVerdict
     deadline_in_s: float | None
     eta_p50_s: float | None
     eta_p90_s: float | None
@@ -128,7 +128,7 @@ class Snapshot:
     retries: int
 
     def waiting(self, lane: Lane) -> int:
-        """How many works of `lane` wait, over all models."""
+        """How many requests of `lane` wait, over all models."""
         return sum(each.waiting for each in self.lanes if each.lane is lane)
 
 
@@ -151,18 +151,18 @@ def engine_snapshot(engine: Engine, model: str, now_s: float) -> EngineSnapshot:
         limit_binding=engine.limit_binding,
         window_ms=engine.window_s(now_s) * 1000,
         online_rate_per_s=engine.arrivals.per_s(now_s),
-        grants=dict(counts.grants),
+        dispatches=dict(counts.dispatches),
         output_tokens=dict(counts.output_tokens),
         contended=record.contended,
         offline_of_contended=record.offline,
         credit=reservation.credit,
-        turns_due=reservation.turns_due,
-        turns_taken=reservation.turns_taken,
-        turns_postponed=reservation.turns_postponed,
-        turns_lapsed=reservation.turns_lapsed,
+        reserved_due=reservation.reserved_due,
+        reserved_taken=reservation.reserved_taken,
+        reserved_postponed=reservation.reserved_postponed,
+        reserved_lapsed=reservation.reserved_lapsed,
         worst_window_share=record.worst_window_share,
         window_violations=record.window_violations,
-        starvation_gap_grants=record.starvation_gap,
+        starvation_gap_dispatches=record.starvation_gap,
         starvation_gap_s=max(engine.starvation_gap_s, waited_s),
         preemptions=counts.preemptions,
         yields=counts.yields,
@@ -177,27 +177,27 @@ def engine_snapshot(engine: Engine, model: str, now_s: float) -> EngineSnapshot:
         kv_foreign_tokens=ledger.foreign_kv_tokens,
         kv_guard_tokens=int(ledger.guard_tokens(engine.headroom)),
         prefill_tokens=dict(ledger.prefill_tokens),
-        decoding_rows=dict(engine.interference.batch.rows),
-        decoding_context_tokens=dict(engine.interference.batch.context),
-        interference=engine.interference.figures(max(1, engine.in_use[Lane.ONLINE])),
+        decoding_rows=dict(engine.attribution.batch.rows),
+        decoding_context_tokens=dict(engine.attribution.batch.context),
+        attribution=engine.attribution.figures(max(1, engine.in_use[Lane.ONLINE])),
     )
 
 
-def lane_snapshots(pool: Pool, now_s: float) -> tuple[LaneSnapshot, ...]:
-    """Both lanes of `pool` as they stand. O(waiting): meant for some calls per second, not for each event."""
-    return tuple(_lane_snapshot(pool, lane, now_s) for lane in Lane)
+def lane_snapshots(served: ServedModel, now_s: float) -> tuple[LaneSnapshot, ...]:
+    """Both lanes of `served` as they stand. O(waiting): meant for some calls per second, not for each event."""
+    return tuple(_lane_snapshot(served, lane, now_s) for lane in Lane)
 
 
-def job_snapshots(pool: Pool, now_s: float) -> tuple[JobSnapshot, ...]:
-    """The jobs of `pool`. What was forecast at the last look is told as of now."""
-    return tuple(job_snapshot(pool, job, now_s) for job in pool.jobs)
+def job_snapshots(served: ServedModel, now_s: float) -> tuple[JobSnapshot, ...]:
+    """The jobs of `served`. What was forecast at the last look is told as of now."""
+    return tuple(job_snapshot(served, job, now_s) for job in served.jobs)
 
 
-def job_snapshot(pool: Pool, job: Job, now_s: float) -> JobSnapshot:
-    """One job of `pool`."""
+def job_snapshot(served: ServedModel, job: Job, now_s: float) -> JobSnapshot:
+    """One job of `served`."""
     elapsed_s = now_s - job.judged_s
     return JobSnapshot(
-        model=pool.model,
+        model=served.model,
         tenant=job.tenant,
         job=job.name,
         items=job.items,
@@ -218,7 +218,7 @@ def tenant_snapshots(tenants: Tenants) -> tuple[TenantSnapshot, ...]:
     def row(name: str, accounts: Sequence[Account], forgotten: Sequence[int] = (0, 0)) -> TenantSnapshot:
         return TenantSnapshot(
             tenant=name,
-            waiting=sum(each.works - each.in_flight for each in accounts),
+            waiting=sum(each.requests - each.in_flight for each in accounts),
             slots=sum(each.slots for each in accounts),
             input_tokens=forgotten[0] + sum(each.input_tokens for each in accounts),
             output_tokens=forgotten[1] + sum(each.output_tokens for each in accounts),
@@ -231,14 +231,14 @@ def tenant_snapshots(tenants: Tenants) -> tuple[TenantSnapshot, ...]:
     return (*(row(each.name, [each]) for each in named), row(OTHERS, others, tenants.forgotten))
 
 
-def _lane_snapshot(pool: Pool, lane: Lane, now_s: float) -> LaneSnapshot:
-    queue = pool.queue(lane)
+def _lane_snapshot(served: ServedModel, lane: Lane, now_s: float) -> LaneSnapshot:
+    queue = served.queue(lane)
     return LaneSnapshot(
-        model=pool.model,
+        model=served.model,
         lane=lane,
         waiting=queue.waiting,
-        backing_off=pool.backing_off if lane is Lane.OFFLINE else 0,
-        oldest_age_s=max((now_s - item.work.arrived_s for item in queue), default=0.0),
-        intake_paused=pool.intake_paused and lane is Lane.OFFLINE,
+        backing_off=served.backing_off if lane is Lane.OFFLINE else 0,
+        oldest_age_s=max((now_s - tracked.request.arrived_s for tracked in queue), default=0.0),
+        intake_paused=served.intake_paused and lane is Lane.OFFLINE,
         tenants=tenant_snapshots(queue.tenants),
     )

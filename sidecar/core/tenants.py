@@ -1,10 +1,10 @@
 """Whose turn it is among the tenants of one lane: the virtual token counter of Sheng et al. (OSDI 2024, algorithm 2).
 
-Each tenant has a counter of the service it got, in weighted tokens: a prompt counts when it is granted, an output token
-when it is streamed. The least counter is next. Who begins to wait is lifted to the least counter of those who wait, or
-an hour of silence would be a credit. Of two tenants that wait all the time neither gets more than 2 · max(w_p · L_in,
-w_q · M) ahead, where L_in is the longest prompt and M the most output tokens in flight. Nobody pays for a prompt that
-is computed again, or a token generated again, because of us; and nothing is refunded.
+Each tenant has a counter of the service it got, in weighted tokens: a prompt counts when it is dispatched, an output
+token when it is streamed. The least counter is next. Who begins to wait is lifted to the least counter of those who
+wait, or an hour of silence would be a credit. Of two tenants that wait all the time neither gets more than 2 · max(w_p
+· L_in, w_q · M) ahead, where L_in is the longest prompt and M the most output tokens in flight. Nobody pays for a
+prompt that is computed again, or a token generated again, because of us; and nothing is refunded.
 
 Counters only grow. So the heaps below may hold old ones: an entry is put right when it surfaces, and an update is free.
 """
@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count
 
-from sidecar.core.item import Item
+from sidecar.core.request import OFFLINE
 from sidecar.core.settings import SchedulerSettings, TenantSettings
-from sidecar.core.waiting import Waiting
-from sidecar.core.work import OFFLINE
+from sidecar.core.tenant_queue import TenantQueue
+from sidecar.core.tracked_request import TrackedRequest
 
 ACCOUNTS_MAX = 4096  # per lane; beyond it idle ones are forgotten, because callers choose their names themselves
 EVERYBODY = "everybody"  # has the only account where tenants are not told apart
 
-_Turn = tuple[float, int, int, "Account"]
+_HeapEntry = tuple[float, int, int, "Account"]
 
 
 @dataclass(slots=True, eq=False)
@@ -36,21 +36,21 @@ class Account:
     limits: TenantSettings
     input_price: float  # weighted tokens per token
     output_price: float
-    waiting: Waiting
+    waiting: TenantQueue
     counter: float = 0.0
     input_tokens: int = 0  # charged so far
     output_tokens: int = 0
-    works: int = 0  # alive: waiting, backing off or in flight
+    requests: int = 0  # alive: waiting, backing off or in flight
     in_flight: int = 0
     slots: int = 0  # of those in flight
-    ticket: int = 0  # the heap entry that is live; 0 = it is not its turn, now or soon
+    ticket: int = 0  # the heap entry that is live; 0 = it is not its reserved dispatch, now or soon
     long: bool = False  # which heap that is in
     filed_crowding: float = 0.0  # the entry that is live in the heap of `Crowd`; never less than the truth
-    eligible: int = 0  # as many of its works are in the count of that heap
+    eligible: int = 0  # as many of its requests are in the count of that heap
 
     @property
     def crowding(self) -> float:
-        """How many of its works wait, per weight."""
+        """How many of its requests wait, per weight."""
         return len(self.waiting) / self.limits.weight
 
     @property
@@ -60,19 +60,19 @@ class Account:
 
     def refuses(self) -> str:
         """Why no further work of it may wait, in words; "" if one may."""
-        waiting = self.works - self.in_flight
+        waiting = self.requests - self.in_flight
         if 0 < self.limits.waiting_max <= waiting:
-            return f"{waiting} works of tenant {self.name} wait already, and {self.limits.waiting_max} may"
+            return f"{waiting} requests of tenant {self.name} wait already, and {self.limits.waiting_max} may"
         return ""
 
-    def began(self, item: Item) -> None:
-        """`item` has its slots. Its prompt is charged with the first grant only."""
+    def began(self, tracked: TrackedRequest) -> None:
+        """`request` has its slots. Its prompt is charged with the first dispatch only."""
         self.in_flight += 1
-        self.slots += item.work.slots
-        if not item.prompt_charged:
-            item.prompt_charged = True
-            self.input_tokens += item.work.prompt_tokens
-            self.counter += item.work.prompt_tokens * self.input_price
+        self.slots += tracked.request.slots
+        if not tracked.prompt_charged:
+            tracked.prompt_charged = True
+            self.input_tokens += tracked.request.prompt_tokens
+            self.counter += tracked.request.prompt_tokens * self.input_price
 
 
 class Crowd:
@@ -122,11 +122,11 @@ class Tenants:
         "_accounts",
         "_crowd",
         "_forget_at",
+        "_heaps",
         "_last",
         "_numbers",
         "_settings",
         "_tickets",
-        "_turns",
         "eligible",
         "forgotten",
     )
@@ -136,11 +136,11 @@ class Tenants:
         self._accounts: dict[str, Account] = {}
         self._numbers = count(1)
         self._tickets = count(1)
-        self._turns: tuple[list[_Turn], list[_Turn]] = ([], [])  # next prompt short, long
+        self._heaps: tuple[list[_HeapEntry], list[_HeapEntry]] = ([], [])  # next prompt short, long
         self._last: Account | None = None  # the last one whose turn it could have been, and cannot be now
         self._crowd = Crowd()
         self._forget_at = ACCOUNTS_MAX
-        self.eligible = [0, 0]  # works that wait, and whose tenant may have slots, per heap
+        self.eligible = [0, 0]  # requests that wait, and whose tenant may have slots, per heap
         self.forgotten = [0, 0]  # input and output tokens of accounts that are gone
 
     def __iter__(self) -> Iterator[Account]:
@@ -161,17 +161,17 @@ class Tenants:
         """The account of tenant `name`, if there is one already."""
         return self._accounts.get(name if self._settings.tenant_fairness else EVERYBODY)
 
-    def of(self, item: Item) -> Account:
-        """The account of `item`, which has waited here and is not over: no account with works is ever forgotten."""
-        return self._accounts[item.account]
+    def of(self, tracked: TrackedRequest) -> Account:
+        """The account of `request`, which has waited here and is not over: no account with works is ever forgotten."""
+        return self._accounts[tracked.account]
 
-    def streamed(self, item: Item, tokens: int) -> None:
-        """`item` has given so many more tokens. Those that it gave before, and lost since, are not charged again."""
-        item.streamed_tokens += tokens
-        more = item.generated_tokens + item.streamed_tokens - item.charged_tokens
+    def streamed(self, tracked: TrackedRequest, tokens: int) -> None:
+        """`request` has given so many more tokens. Those that it gave before, and lost since, are not charged again."""
+        tracked.streamed_tokens += tokens
+        more = tracked.generated_tokens + tracked.streamed_tokens - tracked.charged_tokens
         if more > 0:
-            item.charged_tokens += more
-            account = self._accounts[item.account]
+            tracked.charged_tokens += more
+            account = self._accounts[tracked.account]
             account.output_tokens += more
             account.counter += more * account.output_price
 
@@ -180,7 +180,7 @@ class Tenants:
         return self._crowd.largest()
 
     def crowding_with(self, name: str) -> float:
-        """How many works tenant `name` would have waiting, per weight, if one more did."""
+        """How many requests tenant `name` would have waiting, per weight, if one more did."""
         if account := self.known(name):
             return (len(account.waiting) + 1) / account.limits.weight
         return 1 / self._limits(name).weight
@@ -188,9 +188,9 @@ class Tenants:
     def grew(self, account: Account) -> None:
         """One more work of `account` waits."""
         self._crowd.grew(account)
-        self.stirred(account)
+        self.changed(account)
 
-    def stirred(self, account: Account) -> None:
+    def changed(self, account: Account) -> None:
         """Something about who waits or runs in `account` has changed: it is filed where it belongs now."""
         head = None if account.full else account.waiting.head()
         long = head is not None and self._is_long(head)
@@ -204,12 +204,12 @@ class Tenants:
             if not account.ticket:
                 account.counter = max(account.counter, self._floor())
             account.ticket = next(self._tickets)
-            self._push(account, self._turns[long])
+            self._push(account, self._heaps[long])
         account.long = long
 
     def first(self, *, long: bool = True) -> Account | None:
         """Whose turn it is; None if nobody may have slots. With long=False only of those whose next prompt is not."""
-        short, other = self._top(self._turns[False]), self._top(self._turns[True]) if long else None
+        short, other = self._top(self._heaps[False]), self._top(self._heaps[True]) if long else None
         if short is None or other is None:
             return short or other
         return min(short, other, key=lambda account: (account.counter, account.number))
@@ -220,29 +220,29 @@ class Tenants:
         return least.counter if least else 0.0
 
     @staticmethod
-    def _top(turns: list[_Turn]) -> Account | None:
+    def _top(heap: list[_HeapEntry]) -> Account | None:
         """The account of the least counter, its entry put right."""
-        while turns:
-            counter, number, ticket, account = turns[0]
+        while heap:
+            counter, number, ticket, account = heap[0]
             if ticket != account.ticket:
-                heappop(turns)
+                heappop(heap)
             elif counter != account.counter:
-                heapreplace(turns, (account.counter, number, ticket, account))
+                heapreplace(heap, (account.counter, number, ticket, account))
             else:
                 return account
         return None
 
-    def _push(self, account: Account, turns: list[_Turn]) -> None:
-        heappush(turns, (account.counter, account.number, account.ticket, account))
-        if len(turns) > 2 * len(self._accounts) + 64:
-            turns[:] = [turn for turn in turns if turn[2] == turn[3].ticket]
-            heapify(turns)
+    def _push(self, account: Account, heap: list[_HeapEntry]) -> None:
+        heappush(heap, (account.counter, account.number, account.ticket, account))
+        if len(heap) > 2 * len(self._accounts) + 64:
+            heap[:] = [entry for entry in heap if entry[2] == entry[3].ticket]
+            heapify(heap)
 
-    def _is_long(self, item: Item) -> bool:
+    def _is_long(self, tracked: TrackedRequest) -> bool:
         """True if the engine would have to compute a long prompt of it in one go."""
-        if item.work.lane is OFFLINE and item.work.splits_prompt:
-            return False  # it is sent in pieces
-        return 0 < self._settings.long_prompt_tokens < item.context_tokens - item.cached_tokens
+        if tracked.request.lane is OFFLINE and tracked.request.splits_prompt:
+            return False  # it is sent in chunks
+        return 0 < self._settings.long_prompt_tokens < tracked.context_tokens - tracked.cached_tokens
 
     def _limits(self, name: str) -> TenantSettings:
         settings = self._settings
@@ -256,12 +256,12 @@ class Tenants:
             limits=limits,
             input_price=settings.tenant_input_price / limits.weight,
             output_price=settings.tenant_output_price / limits.weight,
-            waiting=Waiting(settings),
+            waiting=TenantQueue(settings),
         )
 
     def _forget(self) -> None:
         """Half of those that nobody uses are gone, the least served first: most would be lifted past that anyway."""
-        idle = sorted((each for each in self if not each.works), key=lambda each: (each.counter, each.number))
+        idle = sorted((each for each in self if not each.requests), key=lambda each: (each.counter, each.number))
         for account in idle[: (len(idle) + 1) // 2]:
             if account is not self._last:
                 self.forgotten[0] += account.input_tokens

@@ -1,7 +1,7 @@
-"""What the scheduler does when its time comes: the end of a hold, a retry, and the deadline of a work that waits.
+"""What the scheduler does when its time comes: the end of a hold, a retry, and the deadline of a request that waits.
 
-A heap whose entries go stale as works are granted or leave. A stale one is dropped when it surfaces, or in bulk, so the
-heap holds at most some twice as many entries as there are works and holds.
+A heap whose entries go stale as requests are dispatched or leave. A stale one is dropped when it surfaces, or in bulk,
+so the heap holds at most some twice as many entries as there are works and holds.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from itertools import count
 from math import inf
 
 from sidecar.core.engine import Engine
-from sidecar.core.item import Item, State
+from sidecar.core.request import OFFLINE, ONLINE, Request
 from sidecar.core.settings import OnDeadline, SchedulerSettings
-from sidecar.core.work import OFFLINE, ONLINE, Work
+from sidecar.core.tracked_request import RequestState, TrackedRequest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +27,7 @@ class Hold:
     kv_tokens: int
 
 
-_Entry = tuple[float, int, Item | Hold]
+_Entry = tuple[float, int, TrackedRequest | Hold]
 
 
 class Timers:
@@ -41,29 +41,29 @@ class Timers:
         self._numbers = count(1)  # of equal times the first that was set is first
         self._prune_at = 64
 
-    def expired(self, work: Work, now_s: float) -> bool:
-        """True if the deadline of `work` has passed, and it is not to be run after it."""
-        return work.deadline_s <= now_s and self._expires(work)
+    def expired(self, request: Request, now_s: float) -> bool:
+        """True if the deadline of `request` has passed, and it is not to be run after it."""
+        return request.deadline_s <= now_s and self._expires(request)
 
-    def _expires(self, work: Work) -> bool:
-        return work.deadline_s < inf and (self._offline_expires or work.lane is ONLINE)
+    def _expires(self, request: Request) -> bool:
+        return request.deadline_s < inf and (self._offline_expires or request.lane is ONLINE)
 
     def hold(self, hold: Hold, until_s: float) -> None:
         """`hold` ends at `until_s`."""
         self._push(until_s, hold)
 
-    def retry(self, item: Item, when_s: float) -> None:
-        """`item`, which backs off, waits again at `when_s`."""
-        self._push(when_s, item)
+    def retry(self, tracked: TrackedRequest, when_s: float) -> None:
+        """`request`, which backs off, waits again at `when_s`."""
+        self._push(when_s, tracked)
 
-    def waits(self, item: Item) -> None:
-        """`item` waits: should its deadline pass meanwhile, it is due."""
-        if not item.deadline_set and self._expires(item.work):
-            item.deadline_set = True
-            self._push(item.work.deadline_s, item)
+    def waits(self, tracked: TrackedRequest) -> None:
+        """`request` waits: should its deadline pass meanwhile, it is due."""
+        if not tracked.deadline_set and self._expires(tracked.request):
+            tracked.deadline_set = True
+            self._push(tracked.request.deadline_s, tracked)
 
     def next_s(self) -> float:
-        """When something may be due next; inf if nothing is set. It may be the deadline of an item that runs then."""
+        """When something may be due next; inf if nothing is set. It may be the deadline of a request that runs then."""
         return self._entries[0][0] if self._entries else inf
 
     def tidy(self) -> None:
@@ -75,17 +75,18 @@ class Timers:
         """True if something may be due by now. For the hot path: what was due is asked for only then."""
         return bool(self._entries) and self._entries[0][0] <= now_s
 
-    def due(self, now_s: float) -> Iterator[Item | Hold]:
-        """What is due by now, in order; each is given once. An item that runs is not due: it is asked when it waits."""
+    def due(self, now_s: float) -> Iterator[TrackedRequest | Hold]:
+        """What is due by now, in order; each is given once. A request that runs is not due: it is asked when it
+        waits."""
         while self._entries and self._entries[0][0] <= now_s:
             _, _, what = heappop(self._entries)
-            if isinstance(what, Hold) or what.state in (State.WAITING, State.BACKING_OFF):
+            if isinstance(what, Hold) or what.state in (RequestState.WAITING, RequestState.BACKING_OFF):
                 yield what
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _push(self, when_s: float, what: Item | Hold) -> None:
+    def _push(self, when_s: float, what: TrackedRequest | Hold) -> None:
         heappush(self._entries, (when_s, next(self._numbers), what))
         if len(self._entries) > self._prune_at:
             self._entries = [entry for entry in self._entries if _is_live(entry)]
@@ -97,6 +98,6 @@ def _is_live(entry: _Entry) -> bool:
     """True if something may have to be done then. Once it is not so, it never is again: nothing depends on when stale
     entries are dropped."""
     what = entry[2]
-    if isinstance(what, Hold) or what.work.lane is OFFLINE:
-        return isinstance(what, Hold) or what.state is not State.GONE
-    return what.state is State.WAITING
+    if isinstance(what, Hold) or what.request.lane is OFFLINE:
+        return isinstance(what, Hold) or what.state is not RequestState.GONE
+    return what.state is RequestState.WAITING

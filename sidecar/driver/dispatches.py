@@ -1,4 +1,4 @@
-"""What the driver keeps of each work that is not over, and of the dispatch that it may be in."""
+"""What the driver keeps of each request that is not over, and of the dispatch that it may be in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from sidecar.call import Call, Terminal, Timeline
 from sidecar.core.events import Dispatch, Progressed
-from sidecar.core.work import Work
+from sidecar.core.request import Request
 from sidecar.errors import EngineError
 
 TICK_S = 0.01  # tokens enter the scheduler once per tick and engine, not one by one
@@ -42,9 +42,9 @@ class Dispatched:
 
 @dataclass(slots=True, eq=False)
 class Alive:
-    """One work that is not over."""
+    """One request that is not over."""
 
-    work: Work
+    request: Request
     call: Call
     timeline: Timeline
     running: Dispatched | None = None
@@ -62,7 +62,7 @@ class _Tick:
     gaps_s: list[float] = field(default_factory=list)
 
 
-class Ticks:
+class ProgressTicks:
     """Gathers tokens into one Progressed per engine and tick, which `report` takes."""
 
     def __init__(self, report: Callable[[Progressed], None]) -> None:
@@ -81,7 +81,7 @@ class Ticks:
         if running.last_token_s is not None:
             tick.gaps_s.append(now_s - running.last_token_s)
         else:
-            tick.first_tokens.append(dispatch.work_id)
+            tick.first_tokens.append(dispatch.request_id)
         running.last_token_s = now_s
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(TICK_S, self._end)
@@ -93,7 +93,7 @@ class Ticks:
             return
         event = Progressed(
             engine=engine,
-            tokens=tuple((each.dispatch.work_id, each.tokens - each.tokens_reported) for each in tick.grown),
+            tokens=tuple((each.dispatch.request_id, each.tokens - each.tokens_reported) for each in tick.grown),
             first_tokens=tuple(tick.first_tokens),
             gaps_s=tuple(tick.gaps_s),
         )

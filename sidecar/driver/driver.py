@@ -39,14 +39,14 @@ from sidecar.core.events import (
     ResumeIntake,
     Stopped,
 )
+from sidecar.core.request import Request
 from sidecar.core.scheduler import Scheduler
-from sidecar.core.work import Work
 from sidecar.driver import forecasts, verdicts
 from sidecar.driver.containment import Containment, EventQueue
-from sidecar.driver.dispatches import Alive, Dispatched, Ticks
+from sidecar.driver.dispatches import Alive, Dispatched, ProgressTicks
 from sidecar.driver.generation import Generation
 from sidecar.driver.streams import Streams
-from sidecar.driver.verdicts import Verdict, fault_of
+from sidecar.driver.verdicts import DispatchVerdict, fault_of
 from sidecar.driver.watchdog import Watchdog
 from sidecar.settings.file import PROGRESS_TIMEOUT_S
 from sidecar.token_call import Generated, TokenCall
@@ -87,7 +87,7 @@ class Driver:
         self._alive: dict[str, Alive] = {}
         self._over = asyncio.Event()  # closed and drained, or broken
         self._queue = EventQueue(scheduler, self._step, broke=self._over.set)
-        self._ticks = Ticks(self.handle)
+        self._ticks = ProgressTicks(self.handle)
         self._watchdog = Watchdog(progress_timeout_s, self._in_flight, self._stalled)
         self._streams = Streams(self, engines, self.contained, self._watchdog, tracer, stop_timeout_s)
         self._tasks: asyncio.TaskGroup | None = None
@@ -121,28 +121,28 @@ class Driver:
         """An id that no other work of this driver has."""
         return f"{prefix}{next(self._ids)}"
 
-    def arrive(self, work: Work, call: Call) -> None:
-        """`work` waits, runs, or has been refused by the time this returns. Its `call` hears what becomes of it.
+    def arrive(self, request: Request, call: Call) -> None:
+        """`request` waits, runs, or has been refused by the time this returns. Its `call` hears what becomes of it.
 
-        Raises ValueError if a work of this id is alive; nothing has changed then.
+        Raises ValueError if a request of this id is alive; nothing has changed then.
         """
-        if work.id in self._alive:
-            raise ValueError(f"work {work.id} has arrived already")
-        alive = self._alive[work.id] = Alive(work, call, Timeline(work.arrived_s))
-        self.handle(Arrived(work=work))
+        if request.id in self._alive:
+            raise ValueError(f"work {request.id} has arrived already")
+        alive = self._alive[request.id] = Alive(request, call, Timeline(request.arrived_s))
+        self.handle(Arrived(request=request))
         if self._broken is not None:
             self._give_up(alive)
 
-    def cancel(self, work_id: str) -> None:
-        """Whoever wanted this work is gone. Its engine is told to stop; unknown ids are ignored."""
-        alive = self._alive.get(work_id)
+    def cancel(self, request_id: str) -> None:
+        """Whoever wanted this request is gone. Its engine is told to stop; unknown ids are ignored."""
+        alive = self._alive.get(request_id)
         if alive is None or alive.cancelled:
             return
         alive.cancelled = True
-        self.handle(Cancelled(work_id=work_id))
+        self.handle(Cancelled(request_id=request_id))
 
     def engine_down(self, engine: str, reason: str) -> None:
-        """No more is granted on this engine, and its streams are broken off: one that hangs would never end them.
+        """No more is dispatched on this engine, and its streams are broken off: one that hangs would never end them.
 
         Online callers hear it at once; items wait with the tokens they have.
         """
@@ -151,22 +151,22 @@ class Driver:
             if running.dispatch.engine == engine:
                 self._streams.break_off(running)
 
-    async def generate(self, work: Work, call: TokenCall) -> Generated:
+    async def generate(self, request: Request, call: TokenCall) -> Generated:
         """The whole output of `call`, in as many dispatches as it took. Raises WorkRejectedError or WorkDeadError.
 
-        Cancelled: the engine is told to stop, and nothing of the work is left.
+        Cancelled: the engine is told to stop, and nothing of the request is left.
         """
         if not call.resumable:
-            work = replace(work, resumable=False)
-        generation = Generation(work, call)
-        self.arrive(work, generation)
+            request = replace(request, resumable=False)
+        generation = Generation(request, call)
+        self.arrive(request, generation)
         try:
             return await generation.result
         finally:
-            self.cancel(work.id)  # ignored once it is over
+            self.cancel(request.id)  # ignored once it is over
 
     def close(self) -> None:
-        """No new work is taken; `run()` returns when what runs has ended."""
+        """No new request is taken; `run()` returns when what runs has ended."""
         if not self._closing:
             self._closing = True
             self.handle(Closing())
@@ -222,7 +222,7 @@ class Driver:
             case Dispatch():
                 self._dispatch(action)
             case Preempt() | Abort():
-                self.stop(self._alive[action.work_id])
+                self.stop(self._alive[action.request_id])
             case Finished():
                 self._tell_finish(action)
             case Forecast():
@@ -243,14 +243,14 @@ class Driver:
         return [alive.running for alive in self._alive.values() if alive.running is not None]
 
     def _dispatch(self, action: Dispatch) -> None:
-        alive = self._alive[action.work_id]
+        alive = self._alive[action.request_id]
         line = alive.timeline
-        line.granted_s = self.now_s
-        line.grants += 1
+        line.dispatched_s = self.now_s
+        line.dispatches += 1
         line.resumed += alive.generated_tokens > 0
         line.queue_wait_s += action.queue_wait_s
         line.engine, line.kind = action.engine, action.kind
-        request_id = f"{self._instance}{action.work_id}.{line.grants}"
+        request_id = f"{self._instance}{action.request_id}.{line.dispatches}"
         running = alive.running = Dispatched(action, request_id, self.now_s)
         task = self._spawn(self._streams.relay(alive, running), f"dispatch {request_id}")
         if task is None:
@@ -259,11 +259,11 @@ class Driver:
             task.add_done_callback(lambda _: self._end(alive, running))
             self._watchdog.watch()
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
-        """The task that does `work`; None, and it is not begun, if this driver is being broken off."""
+    def _spawn(self, request: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
+        """The task that does `request`; None, and it is not begun, if this driver is being broken off."""
         if self._tasks is not None:
-            return self._tasks.create_task(work, name=name)
-        work.close()
+            return self._tasks.create_task(request, name=name)
+        request.close()
         if not self._breaking_off:
             raise RuntimeError("the driver is not running")
         return None
@@ -289,7 +289,7 @@ class Driver:
         if running is None or running.stopping:
             return
         running.stopping = True
-        if self._spawn(self._streams.tell_engine(alive.work.model, running), f"stop {running.request_id}") is None:
+        if self._spawn(self._streams.tell_engine(alive.request.model, running), f"stop {running.request_id}") is None:
             self._streams.break_off(running)
 
     def broke(self, engine: str) -> None:
@@ -298,7 +298,7 @@ class Driver:
 
     def _stalled(self, running: Dispatched) -> None:
         """A dispatch has a fault, and is silent: it is stopped there, and tried again or given up."""
-        alive = self._alive.get(running.dispatch.work_id)
+        alive = self._alive.get(running.dispatch.request_id)
         if alive is not None and alive.running is running:
             self.stop(alive)
 
@@ -317,43 +317,46 @@ class Driver:
             found = verdicts.of_broken(alive, running)
         self._settle(alive, running, found)
 
-    def _settle(self, alive: Alive, running: Dispatched, found: Verdict) -> None:
+    def _settle(self, alive: Alive, running: Dispatched, found: DispatchVerdict) -> None:
         """A dispatch is over: the scheduler hears of it, and then the call."""
-        work_id = alive.work.id
+        request_id = alive.request.id
         self._ticks.flush(running.dispatch.engine)
         running.done.set()
-        if found.whole:  # whatever the scheduler makes of the event, nobody wants more of this work
-            self.handle(Cancelled(work_id=work_id))
+        if found.whole:  # whatever the scheduler makes of the event, nobody wants more of this request
+            self.handle(Cancelled(request_id=request_id))
         alive.heard = found.heard
         self.handle(found.event)
 
     def _tell_end(self, event: Terminal, actions: Sequence[Action]) -> None:
         """The scheduler has handled the end of a dispatch: count what is kept, and tell the call."""
-        alive = self._alive.get(event.work_id)
+        alive = self._alive.get(event.request_id)
         if alive is None or alive.heard is None:
             return
-        finish = next((each for each in actions if isinstance(each, Finished) and each.work_id == event.work_id), None)
+        finish = next(
+            (each for each in actions if isinstance(each, Finished) and each.request_id == event.request_id), None
+        )
         over, line = finish is not None and isinstance(finish.outcome, Ending), alive.timeline
         line.alone_s = None if finish is None else finish.alone_s
         line.attempts += isinstance(alive.heard, Failed)
         if not isinstance(event, Failed):
             alive.generated_tokens += event.output_tokens
             line.output_tokens = alive.generated_tokens
-            if not over and not alive.work.resumable:
+            if not over and not alive.request.resumable:
                 alive.generated_tokens = 0
         self._tell(alive, alive.heard, over=over)
         alive.running = None  # not before: who cancels it meanwhile finds it dispatched
         if not over:
             alive.heard = None
 
-    # ---- works that are over -----------------------------------------------------------------------------------------
+    # ---- requests that are over
+    # -----------------------------------------------------------------------------------------
 
     def _tell(self, alive: Alive, event: Terminal, *, over: bool) -> None:
         self.contained.run(type(alive.call).__name__, alive.call.settled, event, alive.timeline, over=over)
 
     def _tell_finish(self, action: Finished) -> None:
-        """A work is over: its call hears it, if the end of its dispatch did not say so, and so does who watches."""
-        alive = self._alive.get(action.work_id)
+        """A request is over: its call hears it, if the end of its dispatch did not say so, and so does who watches."""
+        alive = self._alive.get(action.request_id)
         if alive is None:  # its call is over already
             return
         if isinstance(action.outcome, Reject | DeadLetter):
@@ -361,24 +364,24 @@ class Driver:
             self._finish(alive, verdicts.outcome_of_refusal(action.outcome))
             return
         if (heard := alive.heard) is None:  # cancelled while it waited
-            heard = Stopped(work_id=action.work_id, output_tokens=0)
+            heard = Stopped(request_id=action.request_id, output_tokens=0)
             self._tell(alive, heard, over=True)
         self._finish(alive, verdicts.outcome_of(heard, cancelled=alive.cancelled))
 
     def _give_up(self, alive: Alive) -> None:
-        """This driver ends before the work could."""
+        """This driver ends before the request could."""
         alive.running = None
-        if self._alive.pop(alive.work.id, None) is not None:
+        if self._alive.pop(alive.request.id, None) is not None:
             why = "is shutting down" if self._broken is None else "ends because of a fault of its own"
             refusal = Reject(reason=RejectReason.CLOSING, message=f"this sidecar {why}")
             self.contained.run(type(alive.call).__name__, alive.call.refused, refusal)
 
     def _finish(self, alive: Alive, outcome: Outcome) -> None:
-        if self._alive.pop(alive.work.id, None) is None:
+        if self._alive.pop(alive.request.id, None) is None:
             return
         alive.timeline.finished_s = self.now_s
         for listener in self._listeners:
-            self.contained.run(type(listener).__name__, listener.finished, alive.work, alive.timeline, outcome)
+            self.contained.run(type(listener).__name__, listener.finished, alive.request, alive.timeline, outcome)
         self._note_drained()
 
     def _note_drained(self) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from sidecar.driver.driver import Driver
-from sidecar.driver.probes import EngineHealth, Prober
+from sidecar.driver.probes import EngineProbes, Prober
 from sidecar.settings.file import EngineEndpoint
 from sidecar.triton.advice import with_advice
 from sidecar.triton.client import EngineClient
@@ -40,10 +40,10 @@ class EngineWatch:
             name: Prober(driver, each, clients[name], self._hear, look_now=suspected[name])
             for name, each in self._engines.items()
         }
-        self._told: dict[str, EngineHealth] = {}  # what was said of each engine last
+        self._told: dict[str, EngineProbes] = {}  # what was said of each engine last
         self._tasks: asyncio.TaskGroup | None = None
 
-    def health(self, name: str) -> EngineHealth | None:
+    def health(self, name: str) -> EngineProbes | None:
         """Return what was said of this engine last, or None if nothing was said yet."""
         return self._told.get(name)
 

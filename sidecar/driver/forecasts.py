@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from math import inf
 
-from sidecar.core.deadlines import Verdict
+from sidecar.core.deadlines import JobVerdict
 from sidecar.core.events import Forecast
 from sidecar.telemetry.wording import outlook, printable
 
 logger = logging.getLogger(__name__)
-_IN_DANGER = (Verdict.AT_RISK, Verdict.INFEASIBLE)
+_IN_DANGER = (JobVerdict.AT_RISK, JobVerdict.INFEASIBLE)
 
 
 def tell(forecast: Forecast, now_s: float) -> None:

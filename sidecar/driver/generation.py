@@ -14,10 +14,10 @@ from typing import Any
 
 from sidecar.call import Metadata, Terminal, Timeline
 from sidecar.core.events import DeadLetter, Dispatch, Failed, Reject
-from sidecar.core.work import EndReason, Work
+from sidecar.core.request import EndReason, Request
 from sidecar.driver.stop_texts import StopTexts, first_of
 from sidecar.errors import MalformedAnswerError
-from sidecar.token_call import Generated, TokenCall, WorkDeadError, WorkRejectedError
+from sidecar.token_call import Generated, RequestDeadError, RequestRejectedError, TokenCall
 from sidecar.triton import wire
 from sidecar.triton.client import token_request
 
@@ -61,9 +61,9 @@ class Generation:
 
     judged = True  # an answer without a single token is a fault of the engine
 
-    def __init__(self, work: Work, call: TokenCall) -> None:
+    def __init__(self, request: Request, call: TokenCall) -> None:
         self.result: asyncio.Future[Generated] = asyncio.get_running_loop().create_future()
-        self._work = work
+        self._request = request
         self._call = call
         further = ((each,) for each in call.further_end_ids)
         self._stop_words = (*(word for word in call.stop_words if word), *further)
@@ -101,7 +101,7 @@ class Generation:
         )
         call = self._call
         ids = (*call.prompt_ids, *self._kept.ids)[: dispatch.prompt_tokens]
-        request = token_request(self._work.model, ids, dispatch.output_tokens, request_id)
+        request = token_request(self._request.model, ids, dispatch.output_tokens, request_id)
         _add(request, "streaming", "BOOL", True)
         _add(request, "exclude_input_in_output", "BOOL", True)
         _add(request, "return_perf_metrics", "BOOL", True)
@@ -178,27 +178,27 @@ class Generation:
     def settled(self, event: Terminal, timeline: Timeline, *, over: bool) -> None:
         """Keep what this dispatch gave, or drop it; at the end, the result is known."""
         part, self._slice = self._slice, None
-        if part is not None and not isinstance(event, Failed) and (over or self._work.resumable):
+        if part is not None and not isinstance(event, Failed) and (over or self._request.resumable):
             self._kept = part.output
         if not over or self.result.done():
             return
         if isinstance(event, Failed):
-            self.result.set_exception(WorkDeadError(event.reason, timeline.attempts - 1))
+            self.result.set_exception(RequestDeadError(event.reason, timeline.attempts - 1))
             return
         try:
             self.result.set_result(self._generated(getattr(event, "reason", EndReason.LENGTH), timeline))
         except Exception as error:  # the tokenizer's: whoever waits hears it
             reason = f"INTERNAL: the output cannot be decoded: {type(error).__name__}"
-            self.result.set_exception(WorkDeadError(reason, timeline.attempts))
+            self.result.set_exception(RequestDeadError(reason, timeline.attempts))
 
     def refused(self, outcome: Reject | DeadLetter) -> None:
         """The result is an error."""
         if self.result.done():
             return
         if isinstance(outcome, DeadLetter):
-            self.result.set_exception(WorkDeadError(outcome.reason, outcome.attempts))
+            self.result.set_exception(RequestDeadError(outcome.reason, outcome.attempts))
         else:
-            self.result.set_exception(WorkRejectedError(outcome.reason, outcome.message, outcome.retry_after_s))
+            self.result.set_exception(RequestRejectedError(outcome.reason, outcome.message, outcome.retry_after_s))
 
     def _running(self) -> _Slice:
         assert self._slice is not None  # the driver asks only between `request` and `settled`
@@ -219,7 +219,7 @@ class Generation:
             text=text,
             reason=reason,
             engine=line.engine,
-            grants=line.grants,
+            dispatches=line.dispatches,
             resumed=line.resumed,
             attempts=line.attempts,
             queue_wait_s=line.queue_wait_s,

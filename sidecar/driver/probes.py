@@ -28,7 +28,7 @@ Changed = Callable[[str, bool, str], None]  # an engine's name, whether it is up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineHealth:
+class EngineProbes:
     """What the last probes said of one engine."""
 
     up: bool
@@ -49,7 +49,7 @@ class Prober:
         look_now: asyncio.Event | None = None,
     ) -> None:
         """Whoever sets `look_now` asks for a probe at once."""
-        self.health = EngineHealth(up=False, reason="not probed yet", since_s=driver.now_s)
+        self.health = EngineProbes(up=False, reason="not probed yet", since_s=driver.now_s)
         self.block_fault = ""  # how the engine's gauges contradict the settings
         self.slices_off = ""  # why offline work is not cut into slices, while it is not
         self._driver = driver
@@ -97,7 +97,7 @@ class Prober:
         elif not self._said:
             self._set(False, fault)
         elif fault != self.health.reason:
-            self.health = EngineHealth(up=False, reason=fault, since_s=self.health.since_s)
+            self.health = EngineProbes(up=False, reason=fault, since_s=self.health.since_s)
             if self._driver.now_s - self._said_s >= SAY_AGAIN_S:
                 self._tell()
 
@@ -148,7 +148,7 @@ class Prober:
         return ""
 
     def _set(self, up: bool, reason: str) -> None:
-        self.health = EngineHealth(up=up, reason=reason, since_s=self._driver.now_s)
+        self.health = EngineProbes(up=up, reason=reason, since_s=self._driver.now_s)
         if up:
             self._driver.handle(EngineUp(engine=self._engine.name))
         else:

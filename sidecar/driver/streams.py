@@ -26,7 +26,7 @@ from sidecar.triton.errors import raise_if_error, translated_errors
 STOP_RETRY_S = 0.1  # a stop may overtake its request inside Triton and find nobody: it is said again, ever more rarely
 
 
-class Driver(Protocol):
+class StreamListener(Protocol):
     """Whom the streams tell."""
 
     def progress(self, alive: Alive, running: Dispatched, tokens: int) -> None: ...
@@ -40,7 +40,7 @@ class Streams:
 
     def __init__(
         self,
-        driver: Driver,
+        driver: StreamListener,
         engines: Mapping[str, EngineClient],
         contained: Containment,
         watchdog: Watchdog,
@@ -89,7 +89,7 @@ class Streams:
         if self._tracer is None:
             return metadata
         rest = tuple(each for each in metadata if each[0] not in (TRACEPARENT, "tracestate"))
-        return (*rest, *(self._contained.run("the tracer", self._tracer.headers, alive.work.id) or ()))
+        return (*rest, *(self._contained.run("the tracer", self._tracer.headers, alive.request.id) or ()))
 
     def _take(self, alive: Alive, running: Dispatched, response: Any) -> None:
         """Take in one response. Raises EngineError if it is an error of the engine."""

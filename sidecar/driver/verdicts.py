@@ -9,7 +9,7 @@ import grpc
 
 from sidecar.call import Outcome, Terminal
 from sidecar.core.events import DeadLetter, Ended, Failed, Lost, Reject, RejectReason, Stopped
-from sidecar.core.work import EndReason
+from sidecar.core.request import EndReason
 from sidecar.driver.containment import Containment, place_of
 from sidecar.driver.dispatches import Alive, Dispatched
 from sidecar.errors import BadRequestError, EngineError
@@ -19,7 +19,7 @@ EMPTY_OUTPUT = "empty_output"  # how the reason begins where an engine ended wit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class DispatchVerdict:
     """One end. The two differ where the engine's slot and the caller's answer do not end alike."""
 
     event: Terminal  # for the scheduler
@@ -27,14 +27,14 @@ class Verdict:
     whole: bool = False  # nothing is left to generate, although the scheduler cannot know
 
 
-def of_final(alive: Alive, running: Dispatched, *, tokens_max: int, block_tokens: int) -> Verdict:
+def of_final(alive: Alive, running: Dispatched, *, tokens_max: int, block_tokens: int) -> DispatchVerdict:
     """After a final response: the engine has let the slot go. Raises EngineError if the answer is none.
 
     `tokens_max` is the length of the engine, `block_tokens` how many tokens a block of its KV cache holds.
     """
     if running.fault is not None:
         raise running.fault
-    work_id, call = alive.work.id, alive.call
+    request_id, call = alive.request.id, alive.call
     reason, silent = call.ended_by(), False
     if reason is None and running.tokens >= running.dispatch.output_tokens:
         reason = EndReason.LENGTH  # also when we had asked it to stop
@@ -45,42 +45,42 @@ def of_final(alive: Alive, running: Dispatched, *, tokens_max: int, block_tokens
     blocks = call.reused_blocks
     reused = None if blocks is None else blocks * block_tokens
     if reason is None:
-        stopped = Stopped(work_id=work_id, output_tokens=running.tokens, reused_tokens=reused)
-        return Verdict(event=stopped, heard=stopped)
-    ended = Ended(work_id=work_id, reason=reason, output_tokens=running.tokens, reused_tokens=reused)
-    if silent and alive.work.prompt_tokens + alive.generated_tokens + running.tokens >= tokens_max:
-        return Verdict(event=ended, heard=replace(ended, reason=EndReason.LENGTH))  # cut, and nothing more fits
-    return Verdict(event=ended, heard=ended)
+        stopped = Stopped(request_id=request_id, output_tokens=running.tokens, reused_tokens=reused)
+        return DispatchVerdict(event=stopped, heard=stopped)
+    ended = Ended(request_id=request_id, reason=reason, output_tokens=running.tokens, reused_tokens=reused)
+    if silent and alive.request.prompt_tokens + alive.generated_tokens + running.tokens >= tokens_max:
+        return DispatchVerdict(event=ended, heard=replace(ended, reason=EndReason.LENGTH))  # cut, and nothing more fits
+    return DispatchVerdict(event=ended, heard=ended)
 
 
 def after_final(
     alive: Alive, running: Dispatched, contained: Containment, tokens_max: int, block_tokens: int
-) -> Verdict:
+) -> DispatchVerdict:
     """The same as `of_final`, where an answer that is none is a failed dispatch."""
     try:
         return of_final(alive, running, tokens_max=tokens_max, block_tokens=block_tokens)
     except Exception as error:
         failed = failed_of(alive, error if isinstance(error, EngineError) else fault_of(error, running, contained))
-        return Verdict(event=failed, heard=failed)
+        return DispatchVerdict(event=failed, heard=failed)
 
 
-def of_broken(alive: Alive, running: Dispatched) -> Verdict:
+def of_broken(alive: Alive, running: Dispatched) -> DispatchVerdict:
     """After a stream that ended without a final response, or that never began."""
-    work_id = alive.work.id
+    request_id = alive.request.id
     if running.fault is not None:
         failed = failed_of(alive, running.fault)
         # Without the engine's word it may go on with the request: its slot is free only after a while.
-        return Verdict(event=failed if running.confirmed else Lost(work_id=work_id), heard=failed)
-    lost = Lost(work_id=work_id, output_tokens=running.tokens)
+        return DispatchVerdict(event=failed if running.confirmed else Lost(request_id=request_id), heard=failed)
+    lost = Lost(request_id=request_id, output_tokens=running.tokens)
     if alive.call.judged and running.tokens and (reason := alive.call.ended_by()) in _WHOLE and reason is not None:
-        ended = Ended(work_id=work_id, reason=reason, output_tokens=running.tokens)
-        return Verdict(event=lost, heard=ended, whole=True)  # it broke after the last token of the answer
-    return Verdict(event=lost, heard=lost)
+        ended = Ended(request_id=request_id, reason=reason, output_tokens=running.tokens)
+        return DispatchVerdict(event=lost, heard=ended, whole=True)  # it broke after the last token of the answer
+    return DispatchVerdict(event=lost, heard=lost)
 
 
 def failed_of(alive: Alive, fault: EngineError) -> Failed:
     """The dispatch failed of this."""
-    return Failed(work_id=alive.work.id, reason=fault.reason, retryable=fault.retryable)
+    return Failed(request_id=alive.request.id, reason=fault.reason, retryable=fault.retryable)
 
 
 def fault_of(error: Exception, running: Dispatched, contained: Containment) -> EngineError:
@@ -96,7 +96,7 @@ def fault_of(error: Exception, running: Dispatched, contained: Containment) -> E
 
 
 def outcome_of(event: Terminal, *, cancelled: bool) -> Outcome:
-    """How a work whose last dispatch ended so is counted."""
+    """How a request whose last dispatch ended so is counted."""
     match event:
         case _ if cancelled:
             return Outcome(outcome="cancelled")
@@ -111,7 +111,7 @@ def outcome_of(event: Terminal, *, cancelled: bool) -> Outcome:
 
 
 def outcome_of_refusal(refusal: Reject | DeadLetter) -> Outcome:
-    """How a work is counted that was refused or given up."""
+    """How a request is counted that was refused or given up."""
     if isinstance(refusal, DeadLetter):
         return Outcome(outcome="error", error_type="dead_letter")
     expired = refusal.reason is RejectReason.EXPIRED

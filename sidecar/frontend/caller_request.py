@@ -62,7 +62,7 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tensor:
+class InputTensor:
     """One input, without its values."""
 
     name: str
@@ -90,8 +90,8 @@ class CallerRequest:
     id: str
     model: str  # as the caller names it, which may be an alias
     version: str  # "" = none is named
-    tensors: tuple[Tensor, ...]  # the inputs, in order
-    inputs: Mapping[str, Tensor]  # the first one of each name
+    tensors: tuple[InputTensor, ...]  # the inputs, in order
+    inputs: Mapping[str, InputTensor]  # the first one of each name
     outputs: tuple[Output, ...]
     parameters: Mapping[str, Parameter]
     size: int  # in bytes
@@ -160,7 +160,7 @@ def parse(message: Any) -> CallerRequest:
         parameters = each.parameters
         shared = _SHARED_MEMORY in parameters
         tensors.append(
-            Tensor(
+            InputTensor(
                 name=each.name,
                 datatype=each.datatype,
                 shape=tuple(each.shape),
@@ -253,7 +253,7 @@ def check_well_formed(asked: CallerRequest) -> None:
         raise BadRequestError(f"{by}{len(raw)} raw_input_contents for {raw_at} inputs that take some")
 
 
-def check_datatype(asked: CallerRequest, tensor: Tensor, datatypes: Sequence[str]) -> None:
+def check_datatype(asked: CallerRequest, tensor: InputTensor, datatypes: Sequence[str]) -> None:
     """Raise BadRequestError for another datatype. Where nobody tells the ModelConfig, nobody has looked at it yet."""
     if tensor.datatype not in datatypes:
         expected = f"model '{asked.model}' expects '{datatypes[0]}'"
@@ -279,7 +279,7 @@ def _check_parameters(asked: CallerRequest) -> None:
         raise BadRequestError(f"invalid value type for '{name}' parameter, expected {expected}.")
 
 
-def _check_typed(by: str, model: str, tensor: Tensor) -> None:
+def _check_typed(by: str, model: str, tensor: InputTensor) -> None:
     fields = [(field.name, values) for field, values in tensor.contents.ListFields()]
     wrong = f"unexpected explicit tensor data for input tensor '{tensor.name}' for model '{model}'"
     if len(fields) > 1:
@@ -296,14 +296,14 @@ def _check_typed(by: str, model: str, tensor: Tensor) -> None:
         _check_bytes(by, model, tensor.name, size * prod(tensor.shape), size * count)
 
 
-def _check_raw(by: str, model: str, tensor: Tensor, raw: bytes) -> None:
+def _check_raw(by: str, model: str, tensor: InputTensor, raw: bytes) -> None:
     if tensor.datatype == "BYTES":
         _check_strings(by, model, tensor, _strings(by, model, tensor.name, raw, prod(tensor.shape)))
     else:
         _check_bytes(by, model, tensor.name, _element_bytes(by, tensor) * prod(tensor.shape), len(raw))
 
 
-def _element_bytes(by: str, tensor: Tensor) -> int:
+def _element_bytes(by: str, tensor: InputTensor) -> int:
     size = _ELEMENT_BYTES.get(tensor.datatype)
     if size is None:
         raise BadRequestError(f"{by}inference input '{tensor.name}' data-type is '<invalid>': '{tensor.datatype}'")
@@ -317,7 +317,7 @@ def _check_bytes(by: str, model: str, name: str, expected: int, got: int) -> Non
         )
 
 
-def _check_strings(by: str, model: str, tensor: Tensor, count: int) -> None:
+def _check_strings(by: str, model: str, tensor: InputTensor, count: int) -> None:
     name, expected = tensor.name, prod(tensor.shape)
     if count > expected:
         raise BadRequestError(

@@ -17,7 +17,7 @@ from sidecar.frontend.caller_request import CallerRequest, asked_by, parse
 from sidecar.frontend.outbox import Outbox
 from sidecar.frontend.passthrough import UNREADABLE, Passthrough, StreamPassthrough
 from sidecar.frontend.rpc import refuse
-from sidecar.frontend.service import PARTS_MAX, TOO_MANY, Online
+from sidecar.frontend.service import PARTS_MAX, TOO_MANY, OnlineService
 from sidecar.frontend.statuses import Booked, CallerError
 from sidecar.frontend.stop_requests import Stop
 from sidecar.triton import wire
@@ -26,7 +26,7 @@ from sidecar.triton.errors import REAL_STATUS
 STOPS_MAX = 16  # of one stream, at the same time
 
 
-def stream_handler(online: Online, passthrough: Passthrough) -> Callable[[Any, Any], Awaitable[None]]:
+def stream_handler(online: OnlineService, passthrough: Passthrough) -> Callable[[Any, Any], Awaitable[None]]:
     """Return the handler of ModelStreamInfer: bytes in and bytes out."""
 
     async def model_stream_infer(requests: AsyncIterator[Any], context: Any) -> None:
@@ -50,7 +50,7 @@ def stream_handler(online: Online, passthrough: Passthrough) -> Callable[[Any, A
 class CallerStream:
     """One caller's ModelStreamInfer: its open requests and its outbox."""
 
-    def __init__(self, online: Online, passthrough: Passthrough, context: Any) -> None:
+    def __init__(self, online: OnlineService, passthrough: Passthrough, context: Any) -> None:
         self.outbox = Outbox(context, online.unread)
         self.open: set[Booked] = set()
         self._stops: set[asyncio.Task[None]] = set()  # whose answers are awaited

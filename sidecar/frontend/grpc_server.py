@@ -24,7 +24,7 @@ from sidecar.telemetry.faults import no_bad_encoding
 logging.getLogger("grpc._cython.cygrpc").addFilter(no_bad_encoding)
 
 
-class Server(_server.Server):
+class MethodServer(_server.Server):
     """A server for registered methods alone."""
 
     def __init__(self, options: Sequence[tuple[str, int]]) -> None:

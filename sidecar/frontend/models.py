@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 
-from sidecar.core.work import Lane, Work
+from sidecar.core.request import Lane, Request
 from sidecar.errors import BadRequestError, EngineError
 from sidecar.frontend.caller_request import (
     LANE,
@@ -43,7 +43,7 @@ BYTES_PER_TOKEN = 4  # of English text in the common vocabularies; only where no
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
+class RequestLengths:
     """What one request takes, per sequence; `sequences` is how many it returns."""
 
     prompt_tokens: int
@@ -53,7 +53,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledModel:
-    """A model whose requests the scheduler grants. `engine_model` runs the tokens; it differs for an ensemble."""
+    """A model whose requests the scheduler dispatches. `engine_model` runs the tokens; it differs for an ensemble."""
 
     name: str
     engine_model: str
@@ -65,7 +65,7 @@ class ScheduledModel:
         """True for text in, text out."""
         return self.name != self.engine_model
 
-    def lengths(self, asked: CallerRequest, beams_max: int | None = None) -> Lengths:
+    def lengths(self, asked: CallerRequest, beams_max: int | None = None) -> RequestLengths:
         """How long and how wide a request is. Raises BadRequestError, naming the tensor.
 
         `beams_max` is what the engine was built for; None = unknown, and left to the engine.
@@ -81,7 +81,7 @@ class ScheduledModel:
             engine = f"model '{self.engine_model}' has at most {beams_max}"
             raise model_refusal(asked, f"input 'beam_width' is {beams}; {engine}")
         width = max(beams, _least_one(asked, "num_return_sequences") or 1)
-        return Lengths(
+        return RequestLengths(
             prompt_tokens=prompt_tokens, output_tokens_max=output_tokens_max, sequences=width * (asked.batch or 1)
         )
 
@@ -140,7 +140,7 @@ class Models:
         self,
         asked: CallerRequest,
         probable: ScheduledModel,
-        lengths: Lengths,
+        lengths: RequestLengths,
         tenant: str,
         header: Callable[[str], str | None],
     ) -> ScheduledModel:
@@ -179,7 +179,7 @@ def serving(engines: Sequence[EngineEndpoint]) -> dict[str, list[str]]:
 
 
 def scheduled_models(engines: Sequence[EngineEndpoint], tokens: Tokens | None) -> list[ScheduledModel]:
-    """The models whose requests are granted slots: the engines' own, and the text models over them."""
+    """The models whose requests are dispatched slots: the engines' own, and the text models over them."""
     tokens_max: dict[tuple[str, str], int] = {}
     for engine in engines:
         for name in (engine.model, engine.text_model):
@@ -192,21 +192,21 @@ def scheduled_models(engines: Sequence[EngineEndpoint], tokens: Tokens | None) -
     ]
 
 
-def work_of(
+def request_of(
     asked: CallerRequest,
     model: ScheduledModel,
-    lengths: Lengths,
+    lengths: RequestLengths,
     metadata: Mapping[str, str],
     *,
-    work_id: str,
+    request_id: str,
     arrived_s: float,
     deadline_s: float,
-) -> Work:
+) -> Request:
     """The request as the scheduler sees it. Raises BadRequestError."""
     lane, objective_ms = _lane(asked, metadata), _ttft_objective_ms(asked, metadata)
     _check_priority(asked)
-    return Work(
-        id=work_id,
+    return Request(
+        id=request_id,
         lane=lane,
         model=model.engine_model,
         arrived_s=arrived_s,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from sidecar.core.work import Work
+from sidecar.core.request import Request
 from sidecar.driver.generation import Generation
 from sidecar.frontend import statuses
 from sidecar.frontend.caller_request import OURS, CallerRequest, model_refusal
@@ -136,7 +136,7 @@ def _words(asked: CallerRequest) -> tuple[tuple[int, ...], ...] | None:
 
 def sliced_call(
     asked: CallerRequest,
-    work: Work,
+    request: Request,
     call: TokenCall,
     model: ScheduledModel,
     deliver: Deliver,
@@ -144,8 +144,8 @@ def sliced_call(
     version: str = "",
 ) -> tuple[Booked, Generation]:
     """A driver's Call that answers with one response, of this version of the model, when all slices are done."""
-    booked = Booked(work_id=work.id, caller_id=asked.id)
-    generation = Generation(work, call)
+    booked = Booked(request_id=request.id, caller_id=asked.id)
+    generation = Generation(request, call)
 
     def tell(result: asyncio.Future[Generated]) -> None:
         if result.cancelled():

@@ -70,7 +70,7 @@ class Passthrough:
         return self.readiness.up
 
     def scheduled(self, model: str) -> bool:
-        """True if the scheduler grants requests of this model."""
+        """True if the scheduler dispatches requests of this model."""
         return model in self._serving
 
     def serves(self, model: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sidecar.call import Metadata, Terminal, Timeline
 from sidecar.core.events import DeadLetter, Dispatch, Reject
-from sidecar.core.work import EndReason, Lane, Work
+from sidecar.core.request import EndReason, Lane, Request
 from sidecar.frontend import statuses
 from sidecar.frontend.caller_request import CallerRequest
 from sidecar.frontend.final_response import final_answer
@@ -18,21 +18,21 @@ Deliver = Callable[[Any], None]  # a ModelStreamInferResponse
 Over = Callable[[Booked, CallerError | None], None]  # called once, after all that is delivered
 
 
-class WholeCall:
+class RelayedCall:
     """A driver's Call for one gRPC request."""
 
     def __init__(
         self,
         asked: CallerRequest,
         model: str,
-        work: Work,
+        request: Request,
         metadata: Metadata,
         deliver: Deliver,
         over: Over,
         version: str = "",
     ) -> None:
         """`model` serves the request. `version` is the one that would, if the caller names none."""
-        self.booked = Booked(work_id=work.id, caller_id=asked.id)
+        self.booked = Booked(request_id=request.id, caller_id=asked.id)
         self.metadata = metadata
         self.own = False
         self.judged = False  # what the engine says is passed on as it is
@@ -45,7 +45,7 @@ class WholeCall:
         self._version = asked.version or version
         self._wants_empty_final = asked.flag(wire.EMPTY_FINAL)
         # Offline work may be run anew after a failure, so nothing of it is delivered before it is over.
-        self._held: list[Any] | None = [] if work.lane is Lane.OFFLINE else None
+        self._held: list[Any] | None = [] if request.lane is Lane.OFFLINE else None
         self._end_id = asked.scalar("end_id", None)
         self._last: Any = None  # response with data
         self._final_came = False

@@ -17,7 +17,7 @@ import grpc.aio
 from sidecar.call import Metadata
 from sidecar.frontend.statuses import CallerError
 from sidecar.settings.limits import LimitSettings
-from sidecar.telemetry.faults import Faults, leaves
+from sidecar.telemetry.faults import FaultLog, leaves
 from sidecar.telemetry.tracing import CURRENT, Tracing
 from sidecar.triton.errors import REAL_STATUS
 
@@ -74,7 +74,7 @@ class Calls:
         self._held = held
         self._calls_max = (limits or LimitSettings()).calls_max
         self._open = 0
-        self._faults = Faults(logger)
+        self._faults = FaultLog(logger)
 
     def infer(self, handler: Handler, method: str) -> Handler:
         """`handler`, traced, and bounded in calls; a unary request's bytes count as held until it is answered."""

@@ -19,7 +19,7 @@ import grpc
 from tritonclient.grpc import model_config_pb2
 
 from sidecar.errors import BadRequestError, EngineError, UnknownModelError
-from sidecar.frontend.caller_request import CLASSES, DATATYPES, CallerRequest, Tensor, asked_by, dims
+from sidecar.frontend.caller_request import CLASSES, DATATYPES, CallerRequest, InputTensor, asked_by, dims
 
 logger = logging.getLogger(__name__)
 AGE_MAX_S = 60.0  # a model may be loaded anew without our knowing; one small call a minute costs nothing
@@ -138,7 +138,7 @@ class ModelSchema:
             f"{_names(given)}, but missing required input(s) {_names(missing)}. Please provide all required input(s)."
         )
 
-    def _check_batch(self, by: str, tensors: Sequence[Tensor]) -> None:
+    def _check_batch(self, by: str, tensors: Sequence[InputTensor]) -> None:
         for tensor in tensors:
             if not tensor.shape:
                 raise BadRequestError(
@@ -153,7 +153,7 @@ class ModelSchema:
             bound = f"<= {self.batch_max}" if max(counts) > 0 else f">= 1, not {max(counts)},"
             raise BadRequestError(f"{by}inference request batch-size must be {bound} for '{self.model}'")
 
-    def _check_input(self, by: str, tensor: Tensor, rule: InputRule) -> None:
+    def _check_input(self, by: str, tensor: InputTensor, rule: InputRule) -> None:
         if tensor.datatype != rule.datatype:
             given = tensor.datatype if tensor.datatype in DATATYPES else "<invalid>"
             raise BadRequestError(

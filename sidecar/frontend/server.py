@@ -11,12 +11,12 @@ from tritonclient.grpc import service_pb2
 
 from sidecar.core.errors import SettingsError
 from sidecar.frontend.caller_stream import stream_handler
-from sidecar.frontend.grpc_server import Server
+from sidecar.frontend.grpc_server import MethodServer
 from sidecar.frontend.health import HEALTH, Health
 from sidecar.frontend.models import Models
 from sidecar.frontend.passthrough import PASSED_THROUGH, Passthrough
 from sidecar.frontend.rpc import Calls, RpcObserver
-from sidecar.frontend.service import Online
+from sidecar.frontend.service import OnlineService
 from sidecar.settings.limits import LimitSettings
 from sidecar.telemetry.tracing import Tracing
 from sidecar.triton.client import SERVICE
@@ -30,15 +30,15 @@ UnaryHandler = Callable[[bytes, Any], Awaitable[Any]]
 
 
 def build_server(
-    online: Online,
+    online: OnlineService,
     passthrough: Passthrough,
     observer: RpcObserver,
     tracing: Tracing | None = None,
     limits: LimitSettings | None = None,
-) -> Server:
+) -> MethodServer:
     """Return a server with all methods. It has no port yet, and does not run."""
     limits = limits or LimitSettings()
-    server = Server(limits.server_options())
+    server = MethodServer(limits.server_options())
     calls = Calls(observer, tracing, online.held, limits)
     health = Health(passthrough, online.models)
     methods = {name: _passed_through(passthrough, name) for name in PASSED_THROUGH}
@@ -66,7 +66,7 @@ def build_server(
     return server
 
 
-def bind(server: Server, address: str) -> int:
+def bind(server: MethodServer, address: str) -> int:
     """Bind the server to `address` (host:port), and return its port. Raises SettingsError if it is taken."""
     try:
         return server.add_insecure_port(address)

@@ -19,23 +19,23 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from sidecar.call import Call, Metadata
-from sidecar.core.work import Lane, Work
+from sidecar.core.request import Lane, Request
 from sidecar.driver.driver import Driver
 from sidecar.errors import BadRequestError, EngineError, ModelRefusesError
 from sidecar.frontend import statuses
 from sidecar.frontend.caller_request import CallerRequest, asked_by, check_well_formed, parse
-from sidecar.frontend.models import Models, ScheduledModel, check_joinable, given_by, stated, tenant_of, work_of
+from sidecar.frontend.models import Models, ScheduledModel, check_joinable, given_by, request_of, stated, tenant_of
 from sidecar.frontend.offline_call import sliced_call, token_call
 from sidecar.frontend.outbox import Unread
 from sidecar.frontend.passthrough import UNREADABLE, Passthrough
-from sidecar.frontend.relayed_call import Deliver, Over, WholeCall
+from sidecar.frontend.relayed_call import Deliver, Over, RelayedCall
 from sidecar.frontend.rpc import HeldBytes, forwardable, refuse
 from sidecar.frontend.schemas import ModelSchema
 from sidecar.frontend.statuses import Booked, CallerError
 from sidecar.frontend.stop_requests import Stop, answers_to, is_stop
 from sidecar.frontend.unary_response import joined
 from sidecar.settings.aliases import Aliases
-from sidecar.telemetry.faults import Faults
+from sidecar.telemetry.faults import FaultLog
 from sidecar.telemetry.tracing import CURRENT, Tracing
 from sidecar.token_call import TokenCall
 from sidecar.triton import wire
@@ -63,32 +63,32 @@ class Stoppable:
     """
 
     def __init__(self) -> None:
-        self._owners: dict[str, dict[str, _Owner]] = {}  # caller's id → work id → whose it is
+        self._owners: dict[str, dict[str, _Owner]] = {}  # caller's id → request id → whose it is
 
-    def add(self, booked: Booked, peer: str, work: Work) -> None:
+    def add(self, booked: Booked, peer: str, request: Request) -> None:
         """This request may be stopped from now on. One without an id cannot be named by a stop."""
         if booked.caller_id:
-            owner = _Owner(peer=peer, tenant=work.tenant, engine_model=work.model)
-            self._owners.setdefault(booked.caller_id, {})[work.id] = owner
+            owner = _Owner(peer=peer, tenant=request.tenant, engine_model=request.model)
+            self._owners.setdefault(booked.caller_id, {})[request.id] = owner
 
     def discard(self, booked: Booked) -> None:
         """This request is over."""
         owners = self._owners.get(booked.caller_id, {})
-        owners.pop(booked.work_id, None)
+        owners.pop(booked.request_id, None)
         if not owners:
             self._owners.pop(booked.caller_id, None)
 
     def named(self, caller_id: str, peer: str, tenant: str, engine_models: Sequence[str]) -> list[str]:
-        """The ids of the works that a stop of this caller is meant for."""
+        """The ids of the requests that a stop of this caller is meant for."""
         found = {
-            work_id: owner
-            for work_id, owner in self._owners.get(caller_id, {}).items()
+            request_id: owner
+            for request_id, owner in self._owners.get(caller_id, {}).items()
             if owner.engine_model in engine_models and (owner.peer == peer or owner.tenant == tenant)
         }
-        return [work_id for work_id, owner in found.items() if owner.peer == peer] or list(found)
+        return [request_id for request_id, owner in found.items() if owner.peer == peer] or list(found)
 
 
-class Online:
+class OnlineService:
     """Takes callers' requests for scheduled models to the driver; hands all others to the passthrough."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Online:
         self.held = held or HeldBytes()
         self.unread = Unread()
         self._stoppable = Stoppable()
-        self._faults = Faults(logger)
+        self._faults = FaultLog(logger)
 
     async def model_infer(self, raw: bytes, context: Any) -> Any:
         """ModelInfer: a message, or bytes as they came. A decoupled model's responses are joined into one."""
@@ -145,7 +145,7 @@ class Online:
             error = refusal
         finally:  # also when the caller is gone
             if booked is not None:
-                self._driver.cancel(booked.work_id)
+                self._driver.cancel(booked.request_id)
         if error is not None:
             await refuse(context, error.code, str(error), error.trailing)
         try:
@@ -194,19 +194,19 @@ class Online:
             return self._stop(asked, model, peer, metadata)
         arguments = (asked, model, metadata, context.time_remaining(), await schemas.of(model.engine_model))
         if asked.size > LARGE_REQUEST_BYTES:
-            work, tokens, model = await asyncio.to_thread(self._work, *arguments)
+            request, tokens, model = await asyncio.to_thread(self._request, *arguments)
         else:
-            work, tokens, model = self._work(*arguments)
+            request, tokens, model = self._request(*arguments)
         if unary:
             check_joinable(asked)
         version = "" if (schema := await schemas.of(model.name)) is None else schema.version
         if tokens is not None:
             tokens = replace(tokens, metadata=forwardable(metadata))
-            booked, call = sliced_call(asked, work, tokens, model, deliver, over, version)
-            self._arrive(peer, booked, work, call)
+            booked, call = sliced_call(asked, request, tokens, model, deliver, over, version)
+            self._arrive(peer, booked, request, call)
             return booked
-        whole = WholeCall(asked, model.name, work, forwardable(metadata), deliver, over, version)
-        self._arrive(peer, whole.booked, work, whole)
+        whole = RelayedCall(asked, model.name, request, forwardable(metadata), deliver, over, version)
+        self._arrive(peer, whole.booked, request, whole)
         return whole.booked
 
     def _doubting(self, model: str, over: Over) -> Over:
@@ -219,46 +219,46 @@ class Online:
 
         return doubting
 
-    def _arrive(self, peer: str, booked: Booked, work: Work, call: Call) -> None:
+    def _arrive(self, peer: str, booked: Booked, request: Request, call: Call) -> None:
         if self._tracing is not None and (trace := CURRENT.get()) is not None:
-            self._tracing.adopt(work.id, trace)
-        self._stoppable.add(booked, peer, work)  # before it arrives, which may end it at once
+            self._tracing.adopt(request.id, trace)
+        self._stoppable.add(booked, peer, request)  # before it arrives, which may end it at once
         try:
-            self._driver.arrive(work, call)
+            self._driver.arrive(request, call)
         except BaseException:
             self._stoppable.discard(booked)
             raise
 
-    def _work(
+    def _request(
         self,
         asked: CallerRequest,
         model: ScheduledModel,
         metadata: Metadata,
         remaining_s: float | None,
         engine: ModelSchema | None,
-    ) -> tuple[Work, TokenCall | None, ScheduledModel]:
+    ) -> tuple[Request, TokenCall | None, ScheduledModel]:
         """The request as work, by token ids if it can run in slices, and the model that an alias led it to."""
         check_well_formed(asked)
         given = given_by(asked, metadata)
         lengths, now_s = model.lengths(asked, None if engine is None else engine.beams_max), self._driver.now_s
         model = self.models.final(asked, model, lengths, tenant_of(asked, given), partial(stated, asked, given))
-        work = work_of(
+        request = request_of(
             asked,
             model,
             lengths,
             given,
-            work_id=self._driver.mint("o"),
+            request_id=self._driver.mint("o"),
             arrived_s=now_s,
             deadline_s=inf if remaining_s is None else now_s + remaining_s,
         )
         excludes_input = engine is not None and engine.excludes_input
-        tokens = token_call(asked, model, excludes_input=excludes_input) if work.lane is Lane.OFFLINE else None
-        return work if tokens is None else replace(work, resumable=True, splits_prompt=True), tokens, model
+        tokens = token_call(asked, model, excludes_input=excludes_input) if request.lane is Lane.OFFLINE else None
+        return request if tokens is None else replace(request, resumable=True, splits_prompt=True), tokens, model
 
     def _stop(self, asked: CallerRequest, model: ScheduledModel, peer: str, metadata: Metadata) -> Stop:
         tenant, engine_models = tenant_of(asked, given_by(asked, metadata)), self.models.engine_models(asked.model)
-        for work_id in self._stoppable.named(asked.id, peer, tenant, engine_models):
-            self._driver.cancel(work_id)
+        for request_id in self._stoppable.named(asked.id, peer, tenant, engine_models):
+            self._driver.cancel(request_id)
         request = asked.for_engine(model.name, self._driver.mint("s"))
         return Stop(request=request, caller_id=asked.id, model=model.name)
 
@@ -269,7 +269,7 @@ class Online:
     def abandon(self, open_requests: Iterable[Booked]) -> None:
         """Nobody waits for these any more."""
         for booked in tuple(open_requests):
-            self._driver.cancel(booked.work_id)
+            self._driver.cancel(booked.request_id)
 
     def forget(self, booked: Booked) -> None:
         """This request can no longer be stopped."""

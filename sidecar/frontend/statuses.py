@@ -14,7 +14,7 @@ from sidecar.call import Metadata, Terminal
 from sidecar.core.events import DeadLetter, Failed, Lost, Reject, RejectReason
 from sidecar.errors import EngineError
 from sidecar.frontend.caller_request import asked_by
-from sidecar.token_call import WorkDeadError, WorkRejectedError
+from sidecar.token_call import RequestDeadError, RequestRejectedError
 
 RETRY_HINT = "retry-after-ms"  # in the trailing metadata
 _CODES = {
@@ -44,7 +44,7 @@ _NOT_RUN = tuple(
 class Booked:
     """A request that is with the scheduler, as its caller's stream knows it."""
 
-    work_id: str
+    request_id: str
     caller_id: str
 
 
@@ -106,9 +106,9 @@ def failed(event: Terminal, booked: Booked) -> CallerError | None:
 def of_generation(error: BaseException, booked: Booked) -> CallerError:
     """For what `Driver.generate` raises."""
     match error:
-        case WorkRejectedError():
+        case RequestRejectedError():
             return rejected(error.reason, str(error), error.retry_after_s, booked)
-        case WorkDeadError():
+        case RequestDeadError():
             return given_up(error.reason, error.attempts, booked)
         case _:
             return internal(error, booked.caller_id)
@@ -131,5 +131,5 @@ def _engines(reason: str, booked: Booked, before: str = "") -> CallerError:
 
 def _in_callers_words(message: str, booked: Booked) -> str:
     """`message` of the engine, which knows the request by an id of ours."""
-    minted = rf"\[request id: [^\]]*{re.escape(booked.work_id)}\.\d+\] "
+    minted = rf"\[request id: [^\]]*{re.escape(booked.request_id)}\.\d+\] "
     return re.sub(minted, lambda _: asked_by(booked.caller_id), message)

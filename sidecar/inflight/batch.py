@@ -11,7 +11,7 @@ from sidecar.inflight.blocks import RETENTION_DEFAULT, Block, Ids, Retention
 BlockKey: TypeAlias = tuple[Block | None, Ids]  # a block's parent in the reuse tree, and its ids
 
 
-class Policy(StrEnum):
+class CapacityPolicy(StrEnum):
     """What a request must be sure of before it starts (`batch_scheduler_policy`)."""
 
     GUARANTEED_NO_EVICT = "guaranteed_no_evict"
@@ -43,7 +43,7 @@ class BatcherSettings:
     tokens_per_block: int = 32
     chunked_context: bool = True
     kv_cache_reuse: bool = True
-    policy: Policy = Policy.GUARANTEED_NO_EVICT
+    policy: CapacityPolicy = CapacityPolicy.GUARANTEED_NO_EVICT
     cancellation_check_period_s: float = 0.1
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class BatcherSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class BatchedSequence:
     """One sequence to generate."""
 
     id: str  # unique while in flight
@@ -79,7 +79,7 @@ class Request:
             raise RequestError(f"request {self.id}: needs a prompt, output_tokens_max >= 1 and ends_after >= 1 if any")
 
 
-class State(StrEnum):
+class RowState(StrEnum):
     """Where a row is. QUEUED → ACTIVE → CONTEXT → GENERATION → ENDED; a pause leads back to ACTIVE."""
 
     QUEUED = "queued"  # in the executor's queue: not active, in no gauge
@@ -93,11 +93,11 @@ class State(StrEnum):
 class Row:
     """One request in the engine. Read it freely; only the batcher changes it. Times are the driver's."""
 
-    request: Request
+    request: BatchedSequence
     order: int  # of arrival
     arrived_s: float
     prompt_ids: Ids  # of the current run: after a pause also what was generated before
-    state: State = State.QUEUED
+    state: RowState = RowState.QUEUED
     computed_tokens: int = 0  # of the current run's prompt, reused ones included
     blocks: list[Block] = field(default_factory=list)
     output_ids: list[int] = field(default_factory=list)  # stays empty in a simulation
@@ -137,7 +137,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Iteration:
     """One iteration. `decoding` rows give one token each, and so does each row whose last chunk is here."""
 
     decoding: tuple[Row, ...]

@@ -55,16 +55,16 @@ from itertools import count as counter
 from math import ceil
 
 from sidecar.inflight.batch import (
+    BatchedSequence,
     BatcherSettings,
     BlockKey,
+    CapacityPolicy,
     Chunk,
     End,
-    Policy,
-    Request,
+    Iteration,
     RequestError,
     Row,
-    State,
-    Step,
+    RowState,
 )
 from sidecar.inflight.blocks import BlockPool, Ids, Match
 
@@ -89,7 +89,7 @@ class Batcher:
         self._growth: list[tuple[int, int, int, Row]] = []  # when a row needs one more block, in decode iterations
         self._ends: list[tuple[int, int, int, Row]] = []  # when a row's tokens are used up, in decode iterations
 
-    def add(self, request: Request, now_s: float) -> Row:
+    def add(self, request: BatchedSequence, now_s: float) -> Row:
         """Put the request at the end of the executor's queue. Raises RequestError if it can never run here."""
         settings, prompt = self.settings, len(request.prompt_ids)
         if request.id in self.rows:
@@ -126,7 +126,7 @@ class Batcher:
         """When the next stop of an active row is seen; a driver ends its jump at the iteration boundary after it."""
         return min((seen_s for _, seen_s in self._stops_of_active()), default=None)
 
-    def plan(self, now_s: float) -> Step | None:
+    def plan(self, now_s: float) -> Iteration | None:
         """What the iteration that starts at `now_s` does. None if nothing can run and nothing was stopped."""
         self._activate()
         stopped: tuple[Row, ...] = ()
@@ -139,7 +139,7 @@ class Batcher:
             self._decoding = tuple(self._generation)
         if not (self._decoding or chunks or stopped):
             return None
-        return Step(
+        return Iteration(
             decoding=self._decoding,
             chunks=chunks,
             stopped=stopped,
@@ -148,21 +148,21 @@ class Batcher:
             prefill_tokens=sum(chunk.tokens for chunk in chunks) if chunks else 0,
         )
 
-    def steps_alike(self, step: Step) -> int:
+    def steps_alike(self, step: Iteration) -> int:
         """For how many iterations, this one included, the batch stays as in `step` if nothing comes from outside."""
         if step.chunks or not step.decoding:
             return 1
         while self._stale(self._ends[0]):
             heappop(self._ends)
         until_end = self._ends[0][0] - self._decoded
-        if self.settings.policy is Policy.MAX_UTILIZATION:
+        if self.settings.policy is CapacityPolicy.MAX_UTILIZATION:
             spare = self.pool.free // len(step.decoding) - 1  # blocks that each row may take before any must pause
             return max(1, min(until_end, spare * self.settings.tokens_per_block))
         return max(1, until_end)
 
     def finish(
         self,
-        step: Step,
+        step: Iteration,
         now_s: float,
         *,
         tokens: Sequence[int] = (),
@@ -194,7 +194,7 @@ class Batcher:
 
     def generated_tokens(self, row: Row) -> int:
         """Output tokens of the row so far."""
-        running = self._decoded - row.since if row.state is State.GENERATION else 0
+        running = self._decoded - row.since if row.state is RowState.GENERATION else 0
         return row.generated_tokens + running
 
     @property
@@ -211,7 +211,7 @@ class Batcher:
         """Take requests from the executor's queue while the batch has room."""
         while self._queue and self.active < self.settings.max_batch_size:
             row = self._queue.popleft()
-            row.state = State.ACTIVE
+            row.state = RowState.ACTIVE
             self._context.append(row)
 
     # --- capacity -----------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class Batcher:
 
     def _fits(self, row: Row) -> bool:
         """True if the capacity rule lets the row start now."""
-        if self.settings.policy is Policy.GUARANTEED_NO_EVICT:
+        if self.settings.policy is CapacityPolicy.GUARANTEED_NO_EVICT:
             return self._blocks_to_completion(row) <= self.pool.free - self._reserved
         return self._blocks(len(row.prompt_ids) + 1) <= self.pool.free
 
@@ -246,12 +246,12 @@ class Batcher:
 
     def _pause_newest(self, now_s: float) -> Row:
         """Take the newest started row out of the batch; it keeps its tokens and its place in the order."""
-        started = [*self._generation, *(row for row in self._context if row.state is State.CONTEXT)]
+        started = [*self._generation, *(row for row in self._context if row.state is RowState.CONTEXT)]
         row = max(started, key=lambda each: each.order)
         self.pauses += 1
         self._leave(row, now_s)
         row.prompt_ids = self._ids(row)
-        row.state, row.run = State.ACTIVE, row.run + 1
+        row.state, row.run = RowState.ACTIVE, row.run + 1
         insort(self._context, row, key=lambda each: each.order)
         return row
 
@@ -265,7 +265,7 @@ class Batcher:
         coming: set[BlockKey | None] = {None}
         for row in self._context:
             match = None
-            if row.state is State.ACTIVE:
+            if row.state is RowState.ACTIVE:
                 if not (may_start and (self._fits(row) or len(coming) > 1)):
                     break
                 match = self.pool.match(row.prompt_ids)
@@ -315,7 +315,7 @@ class Batcher:
             row.reused_blocks, row.reused_tokens = reused_blocks, row.computed_tokens
             row.new_blocks, row.total_blocks = new_blocks, new_blocks + (copy is not None)
         self._reserved += self._blocks_to_completion(row) - len(row.blocks)
-        row.state = State.CONTEXT
+        row.state = RowState.CONTEXT
         return [copy] if copy else []
 
     # --- generation ---------------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ class Batcher:
         self._context.remove(row)
         self._generation[row] = None
         self._decoding = None
-        row.state, row.since = State.GENERATION, self._decoded
+        row.state, row.since = RowState.GENERATION, self._decoded
         row.generated_tokens += 1
         if row.first_token_s is None:
             row.first_token_s = now_s
@@ -351,7 +351,7 @@ class Batcher:
 
     def _stale(self, entry: tuple[int, int, int, Row]) -> bool:
         _, _, run, row = entry
-        return row.run != run or row.state is not State.GENERATION
+        return row.run != run or row.state is not RowState.GENERATION
 
     # --- leaving ------------------------------------------------------------------------------------------------
 
@@ -365,24 +365,24 @@ class Batcher:
     def _stops_of_active(self) -> list[tuple[Row, float]]:
         """Nothing looks for stops in the executor's queue: a stopped row there leaves once it is active."""
         stops = ((self.rows[id_], seen_s) for id_, seen_s in self._stops.items())
-        return [(row, seen_s) for row, seen_s in stops if row.state is not State.QUEUED]
+        return [(row, seen_s) for row, seen_s in stops if row.state is not RowState.QUEUED]
 
     def _end(self, row: Row, reason: End, now_s: float) -> None:
         self._leave(row, now_s)
-        row.state, row.end = State.ENDED, reason
+        row.state, row.end = RowState.ENDED, reason
         del self.rows[row.id]
         self._stops.pop(row.id, None)
 
     def _leave(self, row: Row, now_s: float) -> None:
         """Take the row out of the batch; what it computed is left for reuse."""
-        if row.state in (State.CONTEXT, State.GENERATION):
+        if row.state in (RowState.CONTEXT, RowState.GENERATION):
             self._reserved -= self._blocks_to_completion(row) - len(row.blocks)
         row.generated_tokens = self.generated_tokens(row)
-        if row.state is State.GENERATION:
+        if row.state is RowState.GENERATION:
             del self._generation[row]
             self._decoding = None
             self._store(row, self._ids(row)[:-1], now_s)  # the last token's keys and values were never computed
-        elif row.state in (State.CONTEXT, State.ACTIVE):
+        elif row.state in (RowState.CONTEXT, RowState.ACTIVE):
             self._context.remove(row)
             self._store(row, row.prompt_ids[: row.computed_tokens], now_s)
         self.pool.release_all(row.blocks)

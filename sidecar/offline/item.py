@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sidecar.core.work import EndReason
+from sidecar.core.request import EndReason
 from sidecar.offline.dead_letters import MESSAGE_CHARS_MAX
 from sidecar.offline.dead_letters import DeadItemError as DeadItemError  # others know them from here
 from sidecar.offline.dead_letters import DeadReason as DeadReason
 from sidecar.offline.item_fields import NAME_CHARS_MAX
-from sidecar.offline.item_format import ChatLine, Message, Parameters, ShortItem
+from sidecar.offline.item_format import ChatLine, ItemParameters, Message, ShortItem
 from sidecar.offline.item_reader import parameters, read_line
 from sidecar.offline.item_sampling import sampling_of
 from sidecar.settings.aliases import Aliases, routed
@@ -141,7 +141,7 @@ class StatedItem:
     custom_id: str
     chat: bool
     openai: bool  # False for the short form
-    asked: Parameters
+    asked: ItemParameters
     prompt: str | tuple[int, ...] | list[Message]
     model_asked: str
     output_tokens_max: int
@@ -295,7 +295,7 @@ def dead_headers(record: Record, error: DeadItemError, stage: str, first_seen_ms
     return (*record.headers, *((name, text.encode(errors="backslashreplace")) for name, text in texts.items()))
 
 
-def _prompt_name(asked: Parameters) -> str:
+def _prompt_name(asked: ItemParameters) -> str:
     """The field that holds the prompt."""
     return next(name for name in ("messages", "prompt", "input_ids") if getattr(asked, name) is not None)
 
@@ -358,10 +358,10 @@ def _provenance(item: Item, generated: Generated) -> dict[str, Any]:
         "ended_by": generated.reason.value,
         "attempts": generated.attempts,
         "resumed": generated.resumed,
-        "grants": generated.grants,
+        "grants": generated.dispatches,
         "seed": item.call.sampling.seed,
         "timing": {"queue_wait_s": round(generated.queue_wait_s, 4), "first_token_to_end_s": round(running_s, 4)},
-        "cost": {"tokens": len(item.call.prompt_ids) + len(generated.output_ids), "grants": generated.grants},
+        "cost": {"tokens": len(item.call.prompt_ids) + len(generated.output_ids), "grants": generated.dispatches},
     }
 
 

@@ -84,7 +84,7 @@ Messages = Annotated[
 ]
 
 
-class Parameters(_Strict):
+class ItemParameters(_Strict):
     """What every form takes beside its prompt."""
 
     model: Name | None = None
@@ -184,7 +184,7 @@ class Parameters(_Strict):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class CompletionBody(Parameters):
+class CompletionBody(ItemParameters):
     """Of /v1/completions. Exactly one of prompt and input_ids."""
 
     prompt: Prompt | None = None
@@ -192,7 +192,7 @@ class CompletionBody(Parameters):
     messages: Annotated[Any, NotServed(f"messages are for {CHAT}; here it is prompt")] = None
 
 
-class ChatBody(Parameters):
+class ChatBody(ItemParameters):
     """Of /v1/chat/completions. Exactly one of messages and input_ids (a chat that was put into ids already)."""
 
     messages: Messages | None = None
@@ -220,7 +220,7 @@ class ChatLine(_Strict):
     body: Annotated[ChatBody, Must("an object", inside=True)]
 
 
-class ShortItem(Parameters):
+class ShortItem(ItemParameters):
     """The short form: the item's id, and exactly one of prompt, messages and input_ids."""
 
     id: Id

@@ -23,8 +23,8 @@ from sidecar.offline.item_format import (
     ChatBody,
     ChatLine,
     CompletionLine,
+    ItemParameters,
     Line,
-    Parameters,
     ShortItem,
 )
 
@@ -60,7 +60,7 @@ def read_line(value: bytes | None, bytes_max: int) -> Line:
     return line
 
 
-def parameters(line: Line) -> Parameters:
+def parameters(line: Line) -> ItemParameters:
     """What the line asks for, without what names it."""
     return line if isinstance(line, ShortItem) else line.body
 
@@ -75,7 +75,7 @@ def _form(parsed: dict[str, Any]) -> type[Line]:
     return _FORMS[url] if isinstance(url, str) else CompletionLine
 
 
-def _check_together(asked: Parameters) -> None:
+def _check_together(asked: ItemParameters) -> None:
     """What no field can say alone."""
     names = ("messages",) if isinstance(asked, ChatBody) else ("prompt",)
     names = (*(("prompt", "messages") if isinstance(asked, ShortItem) else names), "input_ids")
@@ -243,7 +243,7 @@ def _unknown(at: type[BaseModel], name: str, path: str, depth: int) -> _Fault:
     near = difflib.get_close_matches(name, at.model_fields, 1, NEAR)
     if near:
         hint = f"; did you mean {near[0]!r}?"
-    elif depth == 0 and name in Parameters.model_fields:
+    elif depth == 0 and name in ItemParameters.model_fields:
         hint = "; it belongs into body"
     else:
         hint = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
-from sidecar.offline.item_format import Parameters
+from sidecar.offline.item_format import ItemParameters
 from sidecar.token_call import Sampling
 
 # Below these the most likely token is always drawn, but for ties; and a float32 of the engine may make 0 of them, which
@@ -19,7 +19,7 @@ ENGINE_SEED = 0  # TensorRT-LLM's, for a request that states none
 SEED_BYTES = 6  # of a seed of ours: below 2**53, so that every JSON reader of the result keeps it exactly
 
 
-def sampling_of(asked: Parameters, source: str, *, openai: bool) -> tuple[Sampling, bool]:
+def sampling_of(asked: ItemParameters, source: str, *, openai: bool) -> tuple[Sampling, bool]:
     """(how to draw, may it be resumed). `source` is the item's topic/partition/offset: a run anew draws the same.
 
     A resume begins the engine's random numbers anew. Whoever states a seed wants the same text twice, and penalties and
@@ -48,7 +48,7 @@ def sampling_of(asked: Parameters, source: str, *, openai: bool) -> tuple[Sampli
     return sampling, not (penalised or asked.min_tokens or (random and asked.seed is not None))
 
 
-def _is_greedy(asked: Parameters, openai: bool) -> bool:
+def _is_greedy(asked: ItemParameters, openai: bool) -> bool:
     """True if the item asks for the most likely token, each time. To the engine a top_p of 0 is "no limit"."""
     if asked.top_k == 1 or (asked.temperature is not None and asked.temperature < TEMPERATURE_MIN):
         return True

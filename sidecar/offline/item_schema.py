@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from sidecar.offline.item_format import Line, Parameters
+from sidecar.offline.item_format import ItemParameters, Line
 
 LINE_CHARS = 120
 DESCRIPTION = " ".join(
@@ -25,7 +25,7 @@ def item_schema() -> dict[str, Any]:
     """kafka/item.schema.json as it has to be."""
     made = _plain(TypeAdapter(Line).json_schema())
     definitions = made["$defs"]
-    shared = _plain(Parameters.model_json_schema())
+    shared = _plain(ItemParameters.model_json_schema())
     del shared["additionalProperties"]  # whoever refers to it has names of its own
     prompts = {"CompletionBody": ("prompt",), "ShortItem": ("prompt", "messages"), "ChatBody": ("messages",)}
     for name, prompt in prompts.items():

@@ -6,18 +6,18 @@ from collections import Counter
 from typing import Any
 
 from sidecar.offline.job_progress import JobKey, job_of
-from sidecar.offline.owned_partition import Finished
+from sidecar.offline.owned_partition import FinishedItem
 
 JOBS_MAX = 1_000  # producers choose their names; of more jobs the ones that were quiet for longest are forgotten
 
 
 class JobCounts:
-    """Counts what is durable. The same item counts on one process alone: on that which committed it."""
+    """Counts what is committed. The same item counts on one process alone: on that which committed it."""
 
     def __init__(self) -> None:
         self._ends: dict[JobKey, Counter[str]] = {}  # in the order of their newest ends
 
-    def durable(self, done: Finished) -> None:
+    def committed(self, done: FinishedItem) -> None:
         """One more item has ended."""
         if (key := job_of(done.record)) is None:
             return

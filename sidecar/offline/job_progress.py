@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sidecar.core.deadlines import Verdict
+from sidecar.core.deadlines import JobVerdict
 from sidecar.core.snapshot import JobSnapshot
 from sidecar.offline.dead_letters import DeadItemError
 from sidecar.offline.item import TENANT_DEFAULT, Record
@@ -22,12 +22,12 @@ from sidecar.offline.item import TENANT_DEFAULT, Record
 log = logging.getLogger(__name__)
 
 JobKey = tuple[str, str]  # tenant, job
-_NOT_IN_TIME = (Verdict.AT_RISK, Verdict.INFEASIBLE)
+_NOT_IN_TIME = (JobVerdict.AT_RISK, JobVerdict.INFEASIBLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """What of one job is durable on one partition, since the topic began, and what was last said about its end."""
+class JobTally:
+    """What of one job is committed on one partition, since the topic began, and what was last said about its end."""
 
     done: int = 0
     dead: int = 0  # expired ones included
@@ -38,7 +38,7 @@ class Tally:
 class Outlook:
     """When a job will be done as this process sees it, on all its partitions. Seconds from now; None = not known."""
 
-    verdict: Verdict = Verdict.UNKNOWN
+    verdict: JobVerdict = JobVerdict.UNKNOWN
     at_risk: bool = False
     eta_p50_s: float | None = None
     eta_p90_s: float | None = None
@@ -67,29 +67,29 @@ def _stretched(job: JobSnapshot, unread: int) -> Outlook:
     factor = 1 + unread / max(job.items, 1)
     p50_s, p90_s = (None if each is None else each * factor for each in (job.eta_p50_s, job.eta_p90_s))
     verdict = job.verdict
-    if verdict is Verdict.ON_TIME and job.deadline_in_s is not None and (p90_s is None or p90_s > job.deadline_in_s):
-        verdict = Verdict.AT_RISK
+    if verdict is JobVerdict.ON_TIME and job.deadline_in_s is not None and (p90_s is None or p90_s > job.deadline_in_s):
+        verdict = JobVerdict.AT_RISK
     return Outlook(verdict=verdict, at_risk=verdict in _NOT_IN_TIME, eta_p50_s=p50_s, eta_p90_s=p90_s)
 
 
 def counted(
-    tallies: Mapping[JobKey, Tally], ended: Iterable[tuple[Record, bool]], outlooks: Mapping[JobKey, Outlook]
-) -> dict[JobKey, Tally]:
+    tallies: Mapping[JobKey, JobTally], ended: Iterable[tuple[Record, bool]], outlooks: Mapping[JobKey, Outlook]
+) -> dict[JobKey, JobTally]:
     """The tallies that are other ones once these records have ended, each well or not, and the outlooks are told.
 
     The cost follows from what ended: a topic may hold the tallies of any number of jobs.
     """
-    new: dict[JobKey, Tally] = {}
+    new: dict[JobKey, JobTally] = {}
     for record, well in ended:
         if (key := job_of(record)) is not None:
-            tally = new.get(key) or tallies.get(key) or Tally()
+            tally = new.get(key) or tallies.get(key) or JobTally()
             new[key] = replace(tally, done=tally.done + well, dead=tally.dead + (not well))
     for key, each in outlooks.items():
-        new[key] = replace(new.get(key) or tallies.get(key) or Tally(), at_risk=each.at_risk)
-    return {key: tally for key, tally in new.items() if tally != tallies.get(key, Tally())}
+        new[key] = replace(new.get(key) or tallies.get(key) or JobTally(), at_risk=each.at_risk)
+    return {key: tally for key, tally in new.items() if tally != tallies.get(key, JobTally())}
 
 
-def encoded(key: JobKey, partition: int, tally: Tally, waiting: int, outlook: Outlook) -> tuple[bytes, bytes]:
+def encoded(key: JobKey, partition: int, tally: JobTally, waiting: int, outlook: Outlook) -> tuple[bytes, bytes]:
     """Key and value of a record of the progress topic (kafka/progress.schema.json)."""
     value = {
         "tenant": key[0],
@@ -106,12 +106,12 @@ def encoded(key: JobKey, partition: int, tally: Tally, waiting: int, outlook: Ou
     return json.dumps([*key, partition], separators=(",", ":")).encode(), json.dumps(value).encode()
 
 
-def decoded(records: Iterable[tuple[bytes | None, bytes | None]]) -> dict[JobKey, Tally]:
+def decoded(records: Iterable[tuple[bytes | None, bytes | None]]) -> dict[JobKey, JobTally]:
     """The tallies of one partition, from its records of the progress topic in order: the last of each key counts.
 
     What somebody else wrote there is left out: it must not keep the partition from being opened.
     """
-    found: dict[JobKey, Tally] = {}
+    found: dict[JobKey, JobTally] = {}
     foreign = 0
     for key, value in records:
         job, tally = _job(key), None if value is None else _tally(value)
@@ -134,10 +134,10 @@ def _job(key: bytes | None) -> JobKey | None:
             return None
 
 
-def _tally(value: bytes) -> Tally | None:
+def _tally(value: bytes) -> JobTally | None:
     match _json(value):
         case {"done": int(done), "dead": int(dead), "at_risk": bool(at_risk)} if min(done, dead) >= 0:
-            return Tally(done=done, dead=dead, at_risk=at_risk)
+            return JobTally(done=done, dead=dead, at_risk=at_risk)
         case _:
             return None
 

@@ -1,7 +1,7 @@
 """The offline lane's port to Kafka, on stock aiokafka: the group, the items, and the openings of its partitions.
 
 Group ownership is only a hint: the lock on a partition is the epoch of its transactional id, and the state (offset and
-holes) lives behind that lock. So an opening wins the epoch first, reads the state second, and is thrown away after the
+gaps) lives behind that lock. So an opening wins the epoch first, reads the state second, and is thrown away after the
 first call whose outcome is unknown: the next one reads what is true.
 """
 

@@ -16,7 +16,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from sidecar.offline.committed_offsets import committed_offsets
 from sidecar.offline.item import Headers
-from sidecar.offline.job_progress import JobKey, Tally, decoded
+from sidecar.offline.job_progress import JobKey, JobTally, decoded
 from sidecar.offline.kafka_errors import REFUSALS, STOP_TIMEOUT_S, TOO_LARGE, RecordRefusedError, call, start_client
 from sidecar.offline.kafka_options import client_options
 from sidecar.offline.offsets import Committed
@@ -75,10 +75,10 @@ class KafkaOpening:
         )
         self.tainted = False
         self.state: Committed | None = None
-        self.tallies: dict[JobKey, Tally] = {}
+        self.tallies: dict[JobKey, JobTally] = {}
 
     async def start(self) -> None:
-        """The epoch is ours, a predecessor's transaction is over, and `state` is what is durable (None: nothing)."""
+        """The epoch is ours, a predecessor's transaction is over, and `state` is what is committed (None: nothing)."""
         async with call(self._settings.call_timeout_s):
             await start_client(self._producer, self._producer.client)
             self._watch_calls()
@@ -90,13 +90,13 @@ class KafkaOpening:
                 await self._abort_fence(self.state)
 
     async def commit(self, records: Sequence[Outgoing], state: Committed) -> None:
-        """The records and the state are durable together. After any exception nobody knows: replace this opening.
+        """The records and the state are committed together. After any exception nobody knows: replace this opening.
 
-        Raises RecordRefusedError where a topic will not take some of the records: then nothing is durable.
+        Raises RecordRefusedError where a topic will not take some of the records: then nothing is committed.
         """
         metadata = state.encode()
         if len(metadata) > self._settings.metadata_chars_max:  # cannot be: admission bounds it
-            raise AssertionError(f"metadata of {len(metadata)} characters for {len(state.holes)} holes")
+            raise AssertionError(f"metadata of {len(metadata)} characters for {len(state.gaps)} gaps")
         async with call(self._settings.call_timeout_s):
             await self._producer.begin_transaction()
             futures = [await self._send(record) for record in records]
@@ -161,7 +161,7 @@ class KafkaOpening:
         found = offsets[self._source]
         return None if found.offset == NO_OFFSET else Committed.decode(found.offset, found.metadata)
 
-    async def _read_tallies(self) -> dict[JobKey, Tally]:
+    async def _read_tallies(self) -> dict[JobKey, JobTally]:
         """What the progress topic holds of this partition. Short, because it is compacted; ours alone to write."""
         source = TopicPartition(self._settings.progress_topic, self._source.partition)
         found: list[tuple[bytes | None, bytes | None]] = []

@@ -1,9 +1,9 @@
 """The offline lane: items from Kafka, in any order through the engines, results back exactly once.
 
-Per owned partition one task opens the partition (wins its epoch, then reads what is durable) and commits what is
+Per owned partition one task opens the partition (wins its epoch, then reads what is committed) and commits what is
 finished every tick (`commits.py`); one task for all takes items in, bounded per partition (`intake.py`); one task per
 item runs it (`item_runs.py`) and leaves its result in the partition's share. After any failed commit the partition is
-opened anew, and what is durable says which of the finished results are still to be written. Work in flight survives
+opened anew, and what is committed says which of the finished results are still to be written. Work in flight survives
 that.
 
 Nothing that somebody outside can mend stops the lane: it says what it waits for (`lane_state.py`) and looks again.
@@ -26,12 +26,12 @@ from sidecar.offline.intake import Intake, Source
 from sidecar.offline.item import ItemRules
 from sidecar.offline.kafka_client import KafkaLog
 from sidecar.offline.kafka_errors import LogError, StuckError, cause_of
-from sidecar.offline.lane_state import OPERATOR, Cause, Phase, State, Stated, together
+from sidecar.offline.lane_state import OPERATOR, Cause, LaneState, Phase, Stated, together
 from sidecar.offline.one_instance import Group, OneInstance
-from sidecar.offline.owned_partition import Finished, LaneStats, Share, ShareView
+from sidecar.offline.owned_partition import FinishedItem, LaneStats, OwnedPartition, PartitionView
 from sidecar.offline.partition import Openings, Partitions
 from sidecar.offline.pauses import Pauses, wait
-from sidecar.offline.runner import Driver, ItemRuns
+from sidecar.offline.runner import GenerationDriver, ItemRuns
 from sidecar.offline.spans import KafkaSpans
 from sidecar.settings.aliases import Aliases
 from sidecar.settings.offline import OfflineSettings
@@ -61,18 +61,19 @@ class Log(Source, Openings, Group, Protocol):
 
 
 class OfflineLane:
-    """Runs until `drain` (or a cancel). `state_now` says how it is and why; `stats` and `shares` feed gauges."""
+    """Runs until `drain` (or a cancel). `state_now` says how it is and why; `stats` and `owned_partitions` feed
+    gauges."""
 
     def __init__(
         self,
         settings: OfflineSettings,
-        driver: Driver,
+        driver: GenerationDriver,
         tokens: Tokens,
         tokens_max: Mapping[str, int],
         *,
         clock: Callable[[], float] = time.monotonic,
         seed: int | None = None,
-        on_durable: Callable[[Finished], None] = lambda _: None,
+        on_committed: Callable[[FinishedItem], None] = lambda _: None,
         make_log: Callable[..., Log] = KafkaLog,
         tracing: Tracing | None = None,
         aliases: Aliases | None = None,
@@ -88,10 +89,14 @@ class OfflineLane:
         self._spans = KafkaSpans(settings, tracing, clock)
         rules = ItemRules.of(settings, tokens_max, aliases)
         self._runs = ItemRuns(settings, rules, driver, tokens, self._spans, self.stats, clock, gates or ModelGates())
-        self._shares: dict[int, Share] = {}
+        self._owned_partitions: dict[int, OwnedPartition] = {}
         common = (settings, self._runs, self._spans, self.stats)
-        self._intake = Intake(*common, shares=self._shares, clock=clock, on_trouble=self._cannot_fetch)
-        commits = Commits(*common, shares=self._shares, jobs=jobs, on_durable=on_durable, clock=clock)
+        self._intake = Intake(
+            *common, owned_partitions=self._owned_partitions, clock=clock, on_trouble=self._cannot_fetch
+        )
+        commits = Commits(
+            *common, owned_partitions=self._owned_partitions, jobs=jobs, on_committed=on_committed, clock=clock
+        )
         self._servers: asyncio.TaskGroup | None = None  # of the session, if there is one
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
@@ -105,9 +110,12 @@ class OfflineLane:
     # -- what the rest of the sidecar calls
 
     @property
-    def state_now(self) -> State:
+    def state_now(self) -> LaneState:
         """What the lane does and why: its consumer's state, or that of its partitions where some do not run."""
-        return together(self._stated.now, [(n, share.stated.now) for n, share in sorted(self._shares.items())])
+        return together(
+            self._stated.now,
+            [(n, owned_partition.stated.now) for n, owned_partition in sorted(self._owned_partitions.items())],
+        )
 
     @property
     def state(self) -> str:
@@ -126,8 +134,8 @@ class OfflineLane:
                 try:
                     await self._sessions()
                 finally:
-                    for share in self._shares.values():
-                        self._drop(share)
+                    for owned_partition in self._owned_partitions.values():
+                        self._drop(owned_partition)
             self._stated.become(Phase.STOPPED)
         except BaseExceptionGroup as group:
             error = _leaves(group)[0]
@@ -138,10 +146,12 @@ class OfflineLane:
             self._closed.set()
 
     async def drain(self, timeout_s: float) -> None:
-        """No item is taken any more; what runs ends within `timeout_s` or is left; what is finished is durable."""
+        """No item is taken any more; what runs ends within `timeout_s` or is left; what is finished is committed."""
         self._intake.stopping = True
         self._stated.become(Phase.DRAINING)
-        running = [task for share in self._shares.values() for task in share.running.values()]
+        running = [
+            task for owned_partition in self._owned_partitions.values() for task in owned_partition.running.values()
+        ]
         if running:
             await asyncio.wait(running, timeout=timeout_s)
         self._closing.set()
@@ -149,9 +159,9 @@ class OfflineLane:
         await self._leave_all()
         await self._closed.wait()
 
-    def shares(self) -> list[ShareView]:
+    def owned_partitions(self) -> list[PartitionView]:
         """The partitions assigned to this process, in order."""
-        return [share.view() for _, share in sorted(self._shares.items())]
+        return [owned_partition.view() for _, owned_partition in sorted(self._owned_partitions.items())]
 
     # -- one consumer after the other
 
@@ -175,8 +185,8 @@ class OfflineLane:
             if not self._closing.is_set():
                 await self._serve_all(kafka)
         finally:
-            for share in self._shares.values():
-                share.end_known = False
+            for owned_partition in self._owned_partitions.values():
+                owned_partition.end_known = False
             # Cancellation here leaves sockets to the garbage collector; the broker forgets them with the session.
             await kafka.stop()
 
@@ -206,9 +216,13 @@ class OfflineLane:
 
     async def _leave_all(self) -> None:
         """No share has an opening, or it is being closed; within the bound for a last commit."""
-        for share in self._shares.values():
-            share.leave()
-        servers = [share.server for share in self._shares.values() if share.server is not None]
+        for owned_partition in self._owned_partitions.values():
+            owned_partition.leave()
+        servers = [
+            owned_partition.server
+            for owned_partition in self._owned_partitions.values()
+            if owned_partition.server is not None
+        ]
         if servers:
             _, late = await asyncio.wait(servers, timeout=self._settings.revoke_commit_s)
             for server in late:
@@ -223,20 +237,22 @@ class OfflineLane:
             self._spawn(_raise(error), "offline duplicate instance")
             return
         self._become(Phase.RUNNING)
-        for number in set(self._shares) - set(partitions):
-            share = self._shares.pop(number)
-            share.leave()
-            self._drop(share)
+        for number in set(self._owned_partitions) - set(partitions):
+            owned_partition = self._owned_partitions.pop(number)
+            owned_partition.leave()
+            self._drop(owned_partition)
         for number in partitions:
-            if number not in self._shares:
-                self._shares[number] = Share(number, Stated(f"partition {number}", self._clock))
-            share = self._shares[number]
-            share.counted, share.fetched_s = False, self._clock()
-            share.refusals.items_max = None
-            share.leaving.clear()
+            if number not in self._owned_partitions:
+                self._owned_partitions[number] = OwnedPartition(number, Stated(f"partition {number}", self._clock))
+            owned_partition = self._owned_partitions[number]
+            owned_partition.counted, owned_partition.fetched_s = False, self._clock()
+            owned_partition.refusals.items_max = None
+            owned_partition.leaving.clear()
             if self._closing.is_set():
-                share.leave()
-            share.server = self._spawn(self._partitions.serve(self._log, share, share.server), f"offline {number}")
+                owned_partition.leave()
+            owned_partition.server = self._spawn(
+                self._partitions.serve(self._log, owned_partition, owned_partition.server), f"offline {number}"
+            )
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
         """A task of the session; None if the session is ending."""
@@ -248,9 +264,9 @@ class OfflineLane:
         coroutine.close()
         return None
 
-    def _drop(self, share: Share) -> None:
-        for offset in list(share.taken):
-            share.let_go(offset)
+    def _drop(self, owned_partition: OwnedPartition) -> None:
+        for offset in list(owned_partition.taken):
+            owned_partition.let_go(offset)
 
     # -- watching
 
@@ -262,25 +278,25 @@ class OfflineLane:
             if self._unassigned_s is not None and self._clock() - self._unassigned_s > self._settings.stuck_after_s:
                 raise StuckError(f"no assignment for {self._settings.stuck_after_s:.0f} s")
             await self._look_at_ends()
-            for share in self._shares.values():
-                self._raise_if_stuck(share)
+            for owned_partition in self._owned_partitions.values():
+                self._raise_if_stuck(owned_partition)
             await wait(self._closing, min(WATCH_S, self._settings.stuck_after_s / 4))
 
     async def _look_at_ends(self) -> None:
         """The ends, or that they are unknown. Raises where only a new consumer helps: it reads secrets anew."""
         ends: dict[int, int] = {}
         try:
-            if self._shares:
-                ends = await self._log.ends(self._shares)
+            if self._owned_partitions:
+                ends = await self._log.ends(self._owned_partitions)
             self._ends_s = self._clock()
             self._trouble("the log's ends are unknown", None)
         except LogError as error:
             if error.cause in NEW_CONNECTION or self._clock() - self._ends_s > self._settings.stuck_after_s:
                 raise
             self._trouble("the log's ends are unknown", error)
-        for number, share in self._shares.items():
-            share.end_known = number in ends
-            share.end = ends.get(number, share.end)
+        for number, owned_partition in self._owned_partitions.items():
+            owned_partition.end_known = number in ends
+            owned_partition.end = ends.get(number, owned_partition.end)
 
     def _cannot_fetch(self, error: LogError | None) -> None:
         self._trouble("nothing can be fetched", error)
@@ -306,13 +322,15 @@ class OfflineLane:
         if self._stated.now.phase is not Phase.DRAINING:
             self._stated.become(phase, cause, detail)
 
-    def _raise_if_stuck(self, share: Share) -> None:
-        if share.progress is None or share.room(self._settings) == 0 or self._intake.stopping:
-            share.fetched_s = self._clock()
+    def _raise_if_stuck(self, owned_partition: OwnedPartition) -> None:
+        if owned_partition.progress is None or owned_partition.room(self._settings) == 0 or self._intake.stopping:
+            owned_partition.fetched_s = self._clock()
             return
-        idle_s = self._clock() - share.fetched_s
-        if share.end > share.progress.expected and idle_s > self._settings.stuck_after_s:
-            raise StuckError(f"partition {share.number}: nothing fetched for {idle_s:.0f} s although there is more")
+        idle_s = self._clock() - owned_partition.fetched_s
+        if owned_partition.end > owned_partition.progress.expected and idle_s > self._settings.stuck_after_s:
+            raise StuckError(
+                f"partition {owned_partition.number}: nothing fetched for {idle_s:.0f} s although there is more"
+            )
 
 
 async def _raise(error: Exception) -> None:

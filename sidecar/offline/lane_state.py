@@ -19,7 +19,7 @@ class Phase(StrEnum):
 
     STARTING = "starting"
     RUNNING = "running"
-    DEGRADED = "degraded"  # a part of the work waits, the rest goes on
+    DEGRADED = "degraded"  # a part of the request waits, the rest goes on
     WAITING = "waiting"  # looks again by itself, at bounded intervals
     DRAINING = "draining"
     STOPPED = "stopped"
@@ -61,7 +61,7 @@ OPERATOR = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class LaneState:
     """A phase, its cause, the cause in words, and since when (in seconds of the lane's clock) both hold."""
 
     phase: Phase = Phase.STARTING
@@ -82,17 +82,17 @@ class Stated:
     name: str
     clock: Callable[[], float]
     quiet: bool = False
-    now: State = field(init=False)
+    now: LaneState = field(init=False)
     _logged_s: float = field(init=False, default=float("-inf"))
 
     def __post_init__(self) -> None:
-        self.now = State(since_s=self.clock())
+        self.now = LaneState(since_s=self.clock())
 
     def become(self, phase: Phase, cause: Cause = Cause.NONE, detail: str = "") -> None:
         """This holds from now on, or still holds."""
         before, now_s = self.now, self.clock()
         same = (before.phase, before.cause) == (phase, cause)
-        self.now = State(phase=phase, cause=cause, detail=detail, since_s=before.since_s if same else now_s)
+        self.now = LaneState(phase=phase, cause=cause, detail=detail, since_s=before.since_s if same else now_s)
         if self.quiet or (same and (before.detail == detail or now_s - self._logged_s < SAME_CAUSE_S)):
             return
         self._logged_s = now_s
@@ -101,7 +101,7 @@ class Stated:
         log.log(level, "%s is %s%s", self.name, self.now.text, after)
 
 
-def together(own: State, partitions: Iterable[tuple[int, State]]) -> State:
+def together(own: LaneState, partitions: Iterable[tuple[int, LaneState]]) -> LaneState:
     """The state of a lane whose consumer is in `own`: that of its partitions where some of them do not run."""
     every = list(partitions)
     waiting = [(number, each) for number, each in every if each.phase in (Phase.WAITING, Phase.DEGRADED)]
@@ -112,7 +112,7 @@ def together(own: State, partitions: Iterable[tuple[int, State]]) -> State:
     detail = f"partition {number}: {first.detail}"
     if len(every) > 1:
         detail = f"{len(waiting)} of {len(every)} partitions; {detail}"
-    return State(
+    return LaneState(
         phase=Phase.WAITING if every_one else Phase.DEGRADED,
         cause=first.cause,
         detail=detail,

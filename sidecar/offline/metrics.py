@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry
 
 from sidecar.offline.item import DeadReason
 from sidecar.offline.lane import OfflineLane
-from sidecar.offline.lane_state import Phase, State
-from sidecar.offline.owned_partition import Finished, ShareView
+from sidecar.offline.lane_state import LaneState, Phase
+from sidecar.offline.owned_partition import FinishedItem, PartitionView
 from sidecar.telemetry.metric_row import Labelled, MetricRow, Scraped
 
 DRAIN_S = 300.0  # time constant of the running mean
@@ -46,13 +46,13 @@ class Drain:
 
 
 class ItemDurations:
-    """How long the items of one lane took. `durable` is to be called for each item whose result is."""
+    """How long the items of one lane took. `committed` is to be called for each item whose result is."""
 
     def __init__(self, registry: CollectorRegistry, topic: str) -> None:
         duration = DURATION.histogram(registry)
         self._durations = {reason: duration.labels(topic, reason) for reason in ("", *DeadReason)}
 
-    def durable(self, done: Finished) -> None:
+    def committed(self, done: FinishedItem) -> None:
         """Note how long this item took."""
         self._durations[done.reason].observe(time.monotonic() - done.taken_s)
 
@@ -63,15 +63,15 @@ class OfflineMetrics:
     def __init__(self, registry: CollectorRegistry, topic: str, lane: OfflineLane) -> None:
         self._lane = lane
         self._topic = topic
-        self._shares: list[ShareView] = []
-        self._state = State()
+        self._owned_partitions: list[PartitionView] = []
+        self._state = LaneState()
         self._ends: dict[tuple[str, str], int] = {}
         self._drain = Drain()
         registry.register(Scraped(SCRAPED, lambda: self))
 
     def look(self) -> None:
         """The next scrape, which runs in a thread, shows the lane as it is now."""
-        self._shares = self._lane.shares()
+        self._owned_partitions = self._lane.owned_partitions()
         self._state = self._lane.state_now
         self._ends = dict(self._lane.stats.items)
         self._drain.look(sum(self._ends.values()), time.monotonic())
@@ -91,7 +91,10 @@ class OfflineMetrics:
 
     def in_flight(self) -> Iterator[Labelled]:
         """Yield how many items are neither waiting at the broker nor over."""
-        yield (self._topic,), sum(share.in_flight + share.finished for share in self._shares)
+        yield (
+            (self._topic,),
+            sum(owned_partition.in_flight + owned_partition.finished for owned_partition in self._owned_partitions),
+        )
 
     def state(self) -> Iterator[Labelled]:
         """Yield the state and the reason that hold now; the others have no sample."""
@@ -99,12 +102,20 @@ class OfflineMetrics:
 
     def partition_states(self) -> Iterator[Labelled]:
         """Yield the same for each partition."""
-        for share in self._shares:
-            yield (self._topic, str(share.partition), share.state.phase.value, share.state.cause.value), 1
+        for owned_partition in self._owned_partitions:
+            yield (
+                (
+                    self._topic,
+                    str(owned_partition.partition),
+                    owned_partition.state.phase.value,
+                    owned_partition.state.cause.value,
+                ),
+                1,
+            )
 
     def eta(self) -> Iterator[Labelled]:
         """Yield nothing while the lag of a partition or the rate is not known, or no partition is ours."""
-        lags = [share.lag for share in self._shares]
+        lags = [owned_partition.lag for owned_partition in self._owned_partitions]
         known = [lag for lag in lags if lag is not None]
         if self._state.phase is Phase.RUNNING and len(known) == len(lags):
             left_s = self._drain.eta_s(sum(known))
@@ -115,18 +126,18 @@ class OfflineMetrics:
 
     def lags(self) -> Iterator[Labelled]:
         """Yield the lag of each partition of which it is known."""
-        for share in self._shares:
-            if share.lag is not None:
-                yield (self._topic, str(share.partition)), share.lag
+        for owned_partition in self._owned_partitions:
+            if owned_partition.lag is not None:
+                yield (self._topic, str(owned_partition.partition)), owned_partition.lag
 
     def ages(self) -> Iterator[Labelled]:
         """Yield the age of the oldest item of each partition, 0 where none is left."""
         now_ms = time.time() * 1000
-        for share in self._shares:
-            if share.oldest_ms is not None:
-                yield (self._topic, str(share.partition)), max(now_ms - share.oldest_ms, 0) / 1000
-            elif share.lag == 0:
-                yield (self._topic, str(share.partition)), 0
+        for owned_partition in self._owned_partitions:
+            if owned_partition.oldest_ms is not None:
+                yield (self._topic, str(owned_partition.partition)), max(now_ms - owned_partition.oldest_ms, 0) / 1000
+            elif owned_partition.lag == 0:
+                yield (self._topic, str(owned_partition.partition)), 0
 
     def document(self) -> dict[str, Any]:
         """The lane as the status page shows it. What is not known is null."""
@@ -138,13 +149,17 @@ class OfflineMetrics:
             "topic": self._topic,
             "stats": stats | {"items": items},
             "partitions": [
-                {**dataclasses.asdict(share), **_state(share.state, now_s), "lag": share.lag}
-                for share in self._lane.shares()
+                {
+                    **dataclasses.asdict(owned_partition),
+                    **_state(owned_partition.state, now_s),
+                    "lag": owned_partition.lag,
+                }
+                for owned_partition in self._lane.owned_partitions()
             ],
         }
 
 
-def _state(state: State, now_s: float) -> dict[str, Any]:
+def _state(state: LaneState, now_s: float) -> dict[str, Any]:
     return {
         "state": state.text,
         "phase": state.phase.value,

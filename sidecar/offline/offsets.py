@@ -1,13 +1,13 @@
 """Which offsets of one partition are done, and how that is written beside the committed offset. Pure.
 
 Items finish out of order, a committed offset is one number. So what is committed is the watermark (the lowest offset
-that is not durably done) and, in the metadata string that Kafka keeps beside it, the holes: the offsets between the
+that is not committed) and, in the metadata string that Kafka keeps beside it, the gaps: the offsets between the
 watermark and the highest done one that are not done. Nothing is stored elsewhere, and one slow item holds nobody back.
 
 The metadata string is "T1." + unpadded base64url of
-    flags byte | restarts, suspect − watermark + 1 (if flag 1) | high − watermark | gap to each hole
-all but the first as varints; the first gap counts from the watermark, each further one from the hole before. "" means
-no holes: that is what `kafka-consumer-groups --reset-offsets` writes, and so it is the documented way to replay.
+    flags byte | restarts, suspect − watermark + 1 (if flag 1) | high − watermark | gap to each gap
+all but the first as varints; the first gap counts from the watermark, each further one from the gap before. "" means
+no gaps: that is what `kafka-consumer-groups --reset-offsets` writes, and so it is the documented way to replay.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ class OffsetsError(SidecarError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """What is durably done: everything below `watermark`, and of [watermark, high) everything but `holes`."""
+    """What is committed: everything below `watermark`, and of [watermark, high) everything but `gaps`."""
 
     watermark: int
     high: int
-    holes: tuple[int, ...] = ()  # ascending; the first is the watermark itself, unless high == watermark
+    gaps: tuple[int, ...] = ()  # ascending; the first is the watermark itself, unless high == watermark
     restarts: int = 0  # unclean ends of an owner since the watermark last moved
     suspect: int | None = None  # the offset that ran alone when that was committed
 
     def __post_init__(self) -> None:
-        ascending = all(a < b for a, b in zip(self.holes, self.holes[1:], strict=False))
-        inside = not self.holes or (self.holes[0] == self.watermark and self.holes[-1] < self.high)
+        ascending = all(a < b for a, b in zip(self.gaps, self.gaps[1:], strict=False))
+        inside = not self.gaps or (self.gaps[0] == self.watermark and self.gaps[-1] < self.high)
         if not (
             0 <= self.watermark <= self.high
             and ascending
             and inside
-            and bool(self.holes) == (self.high > self.watermark)
+            and bool(self.gaps) == (self.high > self.watermark)
         ):
-            raise ValueError(f"holes must ascend from the watermark and stay below high: {self}")
+            raise ValueError(f"gaps must ascend from the watermark and stay below high: {self}")
 
     def is_done(self, offset: int) -> bool:
-        """True if the result (or dead letter) of `offset` is durable."""
+        """True if the result (or dead letter) of `offset` is committed."""
         if offset >= self.high or offset < self.watermark:
             return offset < self.watermark
-        at = bisect_left(self.holes, offset)
-        return at == len(self.holes) or self.holes[at] != offset
+        at = bisect_left(self.gaps, offset)
+        return at == len(self.gaps) or self.gaps[at] != offset
 
     def encode(self) -> str:
         """The metadata string; `decode(watermark, encode())` gives this back."""
@@ -62,7 +62,7 @@ class Committed:
         tracked = self.restarts > 0 or self.suspect is not None
         if not tracked and self.high == self.watermark:
             return ""
-        gaps = [hole - before for before, hole in zip((self.watermark, *self.holes), self.holes, strict=False)]
+        gaps = [gap - before for before, gap in zip((self.watermark, *self.gaps), self.gaps, strict=False)]
         fields = [*(restarts if tracked else []), self.high - self.watermark, *gaps]
         packed = bytes([HAS_RESTARTS if tracked else 0]) + b"".join(map(_varint, fields))
         return PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
@@ -91,32 +91,32 @@ class Committed:
             raise ValueError(f"unknown flags {flags}")
         restarts, suspect = (fields.pop(0), fields.pop(0)) if flags else (0, 0)
         high = watermark + fields.pop(0)
-        holes, at = [], watermark
+        gaps, at = [], watermark
         for gap in fields:
             at += gap
-            holes.append(at)
+            gaps.append(at)
         return cls(
             watermark=watermark,
             high=high,
-            holes=tuple(holes),
+            gaps=tuple(gaps),
             restarts=restarts,
             suspect=watermark + suspect - 1 if suspect else None,
         )
 
 
 @dataclass(slots=True)
-class Progress:
-    """The offsets of one partition while we own it: what is durable, what was delivered, what is still to be done.
+class PartitionOffsets:
+    """The offsets of one partition while we own it: what is committed, what was delivered, what is still to be done.
 
     Begins anew (`Progress(committed)`) with each opening: only what was delivered since then may be committed.
     """
 
-    durable: Committed
+    committed: Committed
     expected: int = field(init=False)  # everything below was delivered since the opening, or skipped by the broker
-    pending: set[int] = field(init=False, default_factory=set)  # delivered and not durably done
+    pending: set[int] = field(init=False, default_factory=set)  # delivered and not committed
 
     def __post_init__(self) -> None:
-        self.expected = self.durable.watermark
+        self.expected = self.committed.watermark
 
     def deliver(self, offset: int) -> bool:
         """Note a delivered record; True if it has to be done, False if it was done or delivered before.
@@ -126,7 +126,7 @@ class Progress:
         if offset < self.expected:
             return False
         self.expected = offset + 1
-        if self.durable.is_done(offset):
+        if self.committed.is_done(offset):
             return False
         self.pending.add(offset)
         return True
@@ -136,31 +136,31 @@ class Progress:
         self.expected = max(self.expected, position)
 
     def after(self, finished: Iterable[int]) -> Committed:
-        """What would be durable once these delivered offsets were committed as well. Changes nothing."""
+        """What would be committed once these delivered offsets were committed as well. Changes nothing."""
         done = self.pending.intersection(finished)
-        ahead = (hole for hole in self.durable.holes if hole >= self.expected)
+        ahead = (gap for gap in self.committed.gaps if gap >= self.expected)
         undone = sorted((*(self.pending - done), *ahead))
-        high = max((self.durable.high, *(offset + 1 for offset in done)))
+        high = max((self.committed.high, *(offset + 1 for offset in done)))
         watermark = undone[0] if undone else max(self.expected, high)
         high = max(high, watermark)
-        moved = watermark > self.durable.watermark
+        moved = watermark > self.committed.watermark
         return Committed(
             watermark=watermark,
             high=high,
-            holes=tuple(offset for offset in undone if offset < high),
-            restarts=0 if moved else self.durable.restarts,
-            suspect=None if moved else self.durable.suspect,
+            gaps=tuple(offset for offset in undone if offset < high),
+            restarts=0 if moved else self.committed.restarts,
+            suspect=None if moved else self.committed.suspect,
         )
 
     def install(self, committed: Committed) -> None:
-        """This is durable now."""
-        self.durable = committed
+        """This is committed now."""
+        self.committed = committed
         self.pending = {offset for offset in self.pending if not committed.is_done(offset)}
 
     def room(self, pending_max: int, span_max: int) -> int:
-        """How many more records may be taken: bounds memory, and the holes by which the metadata grow."""
-        ahead = sum(hole >= self.expected for hole in self.durable.holes)
-        return min(pending_max - len(self.pending) - ahead, span_max - (self.expected - self.durable.watermark))
+        """How many more records may be taken: bounds memory, and the gaps by which the metadata grow."""
+        ahead = sum(gap >= self.expected for gap in self.committed.gaps)
+        return min(pending_max - len(self.pending) - ahead, span_max - (self.expected - self.committed.watermark))
 
 
 def _varint(value: int) -> bytes:

@@ -1,4 +1,5 @@
-"""What this process holds of one partition: what is durable, what runs, what waits for the next commit; and counts."""
+"""What this process holds of one partition: what is committed, what runs, what waits for the next commit; and
+counts."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from sidecar.offline.item import Record
-from sidecar.offline.job_progress import JobKey, Tally, job_of
+from sidecar.offline.job_progress import JobKey, JobTally, job_of
 from sidecar.offline.kafka_errors import LogError
 from sidecar.offline.kafka_opening import Outgoing
-from sidecar.offline.lane_state import State, Stated
-from sidecar.offline.offsets import Committed, Progress
+from sidecar.offline.lane_state import LaneState, Stated
+from sidecar.offline.offsets import Committed, PartitionOffsets
 from sidecar.offline.refusals import Refusals
 from sidecar.settings.offline import OfflineSettings
 from sidecar.telemetry.tracing import ItemTrace
@@ -21,7 +22,7 @@ SOLO_DEATHS = 2  # unclean ends while one item ran alone, before it is taken for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
+class FinishedItem:
     """An item whose result (or dead letter) waits for the next commit. Times in seconds of the lane's clock."""
 
     record: Record
@@ -40,9 +41,9 @@ class LaneStats:
 
     consumed: int = 0
     executions: int = 0  # calls of the engine; more than results if work was lost in a crash
-    items: Counter[tuple[str, str]] = field(default_factory=Counter)  # (outcome, reason); durable ones only
+    items: Counter[tuple[str, str]] = field(default_factory=Counter)  # (outcome, reason); committed ones only
     retried: int = 0
-    output_tokens: int = 0  # of durable results
+    output_tokens: int = 0  # of committed results
     commits: int = 0
     reopens: int = 0
     fenced: int = 0
@@ -50,23 +51,23 @@ class LaneStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShareView:
+class PartitionView:
     """One partition, for gauges and the status page. Offsets; `end` is as old as the last look, some seconds.
 
-    What is not known is None: `watermark` and `holes` before the first opening, `end` while no broker tells it.
+    What is not known is None: `watermark` and `gaps` before the first opening, `end` while no broker tells it.
     """
 
     partition: int
-    state: State
+    state: LaneState
     ready: bool
     watermark: int | None
     position: int
-    holes: int | None
+    gaps: int | None
     end: int | None
     in_flight: int
     finished: int
-    bytes_held: int  # of taken items and of results that are not durable
-    oldest_ms: int | None  # record timestamp of the oldest taken item that is not durable
+    bytes_held: int  # of taken items and of results that are not committed
+    oldest_ms: int | None  # record timestamp of the oldest taken item that is not committed
 
     @property
     def lag(self) -> int | None:
@@ -75,21 +76,21 @@ class ShareView:
 
 
 @dataclass(slots=True)
-class Share:
-    """One assigned partition. `taken` items survive a new opening: running, or finished and not yet durable."""
+class OwnedPartition:
+    """One assigned partition. `taken` items survive a new opening: running, or finished and not yet committed."""
 
     number: int
     stated: Stated
-    progress: Progress | None = None  # None: not ready, nothing may be taken or committed
-    durable: Committed | None = None  # when last known; None before the first opening
+    progress: PartitionOffsets | None = None  # None: not ready, nothing may be taken or committed
+    committed: Committed | None = None  # when last known; None before the first opening
     opening: int = 0  # a record fetched under another one is not taken
     backlog: deque[Record] = field(default_factory=deque)  # fetched, and not yet taken for want of room
     astray: bool = False  # the consumer's position is not where `progress` expects it: seek before the next fetch
     taken: dict[int, Record] = field(default_factory=dict)
     jobs: Counter[JobKey | None] = field(default_factory=Counter)  # of `taken`; never a count of 0
-    tallies: dict[JobKey, Tally] = field(default_factory=dict)  # what is durable on the progress topic
+    tallies: dict[JobKey, JobTally] = field(default_factory=dict)  # what is committed on the progress topic
     running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
-    finished: dict[int, Finished] = field(default_factory=dict)
+    finished: dict[int, FinishedItem] = field(default_factory=dict)
     bytes_held: int = 0  # of `taken`, and of what is finished
     bytes_max: Mapping[str, int] = field(default_factory=dict)  # that each topic takes, where it is known
     refusals: Refusals = field(default_factory=Refusals)
@@ -98,9 +99,9 @@ class Share:
     server: asyncio.Task[None] | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)  # commit now
     leaving: asyncio.Event = field(default_factory=asyncio.Event)  # revoked or closing: one last commit
-    counted: bool = False  # this assignment is counted in the durable restarts; before that nothing runs
+    counted: bool = False  # this assignment is counted in the committed restarts; before that nothing runs
     solo_until: int = 0  # below it items run one at a time, to find the one that kills the process
-    held: Record | None = None  # runs once the fact that it runs alone is durable
+    held: Record | None = None  # runs once the fact that it runs alone is committed
     end: int = 0  # of the log, when last asked
     end_known: bool = False  # False while no broker tells it
     fetched_s: float = 0.0  # when something was last fetched, or nothing was left to fetch
@@ -132,19 +133,19 @@ class Share:
         self.wake.set()
 
     def take(self, record: Record) -> None:
-        """The record is ours until it is durable or let go."""
+        """The record is ours until it is committed or let go."""
         self.taken[record.offset] = record
         self.jobs[job_of(record)] += 1
         self.bytes_held += _bytes(record)
 
-    def finish(self, offset: int, finished: Finished) -> None:
+    def finish(self, offset: int, finished: FinishedItem) -> None:
         """A taken item waits for the next commit, in place of what waited for it before."""
         before = self.finished.get(offset)
         self.bytes_held += finished.outgoing.size - (before.outgoing.size if before is not None else 0)
         self.finished[offset] = finished
 
     def let_go(self, offset: int) -> None:
-        """The item is durable, or somebody else's: if it runs it is cancelled, what it gave is forgotten."""
+        """The item is committed, or somebody else's: if it runs it is cancelled, what it gave is forgotten."""
         record = self.taken.pop(offset, None)
         if record is None:
             return
@@ -159,9 +160,9 @@ class Share:
         if task is not None:
             task.cancel()
 
-    def begin(self, durable: Committed, opening: int, settings: OfflineSettings) -> None:
-        """The share agrees with what is durable under this opening, and is ready."""
-        for offset in [offset for offset in self.taken if durable.is_done(offset)]:
+    def begin(self, committed: Committed, opening: int, settings: OfflineSettings) -> None:
+        """The share agrees with what is committed under this opening, and is ready."""
+        for offset in [offset for offset in self.taken if committed.is_done(offset)]:
             self.let_go(offset)
         self.backlog.clear()
         self.astray = False
@@ -170,17 +171,17 @@ class Share:
             self.let_go(self.held.offset)
             self.held = None
         self.opening = opening
-        self.progress = Progress(durable)
-        self.durable = durable
-        if durable.restarts >= settings.poison_restarts:
-            self.solo_until = durable.high + settings.pending_max  # nothing beyond it can have been taken
+        self.progress = PartitionOffsets(committed)
+        self.committed = committed
+        if committed.restarts >= settings.poison_restarts:
+            self.solo_until = committed.high + settings.pending_max  # nothing beyond it can have been taken
 
-    def install(self, progress: Progress, durable: Committed) -> None:
-        """This is durable now."""
-        progress.install(durable)
-        self.durable = durable
+    def install(self, progress: PartitionOffsets, committed: Committed) -> None:
+        """This is committed now."""
+        progress.install(committed)
+        self.committed = committed
 
-    def committable(self, progress: Progress) -> dict[int, Finished]:
+    def committable(self, progress: PartitionOffsets) -> dict[int, FinishedItem]:
         """What is finished and was delivered under this opening; a result from before waits for its record."""
         return {offset: done for offset, done in self.finished.items() if offset in progress.pending}
 
@@ -196,21 +197,21 @@ class Share:
 
     def is_culprit(self, offset: int, settings: OfflineSettings) -> bool:
         """True if the process ended often enough while this item ran alone."""
-        durable = self.progress.durable if self.progress is not None else None
-        if durable is None or durable.suspect != offset:
+        committed = self.progress.committed if self.progress is not None else None
+        if committed is None or committed.suspect != offset:
             return False
-        return durable.restarts >= settings.poison_restarts + SOLO_DEATHS
+        return committed.restarts >= settings.poison_restarts + SOLO_DEATHS
 
-    def view(self) -> ShareView:
+    def view(self) -> PartitionView:
         """The share in numbers."""
         stamps = [record.timestamp_ms for record in self.taken.values() if record.timestamp_ms >= 0]
-        return ShareView(
+        return PartitionView(
             partition=self.number,
             state=self.stated.now,
             ready=self.progress is not None,
-            watermark=None if self.durable is None else self.durable.watermark,
+            watermark=None if self.committed is None else self.committed.watermark,
             position=self.progress.expected if self.progress else 0,
-            holes=None if self.durable is None else len(self.durable.holes),
+            gaps=None if self.committed is None else len(self.committed.gaps),
             end=self.end if self.end_known else None,
             in_flight=len(self.running),
             finished=len(self.finished),

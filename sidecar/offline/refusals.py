@@ -2,7 +2,7 @@
 
 A broker refuses whole batches, so one record too many would hold up its partition for ever. The records that were
 refused together are halved until one of them is refused alone; each part is a transaction of its own, and what passes
-is durable. The one that remains is written in another shape (a dead letter, a shorter one, its headers alone). If not
+is committed. The one that remains is written in another shape (a dead letter, a shorter one, its headers alone). If not
 even the last is taken the item is held: its neighbours go on, and it is tried again now and then.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 
-class Shape(IntEnum):
+class WrittenForm(IntEnum):
     """How an item is written, from what it should be to what takes the least room."""
 
     WHOLE = 0  # its result, or its dead letter byte for byte
@@ -27,7 +27,7 @@ class Refusals:
 
     suspects: tuple[int, ...] = ()  # refused together; one of them at least is to blame
     held: dict[int, float] = field(default_factory=dict)  # not taken in any shape: when to try again
-    shapes: dict[int, Shape] = field(default_factory=dict)  # of dead letters that have to be shorter
+    shapes: dict[int, WrittenForm] = field(default_factory=dict)  # of dead letters that have to be shorter
     items_max: int | None = None  # in one transaction, after a larger one was refused and each of its parts taken
     _refused: int = 0  # items in the smallest transaction that was refused since then
 
@@ -47,7 +47,7 @@ class Refusals:
         return any(now_s >= self.held.get(offset, now_s) for offset in offsets)
 
     def passed(self, offsets: Iterable[int]) -> None:
-        """These are durable."""
+        """These are committed."""
         gone = set(offsets)
         found_none = bool(self.suspects)
         self.suspects = tuple(offset for offset in self.suspects if offset not in gone)
@@ -65,17 +65,17 @@ class Refusals:
         self.suspects = tuple(sorted(refused))
         return None
 
-    def shorter(self, offset: int, again_s: float) -> Shape | None:
+    def shorter(self, offset: int, again_s: float) -> WrittenForm | None:
         """The next shape of this dead letter; None if there is none: it is held until `again_s`."""
-        shape = self.shapes.get(offset, Shape.WHOLE)
-        if shape is Shape.BARE:
+        shape = self.shapes.get(offset, WrittenForm.WHOLE)
+        if shape is WrittenForm.BARE:
             self.held[offset] = again_s
             return None
-        self.shapes[offset] = Shape(shape + 1)
+        self.shapes[offset] = WrittenForm(shape + 1)
         return self.shapes[offset]
 
     def forget(self, offset: int) -> None:
-        """The item is durable, or somebody else's."""
+        """The item is committed, or somebody else's."""
         self.suspects = tuple(each for each in self.suspects if each != offset)
         self.held.pop(offset, None)
         self.shapes.pop(offset, None)

@@ -16,7 +16,7 @@ from math import inf
 from pathlib import Path
 from typing import Protocol
 
-from sidecar.core.work import Lane, Work
+from sidecar.core.request import Lane, Request
 from sidecar.offline.dead_letters import DeadItemError, DeadLetterLog, DeadReason
 from sidecar.offline.gates import ModelGates
 from sidecar.offline.item import (
@@ -29,11 +29,11 @@ from sidecar.offline.item import (
     result_value,
 )
 from sidecar.offline.kafka_opening import Outgoing
-from sidecar.offline.owned_partition import Finished, LaneStats
+from sidecar.offline.owned_partition import FinishedItem, LaneStats
 from sidecar.offline.spans import KafkaSpans, dead_context, result_context
 from sidecar.settings.offline import OfflineSettings
 from sidecar.telemetry.tracing import ItemTrace
-from sidecar.token_call import Generated, TokenCall, WorkDeadError, WorkRejectedError
+from sidecar.token_call import Generated, RequestDeadError, RequestRejectedError, TokenCall
 from sidecar.triton.tokenizer import Tokens
 
 log = logging.getLogger(__name__)
@@ -47,10 +47,10 @@ EMPTY_OUTPUT = "empty_output"  # how the driver's reason names a good end withou
 WALL_STEP_S = 0.5  # a larger change of the wall clock is no error of measurement
 
 
-class Driver(Protocol):
-    """The driver, as the lane sees it. Cancelling the awaiting task cancels the work."""
+class GenerationDriver(Protocol):
+    """The driver, as the lane sees it. Cancelling the awaiting task cancels the request."""
 
-    async def generate(self, work: Work, call: TokenCall) -> Generated: ...
+    async def generate(self, request: Request, call: TokenCall) -> Generated: ...
 
 
 class ItemRuns:
@@ -60,7 +60,7 @@ class ItemRuns:
         self,
         settings: OfflineSettings,
         rules: ItemRules,
-        driver: Driver,
+        driver: GenerationDriver,
         tokens: Tokens,
         spans: KafkaSpans,
         stats: LaneStats,
@@ -88,7 +88,7 @@ class ItemRuns:
         """Dead letters that were only counted are told."""
         self._dead_letters.close()
 
-    async def run(self, record: Record) -> Finished:
+    async def run(self, record: Record) -> FinishedItem:
         """Its result or its dead letter; nothing is left of it when cancelled."""
         taken_s, stage, trace = self._clock(), "read", self._spans.item(record)
         try:
@@ -120,23 +120,23 @@ class ItemRuns:
             await self._gates.wait(item.model)
             self._stats.executions += 1
             try:
-                work = self._work(record, item, taken_s)
-                self._spans.adopt(work.id, trace)
-                return await self._driver.generate(work, item.call)
-            except WorkDeadError as error:
+                request = self._request(record, item, taken_s)
+                self._spans.adopt(request.id, trace)
+                return await self._driver.generate(request, item.call)
+            except RequestDeadError as error:
                 reason = DeadReason.EMPTY_OUTPUT if EMPTY_OUTPUT in error.reason else DeadReason.FAILED
                 raise DeadItemError(reason, error.reason, error.attempts) from None
-            except WorkRejectedError as error:
+            except RequestRejectedError as error:
                 self._stats.executions -= 1
                 _raise_if_final(error)
                 await asyncio.sleep(error.retry_after_s or RETRY_REJECTED_S)
 
-    def _work(self, record: Record, item: Item, taken_s: float) -> Work:
+    def _request(self, record: Record, item: Item, taken_s: float) -> Request:
         self._minted += 1
         deadline_s = float("inf")
         if item.deadline is not None:
             deadline_s = item.deadline.timestamp() - self._wall_ahead_s()
-        return Work(
+        return Request(
             id=f"{record.source}#{self._minted}",
             lane=Lane.OFFLINE,
             model=item.model,
@@ -163,7 +163,7 @@ class ItemRuns:
 
     async def _result(
         self, record: Record, item: Item, generated: Generated, taken_s: float, trace: ItemTrace | None
-    ) -> Finished:
+    ) -> FinishedItem:
         value = await asyncio.to_thread(result_value, record, item, generated, self._tokens)
         headers = result_context(result_headers(record), trace)
         outgoing = Outgoing(topic=self._settings.results_topic, key=record.key, value=value, headers=headers)
@@ -172,7 +172,7 @@ class ItemRuns:
                 f"the result of {outgoing.size} bytes exceeds message_bytes_max {self._settings.message_bytes_max}"
             )
             raise DeadItemError(DeadReason.RESULT_TOO_LARGE, message, generated.attempts)
-        return Finished(
+        return FinishedItem(
             record=record,
             outgoing=outgoing,
             outcome="done",
@@ -190,7 +190,7 @@ class ItemRuns:
         stage: str,
         taken_s: float | None = None,
         trace: ItemTrace | None = None,
-    ) -> Finished:
+    ) -> FinishedItem:
         """The item as a dead letter, byte for byte where Kafka takes it; `stage` is where it failed."""
         trace = trace or self._spans.item(record)
         headers = dead_headers(record, error, stage, int(datetime.now(UTC).timestamp() * 1000))
@@ -204,7 +204,7 @@ class ItemRuns:
             value = (record.value or b"")[: limit // 2]
             outgoing = Outgoing(topic=topic, key=(record.key or b"")[:KEY_BYTES], value=value, headers=(*own, cut))
         self._dead_letters.tell(record.source, error)
-        return Finished(
+        return FinishedItem(
             record=record,
             outgoing=outgoing,
             outcome="expired" if error.reason is DeadReason.EXPIRED else "dlq",
@@ -216,7 +216,7 @@ class ItemRuns:
         )
 
 
-def _raise_if_final(error: WorkRejectedError) -> None:
+def _raise_if_final(error: RequestRejectedError) -> None:
     """Reject reasons that time will not heal end the item; a full queue or an engine that is down does not."""
     match error.reason:
         case "unknown_model":

@@ -13,10 +13,10 @@ from typing import Any
 from opentelemetry.trace import SpanKind
 
 from sidecar.call import TRACEPARENT
-from sidecar.core.work import Lane
+from sidecar.core.request import Lane
 from sidecar.offline.item import Headers, Record
 from sidecar.offline.kafka_options import client_id
-from sidecar.offline.owned_partition import Finished
+from sidecar.offline.owned_partition import FinishedItem
 from sidecar.settings.offline import OfflineSettings
 from sidecar.telemetry.tracing import ItemTrace, Tracing
 
@@ -38,10 +38,10 @@ class KafkaSpans:
             return None
         return self._tracing.item((dict(record.headers).get(TRACEPARENT) or b"").decode(errors="replace"))
 
-    def adopt(self, work_id: str, trace: ItemTrace | None) -> None:
+    def adopt(self, request_id: str, trace: ItemTrace | None) -> None:
         """The spans of this work hang from the item's."""
         if self._tracing is not None and trace is not None:
-            self._tracing.adopt(work_id, trace.process)
+            self._tracing.adopt(request_id, trace.process)
 
     def polled(self, begun_s: float, records: int) -> None:
         """Records have been fetched, from several partitions at once."""
@@ -53,8 +53,9 @@ class KafkaSpans:
             self._tracing.emit(name, SpanKind.CLIENT, trace, begun_s, self._clock(), attributes, span_id=trace.span_id)
 
     @contextmanager
-    def committing(self, partition: int, batch: Iterable[Finished]) -> Iterator[None]:
-        """Within it one transaction becomes durable: the sending and the processing of the whole batch end with it."""
+    def committing(self, partition: int, batch: Iterable[FinishedItem]) -> Iterator[None]:
+        """Within it one transaction becomes committed: the sending and the processing of the whole batch end with
+        it."""
         begun_s, error_type = self._clock(), ""
         try:
             yield
@@ -64,7 +65,7 @@ class KafkaSpans:
         finally:
             self._committed(partition, begun_s, error_type)
         for done in batch:
-            self._durable(done, begun_s)
+            self._end_item(done, begun_s)
 
     def _committed(self, partition: int, begun_s: float, error_type: str) -> None:
         trace = None if self._tracing is None else self._tracing.broker()
@@ -81,7 +82,7 @@ class KafkaSpans:
                 error_type=error_type,
             )
 
-    def _durable(self, done: Finished, begun_s: float) -> None:
+    def _end_item(self, done: FinishedItem, begun_s: float) -> None:
         """The spans of one item are sent, if they are kept: sampled, or a dead letter."""
         trace, tracing = done.trace, self._tracing
         if tracing is None or trace is None or not (trace.process.sampled or done.reason):

@@ -7,7 +7,7 @@
         - {model: llama_70b}                                                # all others
 
 The first rule that holds decides, once, when the request arrives: it never moves to another model later. Each model has
-its engines, slots, queues and turns of its own.
+its engines, slots, queues and reserved dispatches of its own.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class KafkaSecuritySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineSettings:
-    """Where items come from, where results go, and what bounds the work in between."""
+    """Where items come from, where results go, and what bounds the request in between."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
 
@@ -74,7 +74,7 @@ class OfflineSettings:
     max_tokens_default: int = 256  # for items that do not say
     item_bytes_max: int = 1 << 20  # larger ones are dead letters, unparsed
     message_bytes_max: int = 2 << 20  # of one record; at most the topics' max.message.bytes
-    pending_max: int = 256  # items per partition delivered and not durably done; bounds memory and the metadata
+    pending_max: int = 256  # items per partition delivered and not committed; bounds memory and the metadata
     pending_bytes_max: int = 64 << 20  # the same in bytes of item values
     span_max: int = 1_000_000  # offsets between the watermark and the newest item: what a restart reads again
     tick_s: float = 0.25  # between commits of one partition; a result is visible some milliseconds after its tick
@@ -152,16 +152,16 @@ def _is_server(text: str) -> bool:
     return False
 
 
-def metadata_chars_max(holes: int, span: int) -> int:
-    """The longest metadata string that this many holes within this many offsets can need.
+def metadata_chars_max(gaps: int, span: int) -> int:
+    """The longest metadata string that this many gaps within this many offsets can need.
 
     A gap of g takes ceil(bits(g) / 7) bytes, so the worst case spends the span on as many long gaps as it can.
     """
-    left, longer = max(0, span - holes), 0
+    left, longer = max(0, span - gaps), 0
     for cost in (127, 16_256, 2_080_768):
-        count = min(holes, left // cost)
+        count = min(gaps, left // cost)
         left -= count * cost
         longer += count
     restarts_bytes = 2 + 5  # up to 16,383 restarts, a suspect within 2**35 offsets
-    packed = 1 + restarts_bytes + 4 + holes + longer
+    packed = 1 + restarts_bytes + 4 + gaps + longer
     return 3 + (packed * 4 + 2) // 3

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from math import ceil, isfinite
 from pathlib import Path
 
-from sidecar.core.work import Lane, Work
-from sidecar.sim.workloads import Job, WorkloadError
+from sidecar.core.request import Lane, Request
+from sidecar.sim.workloads import SimulatedRequest, WorkloadError
 
 FIELDS = ("arrived_s", "tenant", "prompt_tokens", "output_tokens", "output_tokens_max")
 FAULTS_TOLD = 10  # of a file; who made one mistake in each line needs no more to see it
@@ -22,7 +22,7 @@ class Arrivals:
     """Online requests by time of arrival, in seconds from the beginning of the run."""
 
     path: Path
-    jobs: tuple[Job, ...]
+    jobs: tuple[SimulatedRequest, ...]
     moved_s: float = 0.0  # by which the times of the file were moved to begin at 0
 
     @property
@@ -33,22 +33,22 @@ class Arrivals:
     @property
     def hours(self) -> float:
         """The span of the file, in whole minutes."""
-        return max(1, ceil(self.jobs[-1].work.arrived_s / MINUTE_S)) * MINUTE_S / 3600
+        return max(1, ceil(self.jobs[-1].request.arrived_s / MINUTE_S)) * MINUTE_S / 3600
 
     def within(self, hours: float) -> int:
         """How many of them come in so many hours."""
-        return sum(job.work.arrived_s <= hours * 3600 for job in self.jobs)
+        return sum(job.request.arrived_s <= hours * 3600 for job in self.jobs)
 
 
-def write_csv(path: Path, jobs: Iterable[Job]) -> None:
+def write_csv(path: Path, jobs: Iterable[SimulatedRequest]) -> None:
     """Online arrivals as a CSV file with one header line; `read_csv` gives the same jobs back."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(FIELDS)
         for job in jobs:
-            work = job.work
-            row = (work.tenant, work.prompt_tokens, job.output_tokens, work.output_tokens_max)
-            writer.writerow((repr(work.arrived_s), *row))
+            request = job.request
+            row = (request.tenant, request.prompt_tokens, job.output_tokens, request.output_tokens_max)
+            writer.writerow((repr(request.arrived_s), *row))
 
 
 def read_csv(path: Path, sequence_max: int) -> Arrivals:
@@ -57,7 +57,7 @@ def read_csv(path: Path, sequence_max: int) -> Arrivals:
     No prompt with its output may be longer than `sequence_max` tokens. Times of another clock (the first one is further
     from 0 than from the last one) are moved to begin at 0.
     """
-    jobs: list[Job] = []
+    jobs: list[SimulatedRequest] = []
     faults: list[str] = []
     for number, row in _rows(path):
         try:
@@ -71,11 +71,11 @@ def read_csv(path: Path, sequence_max: int) -> Arrivals:
         )
     if not jobs:
         raise WorkloadError(f"{path} holds no arrivals")
-    jobs.sort(key=lambda job: job.work.arrived_s)
-    first_s, last_s = jobs[0].work.arrived_s, jobs[-1].work.arrived_s
+    jobs.sort(key=lambda job: job.request.arrived_s)
+    first_s, last_s = jobs[0].request.arrived_s, jobs[-1].request.arrived_s
     if first_s <= last_s - first_s:
         return Arrivals(path=path, jobs=tuple(jobs))
-    moved = [replace(job, work=replace(job.work, arrived_s=job.work.arrived_s - first_s)) for job in jobs]
+    moved = [replace(job, request=replace(job.request, arrived_s=job.request.arrived_s - first_s)) for job in jobs]
     return Arrivals(path=path, jobs=tuple(moved), moved_s=first_s)
 
 
@@ -100,7 +100,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise WorkloadError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _job(name: str, row: list[str], sequence_max: int) -> Job:
+def _job(name: str, row: list[str], sequence_max: int) -> SimulatedRequest:
     """Raises ValueError for a row that is no arrival."""
     if len(row) != len(FIELDS):
         raise ValueError(f"{len(row)} columns, not {len(FIELDS)}")
@@ -112,7 +112,7 @@ def _job(name: str, row: list[str], sequence_max: int) -> Job:
         raise ValueError(f"{prompt} + {output_max} tokens are more than the {sequence_max} that the engine holds")
     if not 0 < len(value["tenant"]) <= TENANT_MAX:
         raise ValueError(f"a tenant's name has 1 to {TENANT_MAX} characters")
-    work = Work(
+    request = Request(
         id=name,
         lane=Lane.ONLINE,
         model="tensorrt_llm",
@@ -121,7 +121,7 @@ def _job(name: str, row: list[str], sequence_max: int) -> Job:
         output_tokens_max=output_max,
         tenant=value["tenant"],
     )
-    return Job(work=work, output_tokens=output)
+    return SimulatedRequest(request=request, output_tokens=output)
 
 
 def _time(text: str) -> float:

@@ -33,7 +33,7 @@ from sidecar.core.events import (
     Stopped,
     Woke,
 )
-from sidecar.core.work import GrantKind, Lane, Work
+from sidecar.core.request import DispatchKind, Lane, Request
 
 BACKLOG_HIGH, BACKLOG_LOW = 128, 64  # enough to fill any batch here; the backlog itself is endless
 ONLINE_QUEUE_MAX = 1024  # as ours
@@ -46,7 +46,7 @@ class Load:
     now_s: float
     slots: int
     active: int  # dispatches of both lanes
-    offline: deque[Work]  # that wait
+    offline: deque[Request]  # that wait
 
 
 class Cap(Protocol):
@@ -80,7 +80,7 @@ class Fixed:
 
 
 @dataclass(slots=True)
-class Aimd:
+class BatchGatewayAimd:
     """The concurrency control of llm-d's batch gateway: at least 5, +1 per window of successes, halved on congestion.
 
     Published for 20 per endpoint, with errors, timeouts and 429 as signals. The engine here refuses nothing, so online
@@ -138,7 +138,7 @@ class Tidal:
 
     def _urgency(self, load: Load) -> float:
         """Of the earliest deadline, as if all that waits came before it; 0 without one, or without a rate."""
-        deadline_s = min((work.deadline_s for work in load.offline), default=inf)
+        deadline_s = min((request.deadline_s for request in load.offline), default=inf)
         if deadline_s == inf or not self._finished_s or load.now_s <= self._finished_s[0]:
             return 0.0
         rate = len(self._finished_s) / (load.now_s - self._finished_s[0])
@@ -219,11 +219,11 @@ class Nights:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Gateway:
-    """Online first, then offline up to its cap. A grant lasts for the whole generation.
+    """Online first, then offline up to its cap. A dispatch lasts for the whole generation.
 
     `forward_all`: the engine's own queue is used, first come first served, and offline is kept at its cap in it.
     `evict`: online that waits cancels offline, as llm-d's flow control does: max(1, deficit) at a time and at most two,
-    stop and wait, no new round for `grace_s`. `batches`: grants only into an empty engine, after waiting `window_s`
+    stop and wait, no new round for `grace_s`. `batches`: dispatches only into an empty engine, after waiting `window_s`
     for online (static batches with backfill). `batch_s`: a batch is of one lane, online's first, and one of offline is
     stopped after so long; what it did not complete goes on in a later one (two priority queues).
     """
@@ -237,8 +237,8 @@ class Gateway:
     grace_s: float = 0.5
     window_s: float = 0.015
     batch_s: float = inf
-    waiting: dict[Lane, deque[Work]] = field(default_factory=lambda: {lane: deque() for lane in Lane})
-    running: dict[str, Work] = field(default_factory=dict)
+    waiting: dict[Lane, deque[Request]] = field(default_factory=lambda: {lane: deque() for lane in Lane})
+    running: dict[str, Request] = field(default_factory=dict)
     stopping: set[str] = field(default_factory=set)
     aborting: set[str] = field(default_factory=set)  # their caller is gone
     _paused: bool = False
@@ -249,21 +249,23 @@ class Gateway:
     _now_s: float = 0.0
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
-        """Take in the event; grants, evictions and the intake's marks follow."""
+        """Take in the event; dispatches, evictions and the intake's marks follow."""
         self._now_s = now_s
         actions: list[Action] = []
         match event:
-            case Arrived(work=work) if work.lane is Lane.ONLINE and len(self.waiting[work.lane]) >= ONLINE_QUEUE_MAX:
+            case Arrived(request=request) if (
+                request.lane is Lane.ONLINE and len(self.waiting[request.lane]) >= ONLINE_QUEUE_MAX
+            ):
                 full = Reject(reason=RejectReason.QUEUE_FULL, message="full", retry_after_s=1.0)
-                return [Finished(work_id=work.id, outcome=full)]
-            case Arrived(work=work):
-                self.waiting[work.lane].append(work)
+                return [Finished(request_id=request.id, outcome=full)]
+            case Arrived(request=request):
+                self.waiting[request.lane].append(request)
             case Ended() | Stopped() | Failed() | Lost():
-                actions += self._over(event.work_id, event)
+                actions += self._over(event.request_id, event)
             case EngineUp():
                 self._empty_s = now_s
-            case Cancelled(work_id=work_id):
-                actions += self._cancelled(work_id)
+            case Cancelled(request_id=request_id):
+                actions += self._cancelled(request_id)
             case Woke():
                 actions += self._batch_over()
             case _:
@@ -284,39 +286,39 @@ class Gateway:
         """Stop a batch of offline work whose time is over; batches of online work run to their end."""
         if self._now_s < self._began_s + self.batch_s:
             return
-        for work in self.running.values():
-            if work.lane is Lane.OFFLINE and work.id not in self.stopping:
-                self.stopping.add(work.id)
-                yield Preempt(work_id=work.id, engine=self.engine)
+        for request in self.running.values():
+            if request.lane is Lane.OFFLINE and request.id not in self.stopping:
+                self.stopping.add(request.id)
+                yield Preempt(request_id=request.id, engine=self.engine)
 
-    def _over(self, work_id: str, event: Ended | Stopped | Failed | Lost) -> Iterator[Action]:
-        work = self.running.pop(work_id)
-        self.stopping.discard(work_id)
+    def _over(self, request_id: str, event: Ended | Stopped | Failed | Lost) -> Iterator[Action]:
+        request = self.running.pop(request_id)
+        self.stopping.discard(request_id)
         if not self.running:
             self._empty_s = self._now_s
-        if work_id in self.aborting:
-            self.aborting.remove(work_id)
-            yield Finished(work_id=work_id, outcome=Ending.CANCELLED)
+        if request_id in self.aborting:
+            self.aborting.remove(request_id)
+            yield Finished(request_id=request_id, outcome=Ending.CANCELLED)
         elif isinstance(event, Ended):
-            if work.lane is Lane.OFFLINE:
+            if request.lane is Lane.OFFLINE:
                 self.cap.finished(self._now_s)
-                self._kept.pop(work_id, None)
-            yield Finished(work_id=work_id, outcome=Ending.COMPLETE)
-        elif work.lane is Lane.ONLINE:
-            yield Finished(work_id=work_id, outcome=Ending.INCOMPLETE)
+                self._kept.pop(request_id, None)
+            yield Finished(request_id=request_id, outcome=Ending.COMPLETE)
+        elif request.lane is Lane.ONLINE:
+            yield Finished(request_id=request_id, outcome=Ending.INCOMPLETE)
         else:
-            if work.resumable and not isinstance(event, Failed):
-                self._kept[work_id] = self._kept.get(work_id, 0) + event.output_tokens
-            self.waiting[work.lane].appendleft(work)
+            if request.resumable and not isinstance(event, Failed):
+                self._kept[request_id] = self._kept.get(request_id, 0) + event.output_tokens
+            self.waiting[request.lane].appendleft(request)
 
-    def _cancelled(self, work_id: str) -> Iterator[Action]:
-        if work_id in self.running:
-            self.aborting.add(work_id)
-            yield Abort(work_id=work_id, engine=self.engine)
+    def _cancelled(self, request_id: str) -> Iterator[Action]:
+        if request_id in self.running:
+            self.aborting.add(request_id)
+            yield Abort(request_id=request_id, engine=self.engine)
         for queue in self.waiting.values():
-            for work in [each for each in queue if each.id == work_id]:
-                queue.remove(work)
-                yield Finished(work_id=work_id, outcome=Ending.CANCELLED)
+            for request in [each for each in queue if each.id == request_id]:
+                queue.remove(request)
+                yield Finished(request_id=request_id, outcome=Ending.CANCELLED)
 
     def _fill(self) -> Iterator[Action]:
         online, offline = self.waiting[Lane.ONLINE], self.waiting[Lane.OFFLINE]
@@ -324,7 +326,7 @@ class Gateway:
             return
         self._began_s = self._now_s
         while online and (self.forward_all or len(self.running) < self.slots):
-            yield self._grant(online.popleft(), GrantKind.ONLINE, contended=bool(offline))
+            yield self._dispatch(online.popleft(), DispatchKind.ONLINE, contended=bool(offline))
         if online:
             self.cap.congested(self._now_s)
         if self.batch_s < inf and self.running:
@@ -332,32 +334,32 @@ class Gateway:
         load = Load(now_s=self._now_s, slots=self.slots, active=len(self.running), offline=offline)
         rows = self.cap.rows(load)
         while offline and self._offline() < rows and (self.forward_all or len(self.running) < self.slots):
-            yield self._grant(offline.popleft(), GrantKind.BACKFILL, contended=False)
+            yield self._dispatch(offline.popleft(), DispatchKind.BACKFILL, contended=False)
 
-    def _grant(self, work: Work, kind: GrantKind, *, contended: bool) -> Dispatch:
-        self.running[work.id] = work
+    def _dispatch(self, request: Request, kind: DispatchKind, *, contended: bool) -> Dispatch:
+        self.running[request.id] = request
         return Dispatch(
-            work_id=work.id,
+            request_id=request.id,
             engine=self.engine,
             kind=kind,
             slots=1,
-            output_tokens=work.output_tokens_max - self._kept.get(work.id, 0),
-            queue_wait_s=self._now_s - work.arrived_s,
+            output_tokens=request.output_tokens_max - self._kept.get(request.id, 0),
+            queue_wait_s=self._now_s - request.arrived_s,
             contended=contended,
         )
 
     def _offline(self) -> int:
-        return sum(work.lane is Lane.OFFLINE for work in self.running.values())
+        return sum(request.lane is Lane.OFFLINE for request in self.running.values())
 
     def _evict(self) -> Iterator[Action]:
         waiting = len(self.waiting[Lane.ONLINE])
         if not waiting or self.stopping or self._now_s < self._evicted_s + self.grace_s:
             return
-        victims = [work.id for work in self.running.values() if work.lane is Lane.OFFLINE]
-        for work_id in victims[-min(2, max(1, ceil(waiting))) :]:  # the newest have the least to lose
-            self.stopping.add(work_id)
+        victims = [request.id for request in self.running.values() if request.lane is Lane.OFFLINE]
+        for request_id in victims[-min(2, max(1, ceil(waiting))) :]:  # the newest have the least to lose
+            self.stopping.add(request_id)
             self._evicted_s = self._now_s
-            yield Preempt(work_id=work_id, engine=self.engine)
+            yield Preempt(request_id=request_id, engine=self.engine)
 
     def _intake(self) -> Iterator[Action]:
         waiting = len(self.waiting[Lane.OFFLINE])

@@ -42,7 +42,7 @@ class FaultRates:
         )
 
 
-class Faults:
+class SimulatedFaults:
     """Draws the faults of one run. `stop()` ends them: from then on nothing goes wrong (the liveness phase)."""
 
     def __init__(self, rng: Generator | None = None, rates: FaultRates | None = None) -> None:

@@ -103,25 +103,27 @@ def _bootstrap(paired: Paired, statistic: Callable[[Floats, Floats], float]) -> 
 
 
 @dataclass(slots=True, kw_only=True)
-class Promise:
-    """The contended grants of one engine, in order (True = offline's): what the reservation promises is read here."""
+class ReservationRecord:
+    """The contended dispatches of one engine, in order (True = offline's): what the reservation promises is read
+    here."""
 
     every: int  # N
     offline: list[bool] = field(default_factory=list)
 
     @property
     def share(self) -> float:
-        """Offline's part of the contended grants; 0 if there was none."""
+        """Offline's part of the contended dispatches; 0 if there was none."""
         return sum(self.offline) / len(self.offline) if self.offline else 0.0
 
     def worst_window_share(self) -> float | None:
-        """The least offline share over all windows of 2N contended grants; None with fewer grants. Bound: 1 / 2N."""
+        """The least offline share over all windows of 2N contended dispatches; None with fewer dispatches. Bound: 1 /
+        2N."""
         window = 2 * self.every
         least = self._least(window)
         return None if least is None else least / window
 
     def violations(self) -> int:
-        """How many windows of k·N contended grants hold fewer than k − 1 offline ones, k = 2 … 20."""
+        """How many windows of k·N contended dispatches hold fewer than k − 1 offline ones, k = 2 … 20."""
         sums = np.concatenate([[0], np.cumsum(self.offline)])
         found = 0
         for k in range(2, 21):
@@ -130,8 +132,8 @@ class Promise:
                 found += int(np.count_nonzero(sums[width:] - sums[:-width] < k - 1))
         return found
 
-    def starvation_gap_grants(self) -> int:
-        """The most contended grants between two offline ones (or before the first, or after the last)."""
+    def starvation_gap_dispatches(self) -> int:
+        """The most contended dispatches between two offline ones (or before the first, or after the last)."""
         turns = [-1, *np.flatnonzero(self.offline).tolist(), len(self.offline)]
         return max((b - a - 1 for a, b in pairwise(turns)), default=0)
 

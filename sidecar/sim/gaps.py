@@ -34,7 +34,7 @@ class _Window:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Running:
+class _RowGaps:
     engine: str
     context: int  # sent; what the KV cache spared is known at the end
     since_s: float
@@ -53,7 +53,7 @@ class GapFit:
     """
 
     windows: dict[tuple[str, int], _Window] = field(default_factory=lambda: defaultdict(_Window))
-    _running: dict[str, _Running] = field(default_factory=dict)
+    _running: dict[str, _RowGaps] = field(default_factory=dict)
     _decoding: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # rows by engine
     _last_s: float = 0.0
     _sampled_s: dict[str, float] = field(default_factory=dict)  # the newest iteration that was seen, by engine
@@ -64,21 +64,21 @@ class GapFit:
         match event:
             case Progressed(engine=engine):
                 self._gaps(engine, event.gaps_s, now_s)
-                for work_id in event.first_tokens:
-                    self._computed(work_id, now_s, decodes=True)
-            case Ended():  # a piece of a prompt brings no token: it was computed when it ends
-                self._computed(event.work_id, now_s, decodes=False)
-                self._over(event.work_id, event.reused_tokens or 0)
+                for request_id in event.first_tokens:
+                    self._computed(request_id, now_s, decodes=True)
+            case Ended():  # a chunk of a prompt brings no token: it was computed when it ends
+                self._computed(event.request_id, now_s, decodes=False)
+                self._over(event.request_id, event.reused_tokens or 0)
             case Stopped():
-                self._over(event.work_id, event.reused_tokens or 0)
+                self._over(event.request_id, event.reused_tokens or 0)
             case Failed() | Lost():
-                self._over(event.work_id, 0)
+                self._over(event.request_id, 0)
             case _:
                 pass
         for action in actions:
             if isinstance(action, Dispatch):
-                tokens = action.prompt_tokens or context(action.work_id)
-                self._running[action.work_id] = _Running(engine=action.engine, context=tokens, since_s=now_s)
+                tokens = action.prompt_tokens or context(action.request_id)
+                self._running[action.request_id] = _RowGaps(engine=action.engine, context=tokens, since_s=now_s)
 
     def _gaps(self, engine: str, gaps_s: Sequence[float], now_s: float) -> None:
         """The gaps of a tick are of one iteration, unless they come so soon that they belong to the one before.
@@ -110,8 +110,8 @@ class GapFit:
             yield self.windows[engine, number], until_s - begin_s
             begin_s = until_s
 
-    def _computed(self, work_id: str, now_s: float, *, decodes: bool) -> None:
-        running = self._running.get(work_id)
+    def _computed(self, request_id: str, now_s: float, *, decodes: bool) -> None:
+        running = self._running.get(request_id)
         if running is None or running.shares:
             return
         for window, part_s in self._between(running.engine, running.since_s, now_s):
@@ -121,8 +121,8 @@ class GapFit:
         running.decodes = decodes
         self._decoding[running.engine] += decodes
 
-    def _over(self, work_id: str, reused_tokens: int) -> None:
-        running = self._running.pop(work_id, None)
+    def _over(self, request_id: str, reused_tokens: int) -> None:
+        running = self._running.pop(request_id, None)
         if running is None:
             return
         for window, share in running.shares:

@@ -12,36 +12,36 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from sidecar.core.deadlines import WINDOW_S, Verdict
+from sidecar.core.deadlines import WINDOW_S, JobVerdict
 from sidecar.core.events import Forecast
 from sidecar.core.scheduler import Scheduler
-from sidecar.sim.driver import Decides, Driver
-from sidecar.sim.progress import Progress
-from sidecar.sim.workloads import Batch
+from sidecar.sim.driver import Decides, SimulatedDriver
+from sidecar.sim.progress import RequestProgress
+from sidecar.sim.workloads import WorkloadJob
 
 LOOKS = 10  # forecasts per job, spread over the time to its deadline
-SAID_LATE = (Verdict.AT_RISK, Verdict.INFEASIBLE)
+SAID_LATE = (JobVerdict.AT_RISK, JobVerdict.INFEASIBLE)
 
 
 @dataclass(slots=True, kw_only=True)
 class Kept:
     """One job, what became of it and what was said of it."""
 
-    batch: Batch
+    batch: WorkloadJob
     left: int
     ended_s: float = inf
     warned_s: float = inf  # when it was first said to be late, or at risk of it
     forecasts: list[tuple[float, float]] = field(default_factory=list)  # (P50, P90) as points in time
 
 
-class Jobs:
+class JobWatch:
     """Watches the jobs of one run."""
 
-    def __init__(self, batches: Sequence[Batch], scheduler: Decides) -> None:
+    def __init__(self, batches: Sequence[WorkloadJob], scheduler: Decides) -> None:
         self.kept = {each.name: Kept(batch=each, left=each.items) for each in batches}
         self._scheduler = scheduler
 
-    def plan(self, driver: Driver) -> None:
+    def plan(self, driver: SimulatedDriver) -> None:
         """Look at each job once it is judged with all its items, and then at each tenth of its time."""
         if not isinstance(self._scheduler, Scheduler):
             return
@@ -50,7 +50,7 @@ class Jobs:
             for number in range(LOOKS):
                 driver.at(begin_s + number / LOOKS * span_s, partial(self._look, kept, driver))
 
-    def _look(self, kept: Kept, driver: Driver) -> None:
+    def _look(self, kept: Kept, driver: SimulatedDriver) -> None:
         assert isinstance(self._scheduler, Scheduler)
         now_s = driver.now_s
         for job in self._scheduler.snapshot().jobs:
@@ -64,9 +64,9 @@ class Jobs:
         if kept and forecast.verdict in SAID_LATE:
             kept.warned_s = min(kept.warned_s, now_s)
 
-    def over(self, progress: Progress) -> None:
+    def over(self, progress: RequestProgress) -> None:
         """An item is complete."""
-        if kept := self.kept.get(progress.work.job):
+        if kept := self.kept.get(progress.request.job):
             kept.left -= 1
             if not kept.left:
                 kept.ended_s = progress.finished_s

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import ceil, floor, inf
 
-from sidecar.core.work import Lane
-from sidecar.inflight.batch import BatcherSettings, End, Request, Row, State, Step
+from sidecar.core.request import Lane
+from sidecar.inflight.batch import BatchedSequence, BatcherSettings, End, Iteration, Row, RowState
 from sidecar.inflight.batcher import Batcher
 from sidecar.inflight.profile import Profile
 
-RESTING = Step(decoding=())  # an empty step, which ends when the next call comes
+RESTING = Iteration(decoding=())  # an empty step, which ends when the next call comes
 EPSILON = 1e-9  # of an iteration: keeps a boundary from being missed by rounding
 
 
@@ -30,10 +30,10 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class SimulatedDispatch:
     """One dispatch as the engine gets it."""
 
-    work_id: str
+    request_id: str
     lane: Lane
     context_tokens: int  # the prompt, and behind it what was generated before
     output_tokens: int  # that it will give, known to the engine alone
@@ -48,36 +48,36 @@ class Call:
 class FirstToken:
     """The dispatch gave its first token."""
 
-    work_id: str
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class CallEnded:
     """The last response of a dispatch."""
 
-    work_id: str
+    request_id: str
     output_tokens: int
     reused_tokens: int
     stopped: bool  # by a stop, before its end
 
 
 @dataclass(slots=True)
-class Usage:
+class MachineTime:
     """What the engine's time went into, since the start. Rows count each iteration they are in."""
 
     busy_s: float = 0.0  # iterations
     row_s: float = 0.0  # occupied slots times time
     offline_tokens: int = 0  # generated, discarded ones included
     prefill_tokens: int = 0
-    prefilled_again_tokens: int = 0  # computed before, for the same work
-    shared_tokens: int = 0  # not computed, because the KV cache had them from other works
+    prefilled_again_tokens: int = 0  # computed before, for the same request
+    shared_tokens: int = 0  # not computed, because the KV cache had them from other requests
     discarded_tokens: int = 0  # generated and thrown away
     online_gaps_s: list[tuple[float, int]] = field(default_factory=list)  # (gap, how many tokens had it)
 
 
 @dataclass(slots=True, eq=False)
-class _Running:
-    call: Call
+class _RunningRow:
+    call: SimulatedDispatch
     rows: list[Row]
     left: int  # rows that have not ended
     first: bool = False
@@ -90,7 +90,7 @@ class Machine:
     def __init__(self, settings: BatcherSettings, profile: Profile, prices: Prices | None = None) -> None:
         self.settings, self.profile, self.prices = settings, profile, prices or Prices()
         self.slots = settings.max_batch_size
-        self.usage = Usage()
+        self.usage = MachineTime()
         self.occupied = 0  # slots of calls that the engine still holds, dropped ones not
         self.up = True
         self._numbers = count()
@@ -101,27 +101,27 @@ class Machine:
 
     def _reset(self) -> None:
         self._batcher = Batcher(self.settings)
-        self._running: dict[str, _Running] = {}  # by work id: those somebody listens to
-        self._calls: dict[str, _Running] = {}  # by row id
+        self._running: dict[str, _RunningRow] = {}  # by request id: those somebody listens to
+        self._calls: dict[str, _RunningRow] = {}  # by row id
         self._online_decoding = 0
         self._last_s, self._last_gap_s = -inf, 0.0  # the jump before this one: its end, its iteration time
-        self._step: Step | None = None
+        self._step: Iteration | None = None
         self._begin_s = self._end_s = self._one_s = 0.0
         self._count = 0
 
     # ---- what the driver does ----------------------------------------------------------------------------------------
 
-    def submit(self, call: Call, now_s: float) -> None:
+    def submit(self, call: SimulatedDispatch, now_s: float) -> None:
         """The call waits in the engine's queue; it may start at the next iteration boundary."""
-        key = self._key(call.work_id)
+        key = self._key(call.request_id)
         prompt = (key,) * (call.context_tokens - call.prefix_tokens)
         if call.prefix_tokens:
             prompt = (self._key(call.prefix_key),) * call.prefix_tokens + prompt
         if self._costs_no_prefill(call):
             prompt = prompt[:1]
-        running = _Running(call, [], call.slots)
+        running = _RunningRow(call, [], call.slots)
         for _ in range(call.slots):
-            request = Request(
+            request = BatchedSequence(
                 id=str(next(self._numbers)),
                 prompt_ids=prompt,
                 output_tokens_max=call.output_tokens_max,
@@ -130,36 +130,36 @@ class Machine:
             )
             running.rows.append(self._batcher.add(request, now_s))
             self._calls[request.id] = running
-        self._running[call.work_id] = running
+        self._running[call.request_id] = running
         self.occupied += call.slots
         self._cut(now_s)
 
-    def _costs_no_prefill(self, call: Call) -> bool:
+    def _costs_no_prefill(self, call: SimulatedDispatch) -> bool:
         return call.lane is Lane.OFFLINE and not self.prices.offline_prefill
 
     def _key(self, name: str) -> int:
-        """What stands for the tokens of this work, or of this prefix, in the KV cache."""
+        """What stands for the tokens of this request, or of this prefix, in the KV cache."""
         if name not in self._keys:
             self._keys[name] = next(self._new_keys)
         return self._keys[name]
 
-    def stop(self, work_id: str, now_s: float) -> None:
+    def stop(self, request_id: str, now_s: float) -> None:
         """The call ends at the first iteration boundary after the stop is seen. Its CallEnded is still owed.
 
         One that has just ended, and whose end is about to be told, is past stopping.
         """
-        if work_id in self._running:
-            self._stop_rows(self._running[work_id], now_s + self.prices.stop_s)
+        if request_id in self._running:
+            self._stop_rows(self._running[request_id], now_s + self.prices.stop_s)
 
-    def abandon(self, work_id: str, now_s: float) -> None:
+    def abandon(self, request_id: str, now_s: float) -> None:
         """Its stream broke: the engine sees it like a stop, holds the slots until then, and says no more of it."""
-        running = self._running.pop(work_id)
+        running = self._running.pop(request_id)
         running.muted = True
         self._stop_rows(running, now_s + self.prices.cancel_s)
 
-    def drop(self, work_id: str, now_s: float) -> None:
+    def drop(self, request_id: str, now_s: float) -> None:
         """The engine failed it: the slots are free, and what it generated is thrown away."""
-        running = self._running.pop(work_id)
+        running = self._running.pop(request_id)
         self.usage.discarded_tokens += self._tokens(running, self._passed(now_s))
         running.muted = True
         self.occupied -= running.left
@@ -167,7 +167,7 @@ class Machine:
         self._stop_rows(running, now_s)
 
     def kill(self) -> list[str]:
-        """The engine dies with all it holds; the ids of the work that somebody still waits for."""
+        """The engine dies with all it holds; the ids of the request that somebody still waits for."""
         listening = list(self._running)
         self.up, self.occupied = False, 0
         self._reset()
@@ -177,10 +177,10 @@ class Machine:
         """It is up again, empty."""
         self.up = True
 
-    def forget(self, work_id: str) -> None:
+    def forget(self, request_id: str) -> None:
         """This work will not come again."""
-        self._computed.pop(work_id, None)
-        self._keys.pop(work_id, None)
+        self._computed.pop(request_id, None)
+        self._keys.pop(request_id, None)
 
     def next_s(self) -> float:
         """When something happens next that `advance` would report, or the batch changes; inf when idle."""
@@ -197,23 +197,23 @@ class Machine:
             self._plan(self._end_s, outcomes)
         return outcomes
 
-    def output_tokens(self, work_id: str, now_s: float) -> int:
+    def output_tokens(self, request_id: str, now_s: float) -> int:
         """How many tokens this dispatch has given by now."""
-        return self._tokens(self._running[work_id], self._passed(now_s))
+        return self._tokens(self._running[request_id], self._passed(now_s))
 
-    def output_tokens_of(self, work_ids: Iterable[str], now_s: float) -> Iterator[tuple[str, int]]:
+    def output_tokens_of(self, request_ids: Iterable[str], now_s: float) -> Iterator[tuple[str, int]]:
         """The same for each of these that has not had its last response."""
         passed = self._passed(now_s)
-        for work_id in work_ids:
-            if running := self._running.get(work_id):
-                yield work_id, self._tokens(running, passed)
+        for request_id in request_ids:
+            if running := self._running.get(request_id):
+                yield request_id, self._tokens(running, passed)
 
-    def runs(self, work_id: str) -> bool:
+    def runs(self, request_id: str) -> bool:
         """True from the call to its last response."""
-        return work_id in self._running
+        return request_id in self._running
 
     def running_ids(self) -> list[str]:
-        """The work of every call that somebody listens to."""
+        """The request of every call that somebody listens to."""
         return list(self._running)
 
     def gaps_s(self, now_s: float, within_s: float) -> tuple[float, ...]:
@@ -256,7 +256,7 @@ class Machine:
             self._count = min(self._count, max(1, ceil((when_s - self._begin_s) / self._one_s - EPSILON)))
             self._end_s = self._begin_s + self._count * self._one_s
 
-    def _account(self, step: Step, outcomes: list[FirstToken | CallEnded]) -> None:
+    def _account(self, step: Iteration, outcomes: list[FirstToken | CallEnded]) -> None:
         """The jump is over: tokens, first tokens, ends."""
         if step.empty:
             return
@@ -268,7 +268,7 @@ class Machine:
         for row in over:
             self._left(row, outcomes)
 
-    def _use(self, step: Step) -> None:
+    def _use(self, step: Iteration) -> None:
         usage, jump_s, online = self.usage, self._count * self._one_s, self._online_decoding
         usage.busy_s += jump_s
         usage.row_s += jump_s * self._batcher.active
@@ -279,10 +279,10 @@ class Machine:
         if step.decoding:
             self._last_s, self._last_gap_s = self._end_s, self._one_s
         for chunk in step.chunks:
-            before = self._computed.get(self._calls[chunk.row.id].call.work_id, 0)
+            before = self._computed.get(self._calls[chunk.row.id].call.request_id, 0)
             usage.prefilled_again_tokens += max(0, min(chunk.begin + chunk.tokens, before) - chunk.begin)
 
-    def _began(self, running: _Running, outcomes: list[FirstToken | CallEnded]) -> None:
+    def _began(self, running: _RunningRow, outcomes: list[FirstToken | CallEnded]) -> None:
         if running.call.fills_cache:
             return
         online = running.call.lane is Lane.ONLINE
@@ -290,16 +290,16 @@ class Machine:
         self.usage.offline_tokens += not online
         if not running.first and not running.muted:
             running.first = True
-            outcomes.append(FirstToken(running.call.work_id))
+            outcomes.append(FirstToken(running.call.request_id))
 
     def _left(self, row: Row, outcomes: list[FirstToken | CallEnded]) -> None:
         """A row is out of the batch; with the last one of its call the engine has let the slots go."""
         running = self._calls.pop(row.id)
         call = running.call
         context = len(row.request.prompt_ids) + row.generated_tokens - 1
-        before = self._computed.get(call.work_id, 0)
+        before = self._computed.get(call.request_id, 0)
         self.usage.shared_tokens += max(0, row.reused_tokens - before)
-        self._computed[call.work_id] = max(before, context)
+        self._computed[call.request_id] = max(before, context)
         if call.lane is Lane.ONLINE and row.generated_tokens:
             self._online_decoding -= 1
         if not running.left:
@@ -307,13 +307,13 @@ class Machine:
         running.left -= 1
         self.occupied -= 1
         if not running.left and not running.muted:
-            del self._running[call.work_id]
+            del self._running[call.request_id]
             first = running.rows[0]
             tokens = 0 if call.fills_cache else first.generated_tokens
             reused_tokens = call.context_tokens if self._costs_no_prefill(call) else first.reused_tokens
-            outcomes.append(CallEnded(call.work_id, tokens, reused_tokens, first.end is End.STOPPED))
+            outcomes.append(CallEnded(call.request_id, tokens, reused_tokens, first.end is End.STOPPED))
 
-    def _stop_rows(self, running: _Running, seen_s: float) -> None:
+    def _stop_rows(self, running: _RunningRow, seen_s: float) -> None:
         for row in running.rows:
             self._batcher.stop(row.id, seen_s=seen_s)
         self._cut(seen_s)
@@ -324,8 +324,8 @@ class Machine:
             return 0
         return min(self._count, max(0, floor((now_s - self._begin_s) / self._one_s + EPSILON)))
 
-    def _tokens(self, running: _Running, passed: int) -> int:
+    def _tokens(self, running: _RunningRow, passed: int) -> int:
         if running.call.fills_cache:
             return 0
         row = running.rows[0]
-        return self._batcher.generated_tokens(row) + (passed if row.state is State.GENERATION else 0)
+        return self._batcher.generated_tokens(row) + (passed if row.state is RowState.GENERATION else 0)

@@ -10,7 +10,7 @@ from sidecar.core.errors import SettingsError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.inflight.profile import Profile
-from sidecar.sim.baselines import Aimd, Budget, Cap, Fixed, Gateway, Nights, Tidal
+from sidecar.sim.baselines import BatchGatewayAimd, Budget, Cap, Fixed, Gateway, Nights, Tidal
 from sidecar.sim.driver import Decides
 from sidecar.sim.machine import Prices
 
@@ -21,7 +21,7 @@ T = TypeVar("T", SchedulerSettings, EngineSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class EngineShape:
     """One engine of the simulation, and the settings that the caller gave for `ours`."""
 
     slots: int
@@ -36,7 +36,7 @@ class Policy:
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)  # of ours: settings of the scheduler or of its engine
-    baseline: Callable[[Shape], Decides] | None = None  # decides in the place of ours
+    baseline: Callable[[EngineShape], Decides] | None = None  # decides in the place of ours
     offline: bool = True
     prices: Prices = field(default_factory=Prices)
     resumable: bool = True  # False: what is stopped starts from zero
@@ -45,7 +45,7 @@ class Policy:
     def __reduce__(self) -> tuple[Callable[[str], Policy], tuple[str]]:
         return _named, (self.name,)  # between processes it travels by its name: a maker cannot be pickled
 
-    def settings(self, shape: Shape) -> tuple[SchedulerSettings, EngineSettings]:
+    def settings(self, shape: EngineShape) -> tuple[SchedulerSettings, EngineSettings]:
         """The settings of ours on such an engine."""
         own = {
             "kv_tokens": shape.profile.kv_tokens_max,
@@ -56,7 +56,7 @@ class Policy:
         engine = EngineSettings(name=ENGINE, slots=shape.slots, tokens_max=shape.tokens_max)
         return changed(SchedulerSettings(), wanted), changed(engine, wanted)
 
-    def decider(self, shape: Shape) -> Decides:
+    def decider(self, shape: EngineShape) -> Decides:
         """Who decides in one run."""
         if self.baseline is not None:
             return self.baseline(shape)
@@ -98,17 +98,17 @@ def _value(default: Any, text: str) -> Any:
     return None if text == "none" else text if default is None else type(default)(text)
 
 
-def gateway(cap: Callable[[int], Cap], **changes: Any) -> Callable[[Shape], Gateway]:
+def gateway(cap: Callable[[int], Cap], **changes: Any) -> Callable[[EngineShape], Gateway]:
     """A maker of a baseline whose cap is made from the number of slots."""
     return lambda shape: Gateway(engine=ENGINE, slots=shape.slots, cap=cap(shape.slots), **changes)
 
 
-def static_cap(rows: int) -> Callable[[Shape], Gateway]:
+def static_cap(rows: int) -> Callable[[EngineShape], Gateway]:
     """A maker of the baseline with a cap of so many rows, whatever the slots."""
     return gateway(lambda _: Fixed(rows))
 
 
-def nights(shape: Shape) -> Gateway:
+def nights(shape: EngineShape) -> Gateway:
     """The baseline that parts day and night, in the week of the workload."""
     cap = Nights(week_s=float(shape.overrides.get("week_s", SchedulerSettings().week_s)))
     return Gateway(engine=ENGINE, slots=shape.slots, cap=cap, forward_all=True)
@@ -137,7 +137,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "hold": {"yield_hold_ms": 0.0},
     "guard": {"guard": False},
     "aimd": {"aimd": False},
-    "adapting": {"prefill_adaptive": False},  # of pieces to bursts and lulls
+    "adapting": {"prefill_adaptive": False},  # of chunks to bursts and lulls
     "classes": {"long_prompt_tokens": 0},
     "grouping": {"prefix_group_window": 0},
 }
@@ -155,7 +155,7 @@ POLICIES = {
         Policy(name="naive", baseline=gateway(Fixed, forward_all=True), queues_in_engine=True),
         Policy(name="static-cap", baseline=gateway(lambda slots: Fixed(max(1, slots // 2)))),
         *(Policy(name=f"static-cap-{k}", baseline=static_cap(k)) for k in (1, 2, 4, 8, 16, 32)),
-        Policy(name="aimd", baseline=gateway(lambda _: Aimd())),
+        Policy(name="aimd", baseline=gateway(lambda _: BatchGatewayAimd())),
         Policy(name="bands", baseline=gateway(lambda slots: Fixed(slots), evict=True), resumable=False),
         Policy(name="static-batch", baseline=gateway(Fixed, batches=True)),
         Policy(name="tidal", baseline=gateway(lambda _: Tidal())),

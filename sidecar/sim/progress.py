@@ -1,4 +1,4 @@
-"""What the driver in simulated time knows of one piece of work."""
+"""What the driver in simulated time knows of one request."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import inf
 
 from sidecar.core.events import DeadLetter, Dispatch, Ending, Reject
-from sidecar.core.work import Work
-from sidecar.sim.workloads import Job
+from sidecar.core.request import Request
+from sidecar.sim.workloads import SimulatedRequest
 
 
 class BrokenPromiseError(AssertionError):
@@ -15,31 +15,31 @@ class BrokenPromiseError(AssertionError):
 
 
 @dataclass(slots=True)
-class Running:
+class RunningDispatch:
     """One dispatch that owes its terminal event."""
 
     action: Dispatch
     reported_tokens: int = 0  # told to the scheduler by Progressed
     stopping: bool = False
-    aborting: bool = False  # the work is gone once the engine confirms
+    aborting: bool = False  # the request is gone once the engine confirms
 
 
 @dataclass(slots=True, eq=False)
-class Progress:
+class RequestProgress:
     """One job from its arrival to its end, as the driver knows it."""
 
-    job: Job
+    job: SimulatedRequest
     kept_tokens: int = 0  # what a resume sends again, and what the caller has in the end
-    running: Running | None = None
-    grants: int = 0
+    running: RunningDispatch | None = None
+    dispatches: int = 0
     outcome: str = ""  # "" = alive; else ended, incomplete, cancelled, rejected or dead
     first_token_s: float = inf
     finished_s: float = inf
 
     @property
-    def work(self) -> Work:
+    def request(self) -> Request:
         """As the scheduler knows it."""
-        return self.job.work
+        return self.job.request
 
     @property
     def tokens_left(self) -> int:

@@ -21,13 +21,13 @@ from sidecar.core.events import (
     Measured,
     Stopped,
 )
+from sidecar.core.request import EndReason, Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import EndReason, Lane, Work
 from sidecar.sim.gaps import GapFit
 from sidecar.sim.recorded_figures import RecordedFigures
 from sidecar.sim.segment import Record, RecordingError
-from sidecar.sim.workloads import Job
+from sidecar.sim.workloads import SimulatedRequest
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Recording:
 
     settings: SchedulerSettings
     engines: tuple[EngineSettings, ...]
-    jobs: list[Job]  # by arrival; what was alive at the beginning arrives then
+    jobs: list[SimulatedRequest]  # by arrival; what was alive at the beginning arrives then
     cancels: list[tuple[float, str]]
     seconds: float
     records: int
@@ -46,7 +46,7 @@ class Recording:
 
 @dataclass(slots=True)
 class _Seen:
-    work: Work
+    request: Request
     tokens: int = 0  # kept so far
     complete: bool = False
 
@@ -56,10 +56,10 @@ def read(scheduler: Scheduler, records: Iterable[Record]) -> Recording:
     settings, engines = scheduler.settings
     reader = _Reader(engines)
     reader.figures.begin(scheduler.alive())
-    for item in scheduler.alive():
-        left = max(1, item.work.output_tokens_max - item.generated_tokens)
-        work = replace(item.work, prompt_tokens=item.context_tokens, output_tokens_max=left)
-        reader.seen[work.id] = _Seen(work)
+    for tracked in scheduler.alive():
+        left = max(1, tracked.request.output_tokens_max - tracked.generated_tokens)
+        request = replace(tracked.request, prompt_tokens=tracked.context_tokens, output_tokens_max=left)
+        reader.seen[request.id] = _Seen(request)
     for now_s, event, actions in records:
         reader.take(now_s, event, actions)
     return reader.recording(settings)
@@ -86,14 +86,14 @@ class _Reader:
             raise RecordingError(f"record {self.records}: time goes back to {now_s}; give the segments in their order")
         self.last_s, self.records = now_s, self.records + 1
         match event:
-            case Arrived(work=work):
-                if work.id in self.seen:
-                    raise RecordingError(f"{work.id} arrives twice: these are segments of different runs")
-                self.seen[work.id] = _Seen(work)
+            case Arrived(request=request):
+                if request.id in self.seen:
+                    raise RecordingError(f"{request.id} arrives twice: these are segments of different runs")
+                self.seen[request.id] = _Seen(request)
             case Ended() | Stopped() | Lost():
                 self._over(event)
-            case Cancelled(work_id=work_id) if work_id in self.seen:
-                self.cancels.append((now_s - self.begin_s, work_id))
+            case Cancelled(request_id=request_id) if request_id in self.seen:
+                self.cancels.append((now_s - self.begin_s, request_id))
             case Measured(kv_blocks_max=blocks, tokens_per_block=size) if blocks and size:
                 self.kv_tokens[event.engine] = blocks * size
             case _:
@@ -102,22 +102,22 @@ class _Reader:
         self.gaps.take(now_s, event, actions, self._context)
         for action in actions:
             if isinstance(action, Dispatch):
-                (self.filling.discard if action.prompt_tokens is None else self.filling.add)(action.work_id)
+                (self.filling.discard if action.prompt_tokens is None else self.filling.add)(action.request_id)
 
     def _over(self, event: Ended | Stopped | Lost) -> None:
-        """Tokens that a dispatch brought are known, and with its last one the true length of the work."""
-        found = self.seen.get(event.work_id)
-        if found is None or event.work_id in self.filling:
+        """Tokens that a dispatch brought are known, and with its last one the true length of the request."""
+        found = self.seen.get(event.request_id)
+        if found is None or event.request_id in self.filling:
             return
         found.tokens += event.output_tokens
         reason = event.reason if isinstance(event, Ended) else EndReason.LENGTH
-        found.complete = found.work.is_complete(found.tokens, reason)
-        if not found.complete and not found.work.resumable:
+        found.complete = found.request.is_complete(found.tokens, reason)
+        if not found.complete and not found.request.resumable:
             found.tokens = 0
 
-    def _context(self, work_id: str) -> int:
-        found = self.seen.get(work_id)
-        return found.work.prompt_tokens + found.tokens if found else 0
+    def _context(self, request_id: str) -> int:
+        found = self.seen.get(request_id)
+        return found.request.prompt_tokens + found.tokens if found else 0
 
     def recording(self, settings: SchedulerSettings) -> Recording:
         """All that was read."""
@@ -137,23 +137,23 @@ class _Reader:
         )
 
     def _usual_tokens(self, lane: Lane) -> int:
-        known = [each.tokens for each in self.seen.values() if each.complete and each.work.lane is lane]
+        known = [each.tokens for each in self.seen.values() if each.complete and each.request.lane is lane]
         return int(median(known)) if known else 1
 
     @staticmethod
-    def _job(seen: _Seen, begin_s: float, usual: dict[Lane, int]) -> Job:
+    def _job(seen: _Seen, begin_s: float, usual: dict[Lane, int]) -> SimulatedRequest:
         """With its true length. Where the end is not in the recording: as its lane's usual, and longer than it got."""
-        work, tokens = seen.work, seen.tokens
+        request, tokens = seen.request, seen.tokens
         if not seen.complete:
-            tokens = max(tokens + 1, usual[work.lane])
+            tokens = max(tokens + 1, usual[request.lane])
         moved = replace(
-            work,
-            arrived_s=max(0.0, work.arrived_s - begin_s),
-            deadline_s=work.deadline_s - begin_s,
-            prompt_tokens=max(1, work.prompt_tokens),
+            request,
+            arrived_s=max(0.0, request.arrived_s - begin_s),
+            deadline_s=request.deadline_s - begin_s,
+            prompt_tokens=max(1, request.prompt_tokens),
         )
-        return Job(work=moved, output_tokens=max(1, min(tokens, work.output_tokens_max)))
+        return SimulatedRequest(request=moved, output_tokens=max(1, min(tokens, request.output_tokens_max)))
 
 
-def _arrival(job: Job) -> float:
-    return job.work.arrived_s
+def _arrival(job: SimulatedRequest) -> float:
+    return job.request.arrived_s

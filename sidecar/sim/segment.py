@@ -32,7 +32,7 @@ from sidecar.core.record import (
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 
-STATE_BYTES_MAX = 256 << 20  # uncompressed; the state of 2,000 works has 0.7 MB
+STATE_BYTES_MAX = 256 << 20  # uncompressed; the state of 2,000 requests has 0.7 MB
 NODES_MAX = 2_000_000
 Record = tuple[float, Event, Sequence[Action]]
 

@@ -24,9 +24,9 @@ from sidecar.sim import policies, workloads
 from sidecar.sim.arrivals_file import Arrivals, read_csv, write_csv
 from sidecar.sim.figures import Estimate, MeasurementError, Paired, added, pair, ratio
 from sidecar.sim.jobs import deadline_figures, eta_figures, spread_days
-from sidecar.sim.policies import OFFLINE_ALONE, Policy, Shape
+from sidecar.sim.policies import OFFLINE_ALONE, EngineShape, Policy
+from sidecar.sim.simulation_run import Result, RunPlan, run
 from sidecar.sim.tables import Table, printed
-from sidecar.sim.trial import Plan, Result, run
 from sidecar.sim.workloads import WorkloadError
 
 REFERENCE = "online-only"
@@ -45,7 +45,7 @@ ARRIVALS_HELP = (
     "arrived_s,tenant,prompt_tokens,output_tokens,output_tokens_max (see --write-arrivals)"
 )
 
-Job = tuple[Plan, Policy]
+Job = tuple[RunPlan, Policy]
 
 
 def register_simulate(subparsers: Any) -> None:
@@ -95,7 +95,7 @@ def _command(options: argparse.Namespace, _: Mapping[str, str]) -> int:
     return 0
 
 
-def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Plan]:
+def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, RunPlan]:
     """What to run, by the name that its figures have. Everything that can be wrong is found here, before any run."""
     try:
         profile = profile_named(options.profile)
@@ -118,7 +118,7 @@ def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Plan]
         workload = workloads.by_name(name)
         hours = _hours(options, workload.hours if arrivals is None else arrivals.hours)
         recorded = None if arrivals is None else _used(arrivals, hours)
-        plan = Plan(
+        plan = RunPlan(
             workload=workload,
             profile=profile,
             slots=options.slots,
@@ -130,7 +130,7 @@ def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Plan]
             overrides={**workload.settings(hours), **overrides},
             faults=options.faults,
         )
-        shape = Shape(slots=plan.slots, profile=profile, tokens_max=plan.tokens_max, overrides=plan.overrides)
+        shape = EngineShape(slots=plan.slots, profile=profile, tokens_max=plan.tokens_max, overrides=plan.overrides)
         for policy in chosen:
             policy.settings(shape)
         plans[name if arrivals is None else arrivals.name] = plan
@@ -143,7 +143,7 @@ def _arrivals(options: argparse.Namespace, names: Sequence[str], profile: Profil
     return read_csv(options.arrivals, profile.kv_tokens_max)
 
 
-def _used(arrivals: Arrivals, hours: float) -> Sequence[workloads.Job]:
+def _used(arrivals: Arrivals, hours: float) -> Sequence[workloads.SimulatedRequest]:
     """The arrivals within so many hours, which has been said on stderr."""
     used = arrivals.within(hours)
     if not used:
@@ -169,7 +169,7 @@ def _policies(options: argparse.Namespace) -> list[Policy]:
     return [policies.by_name(name) for name in dict.fromkeys([REFERENCE, *options.policies.split(",")])]
 
 
-def compare(name: str, plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
+def compare(name: str, plan: RunPlan, options: argparse.Namespace) -> dict[str, Any]:
     """Every policy on every seed of one workload, in figures. The reference always runs, and so does the ceiling.
 
     `name` is what the workload is called on stderr.
@@ -229,7 +229,7 @@ def _told(name: str, results: Iterable[Result], jobs: Sequence[Job]) -> Iterable
 
 
 def figures(
-    plan: Plan,
+    plan: RunPlan,
     policy: Policy,
     reference: Sequence[Result],
     results: Sequence[Result],
@@ -265,14 +265,14 @@ def figures(
         "worst_window_share": _least(each.promise.worst_window_share() for each in results),
         "window_violations": sum(each.promise.violations() for each in results),
         "starvation_gap": {
-            "grants": max(each.promise.starvation_gap_grants() for each in results),
+            "grants": max(each.promise.starvation_gap_dispatches() for each in results),
             "s": max(each.starvation_gap_s for each in results) if policy.offline else None,
         },
         "trace_sha256": [each.sha256 for each in results],
     }
 
 
-def _harvest(plan: Plan, policy: Policy, results: Sequence[Result], ceilings: Sequence[float]) -> float | None:
+def _harvest(plan: RunPlan, policy: Policy, results: Sequence[Result], ceilings: Sequence[float]) -> float | None:
     if not policy.offline:
         return None
     harvest = _mean(each.offline_tokens_per_s for each in results) / _mean(ceilings)
@@ -326,8 +326,9 @@ def _least(values: Iterable[float | None]) -> float | None:
 
 
 def table(name: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The figures that decide, one line per policy. Times in ms, end to end; gap and turns in contended grants."""
-    titles = ("p50", "p99", "+p50", "+p99", "95 % of +p99", "ttft p99", "harvest", "tok/s", "wasted", "turns", "gap")
+    """The figures that decide, one line per policy. Times in ms, end to end; gap and reserved dispatches in contended
+    dispatches."""
+    titles = ("p50", "p99", "+p50", "+p99", "95 % of +p99", "ttft p99", "harvest", "tok/s", "wasted", "reserved", "gap")
     shown = Table(title=name, columns=("policy", *titles))
     for policy, row in rows.items():
         shown.add_row(policy, *_cells(row))

@@ -7,19 +7,19 @@ from math import floor, inf
 
 from sidecar.core.events import Progressed
 from sidecar.sim.machine import Machine
-from sidecar.sim.progress import Progress
+from sidecar.sim.progress import RequestProgress
 
 # An end is preceded by its tick (as with the real driver) only if there was none for so long: to save time.
 GAPS_S = 0.1
 
 
-class Ticks:
+class MachineTicks:
     """Gathers what the machines streamed into one Progressed per machine, which `tell` takes."""
 
     def __init__(
         self,
         machines: Mapping[str, Machine],
-        alive: Mapping[str, Progress],
+        alive: Mapping[str, RequestProgress],
         tell: Callable[[Progressed], None],
         *,
         tick_s: float,
@@ -36,22 +36,22 @@ class Ticks:
         self._gaps_at_s = 0.0
         self.at_s = inf  # the next tick
 
-    def first_token(self, engine: str, work_id: str) -> None:
+    def first_token(self, engine: str, request_id: str) -> None:
         """A dispatch gave its first token."""
-        self._first_tokens[engine].append(work_id)
+        self._first_tokens[engine].append(request_id)
 
-    def forget(self, engine: str, work_id: str) -> None:
+    def forget(self, engine: str, request_id: str) -> None:
         """A dispatch broke: its first token, if it waits to be told, is not told."""
-        self._first_tokens[engine] = [each for each in self._first_tokens[engine] if each != work_id]
+        self._first_tokens[engine] = [each for each in self._first_tokens[engine] if each != request_id]
 
     def before_ends(self, engine: str, now_s: float) -> None:
         """Dispatches may end now: their gaps are told before, unless they were a moment ago."""
         if now_s >= self._gaps_at_s:
             self._report(engine, [], now_s)
 
-    def before_end(self, engine: str, work_id: str, now_s: float) -> None:
+    def before_end(self, engine: str, request_id: str, now_s: float) -> None:
         """A dispatch ends now: its first token is told before."""
-        if work_id in self._first_tokens[engine]:
+        if request_id in self._first_tokens[engine]:
             self._report(engine, self._first_tokens[engine], now_s)
 
     def arm(self, now_s: float) -> None:
@@ -86,9 +86,9 @@ class Ticks:
 
     def _news(self, machine: Machine, ids: list[str], now_s: float) -> Iterator[tuple[str, int]]:
         """What was not told yet. Of a dispatch that has just ended nothing: its terminal event carries the count."""
-        for work_id, tokens in machine.output_tokens_of(ids, now_s):
-            progress = self._alive.get(work_id)
+        for request_id, tokens in machine.output_tokens_of(ids, now_s):
+            progress = self._alive.get(request_id)
             if progress is not None and (running := progress.running) is not None:
                 new, running.reported_tokens = tokens - running.reported_tokens, tokens
                 if new:
-                    yield work_id, new
+                    yield request_id, new

@@ -15,23 +15,23 @@ from functools import partial
 from typing import Any
 
 from sidecar.core.events import Action, Dispatch, Event, Preempt
+from sidecar.core.request import DispatchKind, Lane
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import GrantKind, Lane
 from sidecar.inflight.batch import BatcherSettings
 from sidecar.inflight.profile import Profile
-from sidecar.sim.driver import Decides, Driver, Observer
+from sidecar.sim.driver import Decides, Observer, SimulatedDriver
 from sidecar.sim.figures import percentiles
 from sidecar.sim.machine import Machine
 from sidecar.sim.policies import CHUNK_TOKENS, changed, parse_overrides
-from sidecar.sim.progress import Progress
+from sidecar.sim.progress import RequestProgress
 from sidecar.sim.recording import Recording
+from sidecar.sim.simulation_run import DRAIN_S, PROGRESS_S
 from sidecar.sim.tables import Table
-from sidecar.sim.trial import DRAIN_S, PROGRESS_S
 
 
 @dataclass(slots=True)
-class Tally(Observer):
+class ReplayTally(Observer):
     """Counts what the figures need."""
 
     ttft_ms: list[float] = field(default_factory=list)
@@ -42,21 +42,21 @@ class Tally(Observer):
     contended: int = 0
     offline_of_contended: int = 0
 
-    def decided(self, event: Event, actions: Sequence[Action], driver: Driver) -> None:  # noqa: ARG002
+    def decided(self, event: Event, actions: Sequence[Action], driver: SimulatedDriver) -> None:  # noqa: ARG002
         for action in actions:
             if isinstance(action, Preempt):
                 self.preemptions += 1
             elif isinstance(action, Dispatch) and action.contended:
                 self.contended += 1
-                self.offline_of_contended += action.kind is not GrantKind.ONLINE
+                self.offline_of_contended += action.kind is not DispatchKind.ONLINE
 
-    def finished(self, progress: Progress) -> None:
-        work = progress.work
-        if work.lane is Lane.OFFLINE:
+    def finished(self, progress: RequestProgress) -> None:
+        request = progress.request
+        if request.lane is Lane.OFFLINE:
             return
         if progress.outcome == "ended":
-            self.ttft_ms.append(1000 * (progress.first_token_s - work.arrived_s))
-            self.e2e_ms.append(1000 * (progress.finished_s - work.arrived_s))
+            self.ttft_ms.append(1000 * (progress.first_token_s - request.arrived_s))
+            self.e2e_ms.append(1000 * (progress.finished_s - request.arrived_s))
         elif progress.outcome == "cancelled":
             self.cancelled += 1
         else:
@@ -118,13 +118,13 @@ def run(
     recording: Recording, settings: SchedulerSettings, engines: Sequence[EngineSettings], profile: Profile
 ) -> dict[str, Any]:
     """The figures of one run of everything that the recording holds."""
-    tally = Tally()
+    tally = ReplayTally()
     machines = {each.name: machine_of(each, profile) for each in engines}
     decides: Decides = Scheduler(settings, engines)
-    driver = Driver(scheduler=decides, machines=machines, observer=tally, progress_s=PROGRESS_S)
+    driver = SimulatedDriver(scheduler=decides, machines=machines, observer=tally, progress_s=PROGRESS_S)
     driver.begin(iter(recording.jobs))
-    for at_s, work_id in recording.cancels:
-        driver.at(at_s, partial(driver.cancel, work_id))
+    for at_s, request_id in recording.cancels:
+        driver.at(at_s, partial(driver.cancel, request_id))
     driver.run(recording.seconds)
     usages = [machine.usage for machine in machines.values()]
     tokens = sum(each.offline_tokens - each.discarded_tokens for each in usages)
@@ -154,7 +154,7 @@ def table(report: dict[str, Any]) -> Table:
     shown.add_row("offline tokens/s", *(_cell(each["offline_tokens_per_s"]) for each in runs))
     shown.add_row("offline items waiting at the end", *(str(each["offline_waiting"]) for each in runs))
     shown.add_row("preemptions", *(str(each["preemptions"]) for each in runs))
-    shown.add_row("contended grants", *(str(each["contended"]) for each in runs))
+    shown.add_row("contended dispatches", *(str(each["contended"]) for each in runs))
     shares = [each["offline_contended_share"] for each in runs]
     shown.add_row("  of them offline's", *("-" if each is None else f"{each:.1%}" for each in shares))
     return shown

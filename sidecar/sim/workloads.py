@@ -15,8 +15,8 @@ import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 
 from sidecar.core.errors import SettingsError
+from sidecar.core.request import Lane, Request
 from sidecar.core.settings import SchedulerSettings, TenantSettings
-from sidecar.core.work import Lane, Work
 
 Z99 = 2.3263478740408408  # the 99th percentile of the standard normal distribution
 BLOCK = 4096  # offline items drawn at once: numpy is slow for single draws
@@ -28,16 +28,16 @@ class WorkloadError(SettingsError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One piece of work with the length that only the engine knows."""
+class SimulatedRequest:
+    """One request with the length that only the engine knows."""
 
-    work: Work
+    request: Request
     output_tokens: int
     prefix_tokens: int = 0  # of the prompt, equal to those of every other with its prefix_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
+class TokenLengths:
     """A lognormal distribution of token counts, given by two percentiles and cut off at `at_most`."""
 
     p50: int
@@ -55,14 +55,14 @@ class Lengths:
 class Mix:
     """The lengths of both lanes."""
 
-    online_prompt: Lengths
-    online_output: Lengths
-    offline_prompt: Lengths
-    offline_output: Lengths
+    online_prompt: TokenLengths
+    online_output: TokenLengths
+    offline_prompt: TokenLengths
+    offline_output: TokenLengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
+class RateSegment:
     """A stretch of time in which online requests arrive as a Poisson process of one rate."""
 
     begin_s: float
@@ -71,7 +71,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class WorkloadJob:
     """Offline items that belong together: all are there from the start, and a deadline is promised for the last."""
 
     tenant: str
@@ -90,7 +90,7 @@ class Workload:
     """
 
     name: str
-    segments: Callable[[Generator, float], Iterator[Segment]]
+    segments: Callable[[Generator, float], Iterator[RateSegment]]
     mix: Mix
     hours: float = 1.0  # of a run, unless the caller says otherwise
     heavy_prompt_tokens: int = 0  # one tenant sends prompts of this length ...
@@ -121,14 +121,14 @@ class Workload:
             "tenants": {"default": TenantSettings(waiting_max=256)},  # or the endless backlog would fill that room
         }
 
-    def batches(self, hours: float) -> list[Batch]:
+    def batches(self, hours: float) -> list[WorkloadJob]:
         """The jobs of the week: a daily one of one tenant, a weekly one of another. Sized to be done well before."""
         if not self.weekly:
             return []
         day_s = 86_400 / self.time_scale(hours)
 
-        def batch(tenant: str, name: str, begin: float, days: float, share: float) -> Batch:
-            return Batch(
+        def batch(tenant: str, name: str, begin: float, days: float, share: float) -> WorkloadJob:
+            return WorkloadJob(
                 tenant=tenant,
                 name=name,
                 accepted_s=begin * day_s,
@@ -139,10 +139,10 @@ class Workload:
         daily = [batch("enrichment", f"day-{day}", day + 0.25, 1.0, DAILY_SHARE) for day in range(6)]
         return [*daily, batch("evaluation", "week", 0.25, 6.25, WEEKLY_SHARE)]
 
-    def items(self, seed: int, hours: float) -> list[Job]:
+    def items(self, seed: int, hours: float) -> list[SimulatedRequest]:
         """Every item of the jobs of the week, by time of arrival."""
         rng = default_rng(SeedSequence([seed, 5]))
-        found: list[Job] = []
+        found: list[SimulatedRequest] = []
         for batch in self.batches(hours):
             lengths = zip(
                 self.mix.offline_prompt.draw(rng, batch.items),
@@ -158,17 +158,17 @@ class Workload:
                     output_max=self.mix.offline_output.at_most,
                     resumable=True,
                 )
-                work = replace(
-                    job.work,
+                request = replace(
+                    job.request,
                     id=f"{batch.name}-{number}",
                     tenant=batch.tenant,
                     job=batch.name,
                     deadline_s=batch.deadline_s,
                 )
-                found.append(replace(job, work=work))
-        return sorted(found, key=lambda each: each.work.arrived_s)
+                found.append(replace(job, request=request))
+        return sorted(found, key=lambda each: each.request.arrived_s)
 
-    def online(self, seed: int, hours: float) -> list[Job]:
+    def online(self, seed: int, hours: float) -> list[SimulatedRequest]:
         """Every online request of one run, by time of arrival: the same list for the same seed and hours."""
         rng = default_rng(SeedSequence([seed, 1]))
         times = np.concatenate([_poisson(rng, each) for each in self.segments(rng, hours)] or [np.empty(0)])
@@ -178,13 +178,13 @@ class Workload:
             self._online(f"o{n}", float(at), prompt, output, "default")
             for n, (at, prompt, output) in enumerate(zip(times, prompts, outputs, strict=True))
         ]
-        return sorted([*jobs, *self._heavy(seed, hours)], key=lambda job: job.work.arrived_s)
+        return sorted([*jobs, *self._heavy(seed, hours)], key=lambda job: job.request.arrived_s)
 
-    def _heavy(self, seed: int, hours: float) -> list[Job]:
+    def _heavy(self, seed: int, hours: float) -> list[SimulatedRequest]:
         if not self.heavy_every_s:
             return []
         rng = default_rng(SeedSequence([seed, 3]))
-        times = _poisson(rng, Segment(begin_s=0, end_s=hours * 3600, rate_per_s=1 / self.heavy_every_s))
+        times = _poisson(rng, RateSegment(begin_s=0, end_s=hours * 3600, rate_per_s=1 / self.heavy_every_s))
         outputs = self.mix.offline_output.draw(rng, len(times))  # a reasoning request writes about as much as an item
         prompt = self.heavy_prompt_tokens
         return [
@@ -192,10 +192,10 @@ class Workload:
             for n, (at, output) in enumerate(zip(times, outputs, strict=True))
         ]
 
-    def _online(self, name: str, at_s: float, prompt: int, output: int, tenant: str) -> Job:
+    def _online(self, name: str, at_s: float, prompt: int, output: int, tenant: str) -> SimulatedRequest:
         heavy = tenant == self.heavy_tenant
         at_most = self.mix.offline_output.at_most if heavy else self.mix.online_output.at_most
-        work = Work(
+        request = Request(
             id=name,
             lane=Lane.ONLINE,
             model="tensorrt_llm",
@@ -204,9 +204,9 @@ class Workload:
             output_tokens_max=at_most,
             tenant=tenant,
         )
-        return Job(work=work, output_tokens=output)
+        return SimulatedRequest(request=request, output_tokens=output)
 
-    def backlog(self, seed: int, *, resumable: bool = True) -> Iterator[Job]:
+    def backlog(self, seed: int, *, resumable: bool = True) -> Iterator[SimulatedRequest]:
         """The endless backlog, the same for the same seed; `arrived_s` is for whoever lets an item in."""
         rng = default_rng(SeedSequence([seed, 6]))
         kinds = [f"p{seed}-{number}" for number in range(self.prefixes)]
@@ -223,8 +223,8 @@ class Workload:
             if kinds and rng.random() < PREFIXED:
                 key = kinds[min(int(rng.pareto(1.0)), len(kinds) - 1)]
                 prompt = min(prompt + lengths[key], self.mix.offline_prompt.at_most)
-                work = replace(job.work, prompt_tokens=prompt, prefix_key=key)
-                job = replace(job, work=work, prefix_tokens=min(lengths[key], prompt - 1))
+                request = replace(job.request, prompt_tokens=prompt, prefix_key=key)
+                job = replace(job, request=request, prefix_tokens=min(lengths[key], prompt - 1))
             yield job
 
     def offline(self, seed: int) -> Iterator[tuple[int, int]]:
@@ -238,9 +238,9 @@ class Workload:
 
 def offline_job(
     number: int, prompt_tokens: int, output_tokens: int, *, arrived_s: float, output_max: int, resumable: bool
-) -> Job:
+) -> SimulatedRequest:
     """The `number`th item of the backlog, as it enters the scheduler at `arrived_s`."""
-    work = Work(
+    request = Request(
         id=f"b{number}",
         lane=Lane.OFFLINE,
         model="tensorrt_llm",
@@ -249,32 +249,34 @@ def offline_job(
         output_tokens_max=output_max,
         resumable=resumable,
     )
-    return Job(work=work, output_tokens=output_tokens)
+    return SimulatedRequest(request=request, output_tokens=output_tokens)
 
 
-def _poisson(rng: Generator, segment: Segment) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _poisson(rng: Generator, segment: RateSegment) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     length_s = segment.end_s - segment.begin_s
     count = rng.poisson(segment.rate_per_s * length_s)
     return np.sort(rng.uniform(segment.begin_s, segment.end_s, count))
 
 
-def constant(rate_per_s: float) -> Callable[[Generator, float], Iterator[Segment]]:
+def constant(rate_per_s: float) -> Callable[[Generator, float], Iterator[RateSegment]]:
     """One rate throughout."""
 
-    def segments(_: Generator, hours: float) -> Iterator[Segment]:
-        yield Segment(begin_s=0.0, end_s=hours * 3600, rate_per_s=rate_per_s)
+    def segments(_: Generator, hours: float) -> Iterator[RateSegment]:
+        yield RateSegment(begin_s=0.0, end_s=hours * 3600, rate_per_s=rate_per_s)
 
     return segments
 
 
-def alternating(high_per_s: float, low_per_s: float, each_s: float) -> Callable[[Generator, float], Iterator[Segment]]:
+def alternating(
+    high_per_s: float, low_per_s: float, each_s: float
+) -> Callable[[Generator, float], Iterator[RateSegment]]:
     """Bursts and pauses of equal, fixed length, beginning with a pause so that every onset is seen."""
 
-    def segments(_: Generator, hours: float) -> Iterator[Segment]:
+    def segments(_: Generator, hours: float) -> Iterator[RateSegment]:
         begin, high = 0.0, False
         while begin < hours * 3600:
             end = min(begin + each_s, hours * 3600)
-            yield Segment(begin_s=begin, end_s=end, rate_per_s=high_per_s if high else low_per_s)
+            yield RateSegment(begin_s=begin, end_s=end, rate_per_s=high_per_s if high else low_per_s)
             begin, high = end, not high
 
     return segments
@@ -282,7 +284,7 @@ def alternating(high_per_s: float, low_per_s: float, each_s: float) -> Callable[
 
 def bursty(
     mean_per_s: Callable[[float], float], peak: float = 3.0, high_s: float = 60.0, low_s: float = 240.0
-) -> Callable[[Generator, float], Iterator[Segment]]:
+) -> Callable[[Generator, float], Iterator[RateSegment]]:
     """A two-state Markov-modulated Poisson process around `mean_per_s(time)`: bursts at `peak` times the mean.
 
     The low rate keeps the mean: with the default fifth of the time in bursts of 3x it is half the mean.
@@ -290,11 +292,11 @@ def bursty(
     share = high_s / (high_s + low_s)
     low = (1 - share * peak) / (1 - share)
 
-    def segments(rng: Generator, hours: float) -> Iterator[Segment]:
+    def segments(rng: Generator, hours: float) -> Iterator[RateSegment]:
         begin, high = 0.0, bool(rng.random() < share)
         while begin < hours * 3600:
             end = min(begin + float(rng.exponential(high_s if high else low_s)), hours * 3600)
-            yield Segment(begin_s=begin, end_s=end, rate_per_s=mean_per_s(begin) * (peak if high else low))
+            yield RateSegment(begin_s=begin, end_s=end, rate_per_s=mean_per_s(begin) * (peak if high else low))
             begin, high = end, not high
 
     return segments
@@ -307,7 +309,7 @@ def _day_and_night(time_s: float) -> float:
     return DIURNAL_PEAK_PER_S * shape * (0.5 if day % 7 >= 5 else 1.0)
 
 
-def week(rng: Generator, hours: float) -> Iterator[Segment]:
+def week(rng: Generator, hours: float) -> Iterator[RateSegment]:
     """A week of days and nights with bursts, in so many hours."""
     scale = WEEK_H / hours
     return bursty(lambda time_s: _day_and_night(time_s * scale))(rng, hours)
@@ -331,10 +333,10 @@ DAILY_SHARE, WEEKLY_SHARE = 0.15, 0.2
 # Toy model behind the measured origin: online prompt p50 300 / p99 1,200, output 4 / 30; offline prompt 400 / 1,500,
 # output 120 / 890 (the origin's own percentiles). Context 4K: prompts are cut at 3,072, items declare max_tokens 1,024.
 TOY = Mix(
-    online_prompt=Lengths(p50=300, p99=1200, at_most=3072),
-    online_output=Lengths(p50=4, p99=30, at_most=128),
-    offline_prompt=Lengths(p50=400, p99=1500, at_most=3072),
-    offline_output=Lengths(p50=120, p99=890, at_most=1024),
+    online_prompt=TokenLengths(p50=300, p99=1200, at_most=3072),
+    online_output=TokenLengths(p50=4, p99=30, at_most=128),
+    offline_prompt=TokenLengths(p50=400, p99=1500, at_most=3072),
+    offline_output=TokenLengths(p50=120, p99=890, at_most=1024),
 )
 
 WORKLOADS = {

@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from sidecar.core.errors import SettingsError
 from sidecar.settings.limits import LimitSettings
-from sidecar.telemetry.faults import Faults
+from sidecar.telemetry.faults import FaultLog
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -86,7 +86,7 @@ class HttpServer:
     def __init__(self, app: web.Application, limits: LimitSettings) -> None:
         app.middlewares.append(_once)
         self.limits = limits
-        self.faults = Faults(logger)
+        self.faults = FaultLog(logger)
         self.open: dict[Connection, None] = {}  # the oldest first
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         self._listening: asyncio.Server | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 LOG_AGAIN_S = 60.0  # a fault at the same place is logged again no sooner
 
 
-class Faults:
+class FaultLog:
     """Logs what nobody foresaw: where, and of which kind. Not the exception's text: it may hold a prompt."""
 
     def __init__(self, logger: logging.Logger) -> None:

@@ -11,19 +11,19 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
+from sidecar.core.request import Lane
 from sidecar.core.snapshot import Snapshot
-from sidecar.core.work import Lane
 from sidecar.settings.limits import LimitSettings
 from sidecar.telemetry.connections import HttpServer
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.page import HEADERS, page
 
-STATUS_SCHEMA = 1
+STATUS_SCHEMA = 2
 LAG_PERIOD_S = 0.1
 NOT_WHOLE = ("stopped", "waiting", "degraded")  # states of the offline lane in which items do not get on as they should
 
 
-class Health(Protocol):
+class EngineHealth(Protocol):
     """How an engine is: why it is down ("" if it is up), and since when, in seconds of the loop's clock."""
 
     @property
@@ -35,7 +35,7 @@ class Health(Protocol):
 class Engines(Protocol):
     """Who watches the engines."""
 
-    def health(self, name: str) -> Health | None:
+    def health(self, name: str) -> EngineHealth | None:
         """Return how this engine is, or None if nobody knows yet."""
 
     def faults(self, name: str) -> list[str]:

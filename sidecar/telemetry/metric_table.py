@@ -8,8 +8,8 @@ from typing import Any
 
 from sidecar.core.engine import Limit
 from sidecar.core.latency import MAPE_MAX
+from sidecar.core.request import Lane
 from sidecar.core.snapshot import EngineSnapshot, LaneSnapshot, Snapshot
-from sidecar.core.work import Lane
 from sidecar.telemetry.metric_row import Labelled, MetricRow, value
 
 _DURATION_S = tuple(0.01 * 2**power for power in range(14))  # 10 ms to 82 s
@@ -59,11 +59,12 @@ QUEUE_WAIT = Row("sidecar_queue_wait_seconds", "histogram",
 REQUESTS = Row("sidecar_requests", "counter", "Requests that are over, by their outcome.",
     ("model", "lane", "outcome", "error_type"))
 TOKENS = Row("sidecar_tokens", "counter", "Tokens of prompts and of outputs.", ("model", "lane", "token_type"))
-GRANTS = Row("sidecar_grants", "counter", "Dispatches that got their slots, by kind.", ("model", "lane", "kind"))
+DISPATCHES = Row(
+    "sidecar_dispatches", "counter", "Dispatches that got their slots, by kind.", ("model", "lane", "kind"))
 PREEMPTIONS = Row(
     "sidecar_preemptions", "counter", "Offline dispatches that were stopped for online requests.", ("model", "reason"))
 OFFLINE_MAX_WAIT = Row("sidecar_offline_max_wait_seconds", "gauge",
-    "Longest time that a due turn of the offline lane may be put off, by the settings.", ("model",))
+    "Longest time that a due reserved dispatch of the offline lane may be put off, by the settings.", ("model",))
 INTERFERENCE = Row("sidecar_interference_seconds", "histogram",
     "Time that an online request took from its slot to its end beyond the prediction without offline work.",
     ("model",), buckets=_WAIT_ONLINE_S)
@@ -79,7 +80,7 @@ BUILD = Row("sidecar_build_info", "gauge", "Version and hash of the settings tha
 # fmt: on
 
 KEPT = (
-    *(DURATION, TTFT, TPOT, RPC_SERVER, RPC_CLIENT, QUEUE_WAIT, REQUESTS, TOKENS, GRANTS, PREEMPTIONS),
+    *(DURATION, TTFT, TPOT, RPC_SERVER, RPC_CLIENT, QUEUE_WAIT, REQUESTS, TOKENS, DISPATCHES, PREEMPTIONS),
     *(OFFLINE_MAX_WAIT, INTERFERENCE, SLOWDOWN, HELD, SLO_TARGET, SLO_EVENTS, BUILD),
 )
 
@@ -143,24 +144,24 @@ def tenant_label(tenant: str) -> str:
     return tenant.encode(errors="backslashreplace").decode()
 
 
-def _turns(engine: EngineSnapshot) -> Iterator[tuple[str, int]]:
+def _reserved(engine: EngineSnapshot) -> Iterator[tuple[str, int]]:
     for result in ("due", "taken", "postponed", "lapsed"):
-        yield result, getattr(engine, f"turns_{result}")
+        yield result, getattr(engine, f"reserved_{result}")
 
 
 def _terms(engine: EngineSnapshot) -> Iterator[tuple[str, float]]:
     for term in ("iteration", "row", "context_1000", "prefill_token", "prefill_square"):
-        yield term, getattr(engine.interference.latency, f"{term}_ms") / 1000
+        yield term, getattr(engine.attribution.latency, f"{term}_ms") / 1000
 
 
 def _rows(engine: EngineSnapshot) -> Iterable[tuple[Limit, float | None]]:
-    figures = engine.interference
+    figures = engine.attribution
     return (Limit.LATENCY, figures.guard_rows), (Limit.AIMD, figures.aimd_rows)
 
 
 def _guarded(engine: EngineSnapshot) -> Iterator[tuple[str, float, float]]:
     """What the guard sees, and its threshold. A signal that is not known is not there."""
-    figures = engine.interference
+    figures = engine.attribution
     if engine.kv_tokens_max:
         used = engine.kv_tokens + engine.kv_foreign_tokens
         yield "kv_cache_utilization", used / engine.kv_tokens_max, 1 - engine.kv_guard_tokens / engine.kv_tokens_max
@@ -180,8 +181,9 @@ SCRAPED: tuple[Row, ...] = (
     Row("sidecar_slots_foreign", "gauge", "Slots in use by others than this sidecar, where the engine's gauges tell.",
         _ENGINE, _engine(lambda each: each.foreign_slots)),
     Row("sidecar_engine_ready", "gauge", "1 while the engine takes work.", ("model", "server_address"), _ready),
-    Row("sidecar_reserved_turns", "counter", "Turns that the offline lane was owed, by what became of them.",
-        (*_ENGINE, "result"), _engine_by(_turns)),
+    Row("sidecar_reserved_dispatches", "counter",
+        "Reserved dispatches that the offline lane was owed, by what became of them.",
+        (*_ENGINE, "result"), _engine_by(_reserved)),
     Row("sidecar_slot_seconds", "counter", "Slots in use, summed over time.", (*_ENGINE, "lane"), _slot_seconds),
     Row("sidecar_queue_depth", "gauge", "Requests that wait.", ("model", "lane"), _lane(lambda each: each.waiting)),
     Row("sidecar_queue_oldest_age_seconds", "gauge", "Age of the oldest request that waits.", ("model", "lane"),
@@ -195,22 +197,22 @@ SCRAPED: tuple[Row, ...] = (
     Row("sidecar_latency_model_seconds", "gauge", "Coefficients of the latency model.", (*_ENGINE, "term"),
         _engine_by(_terms)),
     Row("sidecar_latency_model_error_ratio", "gauge", "Mean relative error of the latency model's last predictions.",
-        _ENGINE, _engine(lambda each: each.interference.latency.mape)),
+        _ENGINE, _engine(lambda each: each.attribution.latency.mape)),
     Row("sidecar_latency_model_trusted", "gauge", "1 while the latency model may decide.", _ENGINE,
-        _engine(lambda each: each.interference.latency.trusted)),
+        _engine(lambda each: each.attribution.latency.trusted)),
     Row("sidecar_guard_margin_ratio", "gauge", "Share of the slack that the guard holds back.", _ENGINE,
-        _engine(lambda each: each.interference.guard_margin)),
+        _engine(lambda each: each.attribution.guard_margin)),
     Row("sidecar_guard_slack_seconds", "gauge", "Time that the slowest online requests may take longer than alone.",
-        _ENGINE, _engine(lambda each: each.interference.slack_ms / 1000)),
+        _ENGINE, _engine(lambda each: each.attribution.slack_ms / 1000)),
     Row("sidecar_guard_rows", "gauge", "Rows that the offline lane may have, by the limit that says so.",
         (*_ENGINE, "limit"), _engine_by(_rows)),
     Row("sidecar_aimd_decreases", "counter", "Times that late online requests took rows from the offline lane.",
-        _ENGINE, _engine(lambda each: each.interference.aimd_decreases)),
+        _ENGINE, _engine(lambda each: each.attribution.aimd_decreases)),
     Row("sidecar_online_alone_seconds", "gauge",
         "Mean time of online requests from slot to end, as predicted without offline work.", _ENGINE,
-        _engine(lambda each: each.interference.alone_ms / 1000 if each.interference.attributed else None)),
+        _engine(lambda each: each.attribution.alone_ms / 1000 if each.attribution.attributed else None)),
     Row("sidecar_online_added_seconds", "gauge", "Mean time that online requests took beyond that prediction.",
-        _ENGINE, _engine(lambda each: each.interference.added_ms / 1000 if each.interference.attributed else None)),
+        _ENGINE, _engine(lambda each: each.attribution.added_ms / 1000 if each.attribution.attributed else None)),
     Row("sidecar_guard_signal", "gauge", "What the guard measures.", (*_ENGINE, "signal"),
         _engine_by(lambda each: ((name, seen) for name, seen, _ in _guarded(each)))),
     Row("sidecar_guard_threshold", "gauge", "Value of the signal at which the guard holds the offline lane back.",

@@ -34,9 +34,9 @@ from sidecar.core.events import (
     RejectReason,
     Stopped,
 )
+from sidecar.core.request import OFFLINE, DispatchKind, Lane, Request
 from sidecar.core.settings import ReservationMode, SchedulerSettings
 from sidecar.core.snapshot import Snapshot
-from sidecar.core.work import OFFLINE, GrantKind, Lane, Work
 from sidecar.errors import EngineError
 from sidecar.settings.file import EngineEndpoint
 from sidecar.telemetry import metric_table as table
@@ -49,13 +49,13 @@ _OUTCOMES = ("ok", "error", "cancelled", "expired", "rejected")
 _ERROR_TYPES = frozenset(("", "dead_letter", *RejectReason, *(each.name for each in StatusCode)))
 _UPSTREAM = "inference.GRPCInferenceService/ModelStreamInfer"
 _KINDS = {
-    Lane.ONLINE: (GrantKind.ONLINE,),
-    Lane.OFFLINE: (GrantKind.BACKFILL, GrantKind.RESERVED, GrantKind.RESUME),
+    Lane.ONLINE: (DispatchKind.ONLINE,),
+    Lane.OFFLINE: (DispatchKind.BACKFILL, DispatchKind.RESERVED, DispatchKind.RESUME),
 }
 
 
 @dataclass(slots=True)
-class Usage:
+class LaneUsage:
     """What one lane of one engine has used since the start."""
 
     slots: int = 0
@@ -83,9 +83,9 @@ class _Lane:
         self.queue_wait = metrics.waits.of(model, lane)
         self.input_tokens = metrics.tokens.labels(model, lane, "input")
         self.output_tokens = metrics.tokens.labels(model, lane, "output")
-        self.grants = {kind: metrics.grants.labels(model, lane, kind) for kind in _KINDS[lane]}
+        self.dispatches = {kind: metrics.dispatches.labels(model, lane, kind) for kind in _KINDS[lane]}
         self.requests = {outcome: metrics.requests.labels(model, lane, outcome, "") for outcome in _OUTCOMES}
-        metrics.interference.labels(model)
+        metrics.attribution.labels(model)
         metrics.slowdown.labels(model)
         for reason in RejectReason:
             metrics.requests.labels(model, lane, "rejected", reason)
@@ -107,7 +107,8 @@ class Metrics:
         dropped_spans: Callable[[], int] = lambda: 0,
         recorder: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
-        """`scheduler` says what is promised: the objectives, and how long a turn that is due may be put off.
+        """`scheduler` says what is promised: the objectives, and how long a reserved dispatch that is due may be put
+        off.
 
         The others are `Scheduler.queue_of`, `Tracing.exemplar`, `Tracing.dropped_spans` and `Recorder.document`.
         """
@@ -128,13 +129,13 @@ class Metrics:
         for engine in engines:
             self.rpc_client.labels("grpc", _UPSTREAM, "OK", engine.target)
         self._lanes = {(model, lane): _Lane(self, model, lane) for model in models for lane in Lane}
-        self.usage = {(name, lane): Usage() for name in self._engines for lane in Lane}
+        self.usage = {(name, lane): LaneUsage() for name in self._engines for lane in Lane}
         self._queue_of, self._exemplar = queue_of, exemplar
         self.dropped_spans, self.recorder = dropped_spans, recorder
         self.began_s = time.monotonic()  # the loop's clock
-        self._works: dict[str, Work] = {}
+        self._requests: dict[str, Request] = {}
         self._exemplars: dict[str, dict[str, str]] = {}  # of the sampled works among them
-        self._running: dict[str, tuple[Usage, Dispatch, float]] = {}
+        self._running: dict[str, tuple[LaneUsage, Dispatch, float]] = {}
         self.snapshot: Snapshot | None = None
         self.loop_lag_max_s = 0.0  # since the last scrape
         self._tenants = TenantMetrics()
@@ -146,8 +147,8 @@ class Metrics:
         registry = self.registry
         self.duration, self.rpc = table.DURATION.histogram(registry), table.RPC_SERVER.histogram(registry)
         self.ttft, self.tpot = table.TTFT.histogram(registry), table.TPOT.histogram(registry)
-        self.rpc_client, self.grants = table.RPC_CLIENT.histogram(registry), table.GRANTS.counter(registry)
-        self.interference, self.slowdown = table.INTERFERENCE.histogram(registry), table.SLOWDOWN.histogram(registry)
+        self.rpc_client, self.dispatches = table.RPC_CLIENT.histogram(registry), table.DISPATCHES.counter(registry)
+        self.attribution, self.slowdown = table.INTERFERENCE.histogram(registry), table.SLOWDOWN.histogram(registry)
         self.requests, self.tokens = table.REQUESTS.counter(registry), table.TOKENS.counter(registry)
         self.preemptions, self.held = table.PREEMPTIONS.counter(registry), table.HELD.counter(registry)
         self.offline_max_wait, self.build = table.OFFLINE_MAX_WAIT.gauge(registry), table.BUILD.gauge(registry)
@@ -160,12 +161,12 @@ class Metrics:
         match event:
             case Progressed():
                 self._progressed(event)
-            case Arrived(work=work):
-                self._works[work.id] = work
-                if self._exemplar is not None and (exemplar := self._exemplar(work.id)) is not None:
-                    self._exemplars[work.id] = exemplar
-                if work.lane is OFFLINE and not any(isinstance(each, Dispatch | Finished) for each in actions):
-                    self.held.labels(work.model, self._queue_of(work.model, OFFLINE)[1]).inc()
+            case Arrived(request=request):
+                self._requests[request.id] = request
+                if self._exemplar is not None and (exemplar := self._exemplar(request.id)) is not None:
+                    self._exemplars[request.id] = exemplar
+                if request.lane is OFFLINE and not any(isinstance(each, Dispatch | Finished) for each in actions):
+                    self.held.labels(request.model, self._queue_of(request.model, OFFLINE)[1]).inc()
             case Ended() | Stopped() | Failed() | Lost():
                 self._over(now_s, event)
             case _:
@@ -177,7 +178,7 @@ class Metrics:
                 self.preemptions.labels(self._engines[action.engine].model, "online").inc()
 
     def _over(self, now_s: float, event: Terminal) -> None:
-        if (running := self._running.pop(event.work_id, None)) is None:
+        if (running := self._running.pop(event.request_id, None)) is None:
             return
         usage, dispatch, begun_s = running
         usage.change(-dispatch.slots, now_s)
@@ -186,44 +187,44 @@ class Metrics:
 
     def _progressed(self, event: Progressed) -> None:
         tokens_by_lane: dict[tuple[str, Lane], int] = {}
-        for work_id, tokens in event.tokens:
-            if (work := self._works.get(work_id)) is not None:
-                key = (work.model, work.lane)
+        for request_id, tokens in event.tokens:
+            if (request := self._requests.get(request_id)) is not None:
+                key = (request.model, request.lane)
                 tokens_by_lane[key] = tokens_by_lane.get(key, 0) + tokens
         for key, tokens in tokens_by_lane.items():
             self._lanes[key].output_tokens.inc(tokens)
             self.usage[event.engine, key[1]].output_tokens += tokens
 
     def _dispatched(self, action: Dispatch, now_s: float) -> None:
-        if (work := self._works.get(action.work_id)) is None:
+        if (request := self._requests.get(action.request_id)) is None:
             return
-        usage = self.usage[action.engine, work.lane]
+        usage = self.usage[action.engine, request.lane]
         usage.change(action.slots, now_s)
-        self._running[action.work_id] = (usage, action, now_s)
-        lane = self._lanes[work.model, work.lane]
-        lane.grants[action.kind].inc()
-        lane.queue_wait.observe(action.queue_wait_s, self._exemplars.get(work.id))
+        self._running[action.request_id] = (usage, action, now_s)
+        lane = self._lanes[request.model, request.lane]
+        lane.dispatches[action.kind].inc()
+        lane.queue_wait.observe(action.queue_wait_s, self._exemplars.get(request.id))
 
-    def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
-        """Count a work that is over, and how long it took."""
-        self._works.pop(work.id, None)
-        exemplar = self._exemplars.pop(work.id, None)
-        if (lane := self._lanes.get((work.model, work.lane))) is None:
+    def finished(self, request: Request, timeline: Timeline, outcome: Outcome) -> None:
+        """Count a request that is over, and how long it took."""
+        self._requests.pop(request.id, None)
+        exemplar = self._exemplars.pop(request.id, None)
+        if (lane := self._lanes.get((request.model, request.lane))) is None:
             return
         end_s = timeline.finished_s or timeline.arrived_s
-        gen_ai = ("text_completion", "triton", work.model)
+        gen_ai = ("text_completion", "triton", request.model)
         error_type = outcome.error_type if outcome.error_type in _ERROR_TYPES else "other"
-        self.duration.labels(*gen_ai, work.lane, error_type).observe(end_s - timeline.arrived_s, exemplar)
-        self.requests.labels(work.model, work.lane, outcome.outcome, error_type).inc()
-        self._slos.finished(work, timeline, outcome)
+        self.duration.labels(*gen_ai, request.lane, error_type).observe(end_s - timeline.arrived_s, exemplar)
+        self.requests.labels(request.model, request.lane, outcome.outcome, error_type).inc()
+        self._slos.finished(request, timeline, outcome)
         if timeline.first_token_s is None:
             return
-        lane.input_tokens.inc(work.prompt_tokens)
+        lane.input_tokens.inc(request.prompt_tokens)
         lane.ttft.observe(timeline.first_token_s - timeline.arrived_s, exemplar)
-        if outcome.outcome == "ok" and timeline.alone_s is not None and timeline.granted_s is not None:
-            self.interference.labels(work.model).observe(max(0.0, end_s - timeline.granted_s - timeline.alone_s))
+        if outcome.outcome == "ok" and timeline.alone_s is not None and timeline.dispatched_s is not None:
+            self.attribution.labels(request.model).observe(max(0.0, end_s - timeline.dispatched_s - timeline.alone_s))
         if outcome.outcome == "ok" and timeline.slowdown is not None:
-            self.slowdown.labels(work.model).observe(timeline.slowdown)
+            self.slowdown.labels(request.model).observe(timeline.slowdown)
         if outcome.outcome == "ok" and timeline.output_tokens > 1:
             lane.tpot.observe((end_s - timeline.first_token_s) / (timeline.output_tokens - 1))
 

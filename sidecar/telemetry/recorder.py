@@ -22,9 +22,9 @@ from sidecar.core.checkpoint import Captured, capture
 from sidecar.core.errors import SettingsError
 from sidecar.core.events import Action, Event, Failed, Progressed
 from sidecar.core.record import encode
+from sidecar.core.request import Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import Work
 from sidecar.settings.recorder import RecorderSettings
 from sidecar.telemetry.segment_files import SegmentFiles, line
 
@@ -123,8 +123,8 @@ class Recorder:
         if self._recorded >= self._segment_records_max:
             self._begin()
 
-    def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
-        """Nothing: how a work ended is in the events."""
+    def finished(self, request: Request, timeline: Timeline, outcome: Outcome) -> None:
+        """Nothing: how a request ended is in the events."""
 
     def close(self) -> None:
         """Everything that was queued is on the disk, or the time for that is over."""

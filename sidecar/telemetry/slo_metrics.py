@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from sidecar.call import Outcome, Timeline
 from sidecar.core.events import RejectReason
+from sidecar.core.request import Lane, Request
 from sidecar.core.settings import SchedulerSettings
-from sidecar.core.work import Lane, Work
 from sidecar.telemetry.metric_table import SLO_EVENTS, SLO_TARGET
 
 SLOS = ("ttft", "e2e", "availability")
@@ -33,16 +33,16 @@ class SloMetrics:
             for slo in SLOS
         }
 
-    def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
-        """Count a work that is over; one that its caller gave up, or asked for wrongly, says nothing."""
-        if work.lane is Lane.OFFLINE or outcome.outcome == "cancelled" or outcome.error_type in NOT_OURS:
+    def finished(self, request: Request, timeline: Timeline, outcome: Outcome) -> None:
+        """Count a request that is over; one that its caller gave up, or asked for wrongly, says nothing."""
+        if request.lane is Lane.OFFLINE or outcome.outcome == "cancelled" or outcome.error_type in NOT_OURS:
             return
         served = outcome.outcome == "ok"
-        self._count(work.model, "availability", served)
+        self._count(request.model, "availability", served)
         if timeline.first_token_s is not None:
-            self._count(work.model, "ttft", not timeline.began_late(work, self._ttft_objective_ms))
+            self._count(request.model, "ttft", not timeline.began_late(request, self._ttft_objective_ms))
         if served and timeline.finished_s is not None:
-            self._count(work.model, "e2e", timeline.finished_s - timeline.arrived_s <= self._e2e_s)
+            self._count(request.model, "e2e", timeline.finished_s - timeline.arrived_s <= self._e2e_s)
 
     def _count(self, model: str, slo: str, good: bool) -> None:
         if (verdicts := self._events.get((model, slo))) is not None:

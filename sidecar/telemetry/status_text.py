@@ -41,13 +41,14 @@ def _engine(name: str, engine: Mapping[str, Any]) -> Iterator[str]:
     yield f"engine {name} ({engine['model']}) is {up}: [{slot_strip(engine)}] of {engine['slots']} slots{foreign}"
     for fault in engine.get("faults", ()):
         yield f"  {fault}"
-    grants = ", ".join(f"{count} {kind}" for kind, count in engine["grants"].items())
-    yield f"  grants: {grants}; what holds offline back now: {engine['limit_binding']}"
+    dispatches = ", ".join(f"{count} {kind}" for kind, count in engine["dispatches"].items())
+    yield f"  dispatches: {dispatches}; what holds offline back now: {engine['limit_binding']}"
     share = engine["worst_window_share"]
     worst = "not known yet" if share is None else f"{100 * share:.1f} %"
     yield (
         f"  contended: {engine['contended']}, offline's {engine['offline_of_contended']};"
-        f" turns due {engine['turns_due']}, taken {engine['turns_taken']}, lapsed {engine['turns_lapsed']};"
+        f" reserved dispatches due {engine['reserved_due']}, taken {engine['reserved_taken']},"
+        f" lapsed {engine['reserved_lapsed']};"
         f" worst window {worst}"
     )
 
@@ -71,11 +72,11 @@ def _offline(offline: Mapping[str, Any] | None) -> Iterator[str]:
     if "stats" not in offline:  # the lane has not begun
         return
     ends = [f"{each['count']} {each['outcome']} {each['reason']}".strip() for each in offline["stats"]["items"]]
-    yield f"  durable: {', '.join(ends) or 'none yet'}"
+    yield f"  committed: {', '.join(ends) or 'none yet'}"
     for share in offline["partitions"]:
         yield (
             f"  partition {share['partition']}: watermark {_known(share['watermark'])},"
-            f" holes {_known(share['holes'])}, lag {_lag(share)}, in flight {share['in_flight']}{_state(share)}"
+            f" gaps {_known(share['gaps'])}, lag {_lag(share)}, in flight {share['in_flight']}{_state(share)}"
         )
 
 

@@ -1,8 +1,8 @@
-"""Spans over OTLP, made when a work is over and only for those that are kept.
+"""Spans over OTLP, made when a request is over and only for those that are kept.
 
 Ids are drawn when something begins, so that the engine's own spans can name ours as their parent; the spans themselves
-are built at the end, from the timestamps that the driver keeps anyway. A work that is not sampled costs a comparison,
-a token nothing, and one that went wrong is kept although it was not sampled (`sidecar.sampled_late`).
+are built at the end, from the timestamps that the driver keeps anyway. A request that is not sampled costs a
+comparison, a token nothing, and one that went wrong is kept although it was not sampled (`sidecar.sampled_late`).
 
 Attribute names follow OpenTelemetry's semantic conventions 1.44 (rpc, messaging) and its gen_ai conventions; they are
 written out here because the packages that hold them are still betas.
@@ -29,7 +29,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from sidecar.call import TRACEPARENT, Outcome, Terminal, Timeline
 from sidecar.core.events import Action, Arrived, Dispatch, Ended, Event, Failed, Lost, Stopped
-from sidecar.core.work import Lane, Work
+from sidecar.core.request import Lane, Request
 from sidecar.settings.file import TracingSettings
 from sidecar.telemetry.span_export import Exporting
 
@@ -49,8 +49,8 @@ class Trace:
     sampled: bool
     begun_s: float
     link: SpanContext | None = None  # the context in which a message was created
-    lanes: set[Lane] = field(default_factory=set)  # of the works that hang from it
-    late: bool = False  # a work of it is kept although it was not sampled, so it is too
+    lanes: set[Lane] = field(default_factory=set)  # of the requests that hang from it
+    late: bool = False  # a request of it is kept although it was not sampled, so it is too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +80,8 @@ class _Attempt:
 class _Traced:
     trace: Trace
     arrived_s: float
-    work: Work | None = None
-    queue_depth: int = 0  # of its lane, when it last began to wait: itself included, unless it was granted at once
+    request: Request | None = None
+    queue_depth: int = 0  # of its lane, when it last began to wait: itself included, unless it was dispatched at once
     limit_binding: str = ""  # what held offline back then
     attempts: list[_Attempt] = field(default_factory=list)
 
@@ -112,9 +112,9 @@ class Tracing:
         seed: int | None = None,
         queue_of: Callable[[str, Lane], tuple[int, str]] = lambda _model, _lane: (0, ""),
     ) -> None:
-        """Online works that begin later than `ttft_objective_ms`, or than their own objective, are always kept.
+        """Online requests that begin later than `ttft_objective_ms`, or than their own objective, are always kept.
 
-        `queue_of` tells how many works of a model and lane wait, and what holds offline back: `Scheduler.queue_of`.
+        `queue_of` tells how many requests of a model and lane wait, and what holds offline back: `Scheduler.queue_of`.
         """
         self._settings = settings
         self._ttft_objective_ms = ttft_objective_ms
@@ -127,7 +127,7 @@ class Tracing:
         self._processor = processor or Exporting(settings.endpoint)
         self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer("sidecar", version, SCHEMA_URL)
-        self._works: dict[str, _Traced] = {}
+        self._requests: dict[str, _Traced] = {}
         self._queue_of = queue_of
 
     @property
@@ -160,23 +160,23 @@ class Tracing:
         trace = self._root(self._settings.broker_ratio)
         return trace if trace.sampled else None
 
-    def adopt(self, work_id: str, trace: Trace) -> None:
+    def adopt(self, request_id: str, trace: Trace) -> None:
         """The spans of this work hang from `trace`."""
-        self._works[work_id] = _Traced(trace, self._time())
+        self._requests[request_id] = _Traced(trace, self._time())
 
-    def headers(self, work_id: str) -> Sequence[tuple[str, str]]:
+    def headers(self, request_id: str) -> Sequence[tuple[str, str]]:
         """What to send along with the current dispatch.
 
         Nothing if it is not sampled: Triton traces whatever comes with a valid parent, its sampled flag or not.
         """
-        traced = self._works.get(work_id)
+        traced = self._requests.get(request_id)
         if traced is None or not traced.trace.sampled or not traced.attempts:
             return ()
         return ((TRACEPARENT, f"00-{traced.trace.trace_id:032x}-{traced.attempts[-1].span_id:016x}-01"),)
 
-    def exemplar(self, work_id: str) -> dict[str, str] | None:
+    def exemplar(self, request_id: str) -> dict[str, str] | None:
         """Which span a measurement of this work belongs to; None if that is not sampled, for nobody could open it."""
-        traced = self._works.get(work_id)
+        traced = self._requests.get(request_id)
         if traced is None or not traced.trace.sampled:
             return None
         return {"trace_id": f"{traced.trace.trace_id:032x}", "span_id": f"{traced.trace.span_id:016x}"}
@@ -195,28 +195,28 @@ class Tracing:
     def handled(self, now_s: float, event: Event, actions: Sequence[Action]) -> None:
         """Note when dispatches begin and end, and what those find that begin to wait."""
         if isinstance(event, Arrived):
-            self._waits(event.work.id, event.work)
+            self._waits(event.request.id, event.request)
         elif isinstance(event, Ended | Stopped | Failed | Lost):
             self._ended(event, now_s)
-            self._waits(event.work_id)
+            self._waits(event.request_id)
         for action in actions:
-            if isinstance(action, Dispatch) and (traced := self._works.get(action.work_id)) is not None:
+            if isinstance(action, Dispatch) and (traced := self._requests.get(action.request_id)) is not None:
                 span_id = self._random.getrandbits(64)
                 found = traced.queue_depth, traced.limit_binding
                 traced.attempts.append(_Attempt(span_id, now_s - action.queue_wait_s, now_s, action.kind, *found))
 
-    def _waits(self, work_id: str, work: Work | None = None) -> None:
-        """The work has arrived, or waits anew after a dispatch (or backs off before it does)."""
-        traced = self._works.get(work_id)
+    def _waits(self, request_id: str, request: Request | None = None) -> None:
+        """The request has arrived, or waits anew after a dispatch (or backs off before it does)."""
+        traced = self._requests.get(request_id)
         if traced is None:
             return
-        traced.work = work = work or traced.work
-        if work is not None:
-            traced.trace.lanes.add(work.lane)
-            traced.queue_depth, traced.limit_binding = self._queue_of(work.model, work.lane)
+        traced.request = request = request or traced.request
+        if request is not None:
+            traced.trace.lanes.add(request.lane)
+            traced.queue_depth, traced.limit_binding = self._queue_of(request.model, request.lane)
 
     def _ended(self, event: Terminal, now_s: float) -> None:
-        traced = self._works.get(event.work_id)
+        traced = self._requests.get(event.request_id)
         if traced is None or not traced.attempts:
             return
         attempt = traced.attempts[-1]
@@ -231,22 +231,22 @@ class Tracing:
             case Lost():
                 attempt.error_type = "UNAVAILABLE"
 
-    def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
-        """Send the spans of a work, if they are kept."""
-        traced = self._works.pop(work.id, None)
+    def finished(self, request: Request, timeline: Timeline, outcome: Outcome) -> None:
+        """Send the spans of a request, if they are kept."""
+        traced = self._requests.pop(request.id, None)
         if traced is None:
             return
-        slow = work.lane is Lane.ONLINE and timeline.began_late(work, self._ttft_objective_ms)
+        slow = request.lane is Lane.ONLINE and timeline.began_late(request, self._ttft_objective_ms)
         if slow or outcome.outcome in ("error", "expired", "rejected"):
             traced.trace.late = True
         elif not traced.trace.sampled:
             return
         for number, attempt in enumerate(traced.attempts, start=1):
-            self._wait(work, traced.trace, attempt)
-            self._completion(work, traced.trace, attempt, timeline, number)
+            self._wait(request, traced.trace, attempt)
+            self._completion(request, traced.trace, attempt, timeline, number)
         if not traced.attempts:
             ended_s = timeline.finished_s or self._time()
-            attributes = _wait_attributes(work, traced.queue_depth, traced.limit_binding)
+            attributes = _wait_attributes(request, traced.queue_depth, traced.limit_binding)
             self.emit(
                 "wait_for_slot",
                 SpanKind.INTERNAL,
@@ -257,18 +257,18 @@ class Tracing:
                 error_type=outcome.error_type,
             )
 
-    def _wait(self, work: Work, trace: Trace, attempt: _Attempt) -> None:
-        attributes = _wait_attributes(work, attempt.queue_depth, attempt.limit_binding)
-        attributes["sidecar.grant.kind"] = attempt.kind
+    def _wait(self, request: Request, trace: Trace, attempt: _Attempt) -> None:
+        attributes = _wait_attributes(request, attempt.queue_depth, attempt.limit_binding)
+        attributes["sidecar.dispatch.kind"] = attempt.kind
         self.emit("wait_for_slot", SpanKind.INTERNAL, trace, attempt.waited_since_s, attempt.begun_s, attributes)
 
-    def _completion(self, work: Work, trace: Trace, attempt: _Attempt, timeline: Timeline, number: int) -> None:
+    def _completion(self, request: Request, trace: Trace, attempt: _Attempt, timeline: Timeline, number: int) -> None:
         attributes: dict[str, Any] = {
             "gen_ai.operation.name": "text_completion",
             "gen_ai.provider.name": "triton",
-            "gen_ai.request.model": work.model,
-            "gen_ai.request.max_tokens": work.output_tokens_max,
-            "gen_ai.usage.input_tokens": work.prompt_tokens,
+            "gen_ai.request.model": request.model,
+            "gen_ai.request.max_tokens": request.output_tokens_max,
+            "gen_ai.usage.input_tokens": request.prompt_tokens,
             "gen_ai.usage.output_tokens": timeline.output_tokens,
             "gen_ai.response.finish_reasons": (attempt.finish_reason,),
             "rpc.system.name": "grpc",
@@ -284,7 +284,7 @@ class Tracing:
         if first_s is not None and number == 1:
             attributes["gen_ai.response.time_to_first_chunk"] = first_s - attempt.begun_s
         span = self._begin(
-            f"text_completion {work.model}", SpanKind.CLIENT, trace, attempt.begun_s, attributes, attempt.span_id
+            f"text_completion {request.model}", SpanKind.CLIENT, trace, attempt.begun_s, attributes, attempt.span_id
         )
         if first_s is not None and number == 1:
             span.add_event("gen_ai.first_token", timestamp=self._ns(first_s))
@@ -293,7 +293,7 @@ class Tracing:
     # ---- the spans that others hang from -----------------------------------------------------------------------------
 
     def end_rpc(self, trace: Trace, method: str, code: str) -> None:
-        """Send the span of a caller's RPC, if it is kept: sampled, gone wrong, or with a work that is kept."""
+        """Send the span of a caller's RPC, if it is kept: sampled, gone wrong, or with a request that is kept."""
         failed = code not in ("OK", "CANCELLED")
         if not (trace.sampled or failed or trace.late):
             return
@@ -380,7 +380,7 @@ def parse(traceparent: Any) -> SpanContext | None:
     return context if context.is_valid else None
 
 
-def _wait_attributes(work: Work, queue_depth: int, limit_binding: str) -> dict[str, Any]:
-    """What was found at the beginning of a wait; nothing bound whoever was granted at once."""
+def _wait_attributes(request: Request, queue_depth: int, limit_binding: str) -> dict[str, Any]:
+    """What was found at the beginning of a wait; nothing bound whoever was dispatched at once."""
     bound = {"sidecar.limit_binding": str(limit_binding)} if queue_depth else {}
-    return {"sidecar.lane": work.lane.value, "sidecar.queue.depth": queue_depth, **bound}
+    return {"sidecar.lane": request.lane.value, "sidecar.queue.depth": queue_depth, **bound}

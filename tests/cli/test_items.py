@@ -12,7 +12,7 @@ import pytest
 
 from sidecar.cli import items, main, offsets
 from sidecar.cli.items import register_offsets, register_submit
-from sidecar.cli.offsets import PartitionOffsets
+from sidecar.cli.offsets import PartitionPlace
 from sidecar.offline import submit
 from sidecar.offline.offsets import Committed
 from sidecar.settings.offline import OfflineSettings
@@ -25,13 +25,13 @@ def call(*arguments: str) -> int:
     return main.main(arguments, {}, [register_submit, register_offsets])
 
 
-def test_decode_shows_the_holes_that_kafkas_tools_hide(capsys: pytest.CaptureFixture[str]) -> None:
-    state = Committed(watermark=100, high=120, holes=(100, 104, 119), restarts=2, suspect=104)
+def test_decode_shows_the_gaps_that_kafkas_tools_hide(capsys: pytest.CaptureFixture[str]) -> None:
+    state = Committed(watermark=100, high=120, gaps=(100, 104, 119), restarts=2, suspect=104)
     assert call("offsets", "decode", "100", state.encode()) == 0
     assert json.loads(capsys.readouterr().out) == {
         "watermark": 100,
         "high": 120,
-        "holes": [100, 104, 119],
+        "gaps": [100, 104, 119],
         "restarts": 2,
         "suspect": 104,
     }
@@ -71,8 +71,8 @@ def test_a_negative_offset_is_refused_in_one_line(capsys: pytest.CaptureFixture[
 def test_a_reset_to_where_no_sidecar_could_work_writes_nothing(
     arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def show(_: OfflineSettings) -> list[PartitionOffsets]:
-        return [PartitionOffsets(partition=n, committed=None, begin=5, end=50 + n, problem="none") for n in (0, 1)]
+    async def show(_: OfflineSettings) -> list[PartitionPlace]:
+        return [PartitionPlace(partition=n, committed=None, begin=5, end=50 + n, problem="none") for n in (0, 1)]
 
     async def write(*_: Any) -> None:
         raise AssertionError("nothing may be written")

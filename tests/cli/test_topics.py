@@ -10,7 +10,7 @@ import yaml
 
 from sidecar import data
 from sidecar.cli import main
-from sidecar.cli.topics import Plan, Wish, register_topics
+from sidecar.cli.topics import TopicPlan, Wish, register_topics
 from sidecar.offline.topic_creation import Cluster, FoundTopic, topic_rules
 from sidecar.settings.offline import OfflineSettings
 
@@ -18,12 +18,12 @@ RULES = topic_rules(data.read("topics.yaml"), "topics.yaml")
 TOKENIZER = Path(__file__).parents[2] / "model_repository/tokenizer/tokenizer.json"
 
 
-def plan(topics: dict[str, FoundTopic], brokers: int = 1, **wish: Any) -> Plan:
+def plan(topics: dict[str, FoundTopic], brokers: int = 1, **wish: Any) -> TopicPlan:
     settings = OfflineSettings(progress_topic="inference.progress")
-    return Plan.of(settings, Wish(rules=RULES, **wish), Cluster(brokers=brokers, topics=topics))
+    return TopicPlan.of(settings, Wish(rules=RULES, **wish), Cluster(brokers=brokers, topics=topics))
 
 
-def verdicts(found: Plan, refused: dict[str, str] | None = None, *, dry_run: bool = False) -> list[str]:
+def verdicts(found: TopicPlan, refused: dict[str, str] | None = None, *, dry_run: bool = False) -> list[str]:
     return [found.finding(each, refused or {}, dry_run=dry_run)[0] for each in found.wanted]
 
 

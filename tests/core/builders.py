@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from sidecar.core.events import Action, Ending, EngineUp, Finished, Reject, RejectReason
+from sidecar.core.request import Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import Lane, Work
 
 
 def scheduler(*, engines: tuple[EngineSettings, ...] | None = None, slots: int = 2, **settings: Any) -> Scheduler:
@@ -20,32 +20,32 @@ def scheduler(*, engines: tuple[EngineSettings, ...] | None = None, slots: int =
     return built
 
 
-def online(name: str, **fields: Any) -> Work:
-    return _work(name, Lane.ONLINE, **fields)
+def online(name: str, **fields: Any) -> Request:
+    return _request(name, Lane.ONLINE, **fields)
 
 
-def offline(name: str, **fields: Any) -> Work:
-    return _work(name, Lane.OFFLINE, **fields)
+def offline(name: str, **fields: Any) -> Request:
+    return _request(name, Lane.OFFLINE, **fields)
 
 
 def complete(name: str) -> Finished:
-    """The end of a work that has all its output."""
-    return Finished(work_id=name, outcome=Ending.COMPLETE)
+    """The end of a request that has all its output."""
+    return Finished(request_id=name, outcome=Ending.COMPLETE)
 
 
 def rejected(name: str, reason: RejectReason, message: str, retry_after_s: float | None = None) -> Finished:
-    """The end of a work that is refused."""
-    return Finished(work_id=name, outcome=Reject(reason=reason, message=message, retry_after_s=retry_after_s))
+    """The end of a request that is refused."""
+    return Finished(request_id=name, outcome=Reject(reason=reason, message=message, retry_after_s=retry_after_s))
 
 
 def refusal(actions: Sequence[Action]) -> tuple[str, Reject]:
-    """The one work that is refused in `actions`, which hold nothing else, and why."""
+    """The one request that is refused in `actions`, which hold nothing else, and why."""
     [action] = actions
     assert isinstance(action, Finished)
     assert isinstance(action.outcome, Reject)
-    return action.work_id, action.outcome
+    return action.request_id, action.outcome
 
 
-def _work(name: str, lane: Lane, **fields: Any) -> Work:
+def _request(name: str, lane: Lane, **fields: Any) -> Request:
     defaults: dict[str, Any] = {"prompt_tokens": 10, "output_tokens_max": 100, "arrived_s": 0.0}
-    return Work(id=name, lane=lane, model="tensorrt_llm", **{**defaults, **fields})
+    return Request(id=name, lane=lane, model="tensorrt_llm", **{**defaults, **fields})

@@ -31,9 +31,9 @@ from sidecar.core.events import (
     Woke,
 )
 from sidecar.core.record import RecordError
+from sidecar.core.request import EndReason, Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings, TenantSettings
-from sidecar.core.work import EndReason, Lane, Work
 
 SETTINGS = SchedulerSettings(tenants={"b": TenantSettings(weight=2.0, slots_max=2)}, window_ms=0.1)
 ENGINES = (
@@ -51,7 +51,7 @@ class World:
         self.now_s = 0.0
         self.running: list[str] = []
         self.stopping: set[str] = set()
-        self.works = 0
+        self.requests = 0
 
     def event(self, choice: int) -> Event:
         self.now_s += (choice % 7) / 300
@@ -69,18 +69,18 @@ class World:
                 engine="e0", ok=True, active_requests=5, kv_blocks_max=99, kv_blocks_free=50, tokens_per_block=32
             )
         if choice % 29 == 0:
-            return Cancelled(work_id=f"w{choice % (self.works + 1)}")
+            return Cancelled(request_id=f"w{choice % (self.requests + 1)}")
         if choice % 31 == 0:
             return EngineDown(engine="e1", reason="gone")
         if choice % 11 == 0:
             return Woke()
-        self.works += 1
-        return Arrived(work=self._work(choice))
+        self.requests += 1
+        return Arrived(request=self._request(choice))
 
-    def _work(self, choice: int) -> Work:
+    def _request(self, choice: int) -> Request:
         online = choice % 3 == 0
-        return Work(
-            id=f"w{self.works}",
+        return Request(
+            id=f"w{self.requests}",
             lane=Lane.ONLINE if online else Lane.OFFLINE,
             model="tensorrt_llm",
             arrived_s=self.now_s,
@@ -92,22 +92,22 @@ class World:
             prefix_key=f"p{choice % 4}",
         )
 
-    def _terminal(self, work_id: str, choice: int) -> Event:
-        if work_id in self.stopping:
-            self.stopping.discard(work_id)
-            return Stopped(work_id=work_id, output_tokens=choice % 9, reused_tokens=16)
+    def _terminal(self, request_id: str, choice: int) -> Event:
+        if request_id in self.stopping:
+            self.stopping.discard(request_id)
+            return Stopped(request_id=request_id, output_tokens=choice % 9, reused_tokens=16)
         if choice % 13 == 0:
-            return Lost(work_id=work_id, output_tokens=1)
+            return Lost(request_id=request_id, output_tokens=1)
         if choice % 17 == 0:
-            return Failed(work_id=work_id, reason="INTERNAL: x", retryable=choice % 2 == 0)
-        return Ended(work_id=work_id, reason=EndReason.END_ID, output_tokens=choice % 9)
+            return Failed(request_id=request_id, reason="INTERNAL: x", retryable=choice % 2 == 0)
+        return Ended(request_id=request_id, reason=EndReason.END_ID, output_tokens=choice % 9)
 
     def note(self, actions: Sequence[Any]) -> None:
         for action in actions:
             if isinstance(action, Dispatch):
-                self.running.append(action.work_id)
+                self.running.append(action.request_id)
             elif isinstance(action, Preempt):
-                self.stopping.add(action.work_id)
+                self.stopping.add(action.request_id)
 
 
 def lines(scheduler: Scheduler) -> list[str]:
@@ -204,8 +204,8 @@ def test_a_field_of_another_type_is_refused() -> None:
     shape = without(found, "item.Item")
     number = sum(isinstance(each, dict) for each in found[:shape])
     at = found[shape]["fields"].index("generated_tokens")
-    item = next(each for each in found if isinstance(each, list) and each[0] == number and each[0] is not False)
-    item[1 + at] = "many"
+    tracked = next(each for each in found if isinstance(each, list) and each[0] == number and each[0] is not False)
+    tracked[1 + at] = "many"
 
     with pytest.raises(RecordError, match="generated_tokens"):
         restore(found, sum(isinstance(each, list) for each in found))
@@ -213,7 +213,7 @@ def test_a_field_of_another_type_is_refused() -> None:
 
 def test_something_without_a_plain_form_is_named() -> None:
     scheduler = Scheduler(SETTINGS, ENGINES)
-    scheduler._works.items = {"x": object()}  # type: ignore[dict-item]
+    scheduler._requests.tracked_requests = {"x": object()}  # type: ignore[dict-item]
 
     with pytest.raises(RecordError, match="object has no place in a recording"):
         capture(scheduler)

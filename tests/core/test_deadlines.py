@@ -7,12 +7,12 @@ from random import Random
 
 import pytest
 
-from sidecar.core.deadlines import WINDOW_S, Eta, Rate, Verdict
+from sidecar.core.deadlines import WINDOW_S, Eta, JobVerdict, Rate
 from sidecar.core.events import Arrived, Dispatch, Ended, Forecast, RejectReason
 from sidecar.core.jobs import Jobs
+from sidecar.core.request import DispatchKind, EndReason
 from sidecar.core.reservation import Reservation
 from sidecar.core.settings import OnDeadline
-from sidecar.core.work import EndReason, GrantKind
 from tests.core.builders import offline, online, rejected, scheduler
 
 
@@ -32,7 +32,7 @@ def _eta(rate: Rate, tokens: float, now_s: float) -> Eta:
 
 
 def _jobs(rate: float, *, items: int, length: int, deadline_s: float, horizon_s: float = 3600.0) -> Jobs:
-    """One job of so many items that write `length` tokens each, at a steady rate; it is 1,200 s now."""
+    """One job of so many requests that write `length` tokens each, at a steady rate; it is 1,200 s now."""
     jobs = Jobs(horizon_s)
     jobs.rate = _rate([rate] * 40)
     for number in range(items + 5):
@@ -50,7 +50,7 @@ def _judge(jobs: Jobs, now_s: float) -> None:
         jobs.look(now_s, lambda _: 1.0)
 
 
-def _verdict(jobs: Jobs) -> Verdict:
+def _verdict(jobs: Jobs) -> JobVerdict:
     _judge(jobs, 1200.0)
     (job,) = jobs
     return job.verdict
@@ -164,14 +164,14 @@ def test_nine_of_ten_jobs_are_done_by_p90_and_half_by_p50() -> None:
 @pytest.mark.parametrize(
     ("items", "deadline_s", "verdict"),
     [
-        (100, 1200 + 300.0, Verdict.ON_TIME),  # 100 items of 100 tokens at 50/s take 200 s
-        (100, 1200 + 150.0, Verdict.INFEASIBLE),
-        (100, 1199.0, Verdict.INFEASIBLE),
-        (100, inf, Verdict.NO_DEADLINE),
+        (100, 1200 + 300.0, JobVerdict.ON_TIME),  # 100 requests of 100 tokens at 50/s take 200 s
+        (100, 1200 + 150.0, JobVerdict.INFEASIBLE),
+        (100, 1199.0, JobVerdict.INFEASIBLE),
+        (100, inf, JobVerdict.NO_DEADLINE),
     ],
 )
-def test_the_verdict_says_whether_the_work_fits_before_the_deadline(
-    items: int, deadline_s: float, verdict: Verdict
+def test_the_verdict_says_whether_the_request_fits_before_the_deadline(
+    items: int, deadline_s: float, verdict: JobVerdict
 ) -> None:
     assert _verdict(_jobs(50.0, items=items, length=100, deadline_s=deadline_s)) is verdict
 
@@ -179,7 +179,7 @@ def test_the_verdict_says_whether_the_work_fits_before_the_deadline(
 def test_a_job_that_fits_only_in_the_mean_is_at_risk() -> None:
     jobs = _jobs(50.0, items=100, length=100, deadline_s=1200 + 205.0)
     jobs.rate = _rate([20.0, 80.0, 20.0, 20.0, 80.0, 80.0, 80.0, 20.0] * 5)
-    assert _verdict(jobs) is Verdict.AT_RISK
+    assert _verdict(jobs) is JobVerdict.AT_RISK
 
 
 def test_a_deadline_counts_for_its_job_as_long_as_an_item_has_it() -> None:
@@ -196,28 +196,28 @@ def test_a_deadline_counts_for_its_job_as_long_as_an_item_has_it() -> None:
 
 def test_an_item_that_expired_is_no_measure_of_how_long_items_are() -> None:
     subject = scheduler(slots=1, slice_tokens=10)
-    subject.handle(Arrived(work=offline("b1", job="weekly", deadline_s=5.0)), 0.0)
-    subject.handle(Arrived(work=offline("b2", job="weekly", deadline_s=900.0)), 0.0)
-    actions = subject.handle(Ended(work_id="b1", reason=EndReason.LENGTH, output_tokens=10), 6.0)
+    subject.handle(Arrived(request=offline("b1", job="weekly", deadline_s=5.0)), 0.0)
+    subject.handle(Arrived(request=offline("b2", job="weekly", deadline_s=900.0)), 0.0)
+    actions = subject.handle(Ended(request_id="b1", reason=EndReason.LENGTH, output_tokens=10), 6.0)
     message = "the deadline passed before it was complete"
     assert actions[0] == rejected("b1", RejectReason.EXPIRED, message)
-    [pool] = subject._pools.values()
-    assert (pool.jobs._lengths.count, [job.deadline_s for job in pool.jobs]) == (0, [900.0])
+    [served] = subject._served_models.values()
+    assert (served.jobs._lengths.count, [job.deadline_s for job in served.jobs]) == (0, [900.0])
 
 
 def test_past_its_deadline_an_item_is_run_where_that_is_set() -> None:
     subject = scheduler(slots=1, on_deadline=OnDeadline.RUN)
-    actions = subject.handle(Arrived(work=offline("b1", deadline_s=5.0)), 9.0)
-    actions += subject.handle(Arrived(work=offline("b2", deadline_s=10.0)), 9.0)
+    actions = subject.handle(Arrived(request=offline("b1", deadline_s=5.0)), 9.0)
+    actions += subject.handle(Arrived(request=offline("b2", deadline_s=10.0)), 9.0)
     assert subject.next_deadline_s() is None
-    actions += subject.handle(Ended(work_id="b1", reason=EndReason.END_ID, output_tokens=10), 11.0)
-    assert [each.work_id for each in actions if isinstance(each, Dispatch)] == ["b1", "b2"]
+    actions += subject.handle(Ended(request_id="b1", reason=EndReason.END_ID, output_tokens=10), 11.0)
+    assert [each.request_id for each in actions if isinstance(each, Dispatch)] == ["b1", "b2"]
 
 
-def test_of_a_new_kind_of_work_nothing_is_claimed() -> None:
+def test_of_a_new_kind_of_request_nothing_is_claimed() -> None:
     jobs = Jobs(3600.0)
     jobs.arrived(offline("b1", job="weekly", deadline_s=5000.0))
-    assert _verdict(jobs) is Verdict.UNKNOWN
+    assert _verdict(jobs) is JobVerdict.UNKNOWN
     assert jobs.urgency == 0.0
 
 
@@ -232,39 +232,40 @@ def test_urgency_grows_as_laxity_shrinks_and_can_be_switched_off() -> None:
 
 
 def test_an_urgent_reservation_is_due_more_often_and_keeps_its_bound() -> None:
-    subject = Reservation(10, turns_max=2)
+    subject = Reservation(10, saved_max=2)
     subject.earns = 3
     for _ in range(400):
-        subject.turn_taken() if subject.due else subject.online_granted(0.0)
-    assert subject.turns_taken == 100
-    assert subject.turns_due == subject.turns_taken + subject.credit // 9
+        subject.take_reserved() if subject.due else subject.online_dispatched(0.0)
+    assert subject.reserved_taken == 100
+    assert subject.reserved_due == subject.reserved_taken + subject.credit // 9
     assert subject.record.window_violations == 0
 
 
-def _turns(horizon_s: float) -> tuple[list[Verdict], int]:
-    """400 items of 20 tokens behind endless online work on one slot: the verdicts, and turns in 400 s."""
+def _turns(horizon_s: float) -> tuple[list[JobVerdict], int]:
+    """400 requests of 20 tokens behind endless online work on one slot: the verdicts, and reserved dispatches in 400
+    s."""
     subject = scheduler(slots=1, preempt=False, urgency_horizon_s=horizon_s)
     told, turns, now_s, running = [], 0, 0.0, "b0"
     for number in range(400):
-        subject.handle(Arrived(work=offline(f"b{number}", job="weekly", deadline_s=3000.0)), now_s)
+        subject.handle(Arrived(request=offline(f"b{number}", job="weekly", deadline_s=3000.0)), now_s)
     for number in range(1200):
         now_s += 1.0
-        actions = subject.handle(Arrived(work=online(f"a{number}", arrived_s=now_s)), now_s)
-        actions += subject.handle(Ended(work_id=running, reason=EndReason.END_ID, output_tokens=20), now_s)
+        actions = subject.handle(Arrived(request=online(f"a{number}", arrived_s=now_s)), now_s)
+        actions += subject.handle(Ended(request_id=running, reason=EndReason.END_ID, output_tokens=20), now_s)
         told += [each.verdict for each in actions if isinstance(each, Forecast)]
-        (granted,) = [each for each in actions if isinstance(each, Dispatch)]
-        running = granted.work_id
-        turns += granted.kind is GrantKind.RESERVED and now_s > 800
+        (dispatched,) = [each for each in actions if isinstance(each, Dispatch)]
+        running = dispatched.request_id
+        turns += dispatched.kind is DispatchKind.RESERVED and now_s > 800
     return told, turns
 
 
-def test_a_job_that_would_be_late_is_named_before_and_gets_turns_until_it_is_in_time() -> None:
+def test_a_job_that_would_be_late_is_named_before_and_gets_reserved_dispatches_until_it_is_in_time() -> None:
     told, turns = _turns(horizon_s=3600.0)
-    assert told == [Verdict.AT_RISK, Verdict.ON_TIME]
+    assert told == [JobVerdict.AT_RISK, JobVerdict.ON_TIME]
     assert turns >= 60
 
 
-def test_without_urgency_its_turns_stay_each_tenth_and_it_stays_late() -> None:
+def test_without_urgency_its_reserved_dispatches_stay_each_tenth_and_it_stays_late() -> None:
     told, turns = _turns(horizon_s=0.0)
-    assert told[-1] in (Verdict.AT_RISK, Verdict.INFEASIBLE)
+    assert told[-1] in (JobVerdict.AT_RISK, JobVerdict.INFEASIBLE)
     assert turns == 40

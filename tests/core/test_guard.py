@@ -5,19 +5,19 @@ from math import inf
 import pytest
 
 from sidecar.core.aimd import Aimd, Lateness
+from sidecar.core.attribution import Attribution
 from sidecar.core.guard import Guard, Margin
-from sidecar.core.interference import Interference
-from sidecar.core.item import Item
-from sidecar.core.latency import Batch, LatencyModel
+from sidecar.core.latency import DecodingRows, LatencyModel
+from sidecar.core.request import Lane
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import Lane
+from sidecar.core.tracked_request import TrackedRequest
 from tests.core.builders import offline, online
 from tests.core.test_latency import drive
 
 
 def guard(*, e2e_s: float = 0.8, enabled: bool = True, slowdown_max: float = 0.1) -> Guard:
     """A guard whose model has learnt 22 ms an iteration and 0.15 ms a row, and whose online takes 0.5 s alone."""
-    model, batch = LatencyModel(), Batch()
+    model, batch = LatencyModel(), DecodingRows()
     drive(model, lambda rows, *_: 22 + 0.15 * rows)
     built = Guard(model, batch, enabled=enabled, ttft_s=0.5, e2e_s=e2e_s, slowdown_max=slowdown_max)
     for _ in range(32):
@@ -89,24 +89,24 @@ def test_one_late_request_of_many_is_within_a_99th_percentile_and_two_are_not() 
 
 
 @pytest.mark.parametrize(
-    ("backfill_until_s", "turn", "blamed"),
+    ("backfill_until_s", "reserved", "blamed"),
     [
         (1.0, False, True),  # beside it to the end: it may be why
         (0.03, False, False),  # left when it came: that explains 30 ms of 1,000
-        (1.0, True, False),  # a turn is promised, whatever it costs
+        (1.0, True, False),  # a reserved dispatch is promised, whatever it costs
     ],
 )
 def test_without_a_model_a_late_request_is_laid_on_the_backfill_that_was_beside_it(
-    backfill_until_s: float, turn: bool, blamed: bool
+    backfill_until_s: float, reserved: bool, blamed: bool
 ) -> None:
-    interference = Interference(EngineSettings(name="e", slots=64), SchedulerSettings())
+    attribution = Attribution(EngineSettings(name="e", slots=64), SchedulerSettings())
     for second in range(0, 8, 2):
-        beside = Item(offline(f"b{second}"), second, 0.0, turn=turn)
-        late = Item(online(f"a{second}", arrived_s=float(second)), second, 0.0)
-        interference.began(beside, second - 1.0)
-        interference.began(late, second)
-        interference.left(beside, second + backfill_until_s)
-        interference.complete(late, 40, second + 1.0)
-        interference.left(late, second + 1.0)
-    figures = interference.figures(1)
+        beside = TrackedRequest(offline(f"b{second}"), second, 0.0, reserved=reserved)
+        late = TrackedRequest(online(f"a{second}", arrived_s=float(second)), second, 0.0)
+        attribution.began(beside, second - 1.0)
+        attribution.began(late, second)
+        attribution.left(beside, second + backfill_until_s)
+        attribution.complete(late, 40, second + 1.0)
+        attribution.left(late, second + 1.0)
+    figures = attribution.figures(1)
     assert (figures.online_late, figures.aimd_decreases > 0) == (4, blamed)

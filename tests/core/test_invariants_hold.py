@@ -25,9 +25,9 @@ from sidecar.core.events import (
     Woke,
 )
 from sidecar.core.invariants import InvariantError, Invariants
+from sidecar.core.request import EndReason, Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, OnDeadline, ReservationMode, SchedulerSettings, TenantSettings
-from sidecar.core.work import EndReason, Lane, Work
 from tests.core.builders import online, scheduler
 
 ENGINES = ("e", "f")
@@ -55,7 +55,7 @@ class World:
         self.count += 1
         lane = Lane.ONLINE if self.draw(2) else Lane.OFFLINE
         deadline_s = self.now_s + (float("inf"), float("inf"), 0.5, 0.0, 30.0)[self.draw(5)]
-        work = Work(
+        request = Request(
             id=f"w{self.count}",
             lane=lane,
             model="tensorrt_llm",
@@ -70,7 +70,7 @@ class World:
             job=("", "weekly", f"j{self.count}")[self.draw(3)],
             prefix_key=("", "", "p")[self.draw(3)],
         )
-        self.handle(Arrived(work=work))
+        self.handle(Arrived(request=request))
 
     def flood(self) -> None:
         """One tenant sends more than its lane holds."""
@@ -79,29 +79,29 @@ class World:
 
     def finish(self) -> None:
         """Some dispatch is over, in one of the four ways."""
-        in_flight = [record for record in self.checker.works.values() if record.dispatch]
+        in_flight = [record for record in self.checker.requests.values() if record.dispatch]
         if in_flight:
             record = in_flight[self.draw(len(in_flight))]
             assert record.dispatch is not None
             self.handle(self._terminal(record.dispatch, stopped=record.aborted or record.stopping))
 
     def _terminal(self, dispatch: Dispatch, *, stopped: bool) -> Event:
-        work_id, tokens = dispatch.work_id, self.draw(dispatch.output_tokens + 1)
+        request_id, tokens = dispatch.request_id, self.draw(dispatch.output_tokens + 1)
         if dispatch.prompt_tokens is not None and self.draw(4):
-            return Ended(work_id=work_id, reason=EndReason.LENGTH, output_tokens=0, reused_tokens=self.draw(50))
+            return Ended(request_id=request_id, reason=EndReason.LENGTH, output_tokens=0, reused_tokens=self.draw(50))
         match self.draw(8):
             case 0:
-                return Failed(work_id=work_id, reason="broken", retryable=True)
+                return Failed(request_id=request_id, reason="broken", retryable=True)
             case 1:
-                return Failed(work_id=work_id, reason="hopeless", retryable=False)
+                return Failed(request_id=request_id, reason="hopeless", retryable=False)
             case 2:
-                return Lost(work_id=work_id, output_tokens=tokens)
+                return Lost(request_id=request_id, output_tokens=tokens)
             case 3 | 5 | 6 if stopped:
-                return Stopped(work_id=work_id, output_tokens=tokens, reused_tokens=self.draw(50))
+                return Stopped(request_id=request_id, output_tokens=tokens, reused_tokens=self.draw(50))
             case 4:
-                return Ended(work_id=work_id, reason=EndReason.END_ID, output_tokens=tokens)
+                return Ended(request_id=request_id, reason=EndReason.END_ID, output_tokens=tokens)
             case _:
-                return Ended(work_id=work_id, reason=EndReason.LENGTH, output_tokens=dispatch.output_tokens)
+                return Ended(request_id=request_id, reason=EndReason.LENGTH, output_tokens=dispatch.output_tokens)
 
     def step(self) -> None:
         """One thing happens."""
@@ -112,7 +112,7 @@ class World:
             case 5 | 6 | 7 | 8:
                 self.finish()
             case 9:
-                self.handle(Cancelled(work_id=f"w{1 + self.draw(self.count + 1)}"))
+                self.handle(Cancelled(request_id=f"w{1 + self.draw(self.count + 1)}"))
             case 10:
                 name = self.names[self.draw(len(self.names))]
                 up = self.draw(4) > 0
@@ -131,9 +131,13 @@ class World:
 
     def progress(self) -> None:
         """Everything in flight on an engine gives a token; for some it is the first."""
-        ids = [work_id for work_id, each in self.checker.works.items() if each.dispatch and each.dispatch.engine == "e"]
-        tokens = tuple((work_id, 1) for work_id in ids)
-        first = tuple(work_id for work_id in ids if self.draw(2))
+        ids = [
+            request_id
+            for request_id, each in self.checker.requests.items()
+            if each.dispatch and each.dispatch.engine == "e"
+        ]
+        tokens = tuple((request_id, 1) for request_id in ids)
+        first = tuple(request_id for request_id in ids if self.draw(2))
         self.handle(Progressed(engine="e", tokens=tokens, first_tokens=first, gaps_s=(0.02,) if ids else ()))
 
     def wake(self) -> None:
@@ -151,12 +155,12 @@ class World:
                 self.handle(Measured(engine=name, ok=True, active_requests=0, kv_blocks_max=40, kv_blocks_free=40))
         self.handle(Closing())
         for _ in range(1000):  # steps; a world that does not drain must not hang
-            if not self.checker.works:
+            if not self.checker.requests:
                 break
-            in_flight = [each.dispatch for each in self.checker.works.values() if each.dispatch]
+            in_flight = [each.dispatch for each in self.checker.requests.values() if each.dispatch]
             if in_flight:
                 tokens = 0 if in_flight[0].prompt_tokens is not None else in_flight[0].output_tokens
-                self.handle(Ended(work_id=in_flight[0].work_id, reason=EndReason.LENGTH, output_tokens=tokens))
+                self.handle(Ended(request_id=in_flight[0].request_id, reason=EndReason.LENGTH, output_tokens=tokens))
             else:
                 self.now_s += 1.0
                 self.handle(Woke())
@@ -219,14 +223,14 @@ def test_invariants_hold_after_each_step_and_everything_drains(
 def test_the_checker_notices_a_second_terminal_event() -> None:
     checker = Invariants(SchedulerSettings(), [EngineSettings(name="e")])
     with pytest.raises(InvariantError, match="a second terminal event for w1"):
-        checker.observe(Ended(work_id="w1", reason=EndReason.END_ID, output_tokens=1), [], 0.0)
+        checker.observe(Ended(request_id="w1", reason=EndReason.END_ID, output_tokens=1), [], 0.0)
 
 
 def test_the_checker_notices_an_oversubscribed_engine() -> None:
     checker = Invariants(SchedulerSettings(), [EngineSettings(name="e", slots=1)])
     checker.observe(EngineUp(engine="e"), [], 0.0)
     generous = scheduler(slots=2)
-    first, second = Arrived(work=online("a1")), Arrived(work=online("a2"))
+    first, second = Arrived(request=online("a1")), Arrived(request=online("a2"))
     checker.observe(first, generous.handle(first, 0.0), 0.0)
     actions = generous.handle(second, 0.0)
     with pytest.raises(InvariantError, match="engine e oversubscribed by a2"):

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.deadlines import WINDOW_S, Verdict
+from sidecar.core.deadlines import WINDOW_S, JobVerdict
 from sidecar.core.events import Arrived, Cancelled, Dispatch, Ended, Woke
-from sidecar.core.jobs import JOBS_MAX, LOOK_JOBS, LOOK_S, TENANTS_MAX, Jobs, Share, Sharing
-from sidecar.core.work import EndReason
+from sidecar.core.jobs import JOBS_MAX, LOOK_JOBS, LOOK_S, TENANTS_MAX, Jobs, Sharing, TenantShare
+from sidecar.core.request import EndReason
 from tests.core.builders import offline, scheduler
 
 NAMES = 5000
 
 
 def _jobs_of_many_producers() -> Jobs:
-    """One item each of NAMES jobs of as many tenants, and of NAMES tenants that name no job."""
+    """One request each of NAMES jobs of as many tenants, and of NAMES tenants that name no job."""
     jobs = Jobs(3600.0)
     for number in range(NAMES):
         jobs.arrived(offline(f"n{number}", tenant=f"t{number}", job=f"j{number}", deadline_s=1000.0 + number))
@@ -38,7 +38,7 @@ def test_jobs_beyond_the_bound_count_together_and_are_not_forecast() -> None:
     jobs.begin_round()
     while jobs.owed:
         jobs.look(10.0, lambda _: 1.0)
-    assert (others.verdict, others.eta.p50_s, others.urgency) == (Verdict.UNKNOWN, inf, 0.0)
+    assert (others.verdict, others.eta.p50_s, others.urgency) == (JobVerdict.UNKNOWN, inf, 0.0)
     assert jobs.forecasts == JOBS_MAX + TENANTS_MAX
     assert jobs.named("t0", "j0") is rows[0]
     assert jobs.named("t4999", "j4999") is None
@@ -58,21 +58,21 @@ def test_whose_job_is_over_leaves_room_for_a_new_one() -> None:
 
 def test_an_event_makes_few_forecasts_however_many_jobs_there_are() -> None:
     subject = scheduler(slots=4, offline_queue_max=2 * NAMES)
-    [pool] = subject._pools.values()
+    [served] = subject._served_models.values()
     made: list[int] = []
 
     def handle(event: Arrived | Woke | Ended, now_s: float) -> None:
-        before = pool.jobs.forecasts
+        before = served.jobs.forecasts
         subject.handle(event, now_s)
-        made.append(pool.jobs.forecasts - before)
+        made.append(served.jobs.forecasts - before)
 
     for number in range(NAMES):  # within a tenth of a second: a look at the first of them
-        work = offline(f"b{number}", tenant=f"t{number}", job=f"j{number}")
-        handle(Arrived(work=work), 1.0 + 0.9 * LOOK_S * number / NAMES)
+        request = offline(f"b{number}", tenant=f"t{number}", job=f"j{number}")
+        handle(Arrived(request=request), 1.0 + 0.9 * LOOK_S * number / NAMES)
     assert (made[0], sum(made)) == (1, 1)
     for number in range(NAMES):  # of jobs that are known, or too many: none is owed a forecast by arriving
-        work = offline(f"c{number}", tenant=f"t{number}", job=f"j{number}")
-        handle(Arrived(work=work), 1.0 + 0.9 * LOOK_S)
+        request = offline(f"c{number}", tenant=f"t{number}", job=f"j{number}")
+        handle(Arrived(request=request), 1.0 + 0.9 * LOOK_S)
     assert sum(made) == 1
     for number in range(1, 2 * JOBS_MAX):
         handle(Woke(), 1.0 + number * LOOK_S)
@@ -81,27 +81,27 @@ def test_an_event_makes_few_forecasts_however_many_jobs_there_are() -> None:
     for number in range(2 * JOBS_MAX):  # a round has come: each of them again
         handle(Woke(), 3 * WINDOW_S + number * LOOK_S)
     assert max(made) == LOOK_JOBS
-    assert all(job.judged_s > 2 * WINDOW_S for job in pool.jobs if job.forecast)
+    assert all(job.judged_s > 2 * WINDOW_S for job in served.jobs if job.forecast)
 
 
 def test_the_first_jobs_after_a_quiet_time_are_judged_as_they_come() -> None:
     subject = scheduler(slots=1)
-    [pool] = subject._pools.values()
+    [served] = subject._served_models.values()
     for number in range(20):
         now_s = 5.0 + number * 1.5 * LOOK_S
-        subject.handle(Arrived(work=offline(f"b{number}", job=f"j{number}")), now_s)
-        assert pool.jobs.forecasts == number + 1
+        subject.handle(Arrived(request=offline(f"b{number}", job=f"j{number}")), now_s)
+        assert served.jobs.forecasts == number + 1
 
 
 def test_the_jobs_of_one_name_are_found_without_a_look_at_the_others() -> None:
     subject = scheduler(slots=1)
-    subject.handle(Arrived(work=offline("b1", tenant="t", job="weekly")), 1.0)
-    subject.handle(Arrived(work=offline("b2", tenant="t", job="weekly")), 1.0)
+    subject.handle(Arrived(request=offline("b1", tenant="t", job="weekly")), 1.0)
+    subject.handle(Arrived(request=offline("b2", tenant="t", job="weekly")), 1.0)
     assert subject.jobs_named("t", "weekly") == subject.jobs()
     assert subject.jobs_named("u", "weekly") == ()
     for name in ("b1", "b2"):
-        subject.handle(Cancelled(work_id=name), 2.0)
-    subject.handle(Ended(work_id="b1", reason=EndReason.LENGTH, output_tokens=3), 3.0)
+        subject.handle(Cancelled(request_id=name), 2.0)
+    subject.handle(Ended(request_id="b1", reason=EndReason.LENGTH, output_tokens=3), 3.0)
     assert subject.jobs_named("t", "weekly") == ()
 
 
@@ -117,7 +117,7 @@ def test_an_urgent_job_that_is_over_makes_nothing_urgent_any_more() -> None:
     assert jobs.urgency == 0.0
 
 
-def _shared(tenant: str, tokens: float, variance: float, shares: Mapping[str, Share]) -> tuple[float, float]:
+def _shared(tenant: str, tokens: float, variance: float, shares: Mapping[str, TenantShare]) -> tuple[float, float]:
     """What `Sharing.in_all` says, by its definition."""
     per_weight = tokens / shares[tenant].weight
     total, scatter, weight = 0.0, 0.0, 0.0
@@ -132,12 +132,14 @@ def _shared(tenant: str, tokens: float, variance: float, shares: Mapping[str, Sh
 
 
 _SHARE = st.builds(
-    Share, st.sampled_from([0.5, 1.0, 4.0]), st.sampled_from([0.0, 10.0, 100.0, 1000.0, inf]), st.floats(0, 9)
+    TenantShare, st.sampled_from([0.5, 1.0, 4.0]), st.sampled_from([0.0, 10.0, 100.0, 1000.0, inf]), st.floats(0, 9)
 )
 
 
 @given(st.lists(_SHARE, min_size=1, max_size=8), st.integers(0, 7), st.floats(0.01, 1.0), st.floats(0, 9))
-def test_tenants_share_as_the_definition_says(shares: list[Share], number: int, part: float, variance: float) -> None:
+def test_tenants_share_as_the_definition_says(
+    shares: list[TenantShare], number: int, part: float, variance: float
+) -> None:
     named = {f"t{n}": each for n, each in enumerate(shares)}
     tenant = f"t{number % len(shares)}"
     tokens = part * named[tenant].tokens if named[tenant].tokens < inf else 500.0 * part
@@ -145,7 +147,7 @@ def test_tenants_share_as_the_definition_says(shares: list[Share], number: int, 
     assert found == pytest.approx(_shared(tenant, tokens, variance, named), abs=1e-6)
 
 
-def test_a_grant_needs_no_forecast_to_be_made() -> None:
+def test_a_dispatch_needs_no_forecast_to_be_made() -> None:
     subject = scheduler(slots=1)
-    [granted] = subject.handle(Arrived(work=offline("b1", job="weekly", deadline_s=1e9)), 1.0)
-    assert isinstance(granted, Dispatch)
+    [dispatched] = subject.handle(Arrived(request=offline("b1", job="weekly", deadline_s=1e9)), 1.0)
+    assert isinstance(dispatched, Dispatch)

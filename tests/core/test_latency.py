@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.latency import Batch, LatencyModel
-from sidecar.core.work import Lane
+from sidecar.core.latency import DecodingRows, LatencyModel
+from sidecar.core.request import Lane
 from sidecar.inflight.profile import PROFILES
 
 TICK_S = 0.05
@@ -15,7 +15,7 @@ TICK_S = 0.05
 
 def drive(model: LatencyModel, gap_ms: object, *, samples: int = 600, from_s: float = 0.0, seed: int = 1) -> None:
     """Let `model` see so many ticks of a batch that keeps changing; `gap_ms(rows, context, random)` says the truth."""
-    random, batch = Random(seed), Batch()
+    random, batch = Random(seed), DecodingRows()
     for tick in range(1, samples + 1):
         rows = random.randint(1, 64)
         batch.rows[Lane.OFFLINE] = rows
@@ -62,7 +62,7 @@ def test_known_coefficients_are_recovered(overhead: float, row: float, context: 
 @given(st.lists(st.tuples(st.integers(1, 64), st.integers(1, 100_000), st.floats(0.1, 500)), min_size=1, max_size=200))
 def test_no_coefficient_is_ever_negative(samples: list[tuple[int, int, float]]) -> None:
     model, truth = LatencyModel(), iter(samples)
-    batch = Batch()
+    batch = DecodingRows()
     for tick, (rows, context, gap_ms) in enumerate(truth, 1):
         batch.rows[Lane.OFFLINE], batch.context[Lane.OFFLINE] = rows, context
         model.observe(gap_ms / 1000, batch, tick * 10.0)
@@ -88,7 +88,7 @@ def test_a_few_samples_are_not_enough_and_the_model_says_so() -> None:
 
 
 def test_what_one_state_repeats_for_hours_does_not_make_it_forget_the_others() -> None:
-    model, batch = LatencyModel(), Batch()
+    model, batch = LatencyModel(), DecodingRows()
     drive(model, lambda rows, context, _: 22 + 0.15 * rows + context / 100_000)
     batch.rows[Lane.OFFLINE], batch.context[Lane.OFFLINE] = 64, 64_000
     for tick in range(20_000):
@@ -104,7 +104,7 @@ def test_a_model_that_has_changed_is_learnt_anew() -> None:
 
 
 def test_an_iteration_in_which_the_batch_changed_teaches_nothing() -> None:
-    model, batch = LatencyModel(), Batch()
+    model, batch = LatencyModel(), DecodingRows()
     batch.rows[Lane.OFFLINE], batch.changed_s = 8, 5.0
     model.observe(0.02, batch, 5.001)
     assert model.rows_seen == 0
@@ -117,7 +117,7 @@ def test_an_iteration_in_which_the_batch_changed_teaches_nothing() -> None:
 
 
 def test_the_price_of_a_prompt_is_the_jump_it_makes() -> None:
-    model, batch, random = LatencyModel(), Batch(), Random(3)
+    model, batch, random = LatencyModel(), DecodingRows(), Random(3)
     drive(model, lambda rows, *_: 22 + 0.15 * rows)
     batch.rows[Lane.OFFLINE], batch.context[Lane.OFFLINE] = 10, 10_000
     for tick in range(200):

@@ -8,11 +8,11 @@ from math import inf
 import pytest
 
 from sidecar.core.events import Arrived, EngineUp, Finished, Measured
-from sidecar.core.item import Item
 from sidecar.core.ledger import Ledger
+from sidecar.core.request import Lane
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import Lane
+from sidecar.core.tracked_request import TrackedRequest
 from tests.core.builders import offline, online
 
 
@@ -26,13 +26,13 @@ def _scrape(active: int, used: int, *, ok: bool = True) -> Measured:
 
 
 def test_a_hold_is_rounded_up_to_blocks_and_gives_its_prefill_back_with_the_first_token() -> None:
-    ledger, item = _ledger(), Item(offline("b"), 1, 0.0)
-    ledger.hold(item, 65, 40)
+    ledger, tracked = _ledger(), TrackedRequest(offline("b"), 1, 0.0)
+    ledger.hold(tracked, 65, 40)
     assert (ledger.kv_tokens, ledger.prefill_tokens[Lane.OFFLINE]) == (96, 40)
-    assert ledger.lease(item)
-    assert not ledger.lease(item)
+    assert ledger.lease(tracked)
+    assert not ledger.lease(tracked)
     assert (ledger.kv_tokens, ledger.prefill_tokens[Lane.OFFLINE]) == (96, 0)
-    assert ledger.release(item) == 96
+    assert ledger.release(tracked) == 96
 
 
 def test_load_counts_as_foreign_when_three_scrapes_in_a_row_show_it() -> None:
@@ -75,7 +75,7 @@ def test_the_guard_follows_what_online_needs_inside_its_band() -> None:
     ledger = _ledger()
     assert ledger.guard_tokens(1) == 50
     for number in range(200):
-        ledger.hold(Item(online(f"a{number}"), number, 0.0), 100, 0)
+        ledger.hold(TrackedRequest(online(f"a{number}"), number, 0.0), 100, 0)
     assert ledger.guard_tokens(1) == pytest.approx(128)
     assert ledger.guard_tokens(2) == pytest.approx(256)
     assert ledger.guard_tokens(9) == 300
@@ -108,9 +108,9 @@ def test_nothing_is_refused_for_a_size_that_a_single_scrape_showed() -> None:
         event = Measured(engine="e", ok=True, kv_blocks_max=blocks, kv_blocks_free=blocks, tokens_per_block=32)
         scheduler.handle(event, now_s)
 
-    def refused(work_id: str, now_s: float) -> bool:
-        work = replace(offline(work_id), prompt_tokens=100, output_tokens_max=100)
-        found = scheduler.handle(Arrived(work=work), now_s)
+    def refused(request_id: str, now_s: float) -> bool:
+        request = replace(offline(request_id), prompt_tokens=100, output_tokens_max=100)
+        found = scheduler.handle(Arrived(request=request), now_s)
         return any(isinstance(each, Finished) for each in found)
 
     scrape(0, 1.0)

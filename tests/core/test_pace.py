@@ -1,4 +1,4 @@
-"""How long others still have to wait, from how fast works were over while somebody waited."""
+"""How long others still have to wait, from how fast requests were over while somebody waited."""
 
 from __future__ import annotations
 

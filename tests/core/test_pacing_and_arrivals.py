@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sidecar.core.arrivals import CALM_MAX, CALM_MIN, ArrivalRate, poisson_quantile, worth_waiting
 from sidecar.core.engine import Engine
-from sidecar.core.pacing import PrefillPacing
+from sidecar.core.prefill_pace import PrefillPace
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 
 
@@ -24,7 +24,7 @@ def test_the_quantile_is_the_least_count_that_covers_it(mean: float, quantile: f
     assert count == 0 or covered(count - 1) < quantile + 1e-9
 
 
-def _allows(pacing: PrefillPacing, tokens: int, step: int, now_s: float, iteration_s: float) -> bool:
+def _allows(pacing: PrefillPace, tokens: int, step: int, now_s: float, iteration_s: float) -> bool:
     pacing.refill(step, now_s, iteration_s)
     return pacing.allows(tokens, step)
 
@@ -65,7 +65,7 @@ def test_a_window_is_worth_its_price_only_where_it_meets_arrivals() -> None:
 
 
 def test_a_piece_per_iteration_goes_through_and_what_is_long_is_paid_off() -> None:
-    pacing = PrefillPacing()
+    pacing = PrefillPace()
     assert _allows(pacing, 128, 128, 10.0, 0.04)
     pacing.take(128)
     assert not _allows(pacing, 128, 128, 10.02, 0.04)
@@ -76,7 +76,7 @@ def test_a_piece_per_iteration_goes_through_and_what_is_long_is_paid_off() -> No
 
 
 def test_the_few_tokens_of_a_resume_go_through_beside_a_piece() -> None:
-    pacing = PrefillPacing()
+    pacing = PrefillPace()
     assert _allows(pacing, 1, 128, 10.0, 0.04)
     for _ in range(60):
         pacing.take(1)
@@ -85,7 +85,7 @@ def test_the_few_tokens_of_a_resume_go_through_beside_a_piece() -> None:
 
 def test_yielding_holds_on_until_the_next_arrival_is_expected_if_it_is_within_the_hold() -> None:
     engine = Engine.of(EngineSettings(name="a", yield_rows=0, yield_hold_ms=500), SchedulerSettings(), ArrivalRate())
-    subject = engine.yielding
+    subject = engine.yield_limit
     subject.online_left(rate_per_s=1.0, now_s=10.0)
     assert subject.rows_max(0, 10.1) > 64
     subject.online_left(rate_per_s=4.0, now_s=10.0)

@@ -9,9 +9,9 @@ from sidecar.core.engine import Engine
 from sidecar.core.events import Arrived, Dispatch, Ended, EngineDown, Event
 from sidecar.core.placement import Placement
 from sidecar.core.prefixes import PREFIXES_MAX, Prefixes
+from sidecar.core.request import EndReason
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import EndReason
 from tests.core.builders import offline, online, scheduler
 
 KEYS = [f"prefix-{number}" for number in range(1000)]
@@ -61,8 +61,8 @@ def test_one_engine_or_no_prefix_has_no_home_to_prefer() -> None:
     assert Placement(engines(8, 8)).home("") is None
 
 
-def granted(subject: Scheduler, event: Event, now_s: float) -> list[tuple[str, str]]:
-    return [(each.work_id, each.engine) for each in subject.handle(event, now_s) if isinstance(each, Dispatch)]
+def dispatched(subject: Scheduler, event: Event, now_s: float) -> list[tuple[str, str]]:
+    return [(each.request_id, each.engine) for each in subject.handle(event, now_s) if isinstance(each, Dispatch)]
 
 
 def two_engines() -> Scheduler:
@@ -71,21 +71,21 @@ def two_engines() -> Scheduler:
 
 def test_items_and_requests_with_one_prefix_meet_on_one_engine_while_the_load_allows_it() -> None:
     subject = two_engines()
-    [(_, home)] = granted(subject, Arrived(work=offline("b1", prefix_key="p")), 0.0)
-    subject.handle(Ended(work_id="b1", reason=EndReason.END_ID, output_tokens=5), 1.0)
-    assert granted(subject, Arrived(work=offline("b2", prefix_key="p")), 2.0) == [("b2", home)]
-    subject.handle(Ended(work_id="b2", reason=EndReason.END_ID, output_tokens=5), 3.0)
-    assert granted(subject, Arrived(work=online("a1", prefix_key="p")), 4.0) == [("a1", home)]
+    [(_, home)] = dispatched(subject, Arrived(request=offline("b1", prefix_key="p")), 0.0)
+    subject.handle(Ended(request_id="b1", reason=EndReason.END_ID, output_tokens=5), 1.0)
+    assert dispatched(subject, Arrived(request=offline("b2", prefix_key="p")), 2.0) == [("b2", home)]
+    subject.handle(Ended(request_id="b2", reason=EndReason.END_ID, output_tokens=5), 3.0)
+    assert dispatched(subject, Arrived(request=online("a1", prefix_key="p")), 4.0) == [("a1", home)]
 
 
 def test_the_items_of_a_lost_engine_go_on_elsewhere_with_their_tokens() -> None:
     subject = two_engines()
-    [(_, home)] = granted(subject, Arrived(work=offline("b1", prefix_key="p")), 0.0)
+    [(_, home)] = dispatched(subject, Arrived(request=offline("b1", prefix_key="p")), 0.0)
     subject.handle(EngineDown(engine=home, reason="gone"), 1.0)
-    [(moved, other)] = granted(subject, Ended(work_id="b1", reason=EndReason.LENGTH, output_tokens=60), 1.1)
+    [(moved, other)] = dispatched(subject, Ended(request_id="b1", reason=EndReason.LENGTH, output_tokens=60), 1.1)
     assert moved == "b1"
     assert other != home
-    assert [item.generated_tokens for item in subject.alive()] == [60]
+    assert [tracked.generated_tokens for tracked in subject.alive()] == [60]
 
 
 def test_what_a_prefix_found_last_is_expected_next_and_the_oldest_is_forgotten() -> None:

@@ -20,19 +20,19 @@ from sidecar.core.record import (
     encode,
     shown,
 )
+from sidecar.core.request import DispatchKind, Lane, Request
 from sidecar.core.settings import EngineSettings, SchedulerSettings, TenantSettings
-from sidecar.core.work import GrantKind, Lane, Work
 
 COUNTS = st.integers(1, 9)
-WORKS = st.builds(
-    Work,
+REQUESTS = st.builds(
+    Request,
     prompt_tokens=COUNTS,
     output_tokens_max=COUNTS,
     slots=COUNTS,
     arrived_s=st.floats(allow_nan=False, allow_infinity=False),
     deadline_s=st.floats(allow_nan=False),
 )
-st.register_type_strategy(Work, WORKS)
+st.register_type_strategy(Request, REQUESTS)
 EVENTS = st.one_of([st.from_type(each) for each in typing.get_args(Event)])
 ACTIONS = st.one_of([st.from_type(each) for each in typing.get_args(Action)])
 ANYTHING = st.recursive(
@@ -92,15 +92,15 @@ def test_a_wrong_value_is_named_with_its_field(plain: Any, message: str) -> None
 
 
 def test_a_value_that_its_own_class_refuses_is_an_error() -> None:
-    work = Work(id="a", lane=Lane.ONLINE, model="m", arrived_s=0.0, prompt_tokens=7, output_tokens_max=9)
-    plain = through_text(Arrived(work=work))
+    request = Request(id="a", lane=Lane.ONLINE, model="m", arrived_s=0.0, prompt_tokens=7, output_tokens_max=9)
+    plain = through_text(Arrived(request=request))
     plain[1][plain[1].index(7)] = -1
     with pytest.raises(RecordError, match=r"Arrived.work: Work: .*prompt_tokens >= 0"):
         decode_event(plain)
 
 
 def test_a_type_that_may_change_or_has_no_exact_form_is_refused() -> None:
-    for hint in (list[int], Any, bytes, dict[int, str], Lane | GrantKind, int | EngineSettings | Work):
+    for hint in (list[int], Any, bytes, dict[int, str], Lane | DispatchKind, int | EngineSettings | Request):
         with pytest.raises(TypeError):
             codec_of(hint)
 

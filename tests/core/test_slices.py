@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from sidecar.core.events import Arrived, Ended, Stopped
-from sidecar.core.item import Item
+from sidecar.core.request import EndReason
 from sidecar.core.settings import EngineSettings
 from sidecar.core.slices import SAMPLES, Slices
-from sidecar.core.work import EndReason
+from sidecar.core.tracked_request import TrackedRequest
 from tests.core.builders import offline, scheduler
 
 
 def _budget(slices: Slices, *, left: int = 10_000, resumable: bool = True) -> int:
-    item = Item(offline("b", output_tokens_max=left, resumable=resumable), 1, 0.0)
-    return slices.output_tokens(item, online_resident=False)
+    tracked = TrackedRequest(offline("b", output_tokens_max=left, resumable=resumable), 1, 0.0)
+    return slices.output_tokens(tracked, online_resident=False)
 
 
 def _verdicts(slices: Slices, reused_of_100: int, count: int) -> None:
@@ -62,9 +62,9 @@ def test_what_fills_no_whole_block_is_not_missed_in_the_cache(reused_tokens: int
     """With blocks of 64 tokens a context of 189 is found again up to its token 128."""
     engine = EngineSettings(name="e", kv_block_tokens=64, yield_rows="never")
     subject = scheduler(engines=(engine,), slice_tokens=8)
-    subject.handle(Arrived(work=offline("b", prompt_tokens=182)), 0.0)
-    subject.handle(Ended(work_id="b", reason=EndReason.LENGTH, output_tokens=8, reused_tokens=0), 0.1)
-    subject.handle(Ended(work_id="b", reason=EndReason.LENGTH, output_tokens=8, reused_tokens=reused_tokens), 0.2)
+    subject.handle(Arrived(request=offline("b", prompt_tokens=182)), 0.0)
+    subject.handle(Ended(request_id="b", reason=EndReason.LENGTH, output_tokens=8, reused_tokens=0), 0.1)
+    subject.handle(Ended(request_id="b", reason=EndReason.LENGTH, output_tokens=8, reused_tokens=reused_tokens), 0.2)
     assert subject.snapshot().engines["e"].reuse_ratio == pytest.approx(ratio, abs=0.001)
 
 
@@ -72,7 +72,7 @@ def test_what_fills_no_whole_block_is_not_missed_in_the_cache(reused_tokens: int
 def test_a_resume_that_was_stopped_without_a_token_says_nothing_of_the_cache(output_tokens: int, ratio: float) -> None:
     """It may have been in the engine's queue: then it reports that nothing was reused."""
     subject = scheduler(slice_tokens=8)
-    subject.handle(Arrived(work=offline("b", prompt_tokens=40)), 0.0)
-    subject.handle(Ended(work_id="b", reason=EndReason.LENGTH, output_tokens=8, reused_tokens=0), 0.1)
-    subject.handle(Stopped(work_id="b", output_tokens=output_tokens, reused_tokens=0), 0.2)
+    subject.handle(Arrived(request=offline("b", prompt_tokens=40)), 0.0)
+    subject.handle(Ended(request_id="b", reason=EndReason.LENGTH, output_tokens=8, reused_tokens=0), 0.1)
+    subject.handle(Stopped(request_id="b", output_tokens=output_tokens, reused_tokens=0), 0.2)
     assert subject.snapshot().engines["e"].reuse_ratio == pytest.approx(ratio, abs=0.001)

@@ -1,9 +1,9 @@
 """Transcripts: what happens to a scheduler and what it does, in words. `python -m tests.core.transcript FILE` renders
 one anew from its event lines.
 
-A line that starts with a time is an event. The lines `→` below it are the actions, without the ends of works that were
-neither refused nor given up. `next` is when the scheduler wants to be woken if nothing happens before. Lines that start
-with `#` are prose; `settings` and `engine` lines set the scene.
+A line that starts with a time is an event. The lines `→` below it are the actions, without the ends of requests that
+were neither refused nor given up. `next` is when the scheduler wants to be woken if nothing happens before. Lines that
+start with `#` are prose; `settings` and `engine` lines set the scene.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from sidecar.core.events import (
     Woke,
 )
 from sidecar.core.invariants import Invariants
+from sidecar.core.request import EndReason, Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import EndReason, Lane, Work
 
 
 def render(text: str) -> str:
@@ -111,18 +111,18 @@ def event_of(words: str, now_s: float) -> Event:
     reuse = {"reused_tokens": int(reused[1])} if reused else {}
     if found := re.match(r"(online|offline) (\w+) arrives", words):
         defaults = {"prompt_tokens": 10, "output_tokens_max": 100, "model": "tensorrt_llm", "arrived_s": now_s}
-        work = Work(id=found[2], lane=Lane(found[1]), **{**defaults, **values(words)})
-        return Arrived(work=work)
+        request = Request(id=found[2], lane=Lane(found[1]), **{**defaults, **values(words)})
+        return Arrived(request=request)
     if found := re.match(r"(\w+) ended by (\w+) after (\d+) tokens?", words):
-        return Ended(work_id=found[1], reason=EndReason(found[2]), output_tokens=int(found[3]), **reuse)
+        return Ended(request_id=found[1], reason=EndReason(found[2]), output_tokens=int(found[3]), **reuse)
     if found := re.match(r"(\w+) stopped after (\d+) tokens?", words):
-        return Stopped(work_id=found[1], output_tokens=int(found[2]), **reuse)
+        return Stopped(request_id=found[1], output_tokens=int(found[2]), **reuse)
     if found := re.match(r"(\w+) is lost after (\d+) tokens?", words):
-        return Lost(work_id=found[1], output_tokens=int(found[2]))
+        return Lost(request_id=found[1], output_tokens=int(found[2]))
     if found := re.match(r"(\w+) failed( for good)?: (.+)", words):
-        return Failed(work_id=found[1], reason=found[3], retryable=found[2] is None)
+        return Failed(request_id=found[1], reason=found[3], retryable=found[2] is None)
     if found := re.match(r"(\w+) is cancelled", words):
-        return Cancelled(work_id=found[1])
+        return Cancelled(request_id=found[1])
     if found := re.match(r"engine (\w+) is (up|down)", words):
         return EngineUp(engine=found[1]) if found[2] == "up" else EngineDown(engine=found[1], reason="probe failed")
     if found := re.match(r"engine (\w+) streams: (.+)", words):
@@ -151,20 +151,20 @@ def in_words(action: Action) -> str:
             if action.prompt_tokens is not None:
                 what = f"only the first {action.prompt_tokens} ids of the prompt"
             return (
-                f"dispatch {action.work_id} to {action.engine}: {kind},"
+                f"dispatch {action.request_id} to {action.engine}: {kind},"
                 f" {what}{slots}, after {action.queue_wait_s:.3f} s"
             )
         case Preempt():
-            return f"preempt {action.work_id} on {action.engine}"
+            return f"preempt {action.request_id} on {action.engine}"
         case Abort():
-            return f"abort {action.work_id} on {action.engine}"
-        case Finished(work_id=work_id, outcome=Reject() as refused):
+            return f"abort {action.request_id} on {action.engine}"
+        case Finished(request_id=request_id, outcome=Reject() as refused):
             hint = "" if refused.retry_after_s is None else f" (retry after {refused.retry_after_s:g} s)"
-            return f"reject {work_id}: {refused.reason}: {refused.message}{hint}"
-        case Finished(work_id=work_id, outcome=DeadLetter() as dead):
-            return f"dead letter {work_id} after {dead.attempts} attempts: {dead.reason}"
+            return f"reject {request_id}: {refused.reason}: {refused.message}{hint}"
+        case Finished(request_id=request_id, outcome=DeadLetter() as dead):
+            return f"dead letter {request_id} after {dead.attempts} attempts: {dead.reason}"
         case Finished():
-            return f"{action.work_id} is {action.outcome}"
+            return f"{action.request_id} is {action.outcome}"
         case Forecast():
             eta = f"P50 {action.eta_p50_s:.0f} s, P90 {action.eta_p90_s:.0f} s"
             return f"job {action.job} of {action.tenant} is {action.verdict}: due at {action.deadline_s:.0f} s, {eta}"

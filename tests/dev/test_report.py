@@ -37,22 +37,22 @@ def test_a_phase_is_the_difference_of_two_readings_per_second() -> None:
     assert report["grants"]["offline_of_contended"] == 2
 
 
-def test_turns_are_counted_until_none_is_owed() -> None:
-    before, after = reading(status(0.0), "a"), reading(status(1.0, turns_due=3, turns_taken=2), "a")
-    settled = reading(status(2.0, turns_due=3, turns_taken=2, turns_lapsed=1), "a")
+def test_reserved_dispatches_are_counted_until_none_is_owed() -> None:
+    before, after = reading(status(0.0), "a"), reading(status(1.0, reserved_due=3, reserved_taken=2), "a")
+    settled = reading(status(2.0, reserved_due=3, reserved_taken=2, reserved_lapsed=1), "a")
 
-    grants = phase_report(before, after, settled, LoadResult())["grants"]
+    dispatches = phase_report(before, after, settled, LoadResult())["grants"]
 
-    assert (grants["turns_due"], grants["turns_taken"], grants["turns_lapsed"]) == (3, 2, 1)
+    assert (dispatches["turns_due"], dispatches["turns_taken"], dispatches["turns_lapsed"]) == (3, 2, 1)
 
 
-def test_a_turn_owed_when_a_phase_begins_is_due_in_it() -> None:
-    before = reading(status(0.0, turns_due=19, turns_taken=18), "a")
-    after = reading(status(1.0, turns_due=53, turns_taken=53), "a")
+def test_a_reserved_dispatch_owed_when_a_phase_begins_is_due_in_it() -> None:
+    before = reading(status(0.0, reserved_due=19, reserved_taken=18), "a")
+    after = reading(status(1.0, reserved_due=53, reserved_taken=53), "a")
 
-    grants = phase_report(before, after, after, LoadResult())["grants"]
+    dispatches = phase_report(before, after, after, LoadResult())["grants"]
 
-    assert (grants["turns_due"], grants["turns_taken"], grants["turns_lapsed"]) == (35, 35, 0)
+    assert (dispatches["turns_due"], dispatches["turns_taken"], dispatches["turns_lapsed"]) == (35, 35, 0)
 
 
 def test_percentiles_are_of_the_values_or_absent() -> None:

@@ -50,8 +50,8 @@ def test_all_promises_kept_is_0_and_each_is_told_with_what_was_seen() -> None:
     assert verdict.lines() == [
         "kept       each item has one result or one dead letter: 400 items, 0 lost, 0 twice, 0 dead letters",
         "kept       each online request is answered: 0 of 300 failed",
-        "kept       every window of k·10 contended grants holds k−1 offline ones:"
-        " 0 windows below it; 18 of 180 contended grants were offline's",
+        "kept       every window of k·10 contended dispatches holds k−1 offline ones:"
+        " 0 windows below it; 18 of 180 contended dispatches were offline's",
         "kept       offline work goes on beside online requests: 120 offline tokens/s, 70 % of the slots busy",
         "kept       end to end beside offline work at most 1.25× (p50) and 1.35× (p99) of alone: p50 1.1×, p99 1.2×",
         "verdict: 5 of 5 promises were kept",

@@ -27,12 +27,12 @@ from sidecar.core.events import (
     RejectReason,
     Woke,
 )
+from sidecar.core.request import DispatchKind, EndReason, Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import EndReason, GrantKind, Lane, Work
 from sidecar.driver.containment import Containment, place_of
 from sidecar.driver.driver import Driver
-from sidecar.token_call import Sampling, WorkDeadError, WorkRejectedError
+from sidecar.token_call import RequestDeadError, RequestRejectedError, Sampling
 from sidecar.triton.client import EngineClient, token_request
 from tests.driver.test_generation import END, call, offline
 from tests.fakes.engine import FakeEngine, running_driver, until
@@ -65,11 +65,11 @@ class Raising:
     def handled(self, now_s: float, event: Event, actions: Sequence[Action]) -> None:
         raise RuntimeError(f"{now_s} {event} {actions}")
 
-    def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
-        raise ValueError(f"{work} {timeline} {outcome}")
+    def finished(self, request: Request, timeline: Timeline, outcome: Outcome) -> None:
+        raise ValueError(f"{request} {timeline} {outcome}")
 
-    def headers(self, work_id: str) -> Any:
-        raise KeyError(work_id)
+    def headers(self, request_id: str) -> Any:
+        raise KeyError(request_id)
 
 
 async def test_a_listener_that_always_raises_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -143,8 +143,8 @@ async def test_a_call_that_raises_ends_alone_and_its_slot_comes_back(
     engine, bad = FakeEngine(), BadCall(fails)
     settings = SchedulerSettings(window_ms=0, retry_backoff_s=0.0, attempts_max=2)
     async with running_driver(engine, scheduler=settings, slots=1) as driver:
-        work = Work(id="bad", lane=lane, model="tensorrt_llm", arrived_s=0, prompt_tokens=1, output_tokens_max=4)
-        driver.arrive(work, bad)
+        request = Request(id="bad", lane=lane, model="tensorrt_llm", arrived_s=0, prompt_tokens=1, output_tokens_max=4)
+        driver.arrive(request, bad)
         good = asyncio.ensure_future(driver.generate(offline(), call()))
 
         async def serve() -> None:
@@ -196,7 +196,7 @@ async def test_a_stop_that_raises_breaks_its_stream_off_and_no_other() -> None:
 async def test_a_value_that_no_tensor_can_hold_ends_its_item_alone_at_the_first_try(sampling: Sampling) -> None:
     engine = FakeEngine()
     async with running_driver(engine) as driver:
-        with pytest.raises(WorkDeadError, match=r"^INVALID_ARGUMENT: input '") as raised:
+        with pytest.raises(RequestDeadError, match=r"^INVALID_ARGUMENT: input '") as raised:
             await driver.generate(offline(), call(sampling=sampling))
         assert raised.value.attempts == 1
         good = asyncio.ensure_future(driver.generate(offline("k2"), call()))
@@ -209,12 +209,12 @@ async def test_a_value_that_no_tensor_can_hold_ends_its_item_alone_at_the_first_
 async def test_ids_that_are_none_end_their_item_alone_and_are_not_repeated(ids: tuple[Any, ...]) -> None:
     engine = FakeEngine()
     async with running_driver(engine) as driver:
-        with pytest.raises(WorkDeadError, match=r"^INVALID_ARGUMENT: input 'input_ids'") as raised:
+        with pytest.raises(RequestDeadError, match=r"^INVALID_ARGUMENT: input 'input_ids'") as raised:
             await driver.generate(offline(prompt=1), call(prompt_ids=ids))
         assert str(ids[0]) not in str(raised.value)
 
 
-async def test_a_second_work_of_an_id_is_refused_and_the_first_goes_on() -> None:
+async def test_a_second_request_of_an_id_is_refused_and_the_first_goes_on() -> None:
     engine = FakeEngine()
     async with running_driver(engine) as driver:
         first = asyncio.ensure_future(driver.generate(offline(), call()))
@@ -226,13 +226,13 @@ async def test_a_second_work_of_an_id_is_refused_and_the_first_goes_on() -> None
 
 
 class Doubling(Scheduler):
-    """Refuses one work in the same breath in which it dispatches another."""
+    """Refuses one request in the same breath in which it dispatches another."""
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         actions = super().handle(event, now_s)
-        if isinstance(event, Arrived) and event.work.id == "k2":
+        if isinstance(event, Arrived) and event.request.id == "k2":
             full = Reject(reason=RejectReason.QUEUE_FULL, message="full")
-            return [Finished(work_id="k1", outcome=full), *actions]
+            return [Finished(request_id="k1", outcome=full), *actions]
         return actions
 
 
@@ -339,13 +339,13 @@ async def test_a_fault_of_the_core_ends_the_driver_with_it_wherever_it_was_asked
         async with asyncio.timeout(5):
             await running
     done = await asyncio.gather(item, *waits, return_exceptions=True)  # nobody waits for ever
-    assert all(isinstance(each, WorkRejectedError) for each in done[1:])
-    with pytest.raises(WorkRejectedError, match="ends because of a fault of its own"):
+    assert all(isinstance(each, RequestRejectedError) for each in done[1:])
+    with pytest.raises(RequestRejectedError, match="ends because of a fault of its own"):
         await driver.generate(offline("late"), call())
 
 
 @pytest.mark.parametrize("action", [Dispatch, "Preempt"], ids=str)
-async def test_an_action_for_a_work_that_nobody_knows_ends_the_driver(action: Any) -> None:
+async def test_an_action_for_a_request_that_nobody_knows_ends_the_driver(action: Any) -> None:
     class Confused(Scheduler):
         def handle(self, event: Event, now_s: float) -> list[Action]:
             actions = super().handle(event, now_s)
@@ -354,15 +354,15 @@ async def test_an_action_for_a_work_that_nobody_knows_ends_the_driver(action: An
             if action is Dispatch:
                 return [
                     Dispatch(
-                        work_id="ghost",
+                        request_id="ghost",
                         engine="e0",
-                        kind=GrantKind.BACKFILL,
+                        kind=DispatchKind.BACKFILL,
                         slots=1,
                         output_tokens=1,
                         queue_wait_s=0.0,
                     )
                 ]
-            return [Preempt(work_id="ghost", engine="e0")]
+            return [Preempt(request_id="ghost", engine="e0")]
 
     driver, running = made(FakeEngine(), Confused)
     await asyncio.sleep(0)
@@ -370,7 +370,7 @@ async def test_an_action_for_a_work_that_nobody_knows_ends_the_driver(action: An
     task = asyncio.ensure_future(driver.generate(offline(), call()))
     with pytest.raises(KeyError, match="ghost"):
         await running
-    with pytest.raises(WorkRejectedError):
+    with pytest.raises(RequestRejectedError):
         await task
 
 
@@ -386,7 +386,7 @@ async def test_breaking_off_tells_everybody_and_dispatches_nobody_anew() -> None
     await asyncio.wait((running,))
     assert running.cancelled()
     found = await asyncio.gather(*tasks, return_exceptions=True)
-    assert all(isinstance(each, WorkRejectedError) and each.reason == "closing" for each in found)
+    assert all(isinstance(each, RequestRejectedError) and each.reason == "closing" for each in found)
     assert len(engine.streams) == 2
     assert all(stream.cancelled.is_set() for stream in engine.streams)
     assert driver.scheduler.snapshot().engines["e0"].slots_busy == 0
@@ -400,8 +400,8 @@ async def test_a_caller_who_waited_hears_it_when_all_is_broken_off() -> None:
     driver.handle(EngineUp(engine="e0"))
     calls = [BadCall("") for _ in range(4)]
     for number, each in enumerate(calls):
-        work = offline(f"o{number}", prompt=1)
-        driver.arrive(replace(work, lane=Lane.ONLINE), each)
+        request = offline(f"o{number}", prompt=1)
+        driver.arrive(replace(request, lane=Lane.ONLINE), each)
     await engine.next()
     await engine.next()
     running.cancel()

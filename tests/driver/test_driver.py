@@ -8,8 +8,8 @@ from typing import Any
 
 from sidecar.call import Outcome, Timeline
 from sidecar.core.events import Action, Ended, EngineDown, EngineUp, Event, Failed, Lost, Progressed, Stopped
+from sidecar.core.request import EndReason, Request
 from sidecar.core.settings import SchedulerSettings
-from sidecar.core.work import EndReason, Work
 from sidecar.triton import wire
 from tests.driver.test_generation import begin, call, offline
 from tests.fakes.sidecar import running_sidecar
@@ -28,9 +28,9 @@ class Watcher:
         del now_s, actions
         self.events.append(event)
 
-    def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
+    def finished(self, request: Request, timeline: Timeline, outcome: Outcome) -> None:
         del timeline
-        self.outcomes[work.id] = outcome
+        self.outcomes[request.id] = outcome
 
     def terminal(self) -> list[Any]:
         return [each for each in self.events if isinstance(each, Ended | Stopped | Failed | Lost)]
@@ -48,12 +48,12 @@ async def test_all_tokens_of_a_dispatch_enter_before_its_end_and_add_up(triton: 
         request.tokens(5, 6)
         request.tokens(2, final=True)
         await task
-    assert watcher.terminal() == [Ended(work_id="k1", reason=EndReason.END_ID, output_tokens=4)]
+    assert watcher.terminal() == [Ended(request_id="k1", reason=EndReason.END_ID, output_tokens=4)]
     before_end = watcher.events[: watcher.events.index(watcher.terminal()[0])]
     reported = [each for each in before_end if isinstance(each, Progressed)]
     assert reported == watcher.progressed()
     assert sum(tokens for each in reported for _, tokens in each.tokens) == 4
-    assert [work_id for each in reported for work_id in each.first_tokens] == ["k1"]
+    assert [request_id for each in reported for request_id in each.first_tokens] == ["k1"]
     assert sum(len(each.gaps_s) for each in reported) == 2
 
 
@@ -81,7 +81,7 @@ async def test_a_dispatch_that_reached_its_length_ended_although_it_was_told_to_
         await sidecar.until(lambda: request.id in triton.stopped)
         request.tokens(4, 5, final=True)
         await sidecar.until(lambda: sidecar.driver.in_flight == 0)
-    assert watcher.terminal() == [Ended(work_id="k1", reason=EndReason.LENGTH, output_tokens=2)]
+    assert watcher.terminal() == [Ended(request_id="k1", reason=EndReason.LENGTH, output_tokens=2)]
     assert watcher.outcomes["k1"].outcome == "cancelled"
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import grpc
 import pytest
 
+from sidecar.core.request import EndReason, Lane, Request
 from sidecar.core.settings import SchedulerSettings
-from sidecar.core.work import EndReason, Lane, Work
 from sidecar.driver.generation import add_word_list, ends_with, seed_of
-from sidecar.token_call import Generated, Sampling, TokenCall, WorkDeadError, WorkRejectedError
+from sidecar.token_call import Generated, RequestDeadError, RequestRejectedError, Sampling, TokenCall
 from sidecar.triton import wire
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
@@ -19,9 +19,9 @@ from tests.fakes.triton import FakeTriton
 END = 2
 
 
-def offline(work_id: str = "k1", *, prompt: int = 3, output: int = 8, resumable: bool = True) -> Work:
-    return Work(
-        id=work_id,
+def offline(request_id: str = "k1", *, prompt: int = 3, output: int = 8, resumable: bool = True) -> Request:
+    return Request(
+        id=request_id,
         lane=Lane.OFFLINE,
         model="tensorrt_llm",
         arrived_s=0,
@@ -31,9 +31,9 @@ def offline(work_id: str = "k1", *, prompt: int = 3, output: int = 8, resumable:
     )
 
 
-def begin(sidecar: Sidecar, call: TokenCall, work: Work | None = None) -> asyncio.Task[Generated]:
-    work = work or offline(prompt=len(call.prompt_ids), output=call.output_tokens_max)
-    return asyncio.ensure_future(sidecar.driver.generate(work, call))
+def begin(sidecar: Sidecar, call: TokenCall, request: Request | None = None) -> asyncio.Task[Generated]:
+    request = request or offline(prompt=len(call.prompt_ids), output=call.output_tokens_max)
+    return asyncio.ensure_future(sidecar.driver.generate(request, call))
 
 
 def call(**more: Any) -> TokenCall:
@@ -50,7 +50,7 @@ async def test_the_end_id_is_the_last_of_the_output(sidecar: Sidecar, triton: Fa
     request.tokens(5, END, final=True)
     done = await task
     assert (done.output_ids, done.reason, done.engine) == ((4, 5, END), EndReason.END_ID, "e0")
-    assert (done.grants, done.resumed, done.attempts) == (1, 0, 1)
+    assert (done.dispatches, done.resumed, done.attempts) == (1, 0, 1)
 
 
 async def test_as_many_tokens_as_asked_for_are_an_end_by_length(sidecar: Sidecar, triton: FakeTriton) -> None:
@@ -105,10 +105,10 @@ async def test_a_broken_stream_is_resumed_from_the_exact_ids_with_the_rest_of_th
     assert first.input("seed") == (7,) != second.input("seed")
     second.tokens(6, END, final=True)
     done = await task
-    assert (done.output_ids, done.grants, done.resumed, done.attempts) == ((4, 5, 6, END), 2, 1, 1)
+    assert (done.output_ids, done.dispatches, done.resumed, done.attempts) == ((4, 5, 6, END), 2, 1, 1)
 
 
-async def test_a_stop_word_across_the_seam_of_two_dispatches_ends_the_work(
+async def test_a_stop_word_across_the_seam_of_two_dispatches_ends_the_request(
     sidecar: Sidecar, triton: FakeTriton
 ) -> None:
     task = begin(sidecar, call(stop_words=((5, 6),)))
@@ -143,12 +143,12 @@ async def test_an_error_that_no_retry_heals_is_a_dead_letter_with_its_reason(
 ) -> None:
     task = begin(sidecar, call())
     (await triton.next()).error("input 'temperature' must be positive", grpc.StatusCode.INVALID_ARGUMENT)
-    with pytest.raises(WorkDeadError, match="must be positive") as raised:
+    with pytest.raises(RequestDeadError, match="must be positive") as raised:
         await task
     assert raised.value.attempts == 1
 
 
-async def test_a_work_that_must_not_be_resumed_begins_anew(sidecar: Sidecar, triton: FakeTriton) -> None:
+async def test_a_request_that_must_not_be_resumed_begins_anew(sidecar: Sidecar, triton: FakeTriton) -> None:
     task = begin(sidecar, call(), offline(resumable=False))
     first = await triton.next()
     first.tokens(4)
@@ -194,13 +194,13 @@ async def test_the_text_of_an_answer_is_cut_before_the_first_stop_text(sidecar: 
 
 
 async def test_work_for_a_model_that_nobody_serves_is_rejected(sidecar: Sidecar) -> None:
-    work = Work(id="k", lane=Lane.OFFLINE, model="other", arrived_s=0, prompt_tokens=1, output_tokens_max=1)
-    with pytest.raises(WorkRejectedError, match="other") as raised:
-        await sidecar.driver.generate(work, call())
+    request = Request(id="k", lane=Lane.OFFLINE, model="other", arrived_s=0, prompt_tokens=1, output_tokens_max=1)
+    with pytest.raises(RequestRejectedError, match="other") as raised:
+        await sidecar.driver.generate(request, call())
     assert raised.value.reason == "unknown_model"
 
 
-async def test_cancelling_whoever_waits_stops_the_engine_and_forgets_the_work(
+async def test_cancelling_whoever_waits_stops_the_engine_and_forgets_the_request(
     sidecar: Sidecar, triton: FakeTriton
 ) -> None:
     task = begin(sidecar, call())
@@ -211,7 +211,7 @@ async def test_cancelling_whoever_waits_stops_the_engine_and_forgets_the_work(
     assert task.cancelled()
 
 
-async def test_cancelling_a_work_that_waits_takes_it_out_of_the_queue(triton: FakeTriton) -> None:
+async def test_cancelling_a_request_that_waits_takes_it_out_of_the_queue(triton: FakeTriton) -> None:
     async with running_sidecar({"e0": triton}, slots=1) as sidecar:
         runs, waits = begin(sidecar, call()), begin(sidecar, call(), offline("k2"))
         request = await triton.next()

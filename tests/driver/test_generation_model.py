@@ -14,8 +14,8 @@ from typing import Literal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.core.request import EndReason, Lane, Request
 from sidecar.core.settings import SchedulerSettings
-from sidecar.core.work import EndReason, Lane, Work
 from sidecar.token_call import Generated, TokenCall
 from sidecar.triton import wire
 from tests.fakes.engine import FakeEngine, FakeStream, running_driver
@@ -92,7 +92,7 @@ async def run(engine: Greedy, call: TokenCall, slice_tokens: int) -> Generated:
         slice_tokens_busy=slice_tokens,
     )
     async with running_driver(fake, scheduler=scheduler) as driver:
-        work = Work(
+        request = Request(
             id="k",
             lane=Lane.OFFLINE,
             model="tensorrt_llm",
@@ -102,7 +102,7 @@ async def run(engine: Greedy, call: TokenCall, slice_tokens: int) -> Generated:
         )
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:  # an engine that finds a fault ends the test
             serving = tasks.create_task(fake.serve(engine.answer))
-            done = await driver.generate(work, call)
+            done = await driver.generate(request, call)
             serving.cancel()
     return done
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from dev.broker import free_ports
 from sidecar.core.events import Measured
 from sidecar.driver import probes
-from sidecar.driver.probes import EngineHealth, Prober
+from sidecar.driver.probes import EngineProbes, Prober
 from sidecar.settings.file import EngineEndpoint
 from sidecar.triton.client import EngineClient
 from tests.fakes.sidecar import Sidecar, running_sidecar
@@ -69,7 +69,7 @@ async def test_an_engine_that_is_down_from_the_start_is_told_of_once_with_its_re
     async with running_sidecar({"e0": triton}, up=False) as sidecar, EngineClient(triton.target) as client:
         engine = EngineEndpoint(name="e0", target=triton.target)
         prober = Prober(sidecar.driver, engine, client, lambda *change: changes.append(change))
-        assert prober.health == EngineHealth(up=False, reason="not probed yet", since_s=prober.health.since_s)
+        assert prober.health == EngineProbes(up=False, reason="not probed yet", since_s=prober.health.since_s)
         task = asyncio.create_task(prober.run())
         await sidecar.until(lambda: prober.health.reason.startswith("Request for unknown model"))
         await sidecar.until(lambda: triton.probes > 5)

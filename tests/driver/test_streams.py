@@ -10,9 +10,9 @@ import grpc.aio
 import pytest
 
 from sidecar.core.events import Ended, Event, Failed, Lost
+from sidecar.core.request import EndReason
 from sidecar.core.settings import SchedulerSettings
-from sidecar.core.work import EndReason
-from sidecar.token_call import Generated, WorkDeadError
+from sidecar.token_call import Generated, RequestDeadError
 from sidecar.triton import wire
 from tests.driver.test_driver import Watcher
 from tests.driver.test_generation import END, call, offline
@@ -83,7 +83,7 @@ async def test_a_malformed_answer_fails_its_dispatch_and_stops_it_there(answer: 
         other = await engine.next()
         stream.answers.put_nowait(answer)
         stream.tokens(7)  # not its token any more
-        with pytest.raises(WorkDeadError, match=r"^INTERNAL: "):
+        with pytest.raises(RequestDeadError, match=r"^INTERNAL: "):
             await task
         assert engine.stopped == [stream.request.id]
         other.tokens(4, END, final=True)
@@ -102,7 +102,7 @@ async def test_a_malformed_final_answer_fails_its_dispatch_without_a_stop() -> N
         stream = await engine.next()
         stream.answers.put_nowait(answer)
         stream.close()
-        with pytest.raises(WorkDeadError, match="shape"):
+        with pytest.raises(RequestDeadError, match="shape"):
             await task
         assert engine.stopped == []
 
@@ -114,9 +114,9 @@ async def test_after_a_malformed_answer_an_engine_that_confirms_no_stop_keeps_it
     async with running_driver(engine, scheduler=scheduler, listeners=(watcher,), stop_timeout_s=0.01) as driver:
         task = asyncio.ensure_future(driver.generate(offline(), call()))
         (await engine.next()).answers.put_nowait(MALFORMED["a negative shape"])
-        with pytest.raises(WorkDeadError):
+        with pytest.raises(RequestDeadError):
             await task
-    assert watcher.terminal() == [Lost(work_id="k1")]
+    assert watcher.terminal() == [Lost(request_id="k1")]
 
 
 async def test_figures_that_are_none_do_not_touch_the_answer() -> None:
@@ -170,7 +170,7 @@ async def test_whatever_follows_a_final_response_changes_nothing_and_ends(after:
         after(stream)  # and the stream stays open
         assert (await task).output_ids == (4, END)
         await until(stream.cancelled.is_set)
-    assert watcher.terminal() == [Ended(work_id="k1", reason=EndReason.END_ID, output_tokens=2)]
+    assert watcher.terminal() == [Ended(request_id="k1", reason=EndReason.END_ID, output_tokens=2)]
 
 
 async def test_an_error_of_the_engine_frees_the_slot_and_one_of_the_stream_holds_it() -> None:
@@ -188,9 +188,9 @@ async def test_an_error_of_the_engine_frees_the_slot_and_one_of_the_stream_holds
         await task
     kinds: list[Event] = list(watcher.terminal())
     assert kinds[:3] == [
-        Failed(work_id="k1", reason="INTERNAL: why", retryable=True),
-        Failed(work_id="k1", reason="UNKNOWN: why", retryable=True),
-        Lost(work_id="k1"),
+        Failed(request_id="k1", reason="INTERNAL: why", retryable=True),
+        Failed(request_id="k1", reason="UNKNOWN: why", retryable=True),
+        Lost(request_id="k1"),
     ]
     assert said == ["e0"]
 
@@ -202,7 +202,7 @@ async def test_a_status_that_blames_the_request_is_not_tried_again(code: str) ->
         task = asyncio.ensure_future(driver.generate(offline(), call()))
         error = grpc.aio.AioRpcError(grpc.StatusCode[code], grpc.aio.Metadata(), grpc.aio.Metadata(), "yours")
         (await engine.next()).answers.put_nowait(error)
-        with pytest.raises(WorkDeadError, match=f"^{code}: yours$"):
+        with pytest.raises(RequestDeadError, match=f"^{code}: yours$"):
             await task
 
 

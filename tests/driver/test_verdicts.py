@@ -8,12 +8,12 @@ import pytest
 
 from sidecar.call import Timeline
 from sidecar.core.events import Dispatch, Ended
+from sidecar.core.request import DispatchKind, EndReason
 from sidecar.core.settings import SchedulerSettings
-from sidecar.core.work import EndReason, GrantKind
 from sidecar.driver.dispatches import Alive, Dispatched
 from sidecar.driver.generation import Generation
 from sidecar.driver.verdicts import of_final
-from sidecar.token_call import WorkDeadError
+from sidecar.token_call import RequestDeadError
 from tests.driver.test_generation import END, call, offline
 from tests.fakes.engine import FakeEngine, answer_of, running_driver
 
@@ -25,7 +25,7 @@ async def test_an_engine_that_ends_without_a_token_has_given_no_answer() -> None
         task = asyncio.ensure_future(driver.generate(offline(), call()))
         for _ in range(2):
             (await engine.next()).end()
-        with pytest.raises(WorkDeadError, match=r"^INTERNAL: empty_output"):
+        with pytest.raises(RequestDeadError, match=r"^INTERNAL: empty_output"):
             await task
 
 
@@ -54,11 +54,13 @@ async def test_a_resume_that_ends_without_a_token_found_the_end_at_once() -> Non
 @pytest.mark.parametrize(("tokens_max", "reason"), [(12, EndReason.LENGTH), (13, EndReason.END_ID)])
 async def test_an_answer_that_the_engines_length_cut_ended_by_length(tokens_max: int, reason: EndReason) -> None:
     """TensorRT-LLM lowers the output of a request that does not fit without a word."""
-    work = offline(prompt=8, output=8)
-    alive = Alive(work, Generation(work, call(prompt_ids=tuple(range(8)))), Timeline(0.0))
-    asked = Dispatch(work_id="k1", engine="e0", kind=GrantKind.BACKFILL, slots=1, output_tokens=8, queue_wait_s=0.0)
+    request = offline(prompt=8, output=8)
+    alive = Alive(request, Generation(request, call(prompt_ids=tuple(range(8)))), Timeline(0.0))
+    asked = Dispatch(
+        request_id="k1", engine="e0", kind=DispatchKind.BACKFILL, slots=1, output_tokens=8, queue_wait_s=0.0
+    )
     alive.call.request(asked, "r")
     alive.call.receive(answer_of((20, 21, 22, 23)))
     running = Dispatched(asked, "r", begun_s=0.0, tokens=4)
     found = of_final(alive, running, tokens_max=tokens_max, block_tokens=32)
-    assert found.heard == Ended(work_id="k1", reason=reason, output_tokens=4)
+    assert found.heard == Ended(request_id="k1", reason=reason, output_tokens=4)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from sidecar.core.settings import SchedulerSettings
-from sidecar.token_call import WorkDeadError
+from sidecar.token_call import RequestDeadError
 from tests.driver.test_generation import call, offline
 from tests.fakes.engine import FakeEngine, running_driver
 
@@ -19,7 +19,7 @@ async def test_a_dispatch_without_a_token_is_given_up() -> None:
     async with running_driver(engine, scheduler=ONCE, progress_timeout_s=0.01) as driver:
         task = asyncio.ensure_future(driver.generate(offline(), call()))
         stream = await engine.next()
-        with pytest.raises(WorkDeadError, match=r"^UNAVAILABLE: the engine gave no token for"):
+        with pytest.raises(RequestDeadError, match=r"^UNAVAILABLE: the engine gave no token for"):
             async with asyncio.timeout(10):
                 await task
         assert engine.stopped == [stream.request.id]
@@ -31,7 +31,7 @@ async def test_a_dispatch_that_falls_silent_after_a_token_is_given_up() -> None:
         task = asyncio.ensure_future(driver.generate(offline(), call()))
         stream = await engine.next()
         stream.tokens(4)
-        with pytest.raises(WorkDeadError, match="the engine gave no token for"):
+        with pytest.raises(RequestDeadError, match="the engine gave no token for"):
             async with asyncio.timeout(10):
                 await task
         assert engine.stopped == [stream.request.id]

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from engine.calls import Call, Piece
+from engine.calls import EngineCall, OutputPart
 from engine.language import Language
 from engine.lengths import output_length
 from engine.numpy_engine import NumpyEngine, NumpySettings
@@ -36,22 +36,22 @@ def tiny_engine(**batcher: Any) -> NumpyEngine:
     return NumpyEngine(NumpySettings(tokenizer_dir=FOLDER, preset="tiny", batcher=BatcherSettings(**settings)))
 
 
-def call(text: str, output: int = 20, **more: Any) -> Call:
-    return Call(input_ids=ids_of(text), output_tokens_max=output, **{"streaming": True, **more})
+def call(text: str, output: int = 20, **more: Any) -> EngineCall:
+    return EngineCall(input_ids=ids_of(text), output_tokens_max=output, **{"streaming": True, **more})
 
 
-def run(engine: NumpyEngine, *calls: Call) -> list[list[Piece]]:
+def run(engine: NumpyEngine, *calls: EngineCall) -> list[list[OutputPart]]:
     """Every piece of each call, run together until the engine is idle."""
-    pieces: list[list[Piece]] = [[] for _ in calls]
-    for each, heard in zip(calls, pieces, strict=True):
+    parts: list[list[OutputPart]] = [[] for _ in calls]
+    for each, heard in zip(calls, parts, strict=True):
         engine.submit(each, heard.append)
     while engine.step():
         pass
-    return pieces
+    return parts
 
 
-def tokens(pieces: list[Piece]) -> tuple[int, ...]:
-    return tuple(id_ for piece in pieces for id_ in piece.ids)
+def tokens(parts: list[OutputPart]) -> tuple[int, ...]:
+    return tuple(id_ for part in parts for id_ in part.ids)
 
 
 @cache

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dev.chat_model import LlamaShape, model_of, quantized, save_model
-from engine.calls import Call
+from engine.calls import EngineCall
 from engine.numpy_engine import NumpyEngine, NumpySettings
 from sidecar.inflight.batch import BatcherSettings, End
 from tests.engine.builders import run, tokens
@@ -54,9 +54,9 @@ def engine(folder: Path, **batcher: Any) -> NumpyEngine:
     return NumpyEngine(NumpySettings(tokenizer_dir=folder, preset="smollm2", batcher=BatcherSettings(**settings)))
 
 
-def call(seed: int, output: int = 20, prompt: int = 30, **more: Any) -> Call:
+def call(seed: int, output: int = 20, prompt: int = 30, **more: Any) -> EngineCall:
     ids = tuple(np.random.default_rng(seed).integers(0, VOCABULARY, prompt).tolist())
-    return Call(input_ids=ids, output_tokens_max=output, **{"streaming": True, **more})
+    return EngineCall(input_ids=ids, output_tokens_max=output, **{"streaming": True, **more})
 
 
 def plain(ids: tuple[int, ...]) -> NDArray[np.float32]:
@@ -107,8 +107,8 @@ def _turn(heads: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def test_it_says_what_the_plain_formula_prefers(folder: Path) -> None:
     asked = call(1, output=12)
-    (pieces,) = run(engine(folder), asked)
-    said = tokens(pieces)
+    (parts,) = run(engine(folder), asked)
+    said = tokens(parts)
     for place, id_ in enumerate(said):
         logits = plain(asked.input_ids + said[:place])
         assert logits[id_] > logits.max() - 0.15 * np.abs(logits).max()  # 8-bit activations
@@ -123,8 +123,8 @@ def test_neighbours_change_nothing(folder: Path) -> None:
 def test_a_row_that_outlives_its_neighbours_moves_and_goes_on_as_before(folder: Path) -> None:
     calls = [call(seed, output=60 if seed == 3 else 4) for seed in range(4)]
     together = engine(folder)
-    pieces = run(together, *calls)
-    assert tokens(pieces[3]) == tokens(run(engine(folder), calls[3])[0])
+    parts = run(together, *calls)
+    assert tokens(parts[3]) == tokens(run(engine(folder), calls[3])[0])
     assert together._transformer._places == {}
 
 
@@ -141,9 +141,9 @@ def test_a_prompt_computed_before_is_taken_from_the_store(folder: Path) -> None:
 def test_the_end_id_ends_an_answer(folder: Path) -> None:
     free = tokens(run(engine(folder), call(2))[0])
     end_id = free[6]
-    (pieces,) = run(engine(folder), call(2, end_id=end_id))
-    assert pieces[-1].end is End.END_ID
-    assert len(pieces) == free.index(end_id) + 1
+    (parts,) = run(engine(folder), call(2, end_id=end_id))
+    assert parts[-1].end is End.END_ID
+    assert len(parts) == free.index(end_id) + 1
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:

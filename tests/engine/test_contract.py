@@ -10,11 +10,11 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from engine.calls import Call, Figures, Piece, UnsupportedError
-from engine.contract import INPUTS, NUMPY_TYPES, OUTPUTS, Inputs, Tensor, is_stop, outputs_of, read_call
-from engine.sampling import Sampling
+from engine.calls import EngineCall, Figures, OutputPart, UnsupportedError
+from engine.contract import INPUTS, NUMPY_TYPES, OUTPUTS, Inputs, TensorSpec, is_stop, outputs_of, read_call
+from engine.sampling import EngineSampling
 from sidecar.core.events import Dispatch
-from sidecar.core.work import EndReason, GrantKind, Lane, Work
+from sidecar.core.request import DispatchKind, EndReason, Lane, Request
 from sidecar.driver.generation import Generation
 from sidecar.inflight.batch import End
 from sidecar.token_call import Sampling as SidecarSampling
@@ -28,7 +28,7 @@ def config(path: str) -> Any:
     return text_format.Parse((REPOSITORY / path / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
 
 
-def lines(tensors: tuple[Tensor, ...]) -> list[tuple[str, str, tuple[int, ...], bool]]:
+def lines(tensors: tuple[TensorSpec, ...]) -> list[tuple[str, str, tuple[int, ...], bool]]:
     return [(each.name, f"TYPE_{each.dtype}", each.dims, each.optional) for each in tensors]
 
 
@@ -65,15 +65,19 @@ async def test_what_the_sidecar_sends_is_read_as_it_was_meant() -> None:
     token_call = TokenCall(
         prompt_ids=(5, 6, 7), output_tokens_max=99, sampling=sampling, stop_words=((8, 9), (10,)), end_id=2
     )
-    work = Work(id="w", lane=Lane.OFFLINE, model="tensorrt_llm", arrived_s=0, prompt_tokens=3, output_tokens_max=99)
-    grant = Dispatch(work_id="w", engine="e", output_tokens=16, slots=1, kind=GrantKind.BACKFILL, queue_wait_s=0.0)
-    call = read_call(arrays(Generation(work, token_call).request(grant, "id")))
-    assert call == Call(
+    request = Request(
+        id="w", lane=Lane.OFFLINE, model="tensorrt_llm", arrived_s=0, prompt_tokens=3, output_tokens_max=99
+    )
+    dispatch = Dispatch(
+        request_id="w", engine="e", output_tokens=16, slots=1, kind=DispatchKind.BACKFILL, queue_wait_s=0.0
+    )
+    call = read_call(arrays(Generation(request, token_call).request(dispatch, "id")))
+    assert call == EngineCall(
         input_ids=(5, 6, 7),
         output_tokens_max=16,
         streaming=True,
         exclude_input=True,
-        sampling=Sampling(
+        sampling=EngineSampling(
             temperature=0.5, top_k=4, top_p=0.5, seed=7, repetition_penalty=1.5, presence_penalty=0.25,
             frequency_penalty=0.75, min_tokens=3,
         ),
@@ -106,7 +110,7 @@ def required(**more: Any) -> Inputs:
 
 
 def test_a_call_is_read_from_the_required_tensors_alone() -> None:
-    assert read_call(required()) == Call(input_ids=(5, 6, 7), output_tokens_max=9)
+    assert read_call(required()) == EngineCall(input_ids=(5, 6, 7), output_tokens_max=9)
 
 
 def test_every_option_is_read() -> None:
@@ -137,7 +141,7 @@ def test_every_option_is_read() -> None:
 @pytest.mark.parametrize(
     "tensor", [tensor for tensor in INPUTS if not tensor.supported], ids=lambda tensor: tensor.name
 )
-def test_what_the_engine_does_not_support_is_refused_by_name(tensor: Tensor) -> None:
+def test_what_the_engine_does_not_support_is_refused_by_name(tensor: TensorSpec) -> None:
     value: Any = b"json" if tensor.dtype == "STRING" else 1
     shape = (1, *(1 if size == -1 else size for size in tensor.dims))
     with pytest.raises(UnsupportedError, match=f"tensor '{tensor.name}'"):
@@ -175,8 +179,8 @@ def test_a_stop_is_told_from_a_call() -> None:
 
 
 def test_a_streamed_response_holds_only_the_new_tokens() -> None:
-    call = Call(input_ids=(5, 6), output_tokens_max=9, streaming=True)
-    outputs = outputs_of(call, Piece(ids=(7,), generated_tokens=3))
+    call = EngineCall(input_ids=(5, 6), output_tokens_max=9, streaming=True)
+    outputs = outputs_of(call, OutputPart(ids=(7,), generated_tokens=3))
     assert {name: array.tolist() for name, array in outputs.items()} == {
         "output_ids": [[[7]]],
         "sequence_length": [[1]],
@@ -184,17 +188,17 @@ def test_a_streamed_response_holds_only_the_new_tokens() -> None:
 
 
 def test_a_whole_response_repeats_the_prompt_unless_told_not_to() -> None:
-    whole = Call(input_ids=(5, 6), output_tokens_max=9)
-    without = Call(input_ids=(5, 6), output_tokens_max=9, exclude_input=True)
-    piece = Piece(ids=(7, 8), end=End.LENGTH, final=True, generated_tokens=2)
-    assert outputs_of(whole, piece)["output_ids"].tolist() == [[[5, 6, 7, 8]]]
-    assert outputs_of(without, piece)["output_ids"].tolist() == [[[7, 8]]]
+    whole = EngineCall(input_ids=(5, 6), output_tokens_max=9)
+    without = EngineCall(input_ids=(5, 6), output_tokens_max=9, exclude_input=True)
+    part = OutputPart(ids=(7, 8), end=End.LENGTH, final=True, generated_tokens=2)
+    assert outputs_of(whole, part)["output_ids"].tolist() == [[[5, 6, 7, 8]]]
+    assert outputs_of(without, part)["output_ids"].tolist() == [[[7, 8]]]
 
 
 def test_every_output_has_the_type_and_rank_of_the_contract() -> None:
     returns = frozenset({"return_perf_metrics", "return_num_input_tokens", "return_num_output_tokens"})
-    call = Call(input_ids=(5,), output_tokens_max=9, sequences=2, streaming=True, returns=returns)
-    outputs = outputs_of(call, Piece(ids=(7,), end=End.END_ID, final=True, figures=Figures(reused_blocks=3)))
+    call = EngineCall(input_ids=(5,), output_tokens_max=9, sequences=2, streaming=True, returns=returns)
+    outputs = outputs_of(call, OutputPart(ids=(7,), end=End.END_ID, final=True, figures=Figures(reused_blocks=3)))
     known = {tensor.name: tensor for tensor in OUTPUTS}
     for name, array in outputs.items():
         assert (array.dtype, array.ndim) == (np.dtype(NUMPY_TYPES[known[name].dtype]), 1 + len(known[name].dims)), name

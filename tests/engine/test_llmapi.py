@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from engine.calls import Call, UnsupportedError
+from engine.calls import EngineCall, UnsupportedError
 from engine.gauges import GAUGES
 from engine.llmapi import LlmApiEngine, cut, gauges_of, llm_arguments, retention_arguments, sampling_arguments
-from engine.sampling import Sampling
+from engine.sampling import EngineSampling
 from sidecar.inflight.batch import End
 from sidecar.inflight.blocks import Retention, RetentionRange
 from tests.engine.test_serving import committed
 
-CALL = Call(input_ids=(5, 6, 7), output_tokens_max=9, end_id=2)
+CALL = EngineCall(input_ids=(5, 6, 7), output_tokens_max=9, end_id=2)
 
 
 def test_without_the_library_the_model_says_what_is_missing() -> None:
@@ -35,7 +35,9 @@ def test_the_parameters_become_the_librarys() -> None:
 
 
 def test_a_call_becomes_sampling_parameters() -> None:
-    asked = replace(CALL, stop_words=((8, 9), (10,)), bad_words=((4,),), sampling=Sampling(top_k=40, min_tokens=3))
+    asked = replace(
+        CALL, stop_words=((8, 9), (10,)), bad_words=((4,),), sampling=EngineSampling(top_k=40, min_tokens=3)
+    )
     arguments = sampling_arguments(asked)
     assert (arguments["max_tokens"], arguments["end_id"], arguments["ignore_eos"]) == (9, 2, False)
     assert (arguments["stop_token_ids"], arguments["bad_token_ids"]) == ([10], [4])
@@ -44,7 +46,7 @@ def test_a_call_becomes_sampling_parameters() -> None:
 
 
 @pytest.mark.parametrize("asked", [replace(CALL, bad_words=((1, 2),)), replace(CALL, embedding_bias=(0.5,))])
-def test_what_cannot_be_passed_on_is_refused_by_name(asked: Call) -> None:
+def test_what_cannot_be_passed_on_is_refused_by_name(asked: EngineCall) -> None:
     with pytest.raises(UnsupportedError, match=r"tensor '(bad_words_list|embedding_bias)'"):
         sampling_arguments(asked)
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.calls import Piece, UnsupportedError
+from engine.calls import OutputPart, UnsupportedError
 from engine.lengths import output_length
 from engine.numpy_engine import NumpyEngine
-from engine.sampling import Sampling
-from sidecar.inflight.batch import End, Policy
+from engine.sampling import EngineSampling
+from sidecar.inflight.batch import CapacityPolicy, End
 from sidecar.inflight.profile import Profile
 from tests.engine.builders import LANGUAGE, call, ids_of, offline_prompt, run, tiny_engine, tokens, words_of
 
@@ -22,7 +22,7 @@ PROMPTS = ["<|offline|>Describe the river", "Why is the lake cold?", "Explain th
 LONG = offline_prompt(60)
 
 
-def ignore(_: Piece) -> None:
+def ignore(_: OutputPart) -> None:
     """What a caller hears who does not listen."""
 
 
@@ -32,19 +32,19 @@ def said(text: str, output: int = 40, **more: Any) -> tuple[int, ...]:
 
 
 def test_a_stream_has_one_token_per_piece_and_its_last_piece_says_why() -> None:
-    (pieces,) = run(tiny_engine(), call(LONG, 12))
-    assert [len(piece.ids) for piece in pieces] == [1] * 12
-    assert [(piece.end, piece.final) for piece in pieces] == [(None, False)] * 11 + [(End.LENGTH, True)]
+    (parts,) = run(tiny_engine(), call(LONG, 12))
+    assert [len(part.ids) for part in parts] == [1] * 12
+    assert [(part.end, part.final) for part in parts] == [(None, False)] * 11 + [(End.LENGTH, True)]
 
 
 def test_an_answer_in_one_piece_is_the_stream_joined() -> None:
-    (pieces,) = run(tiny_engine(), call(LONG, 12, streaming=False))
-    assert [piece.ids for piece in pieces] == [said(LONG, 12)]
+    (parts,) = run(tiny_engine(), call(LONG, 12, streaming=False))
+    assert [part.ids for part in parts] == [said(LONG, 12)]
 
 
 def test_neighbours_change_nothing() -> None:
     together = run(tiny_engine(max_batch_size=3), *(call(text, 40) for text in PROMPTS))
-    assert [tokens(pieces) for pieces in together] == [said(text) for text in PROMPTS]
+    assert [tokens(parts) for parts in together] == [said(text) for text in PROMPTS]
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def test_how_the_prompt_is_computed_changes_nothing(settings: dict[str, Any]) ->
 
 
 def test_a_pause_changes_nothing() -> None:
-    engine = tiny_engine(policy=Policy.MAX_UTILIZATION, kv_tokens_max=96)
+    engine = tiny_engine(policy=CapacityPolicy.MAX_UTILIZATION, kv_tokens_max=96)
     texts = [f"{LONG} {name}" for name in ("one", "two", "three")]
-    pieces = run(engine, *(call(text, 50) for text in texts))
+    parts = run(engine, *(call(text, 50) for text in texts))
     assert engine.batcher.pauses > 0
-    assert [tokens(each) for each in pieces] == [said(text, 50) for text in texts]
+    assert [tokens(each) for each in parts] == [said(text, 50) for text in texts]
 
 
 def test_the_marker_and_unreadable_ids_are_never_said() -> None:
@@ -72,44 +72,44 @@ def test_the_marker_and_unreadable_ids_are_never_said() -> None:
 def test_the_end_id_comes_at_the_drawn_length_and_only_if_asked_for() -> None:
     text = PROMPTS[1]
     length = output_length(ids_of(text), LANGUAGE, 0)
-    (pieces,) = run(tiny_engine(), call(text, 200, end_id=LANGUAGE.end_id))
-    assert (len(tokens(pieces)), tokens(pieces)[-1], pieces[-1].end) == (length, LANGUAGE.end_id, End.END_ID)
+    (parts,) = run(tiny_engine(), call(text, 200, end_id=LANGUAGE.end_id))
+    assert (len(tokens(parts)), tokens(parts)[-1], parts[-1].end) == (length, LANGUAGE.end_id, End.END_ID)
     assert LANGUAGE.end_id not in said(text, length + 5)
 
 
 def test_min_tokens_puts_the_end_off() -> None:
     text = PROMPTS[1]
     least = output_length(ids_of(text), LANGUAGE, 0) + 7
-    ids = said(text, 200, end_id=LANGUAGE.end_id, sampling=Sampling(min_tokens=least))
+    ids = said(text, 200, end_id=LANGUAGE.end_id, sampling=EngineSampling(min_tokens=least))
     assert (len(ids), ids[-1]) == (least + 1, LANGUAGE.end_id)
 
 
 def test_a_resumed_call_goes_on_token_for_token_and_recomputes_at_most_a_block() -> None:
     engine = tiny_engine()
     whole = said(LONG, 500, end_id=LANGUAGE.end_id)
-    prompt, ends = ids_of(LONG), list[Piece]()
+    prompt, ends = ids_of(LONG), list[OutputPart]()
     joined: tuple[int, ...] = ()
     while not ends or ends[-1].end is End.LENGTH:
-        (pieces,) = run(engine, replace(call(LONG, 16, end_id=LANGUAGE.end_id), input_ids=prompt + joined))
-        joined += tokens(pieces)
-        ends.append(pieces[-1])
+        (parts,) = run(engine, replace(call(LONG, 16, end_id=LANGUAGE.end_id), input_ids=prompt + joined))
+        joined += tokens(parts)
+        ends.append(parts[-1])
     assert joined == whole
     size = engine.settings.batcher.tokens_per_block
-    for place, piece in enumerate(ends[1:], 1):
+    for place, part in enumerate(ends[1:], 1):
         held = -(-(len(prompt) + 16 * place) // size)
-        assert piece.figures is not None
-        assert piece.figures.reused_blocks >= held - 1
-        assert piece.figures.new_blocks + piece.figures.reused_blocks == held
+        assert part.figures is not None
+        assert part.figures.reused_blocks >= held - 1
+        assert part.figures.new_blocks + part.figures.reused_blocks == held
 
 
 def test_a_stop_word_ends_the_answer_also_when_an_earlier_slice_began_it() -> None:
     free = said(LONG, 30)
     word = free[9:12]
-    (pieces,) = run(tiny_engine(), call(LONG, 30, stop_words=(word,)))
-    assert (tokens(pieces), pieces[-1].end) == (free[:12], End.STOP_WORD)
+    (parts,) = run(tiny_engine(), call(LONG, 30, stop_words=(word,)))
+    assert (tokens(parts), parts[-1].end) == (free[:12], End.STOP_WORD)
     rest = replace(call(LONG, 9, stop_words=(word,)), input_ids=ids_of(LONG) + free[:11])
-    (pieces,) = run(tiny_engine(), rest)
-    assert (tokens(pieces), pieces[-1].end) == (free[11:12], End.STOP_WORD)
+    (parts,) = run(tiny_engine(), rest)
+    assert (tokens(parts), parts[-1].end) == (free[11:12], End.STOP_WORD)
 
 
 def test_a_bad_word_is_never_said() -> None:
@@ -130,23 +130,23 @@ def test_embedding_bias_moves_the_choice_and_must_fit_the_vocabulary() -> None:
 
 
 def test_sampling_follows_its_seed() -> None:
-    warm = [said(LONG, 30, sampling=Sampling(temperature=1.0, top_k=50, seed=seed)) for seed in (1, 1, 2)]
+    warm = [said(LONG, 30, sampling=EngineSampling(temperature=1.0, top_k=50, seed=seed)) for seed in (1, 1, 2)]
     assert warm[0] == warm[1] != warm[2]
 
 
 def test_a_repetition_penalty_widens_the_choice() -> None:
-    assert len(set(said(LONG, 120, sampling=Sampling(repetition_penalty=1.8)))) > len(set(said(LONG, 120)))
+    assert len(set(said(LONG, 120, sampling=EngineSampling(repetition_penalty=1.8)))) > len(set(said(LONG, 120)))
 
 
 def test_several_sequences_differ_and_the_call_ends_with_the_last() -> None:
-    (pieces,) = run(tiny_engine(), call(LONG, 8, sequences=3, sampling=Sampling(top_k=50)))
-    by_sequence = {n: tokens([piece for piece in pieces if piece.sequence == n]) for n in range(3)}
+    (parts,) = run(tiny_engine(), call(LONG, 8, sequences=3, sampling=EngineSampling(top_k=50)))
+    by_sequence = {n: tokens([part for part in parts if part.sequence == n]) for n in range(3)}
     assert len(set(by_sequence.values())) == 3
-    assert [piece.final for piece in pieces] == [False] * 23 + [True]
+    assert [part.final for part in parts] == [False] * 23 + [True]
     with pytest.raises(UnsupportedError, match="'num_return_sequences' > 1 needs sampling"):
         tiny_engine().submit(call(LONG, sequences=2), ignore)
     with pytest.raises(UnsupportedError, match="'num_return_sequences' is 5, but the batch holds 4"):
-        tiny_engine().submit(call(LONG, sequences=5, sampling=Sampling(top_k=50)), ignore)
+        tiny_engine().submit(call(LONG, sequences=5, sampling=EngineSampling(top_k=50)), ignore)
 
 
 def test_ids_outside_the_vocabulary_are_refused() -> None:
@@ -156,7 +156,7 @@ def test_ids_outside_the_vocabulary_are_refused() -> None:
 
 def test_a_stopped_stream_ends_with_a_final_piece_and_no_token() -> None:
     engine = tiny_engine()
-    heard: list[Piece] = []
+    heard: list[OutputPart] = []
     stop = engine.submit(call(LONG, 100), heard.append)
     for _ in range(5):
         engine.step()
@@ -168,22 +168,22 @@ def test_a_stopped_stream_ends_with_a_final_piece_and_no_token() -> None:
 
 def test_a_stopped_answer_in_one_piece_brings_what_there_is() -> None:
     engine = tiny_engine()
-    heard: list[Piece] = []
+    heard: list[OutputPart] = []
     stop = engine.submit(call(LONG, 100, streaming=False), heard.append)
     for _ in range(5):
         engine.step()
     stop()
     engine.step()
-    assert [(piece.ids, piece.end) for piece in heard] == [(said(LONG, 5), End.STOPPED)]
+    assert [(part.ids, part.end) for part in heard] == [(said(LONG, 5), End.STOPPED)]
 
 
 def test_ten_thousand_stopped_calls_leave_nothing_behind() -> None:
     engine = tiny_engine()
     finals = 0
 
-    def heard(piece: Piece) -> None:
+    def heard(part: OutputPart) -> None:
         nonlocal finals
-        finals += piece.final
+        finals += part.final
 
     for number in range(2_500):
         stops = [engine.submit(call(PROMPTS[place], 100), heard) for place in range(4)]
@@ -241,7 +241,7 @@ def test_a_bug_in_the_arithmetic_answers_everybody_and_refuses_what_comes_after(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = tiny_engine()
-    heard: list[Piece] = []
+    heard: list[OutputPart] = []
 
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("planted")
@@ -252,13 +252,13 @@ def test_a_bug_in_the_arithmetic_answers_everybody_and_refuses_what_comes_after(
     engine.start()
     engine._thread.join(10)
     assert engine.broken
-    assert [piece.error for piece in heard] == ["the engine ended by ZeroDivisionError('planted')"]
+    assert [part.error for part in heard] == ["the engine ended by ZeroDivisionError('planted')"]
     with pytest.raises(RuntimeError, match="planted"):
         engine.submit(call(LONG), heard.append)
 
 
 def test_the_thread_runs_what_is_submitted_and_ends_when_closed() -> None:
-    engine, heard = tiny_engine(), SimpleQueue[Piece]()
+    engine, heard = tiny_engine(), SimpleQueue[OutputPart]()
     engine.start()
     engine.submit(call(LONG, 3), heard.put)
     assert tokens([heard.get(timeout=10) for _ in range(3)]) == said(LONG, 3)

@@ -10,17 +10,17 @@ import pytest
 
 from engine.gauges import COUNTERS, GAUGES, HISTOGRAMS, Export
 from engine.numpy_engine import NumpyEngine
-from engine.parameters import Parameters
+from engine.parameters import EngineParameters
 from engine.serving import build_engine, numpy_settings
 from tests.engine.builders import FOLDER, call, offline_prompt, run, tiny_engine
 
 MODEL = FOLDER.parent / "engine_python/tensorrt_llm"
 
 
-def committed(**changed: str) -> Parameters:
+def committed(**changed: str) -> EngineParameters:
     """The parameters of the committed config, some of them changed as a launcher would."""
     pairs = re.findall(r'key: "(\w+)" value: \{ string_value: "([^"]*)"', (MODEL / "config.pbtxt").read_text())
-    return Parameters({**dict(pairs), "max_batch_size": "8", **changed})
+    return EngineParameters({**dict(pairs), "max_batch_size": "8", **changed})
 
 
 def test_the_committed_config_builds_the_cpu_engine_from_a_clone() -> None:

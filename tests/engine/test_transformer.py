@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.transformer import PRESETS, Batch, Chunk, Floats, Ints, Layer, Matrix, Transformer
+from engine.transformer import PRESETS, FlatBatch, FlatChunk, Floats, Ints, Layer, Matrix, Transformer
 from tests.engine.builders import LANGUAGE
 
 SIZE = 4
@@ -23,12 +23,12 @@ def places(table: Ints, begin: int, end: int) -> Ints:
 def prefill(transformer: Transformer, table: Ints, begin: int, end: int, ids: Ints = IDS) -> Floats:
     """The logits behind the last of the tokens `begin` ≤ i < `end`, computed as one chunk."""
     return transformer.logits(
-        Batch(
+        FlatBatch(
             ids=ids[begin:end],
             positions=np.arange(begin, end),
             slots=places(table, begin, end),
             tables=[],
-            chunks=[Chunk(begin=0, tokens=end - begin, table=table[: -(-end // SIZE)])],
+            chunks=[FlatChunk(begin=0, tokens=end - begin, table=table[: -(-end // SIZE)])],
             wanted=np.array([end - begin - 1]),
         )
     )
@@ -109,12 +109,12 @@ def test_decoding_rows_of_different_lengths_beside_a_chunk_are_each_the_plain_fo
     others = [IDS[::-1][:14], IDS[3:8]]
     for table, ids in zip(tables, others, strict=False):
         prefill(transformer, table, 0, len(ids) - 1, ids)
-    batch = Batch(
+    batch = FlatBatch(
         ids=np.concatenate(([ids[-1] for ids in others], IDS)),
         positions=np.concatenate(([length - 1 for length in lengths], np.arange(23))),
         slots=np.concatenate((places(tables[0], 13, 14), places(tables[1], 4, 5), places(tables[2], 0, 23))),
         tables=[tables[0], tables[1]],
-        chunks=[Chunk(begin=2, tokens=23, table=tables[2])],
+        chunks=[FlatChunk(begin=2, tokens=23, table=tables[2])],
         wanted=np.array([0, 1, 24]),
     )
     found = transformer.logits(batch)

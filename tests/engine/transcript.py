@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sidecar.inflight.batch import BatcherSettings, Policy, Request, Row, State, Step
+from sidecar.inflight.batch import BatchedSequence, BatcherSettings, CapacityPolicy, Iteration, Row, RowState
 from sidecar.inflight.batcher import Batcher
 from sidecar.inflight.blocks import Retention, RetentionRange
 
@@ -64,14 +64,14 @@ class Scene:
         told.append(f"blocks: {pool.blocks_max - pool.free} held, {pool.cached} cached, {blank} blank")
         return told
 
-    def _planned(self, step: Step) -> list[str]:
+    def _planned(self, step: Iteration) -> list[str]:
         told = [f"{row.id} is stopped after {row.generated_tokens} tokens" for row in step.stopped]
         told += [f"{row.id} pauses, its blocks are cached" for row in step.paused]
         told += [f"block {source} is copied to {target}" for source, target in step.copies]
         told += [self._chunk(chunk.row, chunk.begin, chunk.tokens) for chunk in step.chunks]
         if step.decoding:
             told.append("decodes " + ", ".join(row.id for row in step.decoding))
-        waiting = [row for row in self._batcher.rows.values() if row.state in (State.ACTIVE, State.QUEUED)]
+        waiting = [row for row in self._batcher.rows.values() if row.state in (RowState.ACTIVE, RowState.QUEUED)]
         if waiting:
             told.append("waiting: " + ", ".join(f"{row.id} ({row.state})" for row in waiting))
         return told
@@ -81,7 +81,7 @@ class Scene:
         return f"computes {row.id}: prompt tokens {begin} to {begin + tokens - 1} of {len(row.prompt_ids)}{reused}"
 
 
-def _request(name: str, content: str, output: int, more: str) -> Request:
+def _request(name: str, content: str, output: int, more: str) -> BatchedSequence:
     ids: tuple[int, ...] = ()
     for letter, tokens in re.findall(r"(\w)\*(\d+)", content):
         ids += (ord(letter),) * int(tokens)
@@ -89,7 +89,7 @@ def _request(name: str, content: str, output: int, more: str) -> Request:
     kept = re.search(r"kept with priority (\d+)", more)
     priority = int(kept[1]) if kept else 35
     span = RetentionRange(token_start=0, priority=priority)
-    return Request(
+    return BatchedSequence(
         id=name,
         prompt_ids=ids,
         output_tokens_max=output,
@@ -100,8 +100,8 @@ def _request(name: str, content: str, output: int, more: str) -> Request:
 
 
 def _value(text: str) -> Any:
-    if text in list(Policy):
-        return Policy(text)
+    if text in list(CapacityPolicy):
+        return CapacityPolicy(text)
     if text in ("True", "False"):
         return text == "True"
     return float(text) if "." in text else int(text)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from sidecar.call import Outcome, Timeline
 from sidecar.core.events import Action, Event
 from sidecar.core.invariants import InvariantError, Invariants
+from sidecar.core.request import Lane, Request
 from sidecar.core.scheduler import Scheduler
-from sidecar.core.work import Lane, Work
 
 
 class Checked:
@@ -29,8 +29,8 @@ class Checked:
         except (InvariantError, KeyError, AssertionError):
             self._found.append(f"after {type(event).__name__}: {traceback.format_exc(limit=-2)}")
 
-    def finished(self, work: Work, timeline: Timeline, outcome: Outcome) -> None:
-        del work, timeline, outcome
+    def finished(self, request: Request, timeline: Timeline, outcome: Outcome) -> None:
+        del request, timeline, outcome
 
     def check_idle(self) -> None:
         """Raise AssertionError if a promise was broken, or if a counter of an idle engine is not 0."""

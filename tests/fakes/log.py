@@ -7,10 +7,10 @@ import json
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
-from sidecar.core.work import EndReason, Work
+from sidecar.core.request import EndReason, Request
 from sidecar.offline.instance_fence import Occupant
 from sidecar.offline.item import Record
-from sidecar.offline.job_progress import JobKey, Tally, decoded
+from sidecar.offline.job_progress import JobKey, JobTally, decoded
 from sidecar.offline.kafka_errors import FencedError, LogError, PositionLostError, RecordRefusedError
 from sidecar.offline.kafka_opening import Outgoing
 from sidecar.offline.offsets import Committed
@@ -49,7 +49,7 @@ class FakeCluster:
         self.deaf = False  # fetches give nothing
         self.seeks_fail: deque[bool] = deque()  # used up one per seek
         self.fetches_fail: deque[bool] = deque()  # used up one per fetch that found something
-        self.fetch_steps = 1  # turns of the event loop before a fetch looks at its positions
+        self.fetch_steps = 1  # reserved dispatches of the event loop before a fetch looks at its positions
         self.logs: list[FakeLog] = []
         self.changed = asyncio.Event()  # something happened: look again
         for number in range(items):
@@ -92,7 +92,7 @@ class FakeCluster:
                 raise RecordRefusedError(f"topic {topic} takes no such record", topic, batch, too_large=long)
 
     def state(self, number: int = 0) -> Committed:
-        """What is durable of this partition."""
+        """What is committed of this partition."""
         return Committed.decode(*self.committed.get(number, (0, "")))
 
     def end(self, number: int = 0) -> int:
@@ -127,7 +127,7 @@ class FakeOpening:
     def __init__(self, cluster: FakeCluster, number: int) -> None:
         self.tainted = False
         self.state: Committed | None = None
-        self.tallies: dict[JobKey, Tally] = {}
+        self.tallies: dict[JobKey, JobTally] = {}
         self.bytes_max: Mapping[str, int] = dict(cluster.limits) if cluster.known_limits else {}
         self._cluster = cluster
         self._number = number
@@ -288,7 +288,7 @@ def generated(*ids: int, reason: EndReason = EndReason.END_ID, attempts: int = 1
         output_ids=ids or (7, 8, 2),
         reason=reason,
         engine="engine",
-        grants=1 + resumed,
+        dispatches=1 + resumed,
         resumed=resumed,
         attempts=attempts,
         queue_wait_s=0.5,
@@ -300,13 +300,13 @@ def generated(*ids: int, reason: EndReason = EndReason.END_ID, attempts: int = 1
 class FakeDriver:
     """Answers at once, unless a test gives it something else to do."""
 
-    def __init__(self, answer: Callable[[Work, TokenCall], Awaitable[Generated]] | None = None) -> None:
-        self.works: list[Work] = []
+    def __init__(self, answer: Callable[[Request, TokenCall], Awaitable[Generated]] | None = None) -> None:
+        self.requests: list[Request] = []
         self._answer = answer
 
-    async def generate(self, work: Work, call: TokenCall) -> Generated:
-        self.works.append(work)
+    async def generate(self, request: Request, call: TokenCall) -> Generated:
+        self.requests.append(request)
         if self._answer is not None:
-            return await self._answer(work, call)
+            return await self._answer(request, call)
         await asyncio.sleep(0)
         return generated()

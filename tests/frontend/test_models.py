@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.work import Lane, Work
+from sidecar.core.request import Lane, Request
 from sidecar.errors import BadRequestError, ModelRefusesError
 from sidecar.frontend.caller_request import parse
-from sidecar.frontend.models import Lengths, ScheduledModel, given_by, work_of
+from sidecar.frontend.models import RequestLengths, ScheduledModel, given_by, request_of
 from sidecar.triton import wire
 from tests.fakes.log import WordTokens
 
@@ -53,16 +53,16 @@ def share(request: Any, *names: str, size: int = 0) -> Any:
     return request
 
 
-def lengths(prompt: int, output: int, sequences: int = 1) -> Lengths:
-    return Lengths(prompt_tokens=prompt, output_tokens_max=output, sequences=sequences)
+def lengths(prompt: int, output: int, sequences: int = 1) -> RequestLengths:
+    return RequestLengths(prompt_tokens=prompt, output_tokens_max=output, sequences=sequences)
 
 
 def booked(
     request: Any, model: ScheduledModel = IDS, given: Mapping[str, str] | None = None, deadline_s: float = inf
-) -> Work:
+) -> Request:
     asked = parse(request)
     found = model.lengths(asked)
-    return work_of(asked, model, found, given or {}, work_id="o1", arrived_s=100.0, deadline_s=deadline_s)
+    return request_of(asked, model, found, given or {}, request_id="o1", arrived_s=100.0, deadline_s=deadline_s)
 
 
 def refusal(request: Any, model: ScheduledModel = IDS, given: Mapping[str, str] | None = None) -> str:

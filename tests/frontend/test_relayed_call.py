@@ -9,16 +9,22 @@ import pytest
 
 from sidecar.call import Timeline
 from sidecar.core.events import Dispatch, Ended, Failed, Lost, Stopped
-from sidecar.core.work import EndReason, GrantKind, Lane, Work
+from sidecar.core.request import DispatchKind, EndReason, Lane, Request
 from sidecar.frontend.caller_request import parse
-from sidecar.frontend.relayed_call import WholeCall
+from sidecar.frontend.relayed_call import RelayedCall
 from sidecar.frontend.statuses import Booked, CallerError
 from sidecar.triton import wire
 
 DISPATCH = Dispatch(
-    work_id="o1", engine="e0", slots=1, output_tokens=8, prompt_tokens=None, kind=GrantKind.ONLINE, queue_wait_s=0.0
+    request_id="o1",
+    engine="e0",
+    slots=1,
+    output_tokens=8,
+    prompt_tokens=None,
+    kind=DispatchKind.ONLINE,
+    queue_wait_s=0.0,
 )
-ENDED = Ended(work_id="o1", reason=EndReason.END_ID, output_tokens=1)
+ENDED = Ended(request_id="o1", reason=EndReason.END_ID, output_tokens=1)
 
 
 class Caller:
@@ -31,10 +37,10 @@ class Caller:
         message.parameters["x-lane"].string_param = lane.value
         if empty_final:
             message.parameters[wire.EMPTY_FINAL].bool_param = True
-        work = Work(id="o1", lane=lane, model="m", arrived_s=0.0, prompt_tokens=3, output_tokens_max=8)
+        request = Request(id="o1", lane=lane, model="m", arrived_s=0.0, prompt_tokens=3, output_tokens_max=8)
         self.responses: list[Any] = []
         self.ends: list[CallerError | None] = []
-        self.call = WholeCall(parse(message), "m", work, (), self._deliver, self._over, "7")
+        self.call = RelayedCall(parse(message), "m", request, (), self._deliver, self._over, "7")
 
     def _deliver(self, response: Any) -> None:
         answer = response.infer_response
@@ -78,7 +84,7 @@ def test_a_final_response_without_data_is_for_those_alone_who_asked_for_it(empty
 def test_offline_nothing_is_given_before_it_is_over_and_nothing_of_an_attempt_that_failed() -> None:
     caller = Caller(Lane.OFFLINE)
     caller.call.receive(ids(4))
-    caller.call.settled(Failed(work_id="o1", reason="INTERNAL: why", retryable=True), Timeline(0.0), over=False)
+    caller.call.settled(Failed(request_id="o1", reason="INTERNAL: why", retryable=True), Timeline(0.0), over=False)
     caller.call.receive(ids(5, 2, final=True))
     assert (caller.responses, caller.ends) == ([], [])
     caller.call.settled(ENDED, Timeline(0.0), over=True)
@@ -87,13 +93,13 @@ def test_offline_nothing_is_given_before_it_is_over_and_nothing_of_an_attempt_th
 
 def test_what_is_stopped_while_it_waits_ends_with_a_final_response_without_tokens() -> None:
     caller = Caller()
-    caller.call.settled(Stopped(work_id="o1", output_tokens=0), Timeline(0.0), over=True)
+    caller.call.settled(Stopped(request_id="o1", output_tokens=0), Timeline(0.0), over=True)
     assert (caller.responses, caller.ends) == ([("mine", (), True)], [None])
 
 
 def test_a_stream_that_broke_ends_with_its_error_and_no_response() -> None:
     caller = Caller()
-    caller.call.settled(Lost(work_id="o1"), Timeline(0.0), over=True)
+    caller.call.settled(Lost(request_id="o1"), Timeline(0.0), over=True)
     [error] = caller.ends
     assert caller.responses == []
     assert error is not None

@@ -13,7 +13,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from sidecar.frontend import rpc
-from sidecar.frontend.service import Online
+from sidecar.frontend.service import OnlineService
 from sidecar.settings.limits import MIB, LimitSettings
 from sidecar.telemetry import faults
 from sidecar.triton import wire
@@ -33,7 +33,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     async def begin(*_: object) -> None:
         raise KeyError(SECRET)
 
-    monkeypatch.setattr(Online, "begin", begin)
+    monkeypatch.setattr(OnlineService, "begin", begin)
 
 
 @pytest.mark.usefixtures("broken")

@@ -13,8 +13,8 @@ from tritonclient.grpc import service_pb2
 
 from sidecar.call import Outcome, Timeline
 from sidecar.core.events import Action, Arrived, Event
+from sidecar.core.request import Lane, Request
 from sidecar.core.settings import SchedulerSettings
-from sidecar.core.work import Lane, Work
 from sidecar.frontend import outbox
 from sidecar.frontend.models import ScheduledModel
 from sidecar.frontend.service import PARTS_MAX
@@ -39,16 +39,16 @@ def text_request(request_id: str, *, text: str = "hello", output: int = 4) -> An
 
 
 class Arrivals:
-    """A listener that keeps each work."""
+    """A listener that keeps each request."""
 
     def __init__(self) -> None:
-        self.works: list[Work] = []
+        self.requests: list[Request] = []
 
     def handled(self, _now_s: float, event: Event, _actions: Sequence[Action]) -> None:
         if isinstance(event, Arrived):
-            self.works.append(event.work)
+            self.requests.append(event.request)
 
-    def finished(self, _work: Work, _timeline: Timeline, _outcome: Outcome) -> None:
+    def finished(self, _request: Request, _timeline: Timeline, _outcome: Outcome) -> None:
         pass
 
 
@@ -373,7 +373,7 @@ async def test_a_request_may_state_its_own_objective(triton: FakeTriton, kind: s
         answer = sidecar.unary("ModelInfer", request, wire.InferResponse, metadata=(("ttft_objective_ms", "900"),))
         (await triton.next()).tokens(3, final=True)
         await answer
-    assert [work.ttft_objective_ms for work in arrivals.works] == [250.0]  # the parameter wins
+    assert [request.ttft_objective_ms for request in arrivals.requests] == [250.0]  # the parameter wins
 
 
 async def test_prompts_that_begin_alike_have_one_prefix_and_short_ones_none(triton: FakeTriton) -> None:
@@ -386,7 +386,7 @@ async def test_prompts_that_begin_alike_have_one_prefix_and_short_ones_none(trit
             (await triton.next()).text("so be it", final=True)
             await call.read()
         await call.done_writing()
-    keys = [work.prefix_key for work in arrivals.works]
+    keys = [request.prefix_key for request in arrivals.requests]
     assert keys[0] == keys[1] != keys[2]
     assert keys[3] == ""
 
@@ -545,7 +545,7 @@ async def test_every_one_of_many_requests_on_a_stream_gets_one_answer(triton: Fa
             await call.write(ids_request(f"r{number}"))
         await call.done_writing()
         refused = [await call.read() for _ in range(988)]
-        assert all("10 online works wait" in each.error_message for each in refused)
+        assert all("10 online requests wait" in each.error_message for each in refused)
         for request in running:
             request.tokens(1, final=True)
         for _ in range(10):
@@ -586,7 +586,7 @@ async def test_inputs_in_shared_memory_are_passed_on_as_they_are(triton: FakeTri
         assert list(reached.message.raw_input_contents) == list(request.raw_input_contents)
         reached.tokens(1, final=True)
         assert ids_of(await call.read()) == (1,)
-    assert [(work.prompt_tokens, work.output_tokens_max) for work in arrivals.works] == [(3, 61)]
+    assert [(request.prompt_tokens, request.output_tokens_max) for request in arrivals.requests] == [(3, 61)]
 
 
 async def test_with_triton_grpc_error_what_triton_could_not_take_is_answered_by_a_message(

@@ -6,12 +6,12 @@ import grpc
 import pytest
 
 from sidecar.core.events import DeadLetter, Ended, Failed, Lost, Reject, RejectReason
-from sidecar.core.work import EndReason
+from sidecar.core.request import EndReason
 from sidecar.frontend.statuses import Booked, CallerError, failed, internal, of_generation, refused
-from sidecar.token_call import WorkDeadError, WorkRejectedError
+from sidecar.token_call import RequestDeadError, RequestRejectedError
 
-MINE = Booked(work_id="o2", caller_id="mine")
-NAMELESS = Booked(work_id="o2", caller_id="")
+MINE = Booked(request_id="o2", caller_id="mine")
+NAMELESS = Booked(request_id="o2", caller_id="")
 
 
 @pytest.mark.parametrize(
@@ -21,11 +21,11 @@ NAMELESS = Booked(work_id="o2", caller_id="")
         ("[request id: pod-o2.17] no", NAMELESS, "[request id: <id_unknown>] no"),
         ("in ensemble 'e', [request id: pod-o2.1] no", MINE, "in ensemble 'e', [request id: mine] no"),
         ("[request id: pod-o22.1] no", MINE, "[request id: pod-o22.1] no"),
-        (r"[request id: o2.1] \1", Booked(work_id="o2", caller_id=r"\g<0>"), r"[request id: \g<0>] \1"),
+        (r"[request id: o2.1] \1", Booked(request_id="o2", caller_id=r"\g<0>"), r"[request id: \g<0>] \1"),
     ],
 )
 def test_an_engines_error_names_the_callers_id(text: str, booked: Booked, shown: str) -> None:
-    error = failed(Failed(work_id="o2", reason=f"INVALID_ARGUMENT: {text}", retryable=False), booked)
+    error = failed(Failed(request_id="o2", reason=f"INVALID_ARGUMENT: {text}", retryable=False), booked)
     assert error is not None
     assert (error.code, str(error)) == (grpc.StatusCode.INVALID_ARGUMENT, shown)
     dead = refused(DeadLetter(reason=f"INTERNAL: {text}", attempts=3), booked)
@@ -50,7 +50,7 @@ def test_what_triton_did_not_give_to_the_model_is_told_by_the_status_of_a_unary_
     text: str, ran: bool, code: str
 ) -> None:
     for error in (
-        failed(Failed(work_id="o2", reason=f"INTERNAL: {text}", retryable=False), MINE),
+        failed(Failed(request_id="o2", reason=f"INTERNAL: {text}", retryable=False), MINE),
         refused(DeadLetter(reason=f"INTERNAL: {text}", attempts=1), MINE),
     ):
         assert error is not None
@@ -58,11 +58,11 @@ def test_what_triton_did_not_give_to_the_model_is_told_by_the_status_of_a_unary_
 
 
 def test_a_broken_connection_names_the_callers_id() -> None:
-    error = failed(Lost(work_id="o2"), MINE)
+    error = failed(Lost(request_id="o2"), MINE)
     assert error is not None
     assert (error.code, error.ran) == (grpc.StatusCode.UNAVAILABLE, True)
     assert str(error).startswith("[request id: mine] ")
-    assert failed(Ended(work_id="o2", reason=EndReason.LENGTH, output_tokens=1), MINE) is None
+    assert failed(Ended(request_id="o2", reason=EndReason.LENGTH, output_tokens=1), MINE) is None
 
 
 @pytest.mark.parametrize("reason", RejectReason)
@@ -71,13 +71,13 @@ def test_what_the_scheduler_refuses_begins_as_tritons_errors_do(reason: RejectRe
     expired = reason is RejectReason.EXPIRED
     assert str(error) == f"[request id: mine] {'Request timeout expired: ' if expired else ''}no"
     assert error.ran is (reason in (RejectReason.EXPIRED, RejectReason.TOO_LARGE))
-    again = of_generation(WorkRejectedError(reason, "no", 2.0), MINE)
+    again = of_generation(RequestRejectedError(reason, "no", 2.0), MINE)
     assert str(again) == f"{error}; try again in 2 s"
     assert dict(again.trailing) == {"retry-after-ms": "2000"}
 
 
 def test_what_a_generation_raises_is_told_in_the_callers_words() -> None:
-    assert str(of_generation(WorkDeadError("INTERNAL: [request id: o2.1] no", 2), MINE)) == (
+    assert str(of_generation(RequestDeadError("INTERNAL: [request id: o2.1] no", 2), MINE)) == (
         "given up after 2 attempts: [request id: mine] no"
     )
     defect = of_generation(KeyError("a prompt"), MINE)

@@ -10,8 +10,8 @@ import grpc
 import grpc.aio
 import pytest
 
+from sidecar.core.request import Lane, Request
 from sidecar.core.settings import SchedulerSettings
-from sidecar.core.work import Lane, Work
 from sidecar.errors import BadRequestError
 from sidecar.frontend.caller_request import parse
 from sidecar.frontend.service import Stoppable
@@ -242,22 +242,22 @@ async def test_a_stop_that_the_engine_does_not_answer_gets_an_error(
     assert answer.error_message.startswith("[request id: mine] ")
 
 
-def work(work_id: str, tenant: str = "t", model: str = "m") -> Work:
-    return Work(
-        id=work_id, lane=Lane.ONLINE, model=model, arrived_s=0, prompt_tokens=1, output_tokens_max=1, tenant=tenant
+def request(request_id: str, tenant: str = "t", model: str = "m") -> Request:
+    return Request(
+        id=request_id, lane=Lane.ONLINE, model=model, arrived_s=0, prompt_tokens=1, output_tokens_max=1, tenant=tenant
     )
 
 
 def test_of_equal_ids_those_on_the_stops_own_connection_are_meant_first() -> None:
     stoppable = Stoppable()
-    for work_id, peer, tenant, model in (
+    for request_id, peer, tenant, model in (
         ("o1", "here", "t", "m"),
         ("o2", "here", "u", "m"),
         ("o3", "there", "t", "m"),
         ("o4", "there", "u", "m"),
         ("o5", "here", "t", "other"),
     ):
-        stoppable.add(Booked(work_id=work_id, caller_id="1"), peer, work(work_id, tenant, model))
+        stoppable.add(Booked(request_id=request_id, caller_id="1"), peer, request(request_id, tenant, model))
     assert stoppable.named("1", "here", "t", ["m"]) == ["o1", "o2"]
     assert stoppable.named("1", "nowhere", "t", ["m"]) == ["o1", "o3"]
     assert stoppable.named("1", "nowhere", "t", ["m", "other"]) == ["o1", "o3", "o5"]
@@ -267,8 +267,8 @@ def test_of_equal_ids_those_on_the_stops_own_connection_are_meant_first() -> Non
 def test_what_is_over_cannot_be_named_and_leaves_nothing_behind() -> None:
     stoppable = Stoppable()
     for caller_id in ("1", ""):
-        booked = Booked(work_id="o1", caller_id=caller_id)
-        stoppable.add(booked, "here", work("o1"))
+        booked = Booked(request_id="o1", caller_id=caller_id)
+        stoppable.add(booked, "here", request("o1"))
         stoppable.discard(booked)
         stoppable.discard(booked)
         assert stoppable.named(caller_id, "here", "t", ["m"]) == []

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from sidecar.inflight.profile import profile_named
 from sidecar.sim import policies, workloads
-from sidecar.sim.trial import Plan, run
+from sidecar.sim.simulation_run import RunPlan, run
 from tests.sim.test_whatif import record
 
 HERE = Path(__file__).parent
@@ -29,7 +29,7 @@ CASES = [f"{name} {slots} {seed}" for name, slots, seed in product(workloads.WOR
 def trace(case: str) -> str:
     """The hash of one run of our scheduler; `case` holds the workload, the slots and the seed."""
     name, slots, seed = case.split()
-    plan = Plan(workload=workloads.by_name(name), profile=PROFILE, slots=int(slots), hours=HOURS, seed=int(seed))
+    plan = RunPlan(workload=workloads.by_name(name), profile=PROFILE, slots=int(slots), hours=HOURS, seed=int(seed))
     return run(plan, policies.by_name("ours")).sha256
 
 

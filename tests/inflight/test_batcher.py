@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from sidecar.inflight.batch import BatcherSettings, End, Policy, Request, RequestError, Row, Step
+from sidecar.inflight.batch import BatchedSequence, BatcherSettings, CapacityPolicy, End, Iteration, RequestError, Row
 from sidecar.inflight.batcher import Batcher
 
 SETTINGS = BatcherSettings(max_batch_size=2, max_num_tokens=64, max_seq_len=256, kv_tokens_max=1024, tokens_per_block=8)
@@ -15,12 +15,12 @@ SETTINGS = BatcherSettings(max_batch_size=2, max_num_tokens=64, max_seq_len=256,
 
 def request(
     id_: str, prompt: int = 8, output: int = 4, ends_after: int | None = None, key: int | None = None
-) -> Request:
+) -> BatchedSequence:
     ids = (ord(id_[0]) if key is None else key,) * prompt
-    return Request(id=id_, prompt_ids=ids, output_tokens_max=output, ends_after=ends_after, output_key=ids[0])
+    return BatchedSequence(id=id_, prompt_ids=ids, output_tokens_max=output, ends_after=ends_after, output_key=ids[0])
 
 
-def planned(batcher: Batcher, now_s: float = 0.0) -> Step:
+def planned(batcher: Batcher, now_s: float = 0.0) -> Iteration:
     step = batcher.plan(now_s)
     assert step is not None
     return step
@@ -114,7 +114,7 @@ def test_an_output_that_the_model_has_no_room_for_is_lowered_without_a_word() ->
         (request("b"), "in flight already"),
     ],
 )
-def test_what_can_never_run_is_refused_with_its_numbers(wrong: Request, says: str) -> None:
+def test_what_can_never_run_is_refused_with_its_numbers(wrong: BatchedSequence, says: str) -> None:
     batcher = Batcher(SETTINGS)
     batcher.add(request("b"), 0.0)
     with pytest.raises(RequestError, match=says):
@@ -163,12 +163,12 @@ def check(batcher: Batcher) -> None:
     held = {block.index for row in batcher.rows.values() for block in row.blocks}
     assert batcher.pool.free == batcher.pool.blocks_max - len(held)
     assert batcher.active <= batcher.settings.max_batch_size
-    assert batcher._reserved >= 0 or batcher.settings.policy is Policy.MAX_UTILIZATION
+    assert batcher._reserved >= 0 or batcher.settings.policy is CapacityPolicy.MAX_UTILIZATION
 
 
-@pytest.mark.parametrize("policy", Policy)
+@pytest.mark.parametrize("policy", CapacityPolicy)
 @pytest.mark.parametrize("kv_tokens_max", [128, 256, 1024])
-def test_jumps_change_nothing(policy: Policy, kv_tokens_max: int) -> None:
+def test_jumps_change_nothing(policy: CapacityPolicy, kv_tokens_max: int) -> None:
     settings = replace(SETTINGS, max_batch_size=6, policy=policy, kv_tokens_max=kv_tokens_max)
     for seed in range(20):
         assert simulate(settings, seed, jump=True) == simulate(settings, seed, jump=False)

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from dev.broker import free_ports
-from dev.server import Server, serving
+from dev.server import SidecarProcess, serving
 from dev.triton import Triton, TritonSettings, running
 
 SLOTS = 8
@@ -35,7 +35,7 @@ def sidecar_settings(triton: Triton, **more: Any) -> dict[str, Any]:
 
 
 async def status_when(
-    sidecar: Server, holds: Callable[[dict[str, Any]], bool], timeout_s: float = 60
+    sidecar: SidecarProcess, holds: Callable[[dict[str, Any]], bool], timeout_s: float = 60
 ) -> dict[str, Any]:
     """The first status for which `holds`: asked again as soon as it is answered."""
     async with asyncio.timeout(timeout_s):
@@ -53,7 +53,7 @@ async def triton(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Trit
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def sidecar(triton: Triton, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+async def sidecar(triton: Triton, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SidecarProcess]:
     """The suite's sidecar, without Kafka, as a process of its own."""
     async with serving(Path(tmp_path_factory.mktemp("sidecar")), sidecar_settings(triton)) as server:
         yield server

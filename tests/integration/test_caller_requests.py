@@ -15,7 +15,7 @@ from tritonclient import grpc as sync_client
 from tritonclient.grpc import aio as aio_client
 from tritonclient.utils import shared_memory
 
-from dev.server import Server
+from dev.server import SidecarProcess
 from dev.triton import Triton
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE, stop_request, token_request
@@ -63,7 +63,7 @@ async def answers(address: str, *requests: Any, **options: Any) -> list[tuple[st
 
 
 async def test_a_stop_of_an_unknown_id_and_a_malformed_one_are_answered_as_direct(
-    sidecar: Server, triton: Triton
+    sidecar: SidecarProcess, triton: Triton
 ) -> None:
     malformed = stop_request("tensorrt_llm", "x")
     malformed.raw_input_contents[-1] = b"\1\1"
@@ -75,7 +75,7 @@ async def test_a_stop_of_an_unknown_id_and_a_malformed_one_are_answered_as_direc
         assert await answers(sidecar.listen, request) == direct
 
 
-async def test_a_stop_from_another_connection_ends_the_request_early(sidecar: Server) -> None:
+async def test_a_stop_from_another_connection_ends_the_request_early(sidecar: SidecarProcess) -> None:
     async with stream_to(sidecar.listen, timeout=10) as call, stream_to(sidecar.listen) as other:
         await call.write(long_request("elsewhere"))
         await call.read()
@@ -87,7 +87,7 @@ async def test_a_stop_from_another_connection_ends_the_request_early(sidecar: Se
 
 
 @pytest.mark.parametrize("request_id", ["mine", ""])
-async def test_errors_hold_the_callers_id_as_direct(sidecar: Server, triton: Triton, request_id: str) -> None:
+async def test_errors_hold_the_callers_id_as_direct(sidecar: SidecarProcess, triton: Triton, request_id: str) -> None:
     lacking = wire.InferRequest(model_name="tensorrt_llm", id=request_id)
     wire.add_tensor(lacking, "input_ids", "INT32", (5, 1), (1, 2))
     batch = token_request("tensorrt_llm", (5, 1), 3, request_id)
@@ -116,7 +116,7 @@ def tensor(name: str, values: Sequence[Any], datatype: str) -> Any:
     return found
 
 
-async def test_a_prompt_and_its_length_in_shared_memory_are_generated_from(sidecar: Server) -> None:
+async def test_a_prompt_and_its_length_in_shared_memory_are_generated_from(sidecar: SidecarProcess) -> None:
     ids, length = np.array([[5, 6, 1]], np.int32), np.array([[6]], np.int32)
     region = shared_memory.create_shared_memory_region("prompt", "/sidecar_test_prompt", ids.nbytes + length.nbytes)
     try:
@@ -148,7 +148,7 @@ async def test_a_prompt_and_its_length_in_shared_memory_are_generated_from(sidec
 
 @pytest.mark.parametrize("model", ["tensorrt_llm", "ensemble"])
 async def test_an_offline_call_gives_the_names_shapes_and_version_of_the_direct_one(
-    sidecar: Server, triton: Triton, model: str
+    sidecar: SidecarProcess, triton: Triton, model: str
 ) -> None:
     if model == "ensemble":
         inputs = [tensor("text_input", [b"the train to the coast"], "BYTES"), tensor("max_tokens", [40], "INT32")]
@@ -178,7 +178,7 @@ async def test_an_offline_call_gives_the_names_shapes_and_version_of_the_direct_
         assert offline.as_numpy(each.name).tolist() == direct.as_numpy(each.name).tolist()
 
 
-async def test_a_timeout_bounds_the_wait_for_a_slot_and_says_so_in_tritons_words(sidecar: Server) -> None:
+async def test_a_timeout_bounds_the_wait_for_a_slot_and_says_so_in_tritons_words(sidecar: SidecarProcess) -> None:
     async with asyncio.timeout(20), stream_to(sidecar.listen) as call:
         for number in range(8):
             await call.write(long_request(f"r{number}"))

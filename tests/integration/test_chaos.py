@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from dev.chaos import Options, run
+from dev.chaos import ChaosOptions, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 
 async def test_twenty_faults_lose_nothing_and_write_nothing_twice() -> None:
-    figures = await run(Options(faults=20, seed=7))
+    figures = await run(ChaosOptions(faults=20, seed=7))
     assert (figures["lost"], figures["duplicated"], figures["unfinished"]) == (0, 0, 0), figures
     assert min(figures["faults"].values()) >= 1
     assert sum(figures["faults"].values()) == 20

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from dev.fuzz import Deployment, Report, deployed, feed_items, feed_messages, footprint
+from dev.fuzz import FuzzTarget, Report, deployed, feed_items, feed_messages, footprint
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 COUNT = 20_000
@@ -16,7 +16,7 @@ GROWTH_MIB = 24.0  # of the second half of a feed: what a heap that was used twi
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
+async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FuzzTarget]:
     async with deployed(Path(tmp_path_factory.mktemp("fuzz"))) as running:
         yield running
         log = running.server.log.read_text(errors="replace")
@@ -31,7 +31,7 @@ def judge(reports: list[Report]) -> None:
         assert report.good_answered == report.good > 0
 
 
-async def test_no_odd_item_harms_another(deployment: Deployment) -> None:
+async def test_no_odd_item_harms_another(deployment: FuzzTarget) -> None:
     first = await feed_items(deployment, count=COUNT // 2, seed=11)
     half = await footprint(deployment.server)
     second = await feed_items(deployment, count=COUNT // 2, seed=12)
@@ -41,7 +41,7 @@ async def test_no_odd_item_harms_another(deployment: Deployment) -> None:
     assert whole.rss_mib <= half.rss_mib + GROWTH_MIB
 
 
-async def test_no_odd_message_harms_another(deployment: Deployment) -> None:
+async def test_no_odd_message_harms_another(deployment: FuzzTarget) -> None:
     first = await feed_messages(deployment, count=COUNT // 2, seed=21)
     half = await footprint(deployment.server)
     second = await feed_messages(deployment, count=COUNT // 2, seed=22)

@@ -35,10 +35,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from dev.broker import LocalKafka
 from dev.chaos import AUTHORIZED
 from dev.chaos_faults import USER
-from dev.checker import Verdict, check, is_finished
+from dev.checker import TopicCount, check, is_finished
 from dev.endtxn_proxy import FaultProxy, ProxyFaults
 from sidecar.cli.offsets import GroupActiveError, reset, show
-from sidecar.core.work import Work
+from sidecar.core.request import Request
 from sidecar.offline.broker_version import metadata_version, warning
 from sidecar.offline.kafka_errors import FencedError, LogError
 from sidecar.offline.kafka_opening import KafkaOpening, Outgoing
@@ -103,7 +103,7 @@ async def running(settings: OfflineSettings, tracing: Tracing | None = None) -> 
         await task
 
 
-async def finished(settings: OfflineSettings) -> Verdict:
+async def finished(settings: OfflineSettings) -> TopicCount:
     """What the independent checker counts, once every item is below the watermark."""
     servers, names = settings.bootstrap_servers, (settings.requests_topic, settings.results_topic)
     async with asyncio.timeout(TIMEOUT_S):
@@ -284,7 +284,7 @@ async def test_partitions_without_a_place_for_results_wait_until_they_have_one(
     await submit(settings, items(30), {})
     async with running(settings) as lane:
         await until_state(lane, lambda lane: lane.state_now.cause is Cause.PARTITION_MISSING and lane.stats.commits > 1)
-        await until_state(lane, lambda lane: lane.shares()[0].lag == 0)
+        await until_state(lane, lambda lane: lane.owned_partitions()[0].lag == 0)
         assert lane.state_now.phase is Phase.DEGRADED
         assert "topic inference.results has 1 partitions, narrow.requests has 3" in lane.state
         async with admin_of(kafka) as admin:
@@ -325,7 +325,9 @@ async def test_a_position_that_the_log_lost_waits_for_a_reset_which_heals_the_ru
         places = await show(settings)
         assert all("the log holds 2 to" in each.problem for each in places)
         await reset(settings, "earliest")
-        await until_state(lane, lambda lane: lane.state == "running" and all(s.lag == 0 for s in lane.shares()))
+        await until_state(
+            lane, lambda lane: lane.state == "running" and all(s.lag == 0 for s in lane.owned_partitions())
+        )
         assert lane.stats.executions == 30 - 2 * PARTITIONS
         with pytest.raises(GroupActiveError):
             await reset(settings, "earliest")
@@ -351,8 +353,8 @@ class LongTokens(WordTokens):
         return LONG if ids[0] == 77 else super().decode(ids)
 
 
-async def long_at_seven(work: Work, _call: TokenCall) -> Generated:
-    return generated(77 if f"/{7}#" in work.id else 78, 2)
+async def long_at_seven(request: Request, _call: TokenCall) -> Generated:
+    return generated(77 if f"/{7}#" in request.id else 78, 2)
 
 
 @pytest.mark.parametrize("told", ["at the start", "while it runs"])
@@ -366,7 +368,9 @@ async def test_a_result_that_its_topic_will_not_take_is_a_dead_letter_and_its_ne
             await admin.alter_configs([resource])
         lane = OfflineLane(settings, FakeDriver(long_at_seven), LongTokens(), {"tensorrt_llm": 2048}, seed=1)
         async with lane_runs(lane):
-            await until_state(lane, lambda lane: len(lane.shares()) == 3 and all(s.ready for s in lane.shares()))
+            await until_state(
+                lane, lambda lane: len(lane.owned_partitions()) == 3 and all(s.ready for s in lane.owned_partitions())
+            )
             if told == "while it runs":
                 await admin.alter_configs([resource])
             await submit(settings, items(60), {})
@@ -421,7 +425,7 @@ async def test_whatever_a_producer_can_write_ends_once_and_leaves_no_lag(kafka: 
             await producer.abort_transaction()
         begun_s = lane.now_s
         await until_state(lane, lambda lane: lane.now_s - begun_s > 5.0)  # longer than the watchdog's patience
-        await until_state(lane, lambda lane: all(share.lag == 0 for share in lane.shares()))
+        await until_state(lane, lambda lane: all(share.lag == 0 for share in lane.owned_partitions()))
         assert lane.state == "running"
     assert verdict.clean
     assert (verdict.results, verdict.dead) == (9, 2)
@@ -616,12 +620,12 @@ async def test_an_owner_that_was_replaced_is_fenced_and_leaves_nothing(kafka: Lo
 async def test_the_abort_fence_leaves_no_record_that_a_reader_sees(kafka: LocalKafka, tmp_path: Path) -> None:
     settings = replace(await topics(kafka, tmp_path, "abort"), abort_fence=True)
     before = await opened(settings)
-    await before.commit([result(settings, "a")], Committed(watermark=4, high=6, holes=(4,)))
+    await before.commit([result(settings, "a")], Committed(watermark=4, high=6, gaps=(4,)))
     fencing = await opened(settings)
     await fencing.commit([result(settings, "b")], Committed(watermark=6, high=6))
     for each in (before, fencing):
         await each.close()
-    assert fencing.state == Committed(watermark=4, high=6, holes=(4,))
+    assert fencing.state == Committed(watermark=4, high=6, gaps=(4,))
     assert [each.value for each in await records(settings, settings.results_topic, 2)] == [b"a", b"b"]
 
 
@@ -655,7 +659,7 @@ async def test_of_two_processes_with_one_instance_id_the_newcomer_waits_and_the_
     holder, newcomer = (OfflineLane(settings, FakeDriver(), WordTokens(), {"tensorrt_llm": 2048}) for _ in range(2))
     async with asyncio.TaskGroup() as tasks:
         first = tasks.create_task(holder.run(), name="holder")
-        await until_state(holder, lambda lane: lane.state == "running" and len(lane.shares()) == PARTITIONS)
+        await until_state(holder, lambda lane: lane.state == "running" and len(lane.owned_partitions()) == PARTITIONS)
         rebalances = holder.stats.rebalances
         second = tasks.create_task(newcomer.run(), name="newcomer")
         await until_state(newcomer, lambda lane: lane.state.endswith("each process needs its own"))
@@ -677,12 +681,12 @@ async def test_a_process_that_was_killed_is_back_before_its_session_is_over(kafk
     settings = await topics(kafka, tmp_path, "again", instance_id="again", session_timeout_s=25.0)
     killed = OfflineLane(settings, FakeDriver(), WordTokens(), {"tensorrt_llm": 2048})
     task = asyncio.create_task(killed.run(), name="killed")
-    await until_state(killed, lambda lane: lane.state == "running" and len(lane.shares()) == PARTITIONS)
+    await until_state(killed, lambda lane: lane.state == "running" and len(lane.owned_partitions()) == PARTITIONS)
     task.cancel()
     await asyncio.wait([task])
     begun_s = killed.now_s
     async with running(settings) as lane:
-        await until_state(lane, lambda lane: len(lane.shares()) == PARTITIONS)
+        await until_state(lane, lambda lane: len(lane.owned_partitions()) == PARTITIONS)
         assert lane.now_s - begun_s < 15.0
 
 

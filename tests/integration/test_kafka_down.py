@@ -10,7 +10,7 @@ import pytest
 from tritonclient.grpc import aio as aio_client
 
 from dev.broker import LocalKafka
-from dev.server import Server, serving
+from dev.server import SidecarProcess, serving
 from dev.triton import Triton
 from sidecar.offline.submit import submit
 from sidecar.settings.offline import OfflineSettings
@@ -20,7 +20,7 @@ from tests.integration.test_tritonclient import text_inputs
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
 
-async def online_answers(sidecar: Server) -> bool:
+async def online_answers(sidecar: SidecarProcess) -> bool:
     async with aio_client.InferenceServerClient(sidecar.listen) as client:
         result = await client.infer(
             "ensemble", text_inputs("the train to the coast", 4, stream=False), client_timeout=20
@@ -28,8 +28,8 @@ async def online_answers(sidecar: Server) -> bool:
     return bool(result.as_numpy("text_output")[0])
 
 
-async def offline_when(sidecar: Server, done: int, state: str) -> dict[str, Any]:
-    """The lane's part of the status once so many items are durable and the state begins like this."""
+async def offline_when(sidecar: SidecarProcess, done: int, state: str) -> dict[str, Any]:
+    """The lane's part of the status once so many items are committed and the state begins like this."""
 
     def holds(status: dict[str, Any]) -> bool:
         lane = status["offline"]

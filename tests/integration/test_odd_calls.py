@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 from tritonclient.grpc import service_pb2
 
-from dev.server import Server, serving
+from dev.server import SidecarProcess, serving
 from dev.triton import Triton, TritonSettings
 from sidecar.frontend.passthrough import PASSED_THROUGH
 from sidecar.triton import wire
@@ -70,27 +70,27 @@ def preprocessing(request_id: str, text: bytes) -> bytes:
 @pytest.mark.parametrize("raw", [GARBAGE, b"", service_pb2.ModelReadyRequest(name="a\nb").SerializeToString()])
 @pytest.mark.parametrize("method", [*PASSED_THROUGH, "ModelInfer"])
 async def test_odd_bytes_are_answered_as_triton_answers_them(
-    triton: Triton, sidecar: Server, method: str, raw: bytes
+    triton: Triton, sidecar: SidecarProcess, method: str, raw: bytes
 ) -> None:
     assert await unary(sidecar.listen, method, raw) == await unary(triton.target, method, raw)
 
 
 async def test_what_comes_before_an_unreadable_message_is_served_and_the_end_is_no_success(
-    triton: Triton, sidecar: Server
+    triton: Triton, sidecar: SidecarProcess
 ) -> None:
     messages = (generation("a"), GARBAGE, generation("b"))
     assert await stream(triton.target, *messages) == (["a"], grpc.StatusCode.OK, "")
     assert await stream(sidecar.listen, *messages) == (["a"], grpc.StatusCode.INTERNAL, "Unable to parse request")
 
 
-async def test_the_error_of_a_model_that_is_not_scheduled_is_tritons(triton: Triton, sidecar: Server) -> None:
+async def test_the_error_of_a_model_that_is_not_scheduled_is_tritons(triton: Triton, sidecar: SidecarProcess) -> None:
     bad, good = preprocessing("bad", b"\xff\xff"), preprocessing("good", b"hello")
     for messages in ((bad,), (bad, good), (UNKNOWN_MODEL,)):
         assert await stream(sidecar.listen, *messages) == await stream(triton.target, *messages)
 
 
 async def test_a_model_that_fails_ends_the_stream_if_the_caller_asked_for_that_and_this_triton_survives_it(
-    triton: Triton, sidecar: Server
+    triton: Triton, sidecar: SidecarProcess
 ) -> None:
     restarts = triton.restarts
     for _ in range(10):  # Triton 2.51 itself dies of the second to fourth
@@ -121,7 +121,7 @@ async def test_a_hung_and_a_dead_triton_are_unavailable_at_once(tmp_path: Path) 
         await server.stop()
 
 
-async def _all_unavailable(sidecar: Server) -> None:
+async def _all_unavailable(sidecar: SidecarProcess) -> None:
     async with asyncio.timeout(5):
         errors, code, _ = await stream(sidecar.listen, *(generation(str(number)) for number in range(20)))
         assert (len(errors), code) == (20, grpc.StatusCode.OK)

@@ -12,7 +12,7 @@ from tritonclient.grpc import aio as grpc
 from tritonclient.utils import InferenceServerException
 
 from dev.load import text_inputs
-from dev.server import Server, serving
+from dev.server import SidecarProcess, serving
 from dev.triton import Triton
 from tests.integration.conftest import sidecar_settings
 
@@ -29,7 +29,7 @@ async def run(*arguments: str) -> tuple[int | None, str]:
     return process.returncode, output.decode()
 
 
-async def test_status_shows_the_slots_of_a_running_sidecar(sidecar: Server) -> None:
+async def test_status_shows_the_slots_of_a_running_sidecar(sidecar: SidecarProcess) -> None:
     code, output = await run("status", "--http", sidecar.http)
     assert code == 0
     assert "serving" in output

@@ -17,7 +17,7 @@ import yaml
 from tritonclient.grpc import aio as aio_client
 from tritonclient.grpc import service_pb2
 
-from dev.server import Server, serving
+from dev.server import SidecarProcess, serving
 from dev.triton import Triton, TritonSettings, running
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE, token_request
@@ -43,7 +43,7 @@ async def restricted(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def guarded(restricted: Triton, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+async def guarded(restricted: Triton, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SidecarProcess]:
     """A sidecar with both keys, one written in the settings and one in a file."""
     directory = Path(tmp_path_factory.mktemp("sidecar"))
     (directory / "admin").write_text(f"{KEY}\n")
@@ -66,7 +66,7 @@ def infer(channel: grpc.aio.Channel, *metadata: tuple[str, str], output: int = 4
     return ask(token_request("tensorrt_llm", (5, 6, 7), output, "mine").SerializeToString(), metadata=metadata)
 
 
-async def test_a_caller_with_the_key_is_served_in_both_lanes(guarded: Server) -> None:
+async def test_a_caller_with_the_key_is_served_in_both_lanes(guarded: SidecarProcess) -> None:
     async with grpc.aio.insecure_channel(guarded.listen) as channel:
         for lane in ("online", "offline"):
             answer = await infer(channel, (USER, "hello"), ("x-lane", lane))
@@ -75,7 +75,9 @@ async def test_a_caller_with_the_key_is_served_in_both_lanes(guarded: Server) ->
 
 
 @pytest.mark.parametrize("lane", ["online", "offline"])
-async def test_a_caller_without_the_key_hears_what_triton_says_and_gains_nothing(guarded: Server, lane: str) -> None:
+async def test_a_caller_without_the_key_hears_what_triton_says_and_gains_nothing(
+    guarded: SidecarProcess, lane: str
+) -> None:
     async with grpc.aio.insecure_channel(guarded.listen) as channel:
         for keys in ((), ((USER, "guessed"),), ((ADMIN, KEY),)):
             code, details = await refusal(infer(channel, *keys, ("x-lane", lane)))
@@ -84,7 +86,7 @@ async def test_a_caller_without_the_key_hears_what_triton_says_and_gains_nothing
         assert (await infer(channel, (USER, "hello"))).id == "mine"  # the engine is up all the while
 
 
-async def test_the_sidecars_own_key_checks_requests_and_passes_no_call(guarded: Server) -> None:
+async def test_the_sidecars_own_key_checks_requests_and_passes_no_call(guarded: SidecarProcess) -> None:
     async with grpc.aio.insecure_channel(guarded.listen) as channel:
         request = token_request("tensorrt_llm", (5,), 4, "mine")
         wire.add_tensor(request, "temprature", "FP32", (0.5,), (1, 1))
@@ -97,7 +99,7 @@ async def test_the_sidecars_own_key_checks_requests_and_passes_no_call(guarded: 
         assert await config(message, metadata=((ADMIN, KEY),))
 
 
-async def test_a_caller_who_goes_away_is_stopped_with_the_sidecars_key(guarded: Server) -> None:
+async def test_a_caller_who_goes_away_is_stopped_with_the_sidecars_key(guarded: SidecarProcess) -> None:
     async with grpc.aio.insecure_channel(guarded.listen) as channel:
         call = infer(channel, (USER, "hello"), output=1500)
         while not (await guarded.status())["in_flight"]:

@@ -15,7 +15,7 @@ from tritonclient import grpc as sync_client
 from tritonclient.grpc import aio as aio_client
 from tritonclient.utils import InferenceServerException
 
-from dev.server import Server
+from dev.server import SidecarProcess
 from dev.triton import Triton
 from tests.integration.conftest import status_when
 
@@ -57,12 +57,12 @@ async def requests_of(*requests: dict[str, Any], until: asyncio.Event | None = N
         await until.wait()
 
 
-async def idle(sidecar: Server) -> dict[str, Any]:
+async def idle(sidecar: SidecarProcess) -> dict[str, Any]:
     """The status once nothing is in flight any more."""
     return await status_when(sidecar, lambda status: status["in_flight"] == 0, timeout_s=10)
 
 
-async def test_the_aio_client_streams_text_token_by_token(sidecar: Server) -> None:
+async def test_the_aio_client_streams_text_token_by_token(sidecar: SidecarProcess) -> None:
     async with aio_client.InferenceServerClient(sidecar.listen) as client:
         request = {"model_name": "ensemble", "inputs": text_inputs("the train to the coast", 12), "request_id": "t1"}
         texts = []
@@ -74,7 +74,7 @@ async def test_the_aio_client_streams_text_token_by_token(sidecar: Server) -> No
     assert "".join(texts).split()
 
 
-async def test_nvidias_end_to_end_client_reads_a_text_and_its_figures(sidecar: Server, triton: Triton) -> None:
+async def test_nvidias_end_to_end_client_reads_a_text_and_its_figures(sidecar: SidecarProcess, triton: Triton) -> None:
     """As end_to_end_grpc_client.py of tensorrtllm_backend does: the text is `output[0]`, each figure `[0][0]`."""
     inputs = [*text_inputs("the train to the coast", 6, stream=False), tensor("return_perf_metrics", [True], "BOOL")]
     figures = ("kv_cache_reused_blocks", "last_token_time_ns", "acceptance_rate", "total_draft_tokens")
@@ -88,7 +88,7 @@ async def test_nvidias_end_to_end_client_reads_a_text_and_its_figures(sidecar: S
                 assert [len(result.as_numpy(name)[0]) for name in figures] == [1, 1, 1, 1]
 
 
-async def test_a_text_has_the_same_shape_in_both_lanes(sidecar: Server) -> None:
+async def test_a_text_has_the_same_shape_in_both_lanes(sidecar: SidecarProcess) -> None:
     async with aio_client.InferenceServerClient(sidecar.listen) as client:
         inputs = text_inputs("the train to the coast", 6, stream=False)
         online = await client.infer("ensemble", inputs)
@@ -96,7 +96,7 @@ async def test_a_text_has_the_same_shape_in_both_lanes(sidecar: Server) -> None:
     assert online.as_numpy("text_output").shape == offline.as_numpy("text_output").shape == (1,)
 
 
-async def test_the_sync_client_streams_ids_token_by_token(sidecar: Server) -> None:
+async def test_the_sync_client_streams_ids_token_by_token(sidecar: SidecarProcess) -> None:
     def stream() -> list[tuple[str, list[int], bool]]:
         answers: queue.Queue[Any] = queue.Queue()
         found = []
@@ -119,7 +119,7 @@ async def test_the_sync_client_streams_ids_token_by_token(sidecar: Server) -> No
     assert [final for _, _, final in answers] == [False] * (len(answers) - 1) + [True]
 
 
-async def test_ids_through_the_sidecar_are_those_of_the_engine_itself(sidecar: Server, triton: Triton) -> None:
+async def test_ids_through_the_sidecar_are_those_of_the_engine_itself(sidecar: SidecarProcess, triton: Triton) -> None:
     async def generated(address: str) -> list[int]:
         request = {"model_name": "tensorrt_llm", "inputs": ids_inputs([7, 8, 9, END_OF_PROMPT], 16)}
         async with aio_client.InferenceServerClient(address) as client:
@@ -132,14 +132,14 @@ async def test_ids_through_the_sidecar_are_those_of_the_engine_itself(sidecar: S
     assert await generated(sidecar.listen) == await generated(triton.target)
 
 
-async def test_unary_infer_works_although_the_models_are_decoupled(sidecar: Server) -> None:
+async def test_unary_infer_works_although_the_models_are_decoupled(sidecar: SidecarProcess) -> None:
     async with aio_client.InferenceServerClient(sidecar.listen) as client:
         whole = await client.infer("ensemble", text_inputs("hello there", 10, stream=False))
         joined = await client.infer("ensemble", text_inputs("hello there", 10, stream=True))
     assert whole.as_numpy("text_output").ravel()[0] == joined.as_numpy("text_output").ravel()[0] != b""
 
 
-async def test_the_offline_lane_answers_with_the_same_text_in_one_piece(sidecar: Server) -> None:
+async def test_the_offline_lane_answers_with_the_same_text_in_one_piece(sidecar: SidecarProcess) -> None:
     inputs = text_inputs("the train to the coast", 24, stream=False)
     async with aio_client.InferenceServerClient(sidecar.listen) as client:
         online = await client.infer("ensemble", inputs)
@@ -148,7 +148,7 @@ async def test_the_offline_lane_answers_with_the_same_text_in_one_piece(sidecar:
     assert text.strip() == online.as_numpy("text_output").ravel()[0].decode().strip() != ""
 
 
-async def test_one_bad_request_of_a_stream_leaves_its_neighbour_alone(sidecar: Server) -> None:
+async def test_one_bad_request_of_a_stream_leaves_its_neighbour_alone(sidecar: SidecarProcess) -> None:
     bad = {"model_name": "tensorrt_llm", "inputs": ids_inputs([5, END_OF_PROMPT], 4)[:2], "request_id": "bad"}
     good = {"model_name": "tensorrt_llm", "inputs": ids_inputs([5, END_OF_PROMPT], 4), "request_id": "good"}
     errors, answered = [], set()
@@ -163,7 +163,9 @@ async def test_one_bad_request_of_a_stream_leaves_its_neighbour_alone(sidecar: S
     assert "request_output_len" in errors[0]
 
 
-async def test_cancelling_frees_the_engines_slot_long_before_the_output_would_have_ended(sidecar: Server) -> None:
+async def test_cancelling_frees_the_engines_slot_long_before_the_output_would_have_ended(
+    sidecar: SidecarProcess,
+) -> None:
     request = {"model_name": "ensemble", "inputs": text_inputs("<|offline|>go on", LONG, min_tokens=LONG)}
     async with aio_client.InferenceServerClient(sidecar.listen) as client:
         responses = client.stream_infer(requests_of(request))
@@ -174,7 +176,7 @@ async def test_cancelling_frees_the_engines_slot_long_before_the_output_would_ha
     assert (await idle(sidecar))["engines"]["e0"]["slots_draining"] == 0
 
 
-async def test_the_callers_deadline_frees_the_engines_slot(sidecar: Server) -> None:
+async def test_the_callers_deadline_frees_the_engines_slot(sidecar: SidecarProcess) -> None:
     async with aio_client.InferenceServerClient(sidecar.listen) as client:
         inputs = ids_inputs([5, END_OF_PROMPT], LONG, min_tokens=LONG)
         with pytest.raises(InferenceServerException, match="Deadline"):
@@ -182,7 +184,7 @@ async def test_the_callers_deadline_frees_the_engines_slot(sidecar: Server) -> N
     await idle(sidecar)
 
 
-async def test_a_wrong_datatype_is_an_invalid_argument_that_names_the_tensor(sidecar: Server) -> None:
+async def test_a_wrong_datatype_is_an_invalid_argument_that_names_the_tensor(sidecar: SidecarProcess) -> None:
     inputs = [*ids_inputs([5, END_OF_PROMPT], 4)[:2], tensor("request_output_len", [True], "BOOL")]
     async with aio_client.InferenceServerClient(sidecar.listen) as client:
         with pytest.raises(InferenceServerException, match="request_output_len") as raised:
@@ -190,28 +192,28 @@ async def test_a_wrong_datatype_is_an_invalid_argument_that_names_the_tensor(sid
     assert raised.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
-async def test_a_text_too_long_for_the_model_is_refused_with_both_numbers(sidecar: Server) -> None:
+async def test_a_text_too_long_for_the_model_is_refused_with_both_numbers(sidecar: SidecarProcess) -> None:
     async with aio_client.InferenceServerClient(sidecar.listen) as client:
         with pytest.raises(InferenceServerException, match=r"prompt \(\d+ tokens\) and max_tokens \(2040\)") as raised:
             await client.infer("ensemble", text_inputs("one two three four five six seven eight nine", 2040))
     assert raised.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
-async def test_an_unknown_model_is_not_found(sidecar: Server) -> None:
+async def test_an_unknown_model_is_not_found(sidecar: SidecarProcess) -> None:
     async with aio_client.InferenceServerClient(sidecar.listen) as client:
         with pytest.raises(InferenceServerException, match="unknown model") as raised:
             await client.infer("no-such-model", ids_inputs([5, END_OF_PROMPT], 4))
     assert raised.value.status() == "StatusCode.NOT_FOUND"
 
 
-async def test_a_model_that_is_not_scheduled_passes_through(sidecar: Server) -> None:
+async def test_a_model_that_is_not_scheduled_passes_through(sidecar: SidecarProcess) -> None:
     inputs = [tensor("QUERY", [b"hello there"], "BYTES"), tensor("REQUEST_OUTPUT_LEN", [5], "INT32")]
     async with aio_client.InferenceServerClient(sidecar.listen) as client:
         result = await client.infer("preprocessing", inputs)
     assert result.as_numpy("INPUT_ID").size > 1
 
 
-async def test_the_other_methods_answer_as_triton_does(sidecar: Server, triton: Triton) -> None:
+async def test_the_other_methods_answer_as_triton_does(sidecar: SidecarProcess, triton: Triton) -> None:
     async with (
         aio_client.InferenceServerClient(sidecar.listen) as through,
         aio_client.InferenceServerClient(triton.target) as direct,
@@ -240,14 +242,14 @@ async def test_the_other_methods_answer_as_triton_does(sidecar: Server, triton: 
         assert str(refused_too.value) == str(refused.value)
 
 
-async def test_the_standard_health_check_says_serving(sidecar: Server) -> None:
+async def test_the_standard_health_check_says_serving(sidecar: SidecarProcess) -> None:
     async with grpc.aio.insecure_channel(sidecar.listen) as channel:
         stub: Any = health_pb2_grpc.HealthStub  # untyped
         answer = await stub(channel).Check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_the_callers_stop_request_ends_its_own_stream_early(sidecar: Server) -> None:
+async def test_the_callers_stop_request_ends_its_own_stream_early(sidecar: SidecarProcess) -> None:
     started = asyncio.Event()
 
     async def requests() -> AsyncIterator[dict[str, Any]]:

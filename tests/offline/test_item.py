@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from sidecar.core.work import EndReason
+from sidecar.core.request import EndReason
 from sidecar.offline.item import (
     DeadItemError,
     DeadReason,

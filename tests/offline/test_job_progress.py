@@ -11,10 +11,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from sidecar.core.deadlines import Verdict
+from sidecar.core.deadlines import JobVerdict
+from sidecar.core.request import Request
 from sidecar.core.snapshot import JobSnapshot
-from sidecar.core.work import Work
-from sidecar.offline.job_progress import Outlook, Tally, counted, decoded, outlook
+from sidecar.offline.job_progress import JobTally, Outlook, counted, decoded, outlook
 from sidecar.offline.kafka_opening import Outgoing
 from sidecar.offline.lane import OfflineLane
 from sidecar.settings.offline import OfflineSettings
@@ -35,7 +35,7 @@ def job(**fields: Any) -> JobSnapshot:
         "tenant": "acme",
         "job": "nightly",
         "items": 10,
-        "verdict": Verdict.ON_TIME,
+        "verdict": JobVerdict.ON_TIME,
         "deadline_in_s": 150.0,
         "eta_p50_s": 100.0,
         "eta_p90_s": 120.0,
@@ -78,7 +78,7 @@ def last(cluster: FakeCluster, number: int = 0) -> dict[str, Any]:
     return value
 
 
-async def never(_work: Work, _call: TokenCall) -> Generated:
+async def never(_request: Request, _call: TokenCall) -> Generated:
     await asyncio.Event().wait()
     raise AssertionError("nobody sets it")
 
@@ -90,7 +90,7 @@ async def test_the_counts_are_exact_whatever_becomes_of_a_commit(faults: list[st
     cluster.faults.extend(faults)
     async with running(lane(cluster, pending_max=20)):
         await until(cluster, cluster.everything_once)
-    assert decoded(cluster.progress()) == {NIGHTLY: Tally(done=120, dead=1)}
+    assert decoded(cluster.progress()) == {NIGHTLY: JobTally(done=120, dead=1)}
     assert (last(cluster)["done"], last(cluster)["dead"], last(cluster)["waiting"]) == (120, 1, 0)
 
 
@@ -107,13 +107,13 @@ async def test_the_next_owner_goes_on_counting_where_the_last_one_ended() -> Non
 
 async def test_a_risk_is_told_although_nothing_has_ended() -> None:
     cluster = of_job(3)
-    verdicts = [Verdict.ON_TIME]
+    verdicts = [JobVerdict.ON_TIME]
     async with running(lane(cluster, FakeDriver(never), lambda: (job(items=3, verdict=verdicts[-1]),))):
         await until(cluster, lambda: len(cluster.logs) == 1 and bool(cluster.committed))
         assert cluster.progress() == []  # on time: nothing has happened that anybody has to know
-        verdicts.append(Verdict.AT_RISK)
+        verdicts.append(JobVerdict.AT_RISK)
         await until(cluster, lambda: bool(cluster.progress()))
-        verdicts.append(Verdict.ON_TIME)
+        verdicts.append(JobVerdict.ON_TIME)
         await until(cluster, lambda: len(cluster.progress()) == 2)
     told = [json.loads(value) for _, value in cluster.progress()]
     assert [(each["at_risk"], each["verdict"], each["waiting"]) for each in told] == [
@@ -136,7 +136,7 @@ async def test_what_is_not_read_yet_is_nobodys_where_jobs_are_mixed() -> None:
     for number in range(40):
         headers = [("x-tenant", b"acme"), ("x-job", b"nightly" if number % 2 else b"weekly")]
         cluster.produce(b'{"id": "x", "prompt": "a", "max_tokens": 4}', headers=headers)
-    risky = (job(verdict=Verdict.AT_RISK),)
+    risky = (job(verdict=JobVerdict.AT_RISK),)
     async with running(lane(cluster, FakeDriver(never), lambda: risky, pending_max=10)):
         await until(cluster, lambda: bool(cluster.progress()))
     assert (last(cluster)["waiting"], last(cluster)["eta_p90_s"]) == (5, 120.0)
@@ -151,7 +151,7 @@ async def test_items_without_a_job_are_not_told() -> None:
 
 def test_a_job_on_two_models_ends_with_the_later_one() -> None:
     found = outlook((job(eta_p90_s=20.0), job(model="small", eta_p90_s=90.0), job(job="other")), NIGHTLY, 0)
-    assert (found.eta_p90_s, found.verdict) == (90.0, Verdict.ON_TIME)
+    assert (found.eta_p90_s, found.verdict) == (90.0, JobVerdict.ON_TIME)
 
 
 def test_a_job_that_nobody_knows_has_no_outlook() -> None:
@@ -160,7 +160,7 @@ def test_a_job_that_nobody_knows_has_no_outlook() -> None:
 
 def test_a_tombstone_begins_a_job_anew() -> None:
     key, value = b'["acme","nightly",0]', b'{"done": 5, "dead": 1, "at_risk": false}'
-    assert decoded([(key, value)]) == {NIGHTLY: Tally(done=5, dead=1)}
+    assert decoded([(key, value)]) == {NIGHTLY: JobTally(done=5, dead=1)}
     assert decoded([(key, value), (key, None)]) == {}
 
 
@@ -182,7 +182,7 @@ FOREIGN: list[tuple[bytes | None, bytes | None]] = [
 
 def test_what_others_wrote_on_the_progress_topic_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     ours = (b'["acme","nightly",0]', b'{"done": 3, "dead": 1, "at_risk": false, "more": null}')
-    assert decoded([*FOREIGN, ours, *FOREIGN]) == {NIGHTLY: Tally(done=3, dead=1)}
+    assert decoded([*FOREIGN, ours, *FOREIGN]) == {NIGHTLY: JobTally(done=3, dead=1)}
     assert "24 records that are no job's counts" in caplog.text
 
 
@@ -198,7 +198,7 @@ async def test_a_foreign_record_on_the_progress_topic_stops_no_partition() -> No
 
 
 def test_what_a_commit_tells_is_counted_from_what_ended_and_from_nothing_else() -> None:
-    class Counting(dict[tuple[str, str], Tally]):
+    class Counting(dict[tuple[str, str], JobTally]):
         def __iter__(self) -> Iterator[tuple[str, str]]:
             raise AssertionError("a topic may hold the counts of a million jobs")
 
@@ -209,9 +209,9 @@ def test_what_a_commit_tells_is_counted_from_what_ended_and_from_nothing_else() 
             return iter(self)
 
     record = of_job(1).records[0][0]
-    tallies = Counting({NIGHTLY: Tally(done=5), ("acme", "other"): Tally(dead=1)})
-    assert counted(tallies, [(record, True), (record, False)], {}) == {NIGHTLY: Tally(done=6, dead=1)}
+    tallies = Counting({NIGHTLY: JobTally(done=5), ("acme", "other"): JobTally(dead=1)})
+    assert counted(tallies, [(record, True), (record, False)], {}) == {NIGHTLY: JobTally(done=6, dead=1)}
     assert counted(tallies, [], {("acme", "other"): Outlook(at_risk=True)}) == {
-        ("acme", "other"): Tally(dead=1, at_risk=True)
+        ("acme", "other"): JobTally(dead=1, at_risk=True)
     }
     assert counted(tallies, [], {("acme", "other"): Outlook()}) == {}

@@ -38,7 +38,7 @@ from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings
 from tests.offline import test_header_names
 
 SOURCE = TopicPartition("inference.requests", 3)
-STATE = Committed(watermark=5, high=9, holes=(5, 7))
+STATE = Committed(watermark=5, high=9, gaps=(5, 7))
 RESULT = Outgoing(topic="inference.results", key=b"k", value=b"v", headers=(("h", b"1"),))
 BEGUN = ["start", "begin", ("offsets", {SOURCE: OffsetAndMetadata(0, "")}, "g"), "abort", "read"]  # each opening
 
@@ -148,7 +148,7 @@ async def test_the_epoch_belongs_to_the_partition_not_to_the_process(opened: Ope
     assert options["transactional_id"] == "sidecar.g.inference.requests.3"
 
 
-async def test_one_transaction_holds_the_records_and_the_offset_with_its_holes(opened: Opened) -> None:
+async def test_one_transaction_holds_the_records_and_the_offset_with_its_gaps(opened: Opened) -> None:
     opening, calls = opened()
     await opening.start()
     await opening.commit([RESULT], STATE)
@@ -244,8 +244,8 @@ async def test_the_abort_fence_writes_and_aborts_markers_of_its_own(opened: Open
 async def test_metadata_beyond_the_brokers_limit_are_never_sent(opened: Opened) -> None:
     opening, calls = opened()
     await opening.start()
-    many = Committed(watermark=0, high=20_000, holes=tuple(range(0, 20_000, 4)))
-    with pytest.raises(AssertionError, match="5000 holes"):
+    many = Committed(watermark=0, high=20_000, gaps=tuple(range(0, 20_000, 4)))
+    with pytest.raises(AssertionError, match="5000 gaps"):
         await opening.commit([], many)
     assert calls == BEGUN
 
@@ -270,12 +270,12 @@ async def test_a_fetch_of_no_partition_is_refused_because_aiokafka_would_read_it
     [
         (Committed(watermark=4, high=4), "at offset 4, and the log holds 5 to 50"),
         (Committed(watermark=51, high=51), "at offset 51, and the log holds 5 to 50"),
-        (Committed(watermark=40, high=60, holes=(40,)), "at offset 40 with items up to 60 done, and the log"),
-        (Committed(watermark=40, high=50, holes=(40,)), ""),
+        (Committed(watermark=40, high=60, gaps=(40,)), "at offset 40 with items up to 60 done, and the log"),
+        (Committed(watermark=40, high=50, gaps=(40,)), ""),
         (Committed(watermark=50, high=50), ""),
     ],
 )
-async def test_a_log_that_does_not_hold_what_is_durable_is_a_lost_position(
+async def test_a_log_that_does_not_hold_what_is_committed_is_a_lost_position(
     state: Committed, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def nothing(*_: Any) -> None:

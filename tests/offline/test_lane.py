@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.work import Lane, Work
+from sidecar.core.request import Lane, Request
 from sidecar.offline import pauses
 from sidecar.offline.gates import ModelGates
 from sidecar.offline.lane import OfflineLane
 from sidecar.offline.lane_state import Cause, Phase
 from sidecar.offline.offsets import Committed
 from sidecar.settings.offline import OfflineSettings
-from sidecar.token_call import Generated, TokenCall, WorkDeadError, WorkRejectedError
+from sidecar.token_call import Generated, RequestDeadError, RequestRejectedError, TokenCall
 from tests.fakes.log import FakeCluster, FakeDriver, WordTokens, generated
 
 TIMEOUT_S = 20.0
@@ -105,7 +105,7 @@ async def test_faults_at_any_commit_lose_nothing_and_write_nothing_twice(seed: i
     cluster.fetch_steps = draw.choice([1, 5, 20])
     cluster.faults.extend(draw.choices([None, "before", "after", "taint"], weights=[5, 1, 1, 1], k=40))
 
-    async def answer(_work: Work, _call: TokenCall) -> Generated:
+    async def answer(_request: Request, _call: TokenCall) -> Generated:
         for _ in range(draw.randrange(12)):
             await asyncio.sleep(0)
         return generated()
@@ -113,7 +113,15 @@ async def test_faults_at_any_commit_lose_nothing_and_write_nothing_twice(seed: i
     offline = lane(cluster, FakeDriver(answer), pending_max=draw.choice([1, 7, 40]))
     async with running(offline):
         await until(cluster, cluster.everything_once)
-        await until(cluster, lambda: not any(share.in_flight + share.finished for share in offline.shares()))
+        await until(
+            cluster,
+            lambda: (
+                not any(
+                    owned_partition.in_flight + owned_partition.finished
+                    for owned_partition in offline.owned_partitions()
+                )
+            ),
+        )
     assert offline.stats.reopens > 0
     assert offline.stats.executions == 200  # work in flight survives a new opening
 
@@ -123,7 +131,7 @@ async def test_two_owners_of_all_partitions_cost_time_but_never_a_duplicate(seed
     cluster = FakeCluster(items=150, partitions=3)
     draw = random.Random(seed)
 
-    async def answer(_work: Work, _call: TokenCall) -> Generated:
+    async def answer(_request: Request, _call: TokenCall) -> Generated:
         for _ in range(draw.randrange(100)):
             await asyncio.sleep(0)
         return generated()
@@ -154,14 +162,14 @@ async def test_one_slow_item_does_not_hold_back_those_behind_it() -> None:
     cluster = FakeCluster(items=2000)
     go_on = asyncio.Event()
 
-    async def answer(work: Work, _call: TokenCall) -> Generated:
-        if "/0/3#" in work.id:
+    async def answer(request: Request, _call: TokenCall) -> Generated:
+        if "/0/3#" in request.id:
             await go_on.wait()
         return generated()
 
     async with running(lane(cluster, FakeDriver(answer), pending_max=20)):
         await until(cluster, lambda: len(cluster.written) == 1999)
-        assert (cluster.state().watermark, cluster.state().holes) == (3, (3,))
+        assert (cluster.state().watermark, cluster.state().gaps) == (3, (3,))
         go_on.set()
         await until(cluster, cluster.everything_once)
 
@@ -170,16 +178,16 @@ async def test_intake_is_bounded_while_nothing_finishes() -> None:
     cluster = FakeCluster(items=500)
     go_on = asyncio.Event()
 
-    async def answer(_work: Work, _call: TokenCall) -> Generated:
+    async def answer(_request: Request, _call: TokenCall) -> Generated:
         await go_on.wait()
         return generated()
 
     driver = FakeDriver(answer)
     offline = lane(cluster, driver, pending_max=20)
     async with running(offline):
-        await until(cluster, lambda: len(driver.works) == 20)
-        [share] = offline.shares()
-        assert (share.in_flight, share.position, share.oldest_ms) == (20, 20, 1_000)
+        await until(cluster, lambda: len(driver.requests) == 20)
+        [owned_partition] = offline.owned_partitions()
+        assert (owned_partition.in_flight, owned_partition.position, owned_partition.oldest_ms) == (20, 20, 1_000)
         go_on.set()
         await until(cluster, cluster.everything_once)
 
@@ -208,10 +216,10 @@ async def test_an_item_carries_its_tenant_deadline_and_lengths_to_the_scheduler(
     driver = FakeDriver()
     async with running(lane(cluster, driver)):
         await until(cluster, cluster.everything_once)
-    [work] = driver.works
-    assert (work.lane, work.model, work.tenant) == (Lane.OFFLINE, "tensorrt_llm", "lab")
-    assert (work.prompt_tokens, work.output_tokens_max) == (3, 9)
-    assert 1e9 < work.deadline_s < 1e10
+    [request] = driver.requests
+    assert (request.lane, request.model, request.tenant) == (Lane.OFFLINE, "tensorrt_llm", "lab")
+    assert (request.prompt_tokens, request.output_tokens_max) == (3, 9)
+    assert 1e9 < request.deadline_s < 1e10
 
 
 async def test_items_that_name_one_deadline_have_one_deadline() -> None:
@@ -221,23 +229,23 @@ async def test_items_that_name_one_deadline_have_one_deadline() -> None:
     driver = FakeDriver()
     async with running(lane(cluster, driver)):
         await until(cluster, cluster.everything_once)
-    assert len({work.deadline_s for work in driver.works}) == 1
+    assert len({request.deadline_s for request in driver.requests}) == 1
 
 
 @pytest.mark.parametrize(
     ("error", "outcome", "reason", "attempts"),
     [
-        (WorkDeadError("the engine broke", 5), "dlq", "failed", "5"),
-        (WorkRejectedError("unknown_model", "no such model"), "dlq", "unknown_model", "0"),
-        (WorkRejectedError("too_large", "too many tokens"), "dlq", "too_long", "0"),
-        (WorkRejectedError("expired", "too late"), "expired", "expired", "0"),
+        (RequestDeadError("the engine broke", 5), "dlq", "failed", "5"),
+        (RequestRejectedError("unknown_model", "no such model"), "dlq", "unknown_model", "0"),
+        (RequestRejectedError("too_large", "too many tokens"), "dlq", "too_long", "0"),
+        (RequestRejectedError("expired", "too late"), "expired", "expired", "0"),
         (RuntimeError("a bug of ours"), "dlq", "failed", "0"),
     ],
 )
 async def test_what_cannot_succeed_is_a_dead_letter_with_its_reason(
     error: Exception, outcome: str, reason: str, attempts: str
 ) -> None:
-    async def answer(_work: Work, _call: TokenCall) -> Generated:
+    async def answer(_request: Request, _call: TokenCall) -> Generated:
         raise error
 
     cluster = FakeCluster(items=1)
@@ -253,9 +261,9 @@ async def test_what_cannot_succeed_is_a_dead_letter_with_its_reason(
 async def test_an_item_that_meets_a_full_queue_or_a_dead_engine_waits_and_runs_later() -> None:
     tries = iter(["queue_full", "engine_down"])
 
-    async def answer(_work: Work, _call: TokenCall) -> Generated:
+    async def answer(_request: Request, _call: TokenCall) -> Generated:
         if reason := next(tries, None):
-            raise WorkRejectedError(reason, "not now", retry_after_s=0.001)
+            raise RequestRejectedError(reason, "not now", retry_after_s=0.001)
         return generated(attempts=3, resumed=2)
 
     cluster = FakeCluster(items=1)
@@ -268,7 +276,7 @@ async def test_an_item_that_meets_a_full_queue_or_a_dead_engine_waits_and_runs_l
 
 
 async def test_a_result_too_large_for_kafka_is_a_dead_letter() -> None:
-    async def answer(_work: Work, _call: TokenCall) -> Generated:
+    async def answer(_request: Request, _call: TokenCall) -> Generated:
         return generated(*range(1000, 3000))
 
     cluster = FakeCluster(items=1)
@@ -289,20 +297,22 @@ async def test_a_dead_letter_that_kafka_would_not_take_is_cut_and_says_so() -> N
     assert dict(dead.headers)["dlq.error.class"] == b"too_large"
 
 
-async def test_a_drain_makes_durable_what_is_finished_and_leaves_the_rest_to_the_next_owner() -> None:
+async def test_a_drain_makes_committed_what_is_finished_and_leaves_the_rest_to_the_next_owner() -> None:
     cluster = FakeCluster(items=10)
     never = asyncio.Event()
 
-    async def answer(work: Work, _call: TokenCall) -> Generated:
-        if "/0/4#" in work.id:
+    async def answer(request: Request, _call: TokenCall) -> Generated:
+        if "/0/4#" in request.id:
             await never.wait()
         return generated()
 
     offline = lane(cluster, FakeDriver(answer), tick_s=60.0)
     async with running(offline):
-        await until(cluster, lambda: sum(share.finished for share in offline.shares()) == 9)
+        await until(
+            cluster, lambda: sum(owned_partition.finished for owned_partition in offline.owned_partitions()) == 9
+        )
         await offline.drain(0.01)
-    assert cluster.state() == Committed(watermark=4, high=10, holes=(4,))
+    assert cluster.state() == Committed(watermark=4, high=10, gaps=(4,))
     async with running(lane(cluster)):
         await until(cluster, cluster.everything_once)
 
@@ -311,7 +321,7 @@ async def test_work_in_flight_survives_a_rebalance_that_brings_the_partition_bac
     cluster = FakeCluster(items=5)
     go_on = asyncio.Event()
 
-    async def answer(_work: Work, _call: TokenCall) -> Generated:
+    async def answer(_request: Request, _call: TokenCall) -> Generated:
         await go_on.wait()
         return generated(resumed=1)
 
@@ -319,7 +329,7 @@ async def test_work_in_flight_survives_a_rebalance_that_brings_the_partition_bac
     async with running(offline):
         await until(cluster, lambda: offline.stats.executions == 5)
         await cluster.logs[0].revoked()
-        assert not offline.shares()[0].ready
+        assert not offline.owned_partitions()[0].ready
         cluster.logs[0].assigned([0])
         go_on.set()
         await until(cluster, cluster.everything_once)
@@ -330,11 +340,11 @@ async def test_a_partition_that_went_elsewhere_takes_its_work_with_it() -> None:
     cluster = FakeCluster(items=5)
     cancelled: list[str] = []
 
-    async def answer(work: Work, _call: TokenCall) -> Generated:
+    async def answer(request: Request, _call: TokenCall) -> Generated:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            cancelled.append(work.id)
+            cancelled.append(request.id)
             raise
         return generated()
 
@@ -344,7 +354,7 @@ async def test_a_partition_that_went_elsewhere_takes_its_work_with_it() -> None:
         await cluster.logs[0].revoked()
         cluster.logs[0].assigned([])
         await until(cluster, lambda: len(cancelled) == 5)
-        assert offline.shares() == []
+        assert offline.owned_partitions() == []
     assert cluster.written == []
 
 
@@ -352,8 +362,8 @@ async def killed_by(poison: str, cluster: FakeCluster) -> OfflineLane:
     """A process that ends the moment it runs this item; returns once it has ended or everything is done."""
     dead = asyncio.Event()
 
-    async def answer(work: Work, _call: TokenCall) -> Generated:
-        if poison in work.id:
+    async def answer(request: Request, _call: TokenCall) -> Generated:
+        if poison in request.id:
             dead.set()
             await asyncio.Event().wait()
         await asyncio.sleep(0)
@@ -382,7 +392,7 @@ async def test_an_item_that_kills_the_process_is_found_by_running_items_alone() 
 async def test_clean_ends_never_make_an_item_a_suspect() -> None:
     cluster = FakeCluster(items=1)
 
-    async def answer(_work: Work, _call: TokenCall) -> Generated:
+    async def answer(_request: Request, _call: TokenCall) -> Generated:
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 
@@ -406,7 +416,7 @@ async def test_a_process_that_another_takes_the_membership_from_leaves_and_comes
     cluster = FakeCluster(items=3)
     offline = lane(cluster, instance_id="pod-0", look_again_s=0.01)
     async with running(offline):
-        await until(cluster, lambda: bool(offline.shares()))
+        await until(cluster, lambda: bool(offline.owned_partitions()))
         for _ in range(5):
             await cluster.logs[0].revoked()
             cluster.logs[0].assigned([0])
@@ -419,7 +429,7 @@ async def test_rebalances_of_different_generations_are_no_duplicate_instance() -
     cluster = FakeCluster(items=3)
     offline = lane(cluster)
     async with running(offline):
-        await until(cluster, lambda: bool(offline.shares()))
+        await until(cluster, lambda: bool(offline.owned_partitions()))
         for generation in range(2, 12):
             await cluster.logs[0].revoked()
             cluster.logs[0].generation = generation
@@ -486,7 +496,7 @@ async def test_metadata_of_another_program_hold_up_their_partition_until_they_ar
         await until(cluster, lambda: offline.state == "running")
 
 
-async def test_the_callers_clock_is_the_only_one_that_dates_the_work() -> None:
+async def test_the_callers_clock_is_the_only_one_that_dates_the_request() -> None:
     cluster = FakeCluster(items=1)
     driver = FakeDriver()
     offline = OfflineLane(
@@ -494,4 +504,4 @@ async def test_the_callers_clock_is_the_only_one_that_dates_the_work() -> None:
     )
     async with running(offline):
         await until(cluster, cluster.everything_once)
-    assert driver.works[0].arrived_s == 42.0
+    assert driver.requests[0].arrived_s == 42.0

@@ -6,10 +6,10 @@ import logging
 
 import pytest
 
-from sidecar.offline.lane_state import Cause, Phase, State, Stated, together
+from sidecar.offline.lane_state import Cause, LaneState, Phase, Stated, together
 
-RUNNING = State(phase=Phase.RUNNING)
-NO_RIGHT = State(phase=Phase.WAITING, cause=Cause.RIGHTS, detail="a right is missing", since_s=3.0)
+RUNNING = LaneState(phase=Phase.RUNNING)
+NO_RIGHT = LaneState(phase=Phase.WAITING, cause=Cause.RIGHTS, detail="a right is missing", since_s=3.0)
 
 
 def test_a_change_is_logged_once_however_often_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -18,7 +18,7 @@ def test_a_change_is_logged_once_however_often_it_is_said(caplog: pytest.LogCapt
     with caplog.at_level(logging.INFO):
         for now_s in (1.0, 2.0, 3.0):
             stated.become(Phase.WAITING, Cause.RIGHTS, f"try {now_s}")
-        assert stated.now == State(phase=Phase.WAITING, cause=Cause.RIGHTS, detail="try 3.0", since_s=1.0)
+        assert stated.now == LaneState(phase=Phase.WAITING, cause=Cause.RIGHTS, detail="try 3.0", since_s=1.0)
         now_s = 90.0
         stated.become(Phase.WAITING, Cause.RIGHTS, "told anew after a minute")
         now_s = 91.0
@@ -45,5 +45,5 @@ def test_a_lane_waits_if_all_of_its_partitions_do_and_is_degraded_if_some_do() -
 
 
 def test_a_lane_without_a_consumer_says_so_whatever_its_partitions_did_last() -> None:
-    down = State(phase=Phase.WAITING, cause=Cause.UNREACHABLE, detail="no broker answers")
+    down = LaneState(phase=Phase.WAITING, cause=Cause.UNREACHABLE, detail="no broker answers")
     assert together(down, [(1, NO_RIGHT)]) == down

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from sidecar.core.errors import SettingsError, SidecarError
-from sidecar.core.work import Work
+from sidecar.core.request import Request
 from sidecar.offline import pauses
 from sidecar.offline.instance_fence import Occupant
 from sidecar.offline.kafka_errors import LogError, NoCommittedOffsetError, PositionLostError
@@ -71,7 +71,7 @@ async def test_a_partition_that_cannot_be_opened_waits_alone_until_it_can(error:
         await until(cluster, lambda: {number for number, _ in cluster.written} == {0, 2})
         await until(cluster, lambda: offline.state_now.cause is cause)
         assert offline.state == f"degraded: 1 of 3 partitions; partition 1: {error}"
-        [_, waiting, _] = offline.shares()
+        [_, waiting, _] = offline.owned_partitions()
         assert (waiting.state.phase, waiting.state.cause, waiting.watermark, waiting.lag) == (
             Phase.WAITING,
             cause,
@@ -121,10 +121,10 @@ async def test_nothing_that_can_be_fetched_is_a_state_and_so_are_unknown_ends(
         await until(cluster, lambda: offline.state == "running")
         cluster.ends_error = LogError("no broker answers", Cause.UNREACHABLE)
         await until(cluster, waits_for(offline, Cause.UNREACHABLE))
-        [share] = offline.shares()
-        assert (share.watermark, share.end, share.lag) == (2, None, None)
+        [owned_partition] = offline.owned_partitions()
+        assert (owned_partition.watermark, owned_partition.end, owned_partition.lag) == (2, None, None)
         cluster.ends_error = None
-        await until(cluster, lambda: offline.state == "running" and offline.shares()[0].lag == 0)
+        await until(cluster, lambda: offline.state == "running" and offline.owned_partitions()[0].lag == 0)
 
 
 @pytest.mark.parametrize("cause", [Cause.AUTHENTICATION, Cause.TLS])
@@ -232,7 +232,7 @@ async def test_a_lane_that_waits_shows_its_reason_and_nothing_that_it_does_not_k
     assert samples(figures, registry) == ['sidecar_offline_state{reason="none",state="starting",topic="t"} 1.0']
     async with running(offline):
         await until(cluster, lambda: len(cluster.written) == 2 and offline.state_now.phase is Phase.DEGRADED)
-        await until(cluster, lambda: offline.shares()[0].lag == 0)
+        await until(cluster, lambda: offline.owned_partitions()[0].lag == 0)
         assert samples(figures, registry) == [
             'sidecar_kafka_lag{partition="0",topic="t"} 0.0',
             'sidecar_kafka_oldest_age_seconds{partition="0",topic="t"} 0.0',
@@ -252,7 +252,7 @@ async def test_results_that_wait_for_their_commit_count_as_bytes() -> None:
     cluster = FakeCluster(items=50)
     cluster.faults.extend(["before"] * 20)
 
-    async def answer(_work: Work, _call: TokenCall) -> Generated:
+    async def answer(_request: Request, _call: TokenCall) -> Generated:
         return generated(*range(2000, 3000))
 
     offline = lane(cluster, FakeDriver(answer), pending_bytes_max=20_000)
@@ -261,12 +261,12 @@ async def test_results_that_wait_for_their_commit_count_as_bytes() -> None:
 
         def look() -> bool:
             nonlocal most
-            most = max([most, *(share.bytes_held for share in offline.shares())])
+            most = max([most, *(owned_partition.bytes_held for owned_partition in offline.owned_partitions())])
             return cluster.everything_once()
 
         await until(cluster, look)
     assert 0 < most < 20_000 + 50 * 6_000
-    assert all(share.bytes_held == 0 for share in offline.shares())
+    assert all(owned_partition.bytes_held == 0 for owned_partition in offline.owned_partitions())
 
 
 def test_causes_are_a_closed_set_of_label_values() -> None:

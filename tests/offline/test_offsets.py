@@ -1,4 +1,4 @@
-"""The watermark and its holes: what is committed says exactly what is done, whatever order items finish in."""
+"""The watermark and its gaps: what is committed says exactly what is done, whatever order items finish in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.offline.offsets import Committed, OffsetsError, Progress
+from sidecar.offline.offsets import Committed, OffsetsError, PartitionOffsets
 from sidecar.settings.offline import metadata_chars_max
 
 
@@ -14,13 +14,13 @@ from sidecar.settings.offline import metadata_chars_max
 def committed_states(draw: st.DrawFn) -> Committed:
     watermark = draw(st.integers(0, 10**12))
     gaps = draw(st.lists(st.integers(1, 3_000_000), max_size=60))
-    holes = [watermark] if gaps else []
+    gaps = [watermark] if gaps else []
     for gap in gaps[1:]:
-        holes.append(holes[-1] + gap)
-    high = (holes[-1] + 1 + draw(st.integers(0, 10**6))) if holes else watermark
+        gaps.append(gaps[-1] + gap)
+    high = (gaps[-1] + 1 + draw(st.integers(0, 10**6))) if gaps else watermark
     suspect = draw(st.none() | st.integers(watermark, watermark + 10**6))
     return Committed(
-        watermark=watermark, high=high, holes=tuple(holes), restarts=draw(st.integers(0, 300)), suspect=suspect
+        watermark=watermark, high=high, gaps=tuple(gaps), restarts=draw(st.integers(0, 300)), suspect=suspect
     )
 
 
@@ -30,24 +30,24 @@ def test_what_is_encoded_is_decoded(state: Committed) -> None:
 
 
 @given(committed_states())
-def test_metadata_never_exceed_the_bound_for_their_holes_and_span(state: Committed) -> None:
-    assert len(state.encode()) <= metadata_chars_max(len(state.holes), state.high - state.watermark)
+def test_metadata_never_exceed_the_bound_for_their_gaps_and_span(state: Committed) -> None:
+    assert len(state.encode()) <= metadata_chars_max(len(state.gaps), state.high - state.watermark)
 
 
-@pytest.mark.parametrize(("holes", "span", "chars"), [(256, 500_000, 739), (1000, 1_000_000, 2_757), (1000, 0, 1_353)])
-def test_the_bound_is_that_of_the_worst_pattern(holes: int, span: int, chars: int) -> None:
-    assert metadata_chars_max(holes, span) == chars
+@pytest.mark.parametrize(("gaps", "span", "chars"), [(256, 500_000, 739), (1000, 1_000_000, 2_757), (1000, 0, 1_353)])
+def test_the_bound_is_that_of_the_worst_pattern(gaps: int, span: int, chars: int) -> None:
+    assert metadata_chars_max(gaps, span) == chars
 
 
-def test_a_thousand_holes_within_a_million_offsets_fit_below_the_brokers_limit() -> None:
+def test_a_thousand_gaps_within_a_million_offsets_fit_below_the_brokers_limit() -> None:
     assert metadata_chars_max(1000, 1_000_000) < 4096 <= metadata_chars_max(1024, 20_000_000)
 
 
-def test_no_metadata_mean_no_holes_so_that_kafkas_own_reset_replays() -> None:
+def test_no_metadata_mean_no_gaps_so_that_kafkas_own_reset_replays() -> None:
     assert Committed.decode(7, "") == Committed.decode(7, None) == Committed(watermark=7, high=7)
 
 
-def test_a_state_without_holes_needs_no_metadata() -> None:
+def test_a_state_without_gaps_needs_no_metadata() -> None:
     assert Committed(watermark=7, high=7).encode() == ""
 
 
@@ -58,16 +58,16 @@ def test_metadata_that_are_not_ours_are_refused_and_named(metadata: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("watermark", "high", "holes"),
+    ("watermark", "high", "gaps"),
     [(5, 4, ()), (5, 5, (5,)), (5, 9, ()), (5, 9, (6,)), (5, 9, (5, 9)), (5, 9, (5, 7, 6)), (-1, -1, ())],
 )
-def test_a_contradictory_state_cannot_be_built(watermark: int, high: int, holes: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="holes must ascend"):
-        Committed(watermark=watermark, high=high, holes=holes)
+def test_a_contradictory_state_cannot_be_built(watermark: int, high: int, gaps: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="gaps must ascend"):
+        Committed(watermark=watermark, high=high, gaps=gaps)
 
 
 class Partition:
-    """A log with gaps, what is committed of it, and every visible result: the world around `Progress`."""
+    """A log with gaps, what is committed of it, and every visible result: the world around `PartitionOffsets`."""
 
     def __init__(self, items: set[int], end: int) -> None:
         self.items = items
@@ -78,8 +78,8 @@ class Partition:
         self.open()
 
     def open(self) -> None:
-        self.progress = Progress(Committed.decode(self.offset, self.metadata))
-        self.position = self.progress.durable.watermark
+        self.progress = PartitionOffsets(Committed.decode(self.offset, self.metadata))
+        self.position = self.progress.committed.watermark
         self.finished: set[int] = set()
 
     def deliver(self, count: int) -> None:
@@ -104,7 +104,7 @@ class Partition:
             self.progress.install(state)
             self.finished.clear()
         else:
-            self.open()  # the outcome is unknown to the owner: what is durable decides
+            self.open()  # the outcome is unknown to the owner: what is committed decides
 
     def check(self) -> None:
         state = Committed.decode(self.offset, self.metadata)
@@ -113,8 +113,8 @@ class Partition:
         assert self.watermarks == sorted(self.watermarks)  # I4
         assert not state.is_done(state.watermark)  # I6
         undone = {offset for offset in self.items if offset < self.position} - set(self.results)
-        assert all(offset in state.holes or offset >= state.high for offset in undone)  # I7
-        assert self.progress.pending == {offset for offset in undone if offset >= self.progress.durable.watermark}
+        assert all(offset in state.gaps or offset >= state.high for offset in undone)  # I7
+        assert self.progress.pending == {offset for offset in undone if offset >= self.progress.committed.watermark}
 
 
 @given(st.sets(st.integers(0, 60)), st.data())
@@ -145,15 +145,15 @@ def test_whatever_happens_a_result_is_visible_exactly_for_what_is_done(items: se
 
 
 def test_a_result_from_before_the_opening_is_not_committed_until_its_record_comes_again() -> None:
-    progress = Progress(Committed(watermark=3, high=3))
+    progress = PartitionOffsets(Committed(watermark=3, high=3))
     assert progress.after([5]) == Committed(watermark=3, high=3)
     for offset in (3, 4, 5):
         assert progress.deliver(offset)
-    assert progress.after([5]) == Committed(watermark=3, high=6, holes=(3, 4))
+    assert progress.after([5]) == Committed(watermark=3, high=6, gaps=(3, 4))
 
 
 def test_offsets_that_the_broker_passes_over_count_as_done() -> None:
-    progress = Progress(Committed(watermark=0, high=6, holes=(0, 3, 4)))
+    progress = PartitionOffsets(Committed(watermark=0, high=6, gaps=(0, 3, 4)))
     assert [offset for offset in (0, 5, 8) if progress.deliver(offset)] == [0, 8]
     assert progress.after([0]) == Committed(watermark=8, high=8)
     progress.skip_to(11)
@@ -161,12 +161,12 @@ def test_offsets_that_the_broker_passes_over_count_as_done() -> None:
 
 
 def test_a_record_that_comes_twice_is_taken_once() -> None:
-    progress = Progress(Committed(watermark=0, high=0))
+    progress = PartitionOffsets(Committed(watermark=0, high=0))
     assert [progress.deliver(0), progress.deliver(0)] == [True, False]
 
 
-def test_room_counts_what_is_pending_and_the_holes_still_to_come() -> None:
-    progress = Progress(Committed(watermark=10, high=20, holes=(10, 12, 15)))
+def test_room_counts_what_is_pending_and_the_gaps_still_to_come() -> None:
+    progress = PartitionOffsets(Committed(watermark=10, high=20, gaps=(10, 12, 15)))
     assert progress.room(pending_max=5, span_max=1000) == 2
     progress.deliver(10)
     assert progress.room(pending_max=5, span_max=1000) == 2
@@ -174,7 +174,7 @@ def test_room_counts_what_is_pending_and_the_holes_still_to_come() -> None:
 
 
 def test_progress_forgives_the_restarts_and_standing_still_does_not() -> None:
-    progress = Progress(Committed(watermark=0, high=2, holes=(0,), restarts=2, suspect=0))
+    progress = PartitionOffsets(Committed(watermark=0, high=2, gaps=(0,), restarts=2, suspect=0))
     progress.deliver(0)
     progress.deliver(2)
     assert (progress.after([2]).restarts, progress.after([2]).suspect) == (2, 0)

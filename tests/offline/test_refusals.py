@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from sidecar.core.work import Work
+from sidecar.core.request import Request
 from sidecar.offline import pauses
 from sidecar.offline.kafka_opening import Outgoing
 from sidecar.offline.lane_state import Cause, Phase
-from sidecar.offline.refusals import Refusals, Shape
+from sidecar.offline.refusals import Refusals, WrittenForm
 from sidecar.token_call import Generated, TokenCall
 from tests.fakes.log import FakeCluster, FakeDriver, generated
 from tests.offline.test_lane import lane, running, until
@@ -26,8 +26,8 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def long_for(*offsets: int) -> FakeDriver:
     """Items at these offsets have results of some 9,000 bytes."""
 
-    async def answer(work: Work, _call: TokenCall) -> Generated:
-        long = any(f"/{offset}#" in work.id for offset in offsets)
+    async def answer(request: Request, _call: TokenCall) -> Generated:
+        long = any(f"/{offset}#" in request.id for offset in offsets)
         return generated(*(random.Random(1).choices(range(1000, 9999), k=1800) if long else (7, 8)))
 
     return FakeDriver(answer)
@@ -38,7 +38,7 @@ def dead(cluster: FakeCluster) -> list[Outgoing]:
 
 
 def commits_of(bad: set[int], count: int) -> list[list[int]]:
-    """The transactions by which these finished items become durable, or are found out."""
+    """The transactions by which these finished items become committed, or are found out."""
     refusals, sizes, tried = Refusals(), dict.fromkeys(range(count), 10), []
     while sizes:
         batch = refusals.choose(sizes, 1 << 20, 0.0)
@@ -51,7 +51,7 @@ def commits_of(bad: set[int], count: int) -> list[list[int]]:
     return tried
 
 
-def test_what_was_refused_is_halved_down_to_the_one_and_each_half_that_passes_is_durable() -> None:
+def test_what_was_refused_is_halved_down_to_the_one_and_each_half_that_passes_is_committed() -> None:
     assert commits_of({5}, 8) == [
         [0, 1, 2, 3, 4, 5, 6, 7],
         [0, 1, 2, 3],
@@ -85,7 +85,7 @@ def test_a_transaction_is_bounded_in_bytes_but_holds_one_item_at_least() -> None
 
 def test_a_dead_letter_becomes_shorter_and_then_waits() -> None:
     refusals = Refusals()
-    assert [refusals.shorter(3, 30.0) for _ in range(3)] == [Shape.CUT, Shape.BARE, None]
+    assert [refusals.shorter(3, 30.0) for _ in range(3)] == [WrittenForm.CUT, WrittenForm.BARE, None]
     assert refusals.choose({3: 10, 4: 10}, 1000, 0.0) == [4]
     assert refusals.choose({3: 10}, 1000, 0.0) == []
     assert refusals.choose({3: 10, 4: 10}, 1000, 30.0) == [4]
@@ -172,7 +172,7 @@ async def test_an_item_that_no_topic_takes_in_any_shape_waits_alone_and_is_tried
         assert (offline.state_now.phase, offline.state_now.cause) == (Phase.DEGRADED, Cause.RECORD_REFUSED)
         assert "topic inference.requests.dlq refused it" in offline.state
         assert "not even the shortest dead letter of offset 3" in offline.state
-        assert cluster.state().holes == (3,)
+        assert cluster.state().gaps == (3,)
         refusals = cluster.refusals
         await until(cluster, lambda: cluster.refusals > refusals + 2)  # it is tried again
         cluster.limits.clear()

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.work import Work
+from sidecar.core.request import Request
 from sidecar.offline.dead_letters import TELL_EVERY_S, DeadItemError, DeadLetterLog, DeadReason
 from sidecar.offline.gates import ModelGates
 from sidecar.offline.item import ItemRules, Record
-from sidecar.offline.owned_partition import Finished, LaneStats
+from sidecar.offline.owned_partition import FinishedItem, LaneStats
 from sidecar.offline.runner import LARGE_ITEM_BYTES, ItemRuns
 from sidecar.offline.spans import KafkaSpans
 from sidecar.settings.offline import OfflineSettings
-from sidecar.token_call import Generated, TokenCall, WorkDeadError, WorkRejectedError
+from sidecar.token_call import Generated, RequestDeadError, RequestRejectedError, TokenCall
 from tests.fakes.log import FakeDriver, WordTokens, generated
 from tests.offline.test_item import batch, record
 
@@ -39,7 +39,7 @@ def runs(driver: FakeDriver, tokens: WordTokens | None = None) -> ItemRuns:
 
 
 def answering(answer: Generated | Exception) -> FakeDriver:
-    async def give(_: Work, __: TokenCall) -> Generated:
+    async def give(_: Request, __: TokenCall) -> Generated:
         await asyncio.sleep(0)
         if isinstance(answer, Exception):
             raise answer
@@ -48,7 +48,7 @@ def answering(answer: Generated | Exception) -> FakeDriver:
     return FakeDriver(give)
 
 
-def header(finished: Finished, name: str) -> str:
+def header(finished: FinishedItem, name: str) -> str:
     return dict(finished.outgoing.headers)[name].decode()
 
 
@@ -85,16 +85,16 @@ async def test_no_prompt_stands_in_the_log_or_in_a_header(field: str, caplog: py
 async def test_half_of_a_surrogate_pair_is_refused_before_anything_runs() -> None:
     driver = FakeDriver()
     finished = await runs(driver).run(record(rb'{"custom_id":"x\ud83d","url":"/v1/completions","body":{"prompt":"a"}}'))
-    assert (finished.reason, header(finished, "dlq.error.stage"), driver.works) == ("invalid", "read", [])
+    assert (finished.reason, header(finished, "dlq.error.stage"), driver.requests) == ("invalid", "read", [])
 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (WorkDeadError("INTERNAL: empty_output: the engine ended 5 times without a token", 5), "empty_output"),
-        (WorkDeadError("INTERNAL: out of memory", 5), "failed"),
-        (WorkRejectedError("expired", "its deadline has passed"), "expired"),
-        (WorkRejectedError("too_large", "it never fits"), "too_long"),
+        (RequestDeadError("INTERNAL: empty_output: the engine ended 5 times without a token", 5), "empty_output"),
+        (RequestDeadError("INTERNAL: out of memory", 5), "failed"),
+        (RequestRejectedError("expired", "its deadline has passed"), "expired"),
+        (RequestRejectedError("too_large", "it never fits"), "too_long"),
     ],
 )
 async def test_what_the_driver_gives_up_has_its_reason(error: Exception, reason: str) -> None:
@@ -109,7 +109,7 @@ async def test_what_the_driver_gives_up_has_its_reason(error: Exception, reason:
 async def test_the_scheduler_knows_what_must_not_be_resumed(body: dict[str, Any], resumable: bool) -> None:
     driver = FakeDriver()
     await runs(driver).run(record(batch({"prompt": "a"} | body)))
-    assert [work.resumable for work in driver.works] == [resumable]
+    assert [request.resumable for request in driver.requests] == [resumable]
 
 
 async def test_large_items_are_read_one_at_a_time_and_small_ones_pass_them() -> None:

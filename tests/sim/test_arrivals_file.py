@@ -43,7 +43,7 @@ def test_the_span_is_that_of_the_file_in_whole_minutes(tmp_path: Path) -> None:
 
 def test_timestamps_of_another_clock_are_moved_to_begin_at_0(tmp_path: Path) -> None:
     found = read(written(tmp_path, "1764000000.5,a,10,4,8\n1764000060.75,b,10,4,8\n"))
-    assert [job.work.arrived_s for job in found.jobs] == [0.0, 60.25]
+    assert [job.request.arrived_s for job in found.jobs] == [0.0, 60.25]
     assert found.moved_s == 1764000000.5
 
 

@@ -6,13 +6,13 @@ from collections import deque
 from math import inf
 
 from sidecar.core.events import Action, Arrived, Dispatch, Ended, EngineUp, Finished, Preempt, Reject, Stopped, Woke
-from sidecar.core.work import EndReason, Lane, Work
-from sidecar.sim.baselines import ONLINE_QUEUE_MAX, Aimd, Budget, Fixed, Gateway, Load, Nights, Tidal
+from sidecar.core.request import EndReason, Lane, Request
+from sidecar.sim.baselines import ONLINE_QUEUE_MAX, BatchGatewayAimd, Budget, Fixed, Gateway, Load, Nights, Tidal
 
 
-def work(work_id: str, lane: Lane = Lane.ONLINE, deadline_s: float = inf) -> Work:
-    return Work(
-        id=work_id,
+def request(request_id: str, lane: Lane = Lane.ONLINE, deadline_s: float = inf) -> Request:
+    return Request(
+        id=request_id,
         lane=lane,
         model="tensorrt_llm",
         arrived_s=0.0,
@@ -23,31 +23,31 @@ def work(work_id: str, lane: Lane = Lane.ONLINE, deadline_s: float = inf) -> Wor
 
 
 def offline(number: int) -> Arrived:
-    return Arrived(work=work(f"b{number}", Lane.OFFLINE))
+    return Arrived(request=request(f"b{number}", Lane.OFFLINE))
 
 
-def ended(work_id: str) -> Ended:
-    return Ended(work_id=work_id, reason=EndReason.END_ID, output_tokens=3)
+def ended(request_id: str) -> Ended:
+    return Ended(request_id=request_id, reason=EndReason.END_ID, output_tokens=3)
 
 
-def load(now_s: float = 0.0, *, active: int = 0, items: tuple[Work, ...] = ()) -> Load:
+def load(now_s: float = 0.0, *, active: int = 0, items: tuple[Request, ...] = ()) -> Load:
     return Load(now_s=now_s, slots=8, active=active, offline=deque(items))
 
 
-def granted(actions: list[Action]) -> list[str]:
-    return [each.work_id for each in actions if isinstance(each, Dispatch)]
+def dispatched(actions: list[Action]) -> list[str]:
+    return [each.request_id for each in actions if isinstance(each, Dispatch)]
 
 
 def test_a_cap_holds_offline_back_and_leaves_the_rest_to_online() -> None:
     gateway = Gateway(engine="e0", slots=3, cap=Fixed(1))
-    assert granted(gateway.handle(offline(1), 0.0)) == ["b1"]
-    assert granted(gateway.handle(offline(2), 0.0)) == []
-    assert granted(gateway.handle(Arrived(work=work("o1")), 0.0)) == ["o1"]
-    assert granted(gateway.handle(ended("b1"), 1.0)) == ["b2"]
+    assert dispatched(gateway.handle(offline(1), 0.0)) == ["b1"]
+    assert dispatched(gateway.handle(offline(2), 0.0)) == []
+    assert dispatched(gateway.handle(Arrived(request=request("o1")), 0.0)) == ["o1"]
+    assert dispatched(gateway.handle(ended("b1"), 1.0)) == ["b2"]
 
 
 def test_aimd_grows_by_one_per_window_of_successes_and_halves_once_a_second() -> None:
-    aimd = Aimd(most=8, least=2, cap=4.0)
+    aimd = BatchGatewayAimd(most=8, least=2, cap=4.0)
     for _ in range(4):
         aimd.finished(0.0)
     assert aimd.rows(load()) == 5
@@ -61,10 +61,10 @@ def test_bands_evict_at_most_two_then_wait_for_them() -> None:
     for number in range(3):
         gateway.handle(offline(number), 0.0)
     gateway.handle(offline(9), 0.0)
-    evicted = gateway.handle(Arrived(work=work("o1")), 1.0)
-    assert [each.work_id for each in evicted if isinstance(each, Preempt)] == ["b2"]
-    assert gateway.handle(Arrived(work=work("o2")), 1.1) == []  # stop and wait
-    assert granted(gateway.handle(Stopped(work_id="b2", output_tokens=2), 1.2)) == ["o1"]
+    evicted = gateway.handle(Arrived(request=request("o1")), 1.0)
+    assert [each.request_id for each in evicted if isinstance(each, Preempt)] == ["b2"]
+    assert gateway.handle(Arrived(request=request("o2")), 1.1) == []  # stop and wait
+    assert dispatched(gateway.handle(Stopped(request_id="b2", output_tokens=2), 1.2)) == ["o1"]
 
 
 def test_a_static_batch_starts_after_its_window_and_admits_nobody_until_all_are_done() -> None:
@@ -72,19 +72,19 @@ def test_a_static_batch_starts_after_its_window_and_admits_nobody_until_all_are_
     gateway.handle(EngineUp(engine="e0"), 0.0)
     assert gateway.handle(offline(1), 0.0) == []
     assert gateway.next_deadline_s() == 0.015
-    assert gateway.handle(Arrived(work=work("o1")), 0.010) == []
-    assert granted(gateway.handle(Woke(), 0.015)) == ["o1", "b1"]
-    assert gateway.handle(Arrived(work=work("o2")), 0.1) == []
-    assert granted(gateway.handle(ended("o1"), 0.2)) == []
-    assert granted(gateway.handle(ended("b1"), 0.3)) == []
-    assert granted(gateway.handle(Woke(), 0.315)) == ["o2"]
+    assert gateway.handle(Arrived(request=request("o1")), 0.010) == []
+    assert dispatched(gateway.handle(Woke(), 0.015)) == ["o1", "b1"]
+    assert gateway.handle(Arrived(request=request("o2")), 0.1) == []
+    assert dispatched(gateway.handle(ended("o1"), 0.2)) == []
+    assert dispatched(gateway.handle(ended("b1"), 0.3)) == []
+    assert dispatched(gateway.handle(Woke(), 0.315)) == ["o2"]
 
 
 def test_a_full_online_queue_refuses() -> None:
     gateway = Gateway(engine="e0", slots=1, cap=Fixed(1))
     for number in range(ONLINE_QUEUE_MAX + 1):
-        gateway.handle(Arrived(work=work(f"o{number}")), 0.0)
-    [refusal] = gateway.handle(Arrived(work=work("late")), 0.0)
+        gateway.handle(Arrived(request=request(f"o{number}")), 0.0)
+    [refusal] = gateway.handle(Arrived(request=request("late")), 0.0)
     assert isinstance(refusal, Finished)
     assert isinstance(refusal.outcome, Reject)
 
@@ -97,7 +97,7 @@ def test_tidal_adds_a_row_each_second_and_halves_them_at_the_next_look_after_onl
 
 
 def test_tidal_keeps_a_floor_for_a_deadline_that_is_near_however_congested_it_is() -> None:
-    tidal, due = Tidal(), work("b1", Lane.OFFLINE, deadline_s=700.0)
+    tidal, due = Tidal(), request("b1", Lane.OFFLINE, deadline_s=700.0)
     for at_s in range(10):
         tidal.finished(float(at_s))
         tidal.congested(float(at_s))
@@ -108,23 +108,23 @@ def test_tidal_keeps_a_floor_for_a_deadline_that_is_near_however_congested_it_is
 
 def test_any_budget_lets_every_worker_in_until_the_next_scrape() -> None:
     gateway = Gateway(engine="e0", slots=2, cap=Budget(), forward_all=True)
-    assert len(granted(gateway.handle(offline(0), 0.0))) == 1
-    assert [len(granted(gateway.handle(offline(number), 1.0))) for number in (1, 2, 3)] == [1, 1, 1]  # two too many
+    assert len(dispatched(gateway.handle(offline(0), 0.0))) == 1
+    assert [len(dispatched(gateway.handle(offline(number), 1.0))) for number in (1, 2, 3)] == [1, 1, 1]  # two too many
     assert gateway.next_deadline_s() is None  # nobody waits
-    assert granted(gateway.handle(offline(4), 5.0)) == []
+    assert dispatched(gateway.handle(offline(4), 5.0)) == []
     assert gateway.next_deadline_s() == 10.0
 
 
 def test_of_two_queues_a_batch_holds_one_lane_and_a_batch_of_offline_goes_on_later() -> None:
     gateway = Gateway(engine="e0", slots=2, cap=Fixed(2), batches=True, batch_s=1.0, window_s=0.0)
     gateway.handle(EngineUp(engine="e0"), 0.0)
-    assert granted(gateway.handle(offline(1), 0.0)) == ["b1"]
-    assert gateway.handle(Arrived(work=work("o1")), 0.5) == []
+    assert dispatched(gateway.handle(offline(1), 0.0)) == ["b1"]
+    assert gateway.handle(Arrived(request=request("o1")), 0.5) == []
     assert gateway.next_deadline_s() == 1.0
-    assert gateway.handle(Woke(), 1.0) == [Preempt(work_id="b1", engine="e0")]
-    assert granted(gateway.handle(Stopped(work_id="b1", output_tokens=3), 1.1)) == ["o1"]  # a slot is left empty
+    assert gateway.handle(Woke(), 1.0) == [Preempt(request_id="b1", engine="e0")]
+    assert dispatched(gateway.handle(Stopped(request_id="b1", output_tokens=3), 1.1)) == ["o1"]  # a slot is left empty
     [rest] = [each for each in gateway.handle(ended("o1"), 1.2) if isinstance(each, Dispatch)]
-    assert (rest.work_id, rest.output_tokens) == ("b1", 5)
+    assert (rest.request_id, rest.output_tokens) == ("b1", 5)
 
 
 def test_nights_and_weekends_are_offlines_and_days_are_not() -> None:

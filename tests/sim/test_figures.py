@@ -5,34 +5,34 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sidecar.sim.figures import MeasurementError, Promise, Served, added, pair, ratio
+from sidecar.sim.figures import MeasurementError, ReservationRecord, Served, added, pair, ratio
 
 
 def served(name: str, at_s: float, e2e_s: float) -> Served:
     return Served(id=name, tenant="default", arrived_s=at_s, ttft_s=e2e_s / 2, e2e_s=e2e_s)
 
 
-def turns(pattern: str, every: int) -> Promise:
-    return Promise(every=every, offline=[each == "x" for each in pattern])
+def turns(pattern: str, every: int) -> ReservationRecord:
+    return ReservationRecord(every=every, offline=[each == "x" for each in pattern])
 
 
-def test_every_nth_grant_breaks_no_window() -> None:
+def test_every_nth_dispatch_breaks_no_window() -> None:
     promise = turns("---x" * 50, every=4)
     assert promise.violations() == 0
-    assert promise.starvation_gap_grants() == 3
+    assert promise.starvation_gap_dispatches() == 3
     assert promise.worst_window_share() == 2 / 8
 
 
-def test_a_missing_turn_is_counted_in_every_window_that_holds_it() -> None:
+def test_a_missing_reserved_dispatch_is_counted_in_every_window_that_holds_it() -> None:
     promise = turns("---x" * 10 + "-" * 8 + "---x" * 10, every=4)
     assert promise.violations() > 0
-    assert promise.starvation_gap_grants() == 11
+    assert promise.starvation_gap_dispatches() == 11
     assert promise.worst_window_share() == 0
 
 
-def test_too_few_grants_for_a_window_are_no_violation() -> None:
+def test_too_few_dispatches_for_a_window_are_no_violation() -> None:
     promise = turns("-----", every=4)
-    assert (promise.violations(), promise.worst_window_share(), promise.starvation_gap_grants()) == (0, None, 5)
+    assert (promise.violations(), promise.worst_window_share(), promise.starvation_gap_dispatches()) == (0, None, 5)
 
 
 def test_only_requests_answered_in_both_runs_are_compared() -> None:

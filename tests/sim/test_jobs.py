@@ -10,21 +10,21 @@ import pytest
 from sidecar.inflight.profile import profile_named
 from sidecar.sim import policies, workloads
 from sidecar.sim.jobs import Kept, deadline_figures, eta_figures, spread_days
-from sidecar.sim.trial import Plan, run
-from sidecar.sim.workloads import Batch
+from sidecar.sim.simulation_run import RunPlan, run
+from sidecar.sim.workloads import WorkloadJob
 
 DIURNAL = workloads.by_name("diurnal")
 
 
 def kept(ended_s: float, *, warned_s: float = inf, forecasts: tuple[tuple[float, float], ...] = ()) -> Kept:
-    batch = Batch(tenant="t", name="week", accepted_s=0.0, deadline_s=100.0, items=5)
+    batch = WorkloadJob(tenant="t", name="week", accepted_s=0.0, deadline_s=100.0, items=5)
     return Kept(batch=batch, left=0, ended_s=ended_s, warned_s=warned_s, forecasts=list(forecasts))
 
 
 def test_a_week_fits_into_any_number_of_hours_with_as_many_requests_per_hour() -> None:
     week, short = (DIURNAL.online(1, hours) for hours in (168.0, 16.8))
     assert len(short) == pytest.approx(len(week) / 10, rel=0.1)
-    arrived_h = np.array([job.work.arrived_s for job in short]) / 3600 * DIURNAL.time_scale(16.8)
+    arrived_h = np.array([job.request.arrived_s for job in short]) / 3600 * DIURNAL.time_scale(16.8)
     assert np.sum(arrived_h % 24 < 6) < 0.5 * np.sum(np.abs(arrived_h % 24 - 15) < 3)
 
 
@@ -38,9 +38,9 @@ def test_the_jobs_of_a_week_keep_their_days_and_shrink_with_it() -> None:
 
 def test_every_item_of_a_job_is_there_at_once_and_names_its_deadline() -> None:
     batch, items = DIURNAL.batches(2.0)[1], DIURNAL.items(1, 2.0)
-    of_it = [job.work for job in items if job.work.job == batch.name]
-    assert len({work.id for work in of_it}) == batch.items
-    assert {(work.arrived_s, work.deadline_s, work.tenant) for work in of_it} == {
+    of_it = [job.request for job in items if job.request.job == batch.name]
+    assert len({request.id for request in of_it}) == batch.items
+    assert {(request.arrived_s, request.deadline_s, request.tenant) for request in of_it} == {
         (batch.accepted_s, batch.deadline_s, batch.tenant)
     }
 
@@ -65,7 +65,7 @@ def test_the_spread_is_the_farthest_end_from_their_mean_in_days_of_the_week() ->
 
 def test_a_run_says_when_its_jobs_end_before_they_do() -> None:
     hours = 0.15
-    plan = Plan(
+    plan = RunPlan(
         workload=DIURNAL,
         profile=profile_named("70b-tp4-a100"),
         slots=64,

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from sidecar.core.work import Lane
+from sidecar.core.request import Lane
 from sidecar.inflight.batch import BatcherSettings
 from sidecar.inflight.profile import Profile
-from sidecar.sim.machine import Call, CallEnded, FirstToken, Machine, Prices
+from sidecar.sim.machine import CallEnded, FirstToken, Machine, Prices, SimulatedDispatch
 
 # 10 ms per iteration, nothing for rows, 1 ms per prompt token: round numbers to reckon with.
 PROFILE = Profile(name="round", overhead_ms=10.0, decode_row_ms=0.0, prefill_token_ms=1.0)
@@ -20,9 +20,11 @@ def machine(slots: int = 4, stop_s: float = 0.015, cancel_s: float = 0.015) -> M
     return Machine(settings, PROFILE, Prices(stop_s=stop_s, cancel_s=cancel_s))
 
 
-def call(work_id: str, output: int, *, prompt: int = 10, lane: Lane = Lane.OFFLINE, slots: int = 1) -> Call:
-    return Call(
-        work_id=work_id,
+def call(
+    request_id: str, output: int, *, prompt: int = 10, lane: Lane = Lane.OFFLINE, slots: int = 1
+) -> SimulatedDispatch:
+    return SimulatedDispatch(
+        request_id=request_id,
         lane=lane,
         context_tokens=prompt,
         output_tokens=output,
@@ -69,7 +71,7 @@ def test_an_offline_prompt_that_costs_nothing_is_told_as_reused_so_that_nobody_t
     engine = Machine(settings, PROFILE, Prices(offline_prefill=False))
     engine.submit(call("a", 2, prompt=100), 0.0)
     engine.submit(call("b", 2, prompt=100, lane=Lane.ONLINE), 0.0)
-    assert {each.work_id: each.reused_tokens for _, each in history(engine) if isinstance(each, CallEnded)} == {
+    assert {each.request_id: each.reused_tokens for _, each in history(engine) if isinstance(each, CallEnded)} == {
         "a": 100,
         "b": 0,
     }
@@ -148,8 +150,8 @@ def test_looking_often_changes_nothing(every_s: float) -> None:
         engine.submit(call("b", 75, prompt=700), 0.0)
         for number in range(int(2 / look_s)):
             seen += history(engine, number * look_s)
-            for work_id in engine.running_ids():
-                engine.output_tokens(work_id, number * look_s)
+            for request_id in engine.running_ids():
+                engine.output_tokens(request_id, number * look_s)
         return seen + history(engine)
 
     assert lived(every_s) == lived(2.0)

@@ -14,15 +14,15 @@ from numpy.random import Generator, default_rng
 
 from sidecar.core.events import Action, Event
 from sidecar.core.invariants import Invariants
+from sidecar.core.request import Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, OnDeadline, ReservationMode, SchedulerSettings, TenantSettings
-from sidecar.core.work import Lane, Work
 from sidecar.inflight.batch import BatcherSettings
 from sidecar.inflight.profile import profile_named
-from sidecar.sim.driver import Driver, Observer
-from sidecar.sim.faults import FaultRates, Faults
+from sidecar.sim.driver import Observer, SimulatedDriver
+from sidecar.sim.faults import FaultRates, SimulatedFaults
 from sidecar.sim.machine import Machine, Prices
-from sidecar.sim.workloads import Job
+from sidecar.sim.workloads import SimulatedRequest
 
 SEEDS = 200
 STORM_S = 1.5
@@ -38,18 +38,18 @@ class Watch(Observer):
         self.invariants, self.scheduler = invariants, scheduler
         self.actions: set[type[Action]] = set()
 
-    def decided(self, event: Event, actions: Sequence[Action], driver: Driver) -> None:
+    def decided(self, event: Event, actions: Sequence[Action], driver: SimulatedDriver) -> None:
         self.actions |= {type(each) for each in actions}
         self.invariants.observe(event, actions, driver.now_s)
         self.invariants.check(self.scheduler.snapshot())
 
 
-def world(seed: int) -> tuple[Driver, Watch]:
+def world(seed: int) -> tuple[SimulatedDriver, Watch]:
     """One scheduler, one to three engines and a weather, all drawn from `seed`."""
     rng = default_rng(seed)
     settings = SchedulerSettings(
         reservation_every=int(rng.integers(2, 12)),
-        reservation_turns_max=int(rng.integers(1, 3)),
+        reserved_saved_max=int(rng.integers(1, 3)),
         window_ms=float(rng.choice([0, 15, 200])),
         online_queue_max=int(rng.choice([2, 20, 1000])),
         offline_queue_max=int(rng.choice([4, 30])),
@@ -72,11 +72,11 @@ def world(seed: int) -> tuple[Driver, Watch]:
     engines = [engine(rng, number) for number in range(int(rng.integers(1, 4)))]
     scheduler = Scheduler(settings, engines)
     watch = Watch(Invariants(settings, engines), scheduler)
-    driver = Driver(
+    driver = SimulatedDriver(
         scheduler=scheduler,
         machines={each.name: machine(each) for each in engines},
         observer=watch,
-        faults=Faults(rng, FaultRates.drawn(rng)),
+        faults=SimulatedFaults(rng, FaultRates.drawn(rng)),
     )
     driver.begin(iter(online(rng)), backlog(rng))
     return driver, watch
@@ -104,20 +104,20 @@ def machine(settings: EngineSettings) -> Machine:
     return Machine(shape, profile_named("70b-tp4-a100"), Prices())
 
 
-def online(rng: Generator) -> list[Job]:
+def online(rng: Generator) -> list[SimulatedRequest]:
     rate = float(rng.choice([1, 10, 30]))
     times = sorted(rng.uniform(0, STORM_S, rng.poisson(rate * STORM_S)).tolist())
     return [job(rng, f"o{n}", Lane.ONLINE, at_s, wide=True) for n, at_s in enumerate(times)]
 
 
-def backlog(rng: Generator) -> Callable[[float], Job]:
+def backlog(rng: Generator) -> Callable[[float], SimulatedRequest]:
     numbers, wide = iter(range(10**9)), bool(rng.random() < 0.3)
     return lambda now_s: job(rng, f"b{next(numbers)}", Lane.OFFLINE, now_s, wide=wide)
 
 
-def job(rng: Generator, name: str, lane: Lane, at_s: float, *, wide: bool) -> Job:
+def job(rng: Generator, name: str, lane: Lane, at_s: float, *, wide: bool) -> SimulatedRequest:
     output_max = int(rng.integers(1, 120))
-    work = Work(
+    request = Request(
         id=name,
         lane=lane,
         model=MODELS[int(rng.random() < 0.1)],
@@ -131,7 +131,7 @@ def job(rng: Generator, name: str, lane: Lane, at_s: float, *, wide: bool) -> Jo
         slots=int(rng.integers(1, 4)) if wide and rng.random() < 0.2 else 1,
         resumable=bool(rng.random() < 0.8),
     )
-    return Job(work=work, output_tokens=int(rng.integers(1, output_max + 1)))
+    return SimulatedRequest(request=request, output_tokens=int(rng.integers(1, output_max + 1)))
 
 
 def live(seed: int) -> set[type[Action]]:

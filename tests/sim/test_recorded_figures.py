@@ -21,9 +21,9 @@ from sidecar.core.events import (
     Progressed,
     Stopped,
 )
+from sidecar.core.request import EndReason, Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import EndReason, Lane, Work
 from sidecar.inflight.profile import PROFILES
 from sidecar.sim import recording, whatif
 from sidecar.sim.recorded_figures import RecordedFigures
@@ -32,9 +32,9 @@ SETTINGS = SchedulerSettings(online_queue_max=4, window_ms=0.0)
 ENGINE = EngineSettings(name="e0", slots=2, yield_rows="never")
 
 
-def work(name: str, lane: Lane, at_s: float, **fields: int) -> Work:
+def request(name: str, lane: Lane, at_s: float, **fields: int) -> Request:
     sizes = {"prompt_tokens": 9, "output_tokens_max": 8} | fields
-    return Work(id=name, lane=lane, model="tensorrt_llm", arrived_s=at_s, **sizes)  # type: ignore[arg-type]
+    return Request(id=name, lane=lane, model="tensorrt_llm", arrived_s=at_s, **sizes)  # type: ignore[arg-type]
 
 
 def record(events: Sequence[tuple[float, Event]]) -> recording.Recording:
@@ -47,12 +47,12 @@ def record(events: Sequence[tuple[float, Event]]) -> recording.Recording:
 
 def crowd(count: int) -> list[tuple[float, Event]]:
     """So many requests at once on two slots with room for four to wait; the first is answered."""
-    arrivals = [(1.0, Arrived(work=work(f"o{n}", Lane.ONLINE, 1.0))) for n in range(count)]
+    arrivals = [(1.0, Arrived(request=request(f"o{n}", Lane.ONLINE, 1.0))) for n in range(count)]
     return [
         (0.0, EngineUp(engine="e0")),
         *arrivals,
         (1.1, Progressed(engine="e0", tokens=(("o0", 1),), first_tokens=("o0",))),
-        (1.5, Ended(work_id="o0", reason=EndReason.END_ID, output_tokens=4)),
+        (1.5, Ended(request_id="o0", reason=EndReason.END_ID, output_tokens=4)),
     ]
 
 
@@ -76,19 +76,19 @@ def test_latencies_are_those_of_the_answers() -> None:
 
 def test_offline_tokens_count_once_and_those_of_what_starts_again_do_not() -> None:
     figures = RecordedFigures()
-    for each in (work("a", Lane.OFFLINE, 0.0, output_tokens_max=9), work("b", Lane.OFFLINE, 0.0)):
-        figures.take(0.0, Arrived(work=each), ())
-    figures.take(1.0, Stopped(work_id="a", output_tokens=3), ())
-    figures.take(2.0, Lost(work_id="a", output_tokens=1), ())
+    for each in (request("a", Lane.OFFLINE, 0.0, output_tokens_max=9), request("b", Lane.OFFLINE, 0.0)):
+        figures.take(0.0, Arrived(request=each), ())
+    figures.take(1.0, Stopped(request_id="a", output_tokens=3), ())
+    figures.take(2.0, Lost(request_id="a", output_tokens=1), ())
     figures.take(
         3.0,
-        Ended(work_id="a", reason=EndReason.LENGTH, output_tokens=5),
-        (Finished(work_id="a", outcome=Ending.COMPLETE),),
+        Ended(request_id="a", reason=EndReason.LENGTH, output_tokens=5),
+        (Finished(request_id="a", outcome=Ending.COMPLETE),),
     )
     figures.take(
         4.0,
-        Failed(work_id="b", reason="INTERNAL: x", retryable=False),
-        (Finished(work_id="b", outcome=DeadLetter(reason="x", attempts=1)),),
+        Failed(request_id="b", reason="INTERNAL: x", retryable=False),
+        (Finished(request_id="b", outcome=DeadLetter(reason="x", attempts=1)),),
     )
 
     found = figures.document(10.0)
@@ -98,11 +98,11 @@ def test_offline_tokens_count_once_and_those_of_what_starts_again_do_not() -> No
 def test_a_request_that_is_given_up_or_fails_is_no_answer() -> None:
     figures = RecordedFigures()
     for name in "abc":
-        figures.take(0.0, Arrived(work=work(name, Lane.ONLINE, 0.0)), ())
-    figures.take(1.0, Cancelled(work_id="a"), ())
-    figures.take(1.1, Stopped(work_id="a", output_tokens=1), ())
-    figures.take(1.2, Failed(work_id="b", reason="INTERNAL: x", retryable=False), ())
-    figures.take(1.3, Lost(work_id="c"), ())
+        figures.take(0.0, Arrived(request=request(name, Lane.ONLINE, 0.0)), ())
+    figures.take(1.0, Cancelled(request_id="a"), ())
+    figures.take(1.1, Stopped(request_id="a", output_tokens=1), ())
+    figures.take(1.2, Failed(request_id="b", reason="INTERNAL: x", retryable=False), ())
+    figures.take(1.3, Lost(request_id="c"), ())
 
     online = figures.document(10.0)["online"]
     assert (online["n"], online["cancelled"], online["failed"]) == (0, 1, 2)

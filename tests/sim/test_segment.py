@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from sidecar.__main__ import COMMANDS
 from sidecar.cli.main import main
 from sidecar.core.events import Arrived, EngineUp, Event, Woke
+from sidecar.core.request import Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import Lane, Work
 from sidecar.settings.recorder import RecorderSettings
 from sidecar.sim import segment as module
 from sidecar.sim.replay import recorded, replay
@@ -36,7 +36,7 @@ ANYTHING = st.recursive(
 
 def arrived(number: int) -> Event:
     return Arrived(
-        work=Work(
+        request=Request(
             id=f"w{number}",
             lane=Lane.OFFLINE,
             model="tensorrt_llm",
@@ -49,7 +49,7 @@ def arrived(number: int) -> Event:
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A good segment: its header, its state with some works in it, seven records, its end."""
+    """A good segment: its header, its state with some requests in it, seven records, its end."""
     directory = tmp_path_factory.mktemp("good")
     scheduler = Scheduler(SchedulerSettings(), ENGINES)
     for number in range(5):

@@ -16,11 +16,11 @@ from sidecar.inflight.profile import profile_named
 from sidecar.sim import policies, simulate, workloads
 from sidecar.sim.arrivals_file import read_csv
 from sidecar.sim.policies import OFFLINE_ALONE, POLICIES, Policy
-from sidecar.sim.trial import Plan, Result, run
+from sidecar.sim.simulation_run import Result, RunPlan, run
 
 ORIGIN, PROFILE = workloads.by_name("origin"), profile_named("70b-tp4-a100")
 SHORT = {"offline_queue_max": 32, "offline_queue_low": 16}  # the checks cost in proportion to what waits
-PLAN = Plan(workload=ORIGIN, profile=PROFILE, slots=8, hours=0.05, seed=1, overrides=SHORT)
+PLAN = RunPlan(workload=ORIGIN, profile=PROFILE, slots=8, hours=0.05, seed=1, overrides=SHORT)
 CHECKED = replace(PLAN, check_every=1)
 
 
@@ -67,7 +67,7 @@ def test_every_policy_answers_every_online_request(name: str) -> None:
 def test_ours_keeps_the_promise_to_offline_and_its_own_accounts(slots: int) -> None:
     result = run(replace(PLAN, slots=slots, hours=0.3), policies.by_name("ours"))
     assert len(result.promise.offline) >= 200
-    assert (result.promise.violations(), result.promise.starvation_gap_grants()) == (0, 9)
+    assert (result.promise.violations(), result.promise.starvation_gap_dispatches()) == (0, 9)
 
 
 def test_faults_cost_requests_and_no_promise() -> None:
@@ -127,7 +127,7 @@ def test_the_process_that_shares_its_runs_does_not_fork() -> None:
     assert forks == []
 
 
-def die(_plan: Plan, _policy: Policy) -> Result:
+def die(_plan: RunPlan, _policy: Policy) -> Result:
     os._exit(1)
 
 

@@ -14,19 +14,19 @@ from sidecar.__main__ import COMMANDS
 from sidecar.cli.main import main
 from sidecar.core.errors import SettingsError
 from sidecar.core.events import Action, Arrived, Cancelled, Event, Progressed
+from sidecar.core.request import Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import Lane, Work
 from sidecar.inflight.profile import PROFILES
 from sidecar.settings.recorder import RecorderSettings
 from sidecar.sim import recording, whatif
-from sidecar.sim.driver import Driver, Observer
+from sidecar.sim.driver import Observer, SimulatedDriver
 from sidecar.sim.gaps import TooFewGapsError
 from sidecar.sim.policies import parse_overrides
 from sidecar.sim.replay import recorded
 from sidecar.sim.segment import RecordingError
 from sidecar.sim.whatif import machine_of
-from sidecar.sim.workloads import Job, by_name, offline_job
+from sidecar.sim.workloads import SimulatedRequest, by_name, offline_job
 from sidecar.telemetry.recorder import Recorder
 from sidecar.telemetry.segment_files import segments
 
@@ -43,41 +43,41 @@ class Recording(Observer):
         self.recorder, self.per_token = recorder, per_token
         self.last_s: dict[str, float] = {}  # when each stream gave its newest token
 
-    def decided(self, event: Event, actions: Sequence[Action], driver: Driver) -> None:
+    def decided(self, event: Event, actions: Sequence[Action], driver: SimulatedDriver) -> None:
         if isinstance(event, Progressed) and self.per_token:
             event = replace(event, gaps_s=tuple(self._gaps_s(event, driver.now_s)))
         self.recorder.handled(driver.now_s, event, actions)
 
     def _gaps_s(self, event: Progressed, now_s: float) -> Iterator[float]:
-        for work_id, tokens in event.tokens:
-            if work_id not in event.first_tokens:
-                yield from [(now_s - self.last_s[work_id]) / tokens] * tokens
+        for request_id, tokens in event.tokens:
+            if request_id not in event.first_tokens:
+                yield from [(now_s - self.last_s[request_id]) / tokens] * tokens
             elif tokens > 1:
                 yield from [PROFILE.iteration_s(8, 0)] * (tokens - 1)
-            self.last_s[work_id] = now_s
+            self.last_s[request_id] = now_s
 
 
-def jobs() -> list[Job]:
+def jobs() -> list[SimulatedRequest]:
     online = by_name("constant-3").online(1, SECONDS / 3600)
     lengths = by_name("origin").offline(1)
     items = [
         offline_job(n, *next(lengths), arrived_s=0.05 * n, output_max=1024, resumable=True) for n in range(int(SECONDS))
     ]
-    return sorted([*online, *items], key=lambda job: job.work.arrived_s)
+    return sorted([*online, *items], key=lambda job: job.request.arrived_s)
 
 
 def record(directory: Path, *, per_token: bool = True, **settings: int) -> list[Path]:
     """A minute of a simulated sidecar, recorded; one online request is cancelled."""
     scheduler = Scheduler(SETTINGS, [ENGINE])
     recorder = Recorder(RecorderSettings(directory=directory, **settings), scheduler)
-    driver = Driver(
+    driver = SimulatedDriver(
         scheduler=scheduler,
         machines={"e0": machine_of(ENGINE, PROFILE)},
         observer=Recording(recorder, per_token=per_token),
         tick_s=0.01,
     )
     driver.begin(iter(jobs()))
-    first = next(job.work for job in jobs() if job.work.lane is Lane.ONLINE)
+    first = next(job.request for job in jobs() if job.request.lane is Lane.ONLINE)
     driver.at(first.arrived_s + 0.01, lambda: driver.cancel(first.id))
     driver.run(SECONDS)
     recorder.close()
@@ -96,12 +96,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_arrivals_cancellations_and_true_lengths_are_read_back(files: list[Path]) -> None:
     found = recorded(files)
-    sent = {job.work.id: job for job in jobs()}
-    ended = [job for job in found.jobs if job.output_tokens == sent[job.work.id].output_tokens]
+    sent = {job.request.id: job for job in jobs()}
+    ended = [job for job in found.jobs if job.output_tokens == sent[job.request.id].output_tokens]
 
-    assert [job.work for job in found.jobs] == [job.work for job in jobs()]
+    assert [job.request for job in found.jobs] == [job.request for job in jobs()]
     assert len(ended) > 0.9 * len(sent)
-    assert [work_id for _, work_id in found.cancels] == ["o0"]
+    assert [request_id for _, request_id in found.cancels] == ["o0"]
     assert (found.settings, found.engines) == (SETTINGS, (ENGINE,))
 
 
@@ -114,11 +114,11 @@ def test_several_segments_in_order_tell_what_one_would(files: list[Path], parts:
         recorded([parts[1], parts[0]])
 
 
-def test_a_later_segment_alone_begins_with_the_work_that_was_alive(parts: list[Path]) -> None:
+def test_a_later_segment_alone_begins_with_the_request_that_was_alive(parts: list[Path]) -> None:
     found = recorded(parts[1:2])
 
-    assert found.jobs[0].work.arrived_s == 0.0
-    assert any(job.work.lane is Lane.OFFLINE and job.work.arrived_s == 0 for job in found.jobs)
+    assert found.jobs[0].request.arrived_s == 0.0
+    assert any(job.request.lane is Lane.OFFLINE and job.request.arrived_s == 0 for job in found.jobs)
 
 
 def test_iteration_times_are_learnt_from_the_gaps(files: list[Path]) -> None:
@@ -134,21 +134,23 @@ def test_too_short_a_recording_asks_for_a_profile() -> None:
         recording.read(Scheduler(SETTINGS, [ENGINE]), []).gaps.profile()
 
 
-def test_a_work_that_comes_twice_is_from_another_run() -> None:
-    work = Work(id="a", lane=Lane.ONLINE, model="tensorrt_llm", arrived_s=0, prompt_tokens=1, output_tokens_max=9)
-    twice = [(0.0, Arrived(work=work), ()), (1.0, Arrived(work=work), ())]
+def test_a_request_that_comes_twice_is_from_another_run() -> None:
+    request = Request(id="a", lane=Lane.ONLINE, model="tensorrt_llm", arrived_s=0, prompt_tokens=1, output_tokens_max=9)
+    twice = [(0.0, Arrived(request=request), ()), (1.0, Arrived(request=request), ())]
 
     with pytest.raises(RecordingError, match="different runs"):
         recording.read(Scheduler(SETTINGS, [ENGINE]), twice)
 
 
-def test_a_work_without_an_end_is_longer_than_it_got() -> None:
-    work = Work(id="a", lane=Lane.ONLINE, model="tensorrt_llm", arrived_s=5, prompt_tokens=0, output_tokens_max=9)
+def test_a_request_without_an_end_is_longer_than_it_got() -> None:
+    request = Request(id="a", lane=Lane.ONLINE, model="tensorrt_llm", arrived_s=5, prompt_tokens=0, output_tokens_max=9)
     found = recording.read(
-        Scheduler(SETTINGS, [ENGINE]), [(5.0, Arrived(work=work), ()), (6.0, Cancelled(work_id="a"), ())]
+        Scheduler(SETTINGS, [ENGINE]), [(5.0, Arrived(request=request), ()), (6.0, Cancelled(request_id="a"), ())]
     )
 
-    assert [(job.work.arrived_s, job.work.prompt_tokens, job.output_tokens) for job in found.jobs] == [(0.0, 1, 1)]
+    assert [(job.request.arrived_s, job.request.prompt_tokens, job.output_tokens) for job in found.jobs] == [
+        (0.0, 1, 1)
+    ]
     assert found.cancels == [(1.0, "a")]
 
 
@@ -168,7 +170,7 @@ def test_a_recording_simulated_again_meets_what_was_recorded(files: list[Path]) 
     found = recorded(files)
     figures = whatif.run(found, found.settings, found.engines, PROFILE)
 
-    online = [job for job in jobs() if job.work.lane is Lane.ONLINE]
+    online = [job for job in jobs() if job.request.lane is Lane.ONLINE]
     assert figures["online"]["n"] + figures["online"]["cancelled"] == len(online)
     fitted = whatif.compare(found, ["slots=8"], None)["replayed"]
     assert fitted["online"]["ttft_ms"]["p50"] == pytest.approx(figures["online"]["ttft_ms"]["p50"], rel=0.1)

@@ -40,7 +40,7 @@ def test_the_backlog_never_ends_and_repeats_itself_under_one_seed() -> None:
 
 
 def test_nights_of_the_week_are_quieter_than_days_and_weekends_than_weekdays() -> None:
-    arrived_s = np.array([job.work.arrived_s for job in workloads.by_name("diurnal").online(1, 168.0)])
+    arrived_s = np.array([job.request.arrived_s for job in workloads.by_name("diurnal").online(1, 168.0)])
     hour, day = arrived_s // 3600 % 24, arrived_s // 86_400
     assert np.sum((hour >= 1) & (hour < 5)) < 0.3 * np.sum((hour >= 13) & (hour < 17))
     assert np.mean([np.sum(day == each) for each in (5, 6)]) < 0.7 * np.mean([np.sum(day == each) for each in range(5)])
@@ -48,9 +48,9 @@ def test_nights_of_the_week_are_quieter_than_days_and_weekends_than_weekdays() -
 
 def test_one_tenant_sends_prompts_of_28000_tokens() -> None:
     jobs = workloads.by_name("long-prompt").online(1, 1.0)
-    heavy = [job for job in jobs if job.work.tenant == "reasoning"]
+    heavy = [job for job in jobs if job.request.tenant == "reasoning"]
     assert heavy
-    assert {job.work.prompt_tokens for job in heavy} == {28_000}
+    assert {job.request.prompt_tokens for job in heavy} == {28_000}
     assert len(heavy) < len(jobs) / 10
 
 

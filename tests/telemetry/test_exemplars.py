@@ -79,9 +79,9 @@ async def test_what_is_not_sampled_leaves_no_exemplar_that_nobody_could_open(
 
 async def test_an_item_names_its_process_span(by_parent: Traced, triton: FakeTriton) -> None:
     trace = by_parent.tracing.item(PARENT).process
-    work = offline("inference.requests/0/1#1")
-    by_parent.tracing.adopt(work.id, trace)
-    task = begin(by_parent.sidecar, call(), work)
+    request = offline("inference.requests/0/1#1")
+    by_parent.tracing.adopt(request.id, trace)
+    task = begin(by_parent.sidecar, call(), request)
     (await triton.next()).tokens(2, final=True)
     await task
     page, _ = await page_of(by_parent, OPENMETRICS)

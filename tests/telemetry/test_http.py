@@ -17,8 +17,8 @@ import pytest
 from dev.broker import free_ports
 from sidecar.core.engine import Limit
 from sidecar.core.events import EngineDown, Measured
-from sidecar.core.work import Lane
-from sidecar.driver.probes import EngineHealth
+from sidecar.core.request import Lane
+from sidecar.driver.probes import EngineProbes
 from sidecar.settings.file import EngineEndpoint
 from sidecar.telemetry.http import Status, serve_http
 from sidecar.telemetry.metrics import Metrics
@@ -89,7 +89,7 @@ async def test_a_request_is_counted_once_in_every_family_it_belongs_to(
     assert sample(page, "sidecar_requests_total", **online, outcome="ok") == 1
     assert sample(page, "sidecar_tokens_total", **online, token_type="output") == 2
     assert sample(page, "sidecar_tokens_total", **online, token_type="input") == 3
-    assert sample(page, "sidecar_grants_total", **online, kind="online") == 1
+    assert sample(page, "sidecar_dispatches_total", **online, kind="online") == 1
     assert sample(page, "sidecar_queue_wait_seconds_count", **online) == 1
     assert sample(page, "gen_ai_server_time_to_first_token_seconds_count", lane="online") == 1
     assert sample(page, "gen_ai_server_time_per_output_token_seconds_count", lane="online") == 1
@@ -112,10 +112,10 @@ async def test_a_refused_rpc_is_counted_under_its_status(sidecar: Sidecar, get: 
 async def test_every_counter_is_there_before_its_first_event(get: Any) -> None:
     _, page, _ = await get("/metrics")
     for lane, kind in (("online", "online"), ("offline", "backfill"), ("offline", "reserved"), ("offline", "resume")):
-        assert sample(page, "sidecar_grants_total", lane=lane, kind=kind) == 0
+        assert sample(page, "sidecar_dispatches_total", lane=lane, kind=kind) == 0
     assert sample(page, "sidecar_requests_total", lane="offline", outcome="rejected", error_type="queue_full") == 0
     for result in ("due", "taken", "postponed", "lapsed"):
-        assert sample(page, "sidecar_reserved_turns_total", result=result) == 0
+        assert sample(page, "sidecar_reserved_dispatches_total", result=result) == 0
 
 
 async def test_what_is_not_known_of_reuse_has_no_sample_and_the_length_of_slices_has(get: Any) -> None:
@@ -186,7 +186,7 @@ async def test_a_call_of_the_engine_is_counted_under_its_status(sidecar: Sidecar
         assert sample(page, "rpc_client_call_duration_seconds_count", **where) == 1
 
 
-async def test_an_offline_work_that_finds_no_slot_is_counted_under_what_held_it(triton: FakeTriton) -> None:
+async def test_an_offline_request_that_finds_no_slot_is_counted_under_what_held_it(triton: FakeTriton) -> None:
     async with running_sidecar({"e0": triton}, slots=1) as sidecar:
         offline = (("x-lane", "offline"),)
         answers = [
@@ -246,8 +246,8 @@ async def test_a_stopped_offline_lane_is_a_degraded_state(sidecar: Sidecar) -> N
 class Watched:
     """Who watches an engine that came up just now, and beside which something is wrong."""
 
-    def health(self, name: str) -> EngineHealth | None:
-        return EngineHealth(up=True, reason="", since_s=time.monotonic()) if name == "e0" else None
+    def health(self, name: str) -> EngineProbes | None:
+        return EngineProbes(up=True, reason="", since_s=time.monotonic()) if name == "e0" else None
 
     def faults(self, name: str) -> list[str]:
         return [f"{name} has no text model"]

@@ -16,9 +16,9 @@ import pytest
 from sidecar.core.errors import SettingsError
 from sidecar.core.events import Arrived, Closing, Ended, EngineUp, Event, Failed, Progressed, Woke
 from sidecar.core.record import decode_event, encode
+from sidecar.core.request import EndReason, Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import EndReason, Lane, Work
 from sidecar.settings.recorder import RecorderSettings
 from sidecar.sim.replay import Replay, recorded, replay
 from sidecar.sim.segment import RecordingError
@@ -31,9 +31,9 @@ SETTINGS = SchedulerSettings(window_ms=0.1)
 ENGINES = (EngineSettings(name="a", slots=2),)
 
 
-def work(number: int) -> Work:
+def request(number: int) -> Request:
     lane = Lane.ONLINE if number % 3 else Lane.OFFLINE
-    return Work(
+    return Request(
         id=f"w{number}", lane=lane, model="tensorrt_llm", arrived_s=number / 7, prompt_tokens=9, output_tokens_max=50
     )
 
@@ -42,9 +42,9 @@ def events() -> Iterator[tuple[float, Event]]:
     """Forty works on two slots; what is dispatched ends, or fails, in order."""
     yield 0.0, EngineUp(engine="a")
     for number in range(40):
-        yield number / 7, Arrived(work=work(number))
+        yield number / 7, Arrived(request=request(number))
     yield 6.0, Progressed(engine="a", tokens=(("w0", 3),), first_tokens=("w0",), gaps_s=(0.01, 0.1 + 0.2))
-    yield 6.1, Ended(work_id="w0", reason=EndReason.END_ID, output_tokens=5)
+    yield 6.1, Ended(request_id="w0", reason=EndReason.END_ID, output_tokens=5)
     yield 6.2, Woke()
     yield 6.3, Closing()
 
@@ -136,7 +136,7 @@ def test_a_file_cut_off_by_a_crash_replays_up_to_the_cut(tmp_path: Path) -> None
 
 
 def test_events_survive_the_round_trip() -> None:
-    for value in (Failed(work_id="x", reason="gone", retryable=True), Arrived(work=work(1))):
+    for value in (Failed(request_id="x", reason="gone", retryable=True), Arrived(request=request(1))):
         assert decode_event(json.loads(json.dumps(encode(value)))) == value
 
 

@@ -25,7 +25,7 @@ JOB = {
     "eta_p50_s": 40.2,
     "eta_p90_s": 130.0,
 }
-PARTITION = {"partition": 0, "watermark": 5, "holes": 1, "end": 9, "in_flight": 2, "finished": 0}
+PARTITION = {"partition": 0, "watermark": 5, "gaps": 1, "end": 9, "in_flight": 2, "finished": 0}
 
 
 def document(**parts: Any) -> dict[str, Any]:
@@ -61,11 +61,11 @@ def test_a_deadline_that_has_passed_is_in_the_past() -> None:
 
 
 def test_a_partition_that_stands_still_shows_no_lag_of_zero() -> None:
-    still = {**PARTITION, "end": None, "watermark": None, "holes": None, "state": "waiting: no right to read"}
+    still = {**PARTITION, "end": None, "watermark": None, "gaps": None, "state": "waiting: no right to read"}
     offline = {"topic": "items", "state": "degraded", "stats": {"items": []}, "partitions": [PARTITION, still]}
     assert status_text(document(offline=offline)).splitlines()[1:5] == [
         "items from items: degraded",
-        "  durable: none yet",
+        "  committed: none yet",
         "  partition 0: watermark 5, holes 1, lag 4, in flight 2",
         "  partition 0: watermark not known, holes not known, lag not known, in flight 2; waiting: no right to read",
     ]

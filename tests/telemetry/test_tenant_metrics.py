@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.core.events import Arrived, Ended
+from sidecar.core.request import EndReason, Lane
 from sidecar.core.snapshot import OTHERS, TENANTS_NAMED, TenantSnapshot
-from sidecar.core.work import EndReason, Lane
 from sidecar.settings.file import EngineEndpoint
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tenant_metrics import TenantMetrics, _Labels
@@ -21,8 +21,8 @@ from tests.core.builders import online, scheduler
 def test_sixty_tenants_have_fifty_labels_and_one_for_the_others() -> None:
     subject = scheduler(slots=1)
     for number in range(60):
-        subject.handle(Arrived(work=online(f"a{number}", tenant=f"t{number}")), float(number))
-        subject.handle(Ended(work_id=f"a{number}", reason=EndReason.END_ID, output_tokens=2), number + 0.5)
+        subject.handle(Arrived(request=online(f"a{number}", tenant=f"t{number}")), float(number))
+        subject.handle(Ended(request_id=f"a{number}", reason=EndReason.END_ID, output_tokens=2), number + 0.5)
     tokens = TenantMetrics().tokens(subject.snapshot())
     labels = {tenant for (_, lane, tenant, _), _ in tokens if lane is Lane.ONLINE}
     assert len(labels) == TENANTS_NAMED + 1
@@ -50,8 +50,8 @@ def test_the_page_survives_every_name_that_a_tenant_may_choose(accept: str) -> N
     names = ['"', "\\", "a\nb", "\r", "{}", "=,", "Ü", "\U0001f600", "\x00", "\u2028", "\udcff", "other", ""]
     subject = scheduler(slots=1)
     for number, name in enumerate(names):
-        subject.handle(Arrived(work=online(f"a{number}", tenant=name)), float(number))
-        subject.handle(Ended(work_id=f"a{number}", reason=EndReason.END_ID, output_tokens=2), number + 0.5)
+        subject.handle(Arrived(request=online(f"a{number}", tenant=name)), float(number))
+        subject.handle(Ended(request_id=f"a{number}", reason=EndReason.END_ID, output_tokens=2), number + 0.5)
     metrics = Metrics((EngineEndpoint(name="e0"),), version="test", config_hash="test")
     metrics.snapshot = dataclasses.replace(subject.snapshot(), engines={})
     text = metrics.render(accept)[0].decode()
@@ -67,8 +67,8 @@ def test_ten_thousand_tenants_with_the_longest_names_leave_the_page_small() -> N
     subject = scheduler(slots=1)
     for number in range(10_000):
         name = f"{number}".rjust(256, "\n")  # each is escaped to two characters
-        subject.handle(Arrived(work=online(f"a{number}", tenant=name)), float(number))
-        subject.handle(Ended(work_id=f"a{number}", reason=EndReason.END_ID, output_tokens=2), number + 0.5)
+        subject.handle(Arrived(request=online(f"a{number}", tenant=name)), float(number))
+        subject.handle(Ended(request_id=f"a{number}", reason=EndReason.END_ID, output_tokens=2), number + 0.5)
         if number % 1_000 == 0:
             metrics.snapshot = subject.snapshot()
             metrics.render()

@@ -16,12 +16,12 @@ from dev.load import LoadResult
 from engine.lengths import output_length
 from sidecar.core.errors import SettingsError
 from sidecar.core.events import Abort, Arrived, Cancelled, Dispatch, Ending, EngineUp, Finished, Stopped
+from sidecar.core.request import Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import Lane, Work
 from sidecar.inflight.profile import PROFILES
 from sidecar.settings.recorder import RecorderSettings
-from sidecar.sim.driver import Driver
+from sidecar.sim.driver import SimulatedDriver
 from sidecar.sim.whatif import machine_of
 from sidecar.sim.workloads import by_name
 from sidecar.telemetry.recorder import Recorder
@@ -31,13 +31,13 @@ TOKENIZER = Path(__file__).parents[3] / "model_repository" / "tokenizer"
 ENGINE = EngineSettings(name="a100", slots=2, tokens_max=4096)
 
 
-def work(name: str, lane: Lane) -> Work:
-    return Work(id=name, lane=lane, model="tensorrt_llm", arrived_s=0.0, prompt_tokens=9, output_tokens_max=50)
+def request(name: str, lane: Lane) -> Request:
+    return Request(id=name, lane=lane, model="tensorrt_llm", arrived_s=0.0, prompt_tokens=9, output_tokens_max=50)
 
 
 def dispatched(scheduler: Governed, name: str, lane: Lane, now_s: float) -> list[str]:
-    actions = scheduler.handle(Arrived(work=work(name, lane)), now_s)
-    return [each.work_id for each in actions if isinstance(each, Dispatch)]
+    actions = scheduler.handle(Arrived(request=request(name, lane)), now_s)
+    return [each.request_id for each in actions if isinstance(each, Dispatch)]
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,12 @@ def test_a_caller_that_leaves_is_taken_out_of_a_baseline_for_good() -> None:
     for name in "abcd":
         dispatched(scheduler, name, Lane.OFFLINE, 0.0)
 
-    over = Finished(work_id="c", outcome=Ending.CANCELLED)
-    assert scheduler.handle(Cancelled(work_id="c"), 1.0) == [over]
-    assert scheduler.handle(Cancelled(work_id="a"), 1.0) == [Abort(work_id="a", engine="a100")]
-    after = scheduler.handle(Stopped(work_id="a", output_tokens=3), 1.1)
-    assert [each.work_id for each in after if isinstance(each, Dispatch)] == ["d"]
-    assert scheduler.handle(Cancelled(work_id="a"), 1.2) == []
+    over = Finished(request_id="c", outcome=Ending.CANCELLED)
+    assert scheduler.handle(Cancelled(request_id="c"), 1.0) == [over]
+    assert scheduler.handle(Cancelled(request_id="a"), 1.0) == [Abort(request_id="a", engine="a100")]
+    after = scheduler.handle(Stopped(request_id="a", output_tokens=3), 1.1)
+    assert [each.request_id for each in after if isinstance(each, Dispatch)] == ["d"]
+    assert scheduler.handle(Cancelled(request_id="a"), 1.2) == []
 
 
 def test_what_is_no_baseline_is_named() -> None:
@@ -79,10 +79,10 @@ def test_online_requests_have_the_lengths_and_times_of_the_workload(prompts: Pro
     online = prompts.online("knee", 1, 60.0)
     wanted = by_name("knee").online(1, 60 / 3600)
 
-    assert [job.work.arrived_s for job in online.jobs] == [job.work.arrived_s for job in wanted]
-    assert [each.due_s for each in online.arrivals] == [job.work.arrived_s for job in wanted]
+    assert [job.request.arrived_s for job in online.jobs] == [job.request.arrived_s for job in wanted]
+    assert [each.due_s for each in online.arrivals] == [job.request.arrived_s for job in wanted]
     lengths = [
-        (job.work.prompt_tokens, other.work.prompt_tokens) for job, other in zip(online.jobs, wanted, strict=True)
+        (job.request.prompt_tokens, other.request.prompt_tokens) for job, other in zip(online.jobs, wanted, strict=True)
     ]
     assert all(abs(theirs - ours) <= 8 for ours, theirs in lengths)
 
@@ -91,7 +91,7 @@ def test_the_origin_runs_eight_times_faster(prompts: Prompts) -> None:
     online = prompts.online("origin", 2, 30.0)
     wanted = by_name("origin").online(2, 240 / 3600)
 
-    assert [each.due_s for each in online.arrivals] == [job.work.arrived_s / 8 for job in wanted]
+    assert [each.due_s for each in online.arrivals] == [job.request.arrived_s / 8 for job in wanted]
 
 
 def test_the_simulator_gets_the_lengths_that_the_engine_will_draw(prompts: Prompts) -> None:
@@ -99,7 +99,7 @@ def test_the_simulator_gets_the_lengths_that_the_engine_will_draw(prompts: Promp
         item = json.loads(value)
         ids = prompts.tokens.encode_prompt(item["prompt"])
         assert ids[0] == prompts.language.offline_id
-        assert job.work.prompt_tokens == len(ids)
+        assert job.request.prompt_tokens == len(ids)
         assert job.output_tokens == min(item["max_tokens"], output_length(ids, prompts.language, 0))
     online = prompts.online("knee", 1, 20.0)
     for arrival, job in zip(online.arrivals, online.jobs, strict=True):
@@ -146,7 +146,7 @@ def test_a_simulator_fitted_to_a_run_predicts_another_of_the_same_engine(prompts
     for seed, load in loads.items():
         scheduler = Scheduler(SchedulerSettings(), [engine])
         recorder = Recorder(RecorderSettings(directory=tmp_path / str(seed) / "decisions"), scheduler)
-        driver = Driver(
+        driver = SimulatedDriver(
             scheduler=scheduler,
             machines={"a100": machine_of(engine, profile)},
             observer=Recording(recorder, per_token=True),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dev.broker import free_ports
-from dev.server import Server, serving
+from dev.server import SidecarProcess, serving
 from dev.triton import Triton, TritonError, TritonSettings, running
 
 SLOTS = 8
@@ -45,7 +45,7 @@ class Guarded:
     """The second pair, and the way to end its Triton."""
 
     pair: Pair
-    server: Server
+    server: SidecarProcess
 
     async def end_triton(self) -> None:
         """Triton is gone, and the sidecar has noticed."""

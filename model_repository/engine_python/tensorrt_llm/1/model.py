@@ -1,6 +1,6 @@
 """The model `tensorrt_llm` in Triton's Python backend: NVIDIA's tensors in and out, one of our engines behind them.
 
-Everything that decides or computes is in the package `engine`; here requests become calls and pieces become responses.
+Everything that decides or computes is in the package `engine`; here requests become calls and parts become responses.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import triton_python_backend_utils as pb_utils
 
 from engine.contract import INPUTS, is_stop, outputs_of, read_call
 from engine.gauges import Export
-from engine.parameters import Parameters
+from engine.parameters import EngineParameters
 from engine.serving import build_engine
 
 CANCEL_CHECKS_MAX = 8  # per check period, in turn: each is a round trip to the server process (measured: 0.1 ms)
-PIECES_MAX = 128  # an engine faster than the server waits for it; a longer queue would only delay finals
+PARTS_MAX = 128  # an engine faster than the server waits for it; a longer queue would only delay finals
 CODES = {
     "INVALID_ARGUMENT": "INVALID_ARG",
     "INTERNAL": "INTERNAL",
@@ -38,7 +38,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"the model needs numpy < 2 in the server, not {np.__version__}")
         config = json.loads(args["model_config"])
         values = {key: value["string_value"] for key, value in config["parameters"].items()}
-        parameters = Parameters({"max_batch_size": str(config["max_batch_size"]), **values})
+        parameters = EngineParameters({"max_batch_size": str(config["max_batch_size"]), **values})
         self._engine = build_engine(parameters, Path(args["model_repository"]))
         self._check_period_s = parameters.number("cancellation_check_period_ms", 100) / 1000
         self._stats_period_s = parameters.number("stats_check_period_ms", 100) / 1000
@@ -48,7 +48,7 @@ class TritonPythonModel:
         self._live = {}  # number → (request id, sender, how to stop it)
         self._lock = Lock()
         self._closing = Event()
-        self._pieces = Queue(PIECES_MAX)
+        self._parts = Queue(PARTS_MAX)
         self._threads = [Thread(target=work, name=work.__name__, daemon=True) for work in (self._watch, self._send)]
         self._engine.start()
         for thread in self._threads:
@@ -70,7 +70,7 @@ class TritonPythonModel:
     def finalize(self):
         self._closing.set()
         self._engine.close()
-        self._pieces.put(None)
+        self._parts.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -89,19 +89,19 @@ class TritonPythonModel:
         call = read_call(inputs, exclude_input=self._exclude_input)
         number = next(self._numbers)
 
-        with self._lock:  # a final piece waits for it, so that the entry is there before it is removed
-            stop = self._engine.submit(call, lambda piece: self._pieces.put((number, sender, call, piece)))
+        with self._lock:  # a final part waits for it, so that the entry is there before it is removed
+            stop = self._engine.submit(call, lambda part: self._parts.put((number, sender, call, part)))
             self._live[number] = (request.request_id(), sender, stop)
 
     def _send(self):
         """Send what the engine gives until None comes. A send waits for the server; the engine computes meanwhile."""
-        while (item := self._pieces.get()) is not None:
-            number, sender, call, piece = item
-            if piece.final:
+        while (item := self._parts.get()) is not None:
+            number, sender, call, part = item
+            if part.final:
                 with self._lock:  # from here on nobody may ask the sender: asked after its final it ends the server
                     self._live.pop(number, None)
             try:
-                sender.send(response_of(call, piece), flags=FINAL if piece.final else 0)
+                sender.send(response_of(call, part), flags=FINAL if part.final else 0)
             except Exception as error:  # one response that cannot be sent must not end the others
                 pb_utils.Logger.log_error(f"a response could not be sent: {error!r}")
 
@@ -135,10 +135,10 @@ def error_of(message, status):
     return pb_utils.TritonError(f"{message} [{status}]", getattr(pb_utils.TritonError, CODES[status]))
 
 
-def response_of(call, piece):
-    if piece.error is not None:
+def response_of(call, part):
+    if part.error is not None:
         return pb_utils.InferenceResponse(
-            error=error_of(piece.error, "INVALID_ARGUMENT" if piece.refused else "INTERNAL")
+            error=error_of(part.error, "INVALID_ARGUMENT" if part.refused else "INTERNAL")
         )
-    tensors = [pb_utils.Tensor(name, array) for name, array in outputs_of(call, piece).items()]
+    tensors = [pb_utils.Tensor(name, array) for name, array in outputs_of(call, part).items()]
     return pb_utils.InferenceResponse(output_tensors=tensors)

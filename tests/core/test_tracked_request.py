@@ -1,21 +1,21 @@
-"""An item moves as its table says, and remembers by name which engines hold how much of it."""
+"""A request moves as its table says, and remembers by name which engines hold how much of it."""
 
 from __future__ import annotations
 
 import pytest
 
-from sidecar.core.item import TRANSITIONS, Item, State
+from sidecar.core.tracked_request import TRANSITIONS, RequestState, TrackedRequest
 from tests.core.builders import offline
 
 
-def item() -> Item:
-    return Item(offline("b1"), 1, 0.0)
+def tracked() -> TrackedRequest:
+    return TrackedRequest(offline("b1"), 1, 0.0)
 
 
-@pytest.mark.parametrize("state", State)
-def test_an_item_goes_where_the_table_leads_and_nowhere_else(state: State) -> None:
-    for target in State:
-        subject = item()
+@pytest.mark.parametrize("state", RequestState)
+def test_an_item_goes_where_the_table_leads_and_nowhere_else(state: RequestState) -> None:
+    for target in RequestState:
+        subject = tracked()
         subject.state = state
         if target in TRANSITIONS[state]:
             subject.move(target)
@@ -26,7 +26,7 @@ def test_an_item_goes_where_the_table_leads_and_nowhere_else(state: State) -> No
 
 
 def test_what_each_engine_holds_of_an_item_is_known_until_that_engine_forgets() -> None:
-    subject = item()
+    subject = tracked()
     subject.ran_on("e0", 100)
     subject.ran_on("e1", 40)
     subject.ran_on("e0", 160)
@@ -39,7 +39,7 @@ def test_what_each_engine_holds_of_an_item_is_known_until_that_engine_forgets() 
 
 
 def test_kept_tokens_lengthen_the_context() -> None:
-    subject = item()
+    subject = tracked()
     subject.streamed_tokens = 7
     before = subject.context_tokens
     subject.keep(5)

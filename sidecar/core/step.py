@@ -1,20 +1,23 @@
-"""The event that is being handled: when it came, what is to be done because of it, and what may be granted after it."""
+"""The event that is being handled: when it came, what is to be done because of it, and what may be dispatched after
+it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from sidecar.core.events import Action
-from sidecar.core.pool import Pool
+from sidecar.core.served_model import ServedModel
 
 
 @dataclass(slots=True, eq=False)
-class Handling:
+class Step:
     """What the parts of one scheduler share while it handles an event."""
 
     now_s: float = 0.0
     actions: list[Action] = field(default_factory=list)  # in the order in which they are to be done
-    stirred: list[Pool] = field(default_factory=list)  # where there may be more to grant than the event itself is about
+    changed: list[ServedModel] = field(
+        default_factory=list
+    )  # where there may be more to dispatch than the event itself is about
 
     def begin(self, now_s: float) -> None:
         """Another event came at `now_s`, and nothing is to be done yet."""

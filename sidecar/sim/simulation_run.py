@@ -11,18 +11,18 @@ from numpy.random import SeedSequence, default_rng
 
 from sidecar.core.events import Action, DeadLetter, Dispatch, Ending, Event, Finished, Forecast, Preempt, Reject
 from sidecar.core.invariants import Invariants
+from sidecar.core.request import DispatchKind, Lane
 from sidecar.core.scheduler import Scheduler
-from sidecar.core.work import GrantKind, Lane
 from sidecar.inflight.batch import BatcherSettings
 from sidecar.inflight.profile import Profile
-from sidecar.sim.driver import Decides, Driver, Observer
-from sidecar.sim.faults import FaultRates, Faults
-from sidecar.sim.figures import Promise, Served
-from sidecar.sim.jobs import Jobs, Kept
-from sidecar.sim.machine import Machine, Usage
-from sidecar.sim.policies import CHUNK_TOKENS, ENGINE, NEVER, OFFLINE_ALONE, Policy, Shape
-from sidecar.sim.progress import Progress
-from sidecar.sim.workloads import Job, Workload
+from sidecar.sim.driver import Decides, Observer, SimulatedDriver
+from sidecar.sim.faults import FaultRates, SimulatedFaults
+from sidecar.sim.figures import ReservationRecord, Served
+from sidecar.sim.jobs import JobWatch, Kept
+from sidecar.sim.machine import Machine, MachineTime
+from sidecar.sim.policies import CHUNK_TOKENS, ENGINE, NEVER, OFFLINE_ALONE, EngineShape, Policy
+from sidecar.sim.progress import RequestProgress
+from sidecar.sim.workloads import SimulatedRequest, Workload
 
 WARM_UP_S = 300.0  # not counted for offline throughput: the batch fills in step at first, later it is spread
 PROGRESS_S = 0.25  # token counts are told four times a second instead of a hundred, to save time; first tokens as ever
@@ -30,7 +30,7 @@ DRAIN_S = 120.0  # after the end, for online requests still in flight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class RunPlan:
     """What to run."""
 
     workload: Workload
@@ -38,7 +38,7 @@ class Plan:
     slots: int
     hours: float
     seed: int
-    recorded: Sequence[Job] | None = None  # online arrivals instead of the workload's own
+    recorded: Sequence[SimulatedRequest] | None = None  # online arrivals instead of the workload's own
     every: int = 10  # N of the promise that is measured
     check_every: int = 0  # invariants after each so many events; 0 = never (the driver's own checks are always on)
     overrides: Mapping[str, object] = field(default_factory=dict)
@@ -57,7 +57,9 @@ class Plan:
     @property
     def tokens_max(self) -> int:
         """The longest sequence the engine must hold."""
-        longest = max((job.work.prompt_tokens + job.work.output_tokens_max for job in self.recorded or ()), default=0)
+        longest = max(
+            (job.request.prompt_tokens + job.request.output_tokens_max for job in self.recorded or ()), default=0
+        )
         return max(longest, 32_768 if self.workload.heavy_every_s else 4096)
 
 
@@ -70,10 +72,10 @@ class Result:
     offline_tokens_per_s: float
     busy_ratio: float
     wasted_ratio: float
-    shared_ratio: float  # of the prompt tokens, those that the KV cache had from other works
+    shared_ratio: float  # of the prompt tokens, those that the KV cache had from other requests
     preemptions: int
     victims_least: int  # the fewest that would have done
-    promise: Promise
+    promise: ReservationRecord
     starvation_gap_s: float
     gaps_s: list[tuple[float, int]]
     jobs: list[Kept]
@@ -85,11 +87,11 @@ class Result:
 class Witness(Observer):
     """Writes down what a run's figures need."""
 
-    def __init__(self, plan: Plan, policy: Policy, shape: Shape, scheduler: Decides) -> None:
+    def __init__(self, plan: RunPlan, policy: Policy, shape: EngineShape, scheduler: Decides) -> None:
         self.served: list[Served] = []
         self.refused = self.requests = self.preemptions = self.victims_least = 0
-        self.promise = Promise(every=plan.every)
-        self.jobs = Jobs(plan.workload.batches(plan.hours) if policy.offline else [], scheduler)
+        self.promise = ReservationRecord(every=plan.every)
+        self.jobs = JobWatch(plan.workload.batches(plan.hours) if policy.offline else [], scheduler)
         self._offline_at_s = 0.0
         self._offline_gap_s = 0.0
         self._hash, self._lines = sha256(), list[str]()
@@ -100,7 +102,7 @@ class Witness(Observer):
         if plan.check_every and isinstance(scheduler, Scheduler):
             self._invariants = Invariants(settings, [engine])
 
-    def decided(self, event: Event, actions: Sequence[Action], driver: Driver) -> None:
+    def decided(self, event: Event, actions: Sequence[Action], driver: SimulatedDriver) -> None:
         if self._invariants is not None:
             self._invariants.observe(event, actions, driver.now_s)
             self._events += 1
@@ -110,10 +112,10 @@ class Witness(Observer):
             return
         for action in actions:
             if isinstance(action, Dispatch):
-                self._granted(action, driver.now_s)
+                self._dispatched(action, driver.now_s)
             elif isinstance(action, Finished):
                 if not isinstance(action.outcome, Ending):  # the others follow from the events
-                    self._lines.append(f"{driver.now_s:.6f} {_closing_text(action.work_id, action.outcome)}")
+                    self._lines.append(f"{driver.now_s:.6f} {_closing_text(action.request_id, action.outcome)}")
             else:
                 if isinstance(action, Forecast):
                     self.jobs.told(action, driver.now_s)
@@ -123,45 +125,47 @@ class Witness(Observer):
         if len(self._lines) > 1000:
             self._flush()
 
-    def _granted(self, action: Dispatch, now_s: float) -> None:
-        online = action.kind is GrantKind.ONLINE
+    def _dispatched(self, action: Dispatch, now_s: float) -> None:
+        online = action.kind is DispatchKind.ONLINE
         if action.contended:
             self.promise.offline.append(not online)
         if not online:
             self._offline_gap_s, self._offline_at_s = self.offline_gap_s(now_s), now_s
-        self._lines.append(f"{now_s:.6f} {action.kind} {action.work_id} {action.output_tokens} {action.prompt_tokens}")
+        self._lines.append(
+            f"{now_s:.6f} {action.kind} {action.request_id} {action.output_tokens} {action.prompt_tokens}"
+        )
 
-    def _preempted(self, victims: int, actions: Sequence[Action], driver: Driver) -> None:
+    def _preempted(self, victims: int, actions: Sequence[Action], driver: SimulatedDriver) -> None:
         """Compare the victims with the fewest that do: online left without a slot, or rows above the yield."""
         running = [each.running for each in driver.alive.values() if each.running]
         stopping = sum(each.stopping for each in running)
-        granted = [each for each in actions if isinstance(each, Dispatch)]
-        online_granted = sum(each.kind is GrantKind.ONLINE for each in granted)
-        deficit = driver.waiting[Lane.ONLINE] - online_granted - stopping
+        dispatched = [each for each in actions if isinstance(each, Dispatch)]
+        online_dispatched = sum(each.kind is DispatchKind.ONLINE for each in dispatched)
+        deficit = driver.waiting[Lane.ONLINE] - online_dispatched - stopping
         least = max(0, deficit)
         if self._yield_rows == "auto":
             least = max(least, victims)  # the guard's own judgement: nothing else says how many rows are too many
         elif isinstance(self._yield_rows, int):
-            offline = sum(each.action.kind is not GrantKind.ONLINE and not each.stopping for each in running)
-            least = max(least, offline + len(granted) - online_granted - self._yield_rows)
+            offline = sum(each.action.kind is not DispatchKind.ONLINE and not each.stopping for each in running)
+            least = max(least, offline + len(dispatched) - online_dispatched - self._yield_rows)
         self.preemptions += victims
         self.victims_least += min(victims, least)
 
-    def finished(self, progress: Progress) -> None:
+    def finished(self, progress: RequestProgress) -> None:
         self.requests += 1
-        work = progress.work
-        if work.lane is Lane.OFFLINE:
+        request = progress.request
+        if request.lane is Lane.OFFLINE:
             self.jobs.over(progress)
             return
         if progress.outcome != "ended":
             self.refused += 1
             return
-        at_s = work.arrived_s
+        at_s = request.arrived_s
         ttft_s, e2e_s = progress.first_token_s - at_s, progress.finished_s - at_s
-        self.served.append(Served(id=work.id, tenant=work.tenant, arrived_s=at_s, ttft_s=ttft_s, e2e_s=e2e_s))
+        self.served.append(Served(id=request.id, tenant=request.tenant, arrived_s=at_s, ttft_s=ttft_s, e2e_s=e2e_s))
 
     def offline_gap_s(self, now_s: float) -> float:
-        """The longest time without a grant to offline."""
+        """The longest time without a dispatch to offline."""
         return max(self._offline_gap_s, now_s - self._offline_at_s)
 
     def sha256(self) -> str:
@@ -174,18 +178,18 @@ class Witness(Observer):
         self._lines.clear()
 
 
-def _closing_text(work_id: str, outcome: Reject | DeadLetter) -> str:
+def _closing_text(request_id: str, outcome: Reject | DeadLetter) -> str:
     """As traces have named it since before it was an outcome: with the id as its first field."""
-    return str(outcome).replace("(", f"(work_id={work_id!r}, ", 1)
+    return str(outcome).replace("(", f"(work_id={request_id!r}, ", 1)
 
 
-def run(plan: Plan, policy: Policy) -> Result:
+def run(plan: RunPlan, policy: Policy) -> Result:
     """Run it. Raises BrokenPromiseError or InvariantError if the scheduler or an engine breaks a promise."""
-    shape = Shape(slots=plan.slots, profile=plan.profile, tokens_max=plan.tokens_max, overrides=plan.overrides)
+    shape = EngineShape(slots=plan.slots, profile=plan.profile, tokens_max=plan.tokens_max, overrides=plan.overrides)
     scheduler = policy.decider(shape)
     machine = _machine(plan, policy)
     witness = Witness(plan, policy, shape, scheduler)
-    driver = Driver(
+    driver = SimulatedDriver(
         scheduler=scheduler,
         machines={ENGINE: machine},
         observer=witness,
@@ -198,7 +202,8 @@ def run(plan: Plan, policy: Policy) -> Result:
         arrivals, items = [], []
     witness.jobs.plan(driver)
     driver.begin(
-        merge(arrivals, items, key=lambda job: job.work.arrived_s), _backlog(plan, policy) if policy.offline else None
+        merge(arrivals, items, key=lambda job: job.request.arrived_s),
+        _backlog(plan, policy) if policy.offline else None,
     )
     driver.run(plan.warm_s)
     before = _harvested(machine.usage)
@@ -227,7 +232,7 @@ def run(plan: Plan, policy: Policy) -> Result:
     return result
 
 
-def _machine(plan: Plan, policy: Policy) -> Machine:
+def _machine(plan: RunPlan, policy: Policy) -> Machine:
     settings = BatcherSettings(
         max_batch_size=plan.slots,
         max_num_tokens=CHUNK_TOKENS,
@@ -240,31 +245,31 @@ def _machine(plan: Plan, policy: Policy) -> Machine:
     return machine
 
 
-def _faults(plan: Plan) -> Faults:
+def _faults(plan: RunPlan) -> SimulatedFaults:
     rng = default_rng(SeedSequence([plan.seed, 4]))
-    return Faults(rng, FaultRates.drawn(rng)) if plan.faults else Faults()
+    return SimulatedFaults(rng, FaultRates.drawn(rng)) if plan.faults else SimulatedFaults()
 
 
-def _backlog(plan: Plan, policy: Policy) -> Callable[[float], Job]:
+def _backlog(plan: RunPlan, policy: Policy) -> Callable[[float], SimulatedRequest]:
     items = plan.workload.backlog(plan.seed, resumable=policy.resumable)
 
-    def take(now_s: float) -> Job:
+    def take(now_s: float) -> SimulatedRequest:
         job = next(items)
-        return replace(job, work=replace(job.work, arrived_s=now_s))
+        return replace(job, request=replace(job.request, arrived_s=now_s))
 
     return take
 
 
-def _harvested(usage: Usage) -> int:
+def _harvested(usage: MachineTime) -> int:
     return usage.offline_tokens - usage.discarded_tokens
 
 
-def _shared(usage: Usage) -> float:
+def _shared(usage: MachineTime) -> float:
     prompts = usage.shared_tokens + usage.prefill_tokens - usage.prefilled_again_tokens
     return usage.shared_tokens / prompts if prompts else 0.0
 
 
-def _wasted(usage: Usage, profile: Profile) -> float:
+def _wasted(usage: MachineTime, profile: Profile) -> float:
     """The share of the engine's time that went into prompt tokens computed before and tokens thrown away."""
     lost_ms = usage.prefilled_again_tokens * profile.prefill_token_ms + usage.discarded_tokens * profile.decode_row_ms
     return lost_ms / 1000 / usage.busy_s if usage.busy_s else 0.0

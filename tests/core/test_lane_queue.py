@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.item import Item
-from sidecar.core.order import LaneQueue
+from sidecar.core.lane_queue import LaneQueue
 from sidecar.core.settings import SchedulerSettings
+from sidecar.core.tracked_request import TrackedRequest
 from tests.core.builders import offline, online
 
 
-def _item(sequence: int, deadline_s: float, arrived_s: float) -> Item:
-    return Item(offline(f"b{sequence}", deadline_s=deadline_s, arrived_s=arrived_s), sequence, arrived_s)
+def _tracked(sequence: int, deadline_s: float, arrived_s: float) -> TrackedRequest:
+    return TrackedRequest(offline(f"b{sequence}", deadline_s=deadline_s, arrived_s=arrived_s), sequence, arrived_s)
 
 
 @settings(phases=(Phase.explicit, Phase.generate))  # a mutant need not be shrunk
@@ -21,16 +21,18 @@ def test_the_head_is_the_least_by_deadline_then_arrival_whoever_left_in_between(
     steps: list[tuple[int, int, bool]],
 ) -> None:
     queue = LaneQueue(SchedulerSettings())
-    waiting: list[Item] = []
+    waiting: list[TrackedRequest] = []
     for sequence, (deadline_s, arrived_s, leaves) in enumerate(steps):
         if leaves and waiting:
             gone = waiting.pop(arrived_s % len(waiting))
             queue.discard(gone)
         else:
-            item = _item(sequence, deadline_s, arrived_s)
-            queue.push(item)
-            waiting.append(item)
-        first = min(waiting, key=lambda each: (each.work.deadline_s, each.work.arrived_s, each.sequence), default=None)
+            tracked = _tracked(sequence, deadline_s, arrived_s)
+            queue.push(tracked)
+            waiting.append(tracked)
+        first = min(
+            waiting, key=lambda each: (each.request.deadline_s, each.request.arrived_s, each.sequence), default=None
+        )
         assert queue.head() is first
         assert queue.waiting == queue.eligible() == len(waiting)
         assert set(queue) == set(waiting)
@@ -38,9 +40,9 @@ def test_the_head_is_the_least_by_deadline_then_arrival_whoever_left_in_between(
 
 def test_an_item_that_comes_back_has_its_old_place() -> None:
     queue = LaneQueue(SchedulerSettings())
-    first, second = _item(1, 9.0, 0.0), _item(2, 9.0, 1.0)
-    for item in (first, second):
-        queue.push(item)
+    first, second = _tracked(1, 9.0, 0.0), _tracked(2, 9.0, 1.0)
+    for tracked in (first, second):
+        queue.push(tracked)
     queue.discard(first)
     first.waiting_since_s = 5.0
     queue.push(first)
@@ -50,28 +52,28 @@ def test_an_item_that_comes_back_has_its_old_place() -> None:
 
 def test_cancelled_items_do_not_pile_up_behind_the_head() -> None:
     queue = LaneQueue(SchedulerSettings())
-    queue.push(_item(0, 0.0, 0.0))
+    queue.push(_tracked(0, 0.0, 0.0))
     for sequence in range(1, 5000):
-        item = _item(sequence, 1.0, 0.0)
-        queue.push(item)
-        queue.discard(item)
+        tracked = _tracked(sequence, 1.0, 0.0)
+        queue.push(tracked)
+        queue.discard(tracked)
     assert len(queue.tenants.named("default").waiting._heap) < 200
 
 
 def order_of(queue: LaneQueue) -> list[str]:
     found = []
     while (head := queue.head()) is not None:
-        found.append(head.work.id)
+        found.append(head.request.id)
         queue.discard(head)
     return found
 
 
 def grouped(window: int, prefixes: str) -> list[str]:
-    """The order of items `b0`, `b1` … that arrived with these prefixes; a dot stands for none."""
+    """The order of requests `b0`, `b1` … that arrived with these prefixes; a dot stands for none."""
     queue = LaneQueue(SchedulerSettings(prefix_group_window=window))
     for number, prefix in enumerate(prefixes):
         key = "" if prefix == "." else prefix
-        queue.push(Item(offline(f"b{number}", arrived_s=float(number), prefix_key=key), number, 0.0))
+        queue.push(TrackedRequest(offline(f"b{number}", arrived_s=float(number), prefix_key=key), number, 0.0))
     return order_of(queue)
 
 
@@ -92,28 +94,29 @@ def test_the_second_of_1200_items_is_overtaken_by_less_than_a_window_of_a_popula
         queue = LaneQueue(SchedulerSettings())
         for number in range(1200):
             key = "common" if number != 1 else "rare"
-            work = offline(f"b{number}", arrived_s=number / arrivals_per_s, prefix_key=key)
-            queue.push(Item(work, number, 0.0))
+            request = offline(f"b{number}", arrived_s=number / arrivals_per_s, prefix_key=key)
+            queue.push(TrackedRequest(request, number, 0.0))
         assert order_of(queue).index("b1") == overtaken
 
 
 def test_callers_who_wait_are_served_as_they_came_whatever_their_prefix() -> None:
     queue = LaneQueue(SchedulerSettings())
     for number, key in enumerate("xyxyx"):
-        queue.push(Item(online(f"a{number}", arrived_s=float(number), prefix_key=key), number, 0.0))
+        queue.push(TrackedRequest(online(f"a{number}", arrived_s=float(number), prefix_key=key), number, 0.0))
     assert order_of(queue) == ["a0", "a1", "a2", "a3", "a4"]
 
 
 def test_what_comes_back_keeps_its_place_in_its_group() -> None:
     queue = LaneQueue(SchedulerSettings(prefix_group_window=10))
-    items = [
-        Item(offline(f"b{n}", arrived_s=float(n), prefix_key=key), n, 0.0) for n, key in enumerate(("x", "y", "x"))
+    tracked_requests = [
+        TrackedRequest(offline(f"b{n}", arrived_s=float(n), prefix_key=key), n, 0.0)
+        for n, key in enumerate(("x", "y", "x"))
     ]
-    for item in items:
-        queue.push(item)
-    queue.grant(items[0])
-    queue.grant(items[2])
-    queue.push(items[2])
+    for tracked in tracked_requests:
+        queue.push(tracked)
+    queue.dispatch(tracked_requests[0])
+    queue.dispatch(tracked_requests[2])
+    queue.push(tracked_requests[2])
     assert order_of(queue) == ["b2", "b1"]
 
 
@@ -121,6 +124,6 @@ def test_a_tighter_objective_of_its_own_goes_first_if_its_first_token_is_due_soo
     queue = LaneQueue(SchedulerSettings(ttft_objective_ms=500.0))
     due_s = {"usual": (0.0, 0.0), "urgent": (0.1, 250.0), "patient": (0.2, 900.0), "later": (0.3, 0.0)}
     for number, (name, (arrived_s, objective_ms)) in enumerate(due_s.items()):
-        work = online(name, arrived_s=arrived_s, ttft_objective_ms=objective_ms)
-        queue.push(Item(work, number, arrived_s))
+        request = online(name, arrived_s=arrived_s, ttft_objective_ms=objective_ms)
+        queue.push(TrackedRequest(request, number, arrived_s))
     assert order_of(queue) == ["urgent", "usual", "later", "patient"]

@@ -1,15 +1,15 @@
-"""What changes about a piece of work while the scheduler has it."""
+"""What changes about a request while the scheduler has it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sidecar.core.work import OFFLINE, Work
+from sidecar.core.request import OFFLINE, Request
 
 
-class State(StrEnum):
-    """Where a work is. The table of its transitions stands in `scheduler.py`."""
+class RequestState(StrEnum):
+    """Where a request is. The table of its transitions stands in `scheduler.py`."""
 
     WAITING = "waiting"  # in the queue of its lane
     BACKING_OFF = "backing_off"  # failed; returns to its queue at a set time
@@ -19,52 +19,52 @@ class State(StrEnum):
     GONE = "gone"
 
 
-# From where an item may go where, and by what.
-TRANSITIONS: dict[State, dict[State, str]] = {
-    State.WAITING: {
-        State.RUNNING: "granted",
-        State.GONE: "cancelled, or rejected",
+# From where a request may go where, and by what.
+TRANSITIONS: dict[RequestState, dict[RequestState, str]] = {
+    RequestState.WAITING: {
+        RequestState.RUNNING: "dispatched",
+        RequestState.GONE: "cancelled, or rejected",
     },
-    State.BACKING_OFF: {
-        State.WAITING: "its time came",
-        State.GONE: "cancelled, or rejected",
+    RequestState.BACKING_OFF: {
+        RequestState.WAITING: "its time came",
+        RequestState.GONE: "cancelled, or rejected",
     },
-    State.RUNNING: {
-        State.WAITING: "its slice is over, or its stream broke",
-        State.BACKING_OFF: "failed",
-        State.PREEMPTING: "online needs what it holds",
-        State.ABORTING: "cancelled",
-        State.GONE: "complete, or dead",
+    RequestState.RUNNING: {
+        RequestState.WAITING: "its slice is over, or its stream broke",
+        RequestState.BACKING_OFF: "failed",
+        RequestState.PREEMPTING: "online needs what it holds",
+        RequestState.ABORTING: "cancelled",
+        RequestState.GONE: "complete, or dead",
     },
-    State.PREEMPTING: {
-        State.WAITING: "the engine confirmed the stop",
-        State.BACKING_OFF: "failed",
-        State.ABORTING: "cancelled",
-        State.GONE: "complete, or dead",
+    RequestState.PREEMPTING: {
+        RequestState.WAITING: "the engine confirmed the stop",
+        RequestState.BACKING_OFF: "failed",
+        RequestState.ABORTING: "cancelled",
+        RequestState.GONE: "complete, or dead",
     },
-    State.ABORTING: {
-        State.GONE: "the engine confirmed the stop",
+    RequestState.ABORTING: {
+        RequestState.GONE: "the engine confirmed the stop",
     },
-    State.GONE: {},
+    RequestState.GONE: {},
 }
 
 
 @dataclass(slots=True, eq=False)
-class Item:
-    """One work and its fate so far. Owned by the scheduler; nobody else changes it.
+class TrackedRequest:
+    """One request and its fate so far. Owned by the scheduler; nobody else changes it.
 
-    An item knows its engine, its tenant and its job by name alone; who asks for one of them looks it up.
+    A request knows its engine, its tenant and its job by name alone; who asks for one of them looks it up.
     """
 
-    work: Work
+    request: Request
     sequence: int  # order of arrival, which breaks ties
     waiting_since_s: float
-    state: State = State.WAITING
+    state: RequestState = RequestState.WAITING
     place: tuple[float, int] | None = None  # in its queue: when a first token is due, and a sequence
     ticket: int = 0  # the push whose heap entry is the live one; 0 = in no queue
     generated_tokens: int = 0  # kept from the dispatches that are over
     streamed_tokens: int = 0  # of the dispatch in progress, as far as reported
-    account: str = ""  # whose works it is among, since it first waited
+    account: str = ""  # whose requests it is among, since it first waited
     job: tuple[str, str] | None = None  # of an offline one: what it counts under among the jobs of its model
     prompt_charged: bool = False
     charged_tokens: int = 0  # of its output
@@ -78,21 +78,23 @@ class Item:
     cached_on: str = ""  # the engine that it ran on last; "" = none, or that has forgotten it
     cached_elsewhere: tuple[tuple[str, int], ...] = ()  # the same of engines that it ran on before
     # Of the dispatch in progress:
-    budget_tokens: int = 0  # output tokens granted
+    budget_tokens: int = 0  # output tokens dispatched
     prompt_tokens: int | None = None  # ids sent, if it only fills the cache
     expected_reuse: int = 0
-    turn: bool = False  # a turn of the reservation, which nothing stops
+    reserved: bool = False  # a reserved dispatch, which nothing stops
     stop_asked_s: float = 0.0
     kv_tokens: int = 0  # held in the ledger
     prefill_tokens: int = 0  # held in the ledger until the first token
     begun_s: float = 0.0
     backfill_s: float = 0.0  # what the engine's clock of backfill (`Presence`) said when it began
-    torn: bool = False  # its last dispatch was stopped in mid-prompt: an unknown part of it is in the KV cache
+    interrupted_mid_prompt: bool = (
+        False  # its last dispatch was stopped in mid-prompt: an unknown part of it is in the KV cache
+    )
     decoding: bool = False  # its first token has come
 
-    def move(self, state: State) -> None:
+    def move(self, state: RequestState) -> None:
         """It is in that state now, to which its last one must lead."""
-        assert state in TRANSITIONS[self.state], f"{self.work.id}: {self.state} → {state}"
+        assert state in TRANSITIONS[self.state], f"{self.request.id}: {self.state} → {state}"
         self.state = state
 
     def keep(self, tokens: int) -> None:
@@ -127,24 +129,24 @@ class Item:
     @property
     def context_tokens(self) -> int:
         """Prompt and generated tokens: what a dispatch sends."""
-        return self.work.prompt_tokens + self.generated_tokens
+        return self.request.prompt_tokens + self.generated_tokens
 
     @property
     def engine_runs(self) -> bool:
         """True if it is dispatched and nobody has told it to stop."""
-        return self.state is State.RUNNING
+        return self.state is RequestState.RUNNING
 
     @property
     def is_backfill(self) -> bool:
-        """True if its dispatch took slots that online left idle: of an offline work, and no turn."""
-        return self.work.lane is OFFLINE and not self.turn
+        """True if its dispatch took slots that online left idle: of an offline work, and no reserved dispatch."""
+        return self.request.lane is OFFLINE and not self.reserved
 
     @property
     def fills_cache(self) -> bool:
-        """True if its dispatch only computes a piece of its context."""
+        """True if its dispatch only computes a chunk of its context."""
         return self.prompt_tokens is not None
 
     @property
     def output_tokens_left(self) -> int:
         """How many tokens it may still generate; at least 1, or it would be gone."""
-        return self.work.output_tokens_max - self.generated_tokens
+        return self.request.output_tokens_max - self.generated_tokens

@@ -1,4 +1,4 @@
-"""What waits for a slot: one online request or one offline item, as the scheduler sees it.
+"""What waits for a slot: one online request or one offline request, as the scheduler sees it.
 
 The scheduler knows neither text nor tensors. It knows lengths, an order and a promise; the drivers keep the rest.
 """
@@ -14,20 +14,20 @@ class Lane(StrEnum):
     """Who waits for the answer."""
 
     ONLINE = "online"  # a client waits on gRPC
-    OFFLINE = "offline"  # an item from Kafka, or a gRPC call that asked for this lane
+    OFFLINE = "offline"  # a request from Kafka, or a gRPC call that asked for this lane
 
 
 # For the hot path: until Python 3.12, looking up a member of an enum costs four times what a plain name does.
 ONLINE, OFFLINE = Lane.ONLINE, Lane.OFFLINE
 
 
-class GrantKind(StrEnum):
-    """Why an item got its slot."""
+class DispatchKind(StrEnum):
+    """Why a request got its slot."""
 
     ONLINE = "online"
     BACKFILL = "backfill"  # the slot was left idle by online work
-    RESERVED = "reserved"  # a turn of the reservation: online work waited, and offline was due
-    RESUME = "resume"  # a further slice of an item, or a preempted one; never a turn
+    RESERVED = "reserved"  # a reserved dispatch: online work waited, and offline was due
+    RESUME = "resume"  # a further slice of a request, or a preempted one; never a reserved dispatch
 
 
 class EndReason(StrEnum):
@@ -39,8 +39,8 @@ class EndReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """One request or item. Frozen: what changes about it (tokens so far, attempts, state) is the scheduler's.
+class Request:
+    """One request or request. Frozen: what changes about it (tokens so far, attempts, state) is the scheduler's.
 
     Token counts are in tokens of the engine's tokenizer; times in seconds of the driver's clock.
     """
@@ -55,9 +55,9 @@ class Work:
     deadline_s: float = inf
     slots: int = 1  # one per sequence that the call returns
     resumable: bool = True  # False: never sliced, and restarted instead of resumed (beams, logprobs, resume=never)
-    splits_prompt: bool = True  # False: its prompt is never sent in pieces (tensors that go to the engine as they are)
+    splits_prompt: bool = True  # False: its prompt is never sent in chunks (tensors that go to the engine as they are)
     ttft_objective_ms: float = 0.0  # its own, from arrival to first token; 0 = the scheduler's
-    job: str = ""  # the producer's name for the items that belong together
+    job: str = ""  # the producer's name for the requests that belong together
     prefix_key: str = ""  # equal for prompts whose leading blocks are equal; "" = unknown
 
     def __post_init__(self) -> None:
@@ -69,5 +69,5 @@ class Work:
             raise ValueError(f"work needs a finite ttft_objective_ms >= 0: {self}")
 
     def is_complete(self, generated_tokens: int, reason: EndReason) -> bool:
-        """True if an end for `reason` with `generated_tokens` in all is the end of the work, not only of a slice."""
+        """True if an end for `reason` with `generated_tokens` in all is the end of the request, not only of a slice."""
         return reason is not EndReason.LENGTH or generated_tokens >= self.output_tokens_max

@@ -12,7 +12,7 @@ from typing import Literal
 from sidecar.core.guard import Guard
 
 
-class Yielding:
+class YieldLimit:
     """How many rows offline may have on one engine now."""
 
     __slots__ = ("_guard", "_hold_s", "_rows", "until_s")

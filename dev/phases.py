@@ -10,10 +10,10 @@ from typing import Any
 
 import aiohttp
 
-from dev.live import Moment, View
 from dev.load import Arrival, LoadResult, percentiles, run_load
 from dev.report import Reading, phase_report, reading
-from dev.server import Server
+from dev.server import SidecarProcess
+from dev.terminal_view import Moment, View
 
 REFRESH_S = 0.25
 FULL_TIMEOUT_S = 15.0
@@ -28,10 +28,10 @@ class _Phase:
 
 
 @dataclass(slots=True)
-class Stage:
+class PhaseRunner:
     """Runs phases on `server` and watches one engine of it."""
 
-    server: Server
+    server: SidecarProcess
     engine: str
     view: View
     _done: list[_Phase] = field(default_factory=list)
@@ -57,7 +57,8 @@ class Stage:
                     await asyncio.sleep(REFRESH_S)
 
     async def drain(self) -> None:
-        """The sidecar has drained and ended; the last reading before that is kept, for turns that were still owed."""
+        """The sidecar has drained and ended; the last reading before that is kept, for reserved dispatches that were
+        still owed."""
         watcher = asyncio.create_task(self._watch("draining", (await self._read()).at_s, 1.0, LoadResult()))
         try:
             await self.server.drain()

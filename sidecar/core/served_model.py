@@ -8,16 +8,16 @@ from sidecar.core.arrivals import ArrivalRate
 from sidecar.core.engine import Engine
 from sidecar.core.events import Action, PauseIntake, ResumeIntake
 from sidecar.core.jobs import Jobs
-from sidecar.core.lending import lendable
-from sidecar.core.order import LaneQueue
+from sidecar.core.lane_queue import LaneQueue
+from sidecar.core.limits import lendable
 from sidecar.core.pace import Pace
 from sidecar.core.placement import Placement
+from sidecar.core.request import OFFLINE, ONLINE, Lane, Request
 from sidecar.core.settings import SchedulerSettings
-from sidecar.core.work import OFFLINE, ONLINE, Lane, Work
 
 
 @dataclass(slots=True, eq=False)
-class Pool:
+class ServedModel:
     """One model: its engines and its queues."""
 
     model: str
@@ -28,7 +28,7 @@ class Pool:
     placement: Placement = field(init=False)
     arrivals: ArrivalRate = field(default_factory=ArrivalRate)
     pace: dict[Lane, Pace] = field(default_factory=lambda: {lane: Pace() for lane in Lane})
-    backing_off: int = 0  # offline items that wait for their retry
+    backing_off: int = 0  # offline requests that wait for their retry
     intake_marks: tuple[int, int] = (1, 0)  # offline load at which the intake pauses, and at which it goes on
     intake_paused: bool = False
 
@@ -36,14 +36,14 @@ class Pool:
         self.placement = Placement(self.engines)
 
     @classmethod
-    def of(cls, model: str, settings: SchedulerSettings) -> Pool:
+    def of(cls, model: str, settings: SchedulerSettings) -> ServedModel:
         """A model without engines, for which nobody waits."""
         jobs = Jobs(settings.urgency_horizon_s, settings.credit_urgent, settings.week_s)
         marks = settings.offline_queue_max, settings.offline_queue_low
         return cls(model, LaneQueue(settings), LaneQueue(settings), jobs, intake_marks=marks)
 
     def queue(self, lane: Lane) -> LaneQueue:
-        """Where works of `lane` wait."""
+        """Where requests of `lane` wait."""
         return self.online if lane is ONLINE else self.offline
 
     def engine_named(self, name: str) -> Engine | None:
@@ -52,7 +52,7 @@ class Pool:
 
     @property
     def offline_load(self) -> int:
-        """Offline items that wait, or will: what backs off counts, for it comes back."""
+        """Offline requests that wait, or will: what backs off counts, for it comes back."""
         return self.offline.waiting + self.backing_off
 
     def somebody_left(self, lane: Lane) -> None:
@@ -67,9 +67,9 @@ class Pool:
                 engine.offline_waits_since_s = now_s
 
     def offline_shrank(self, now_s: float) -> None:
-        """One fewer waits in the offline lane: with nobody left no turn is owed.
+        """One fewer waits in the offline lane: with nobody left no reserved dispatch is owed.
 
-        Whoever waits for a slot of its tenant's limit waits: its turns do not lapse.
+        Whoever waits for a slot of its tenant's limit waits: its reserved dispatches do not lapse.
         """
         for engine in self.engines:
             if not self.offline.waiting:
@@ -99,11 +99,11 @@ class Pool:
         """True if an engine of this model can take work."""
         return any(engine.up for engine in self.engines)
 
-    def holds(self, work: Work) -> str:
-        """Why no engine of this model can ever run `work`, in words with both numbers; "" if one can."""
+    def holds(self, request: Request) -> str:
+        """Why no engine of this model can ever run `request`, in words with both numbers; "" if one can."""
         why = ""
         for engine in self.engines:
-            why = engine.refuses(work)
+            why = engine.refuses(request)
             if not why:
                 break
         return why
@@ -115,7 +115,7 @@ class Pool:
         up = [engine for engine in self.engines if engine.up]
         if len(up) > 1:
             head = self.online.head()
-            home = self.placement.home(head.work.prefix_key) if head else None
+            home = self.placement.home(head.request.prefix_key) if head else None
             up.sort(key=lambda engine: (engine.load, engine is not home))
         return up
 

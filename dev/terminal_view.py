@@ -86,8 +86,8 @@ def drawn(moment: Moment) -> RenderableType:
         Text(f"online        {moment.load.sent} sent, {len(moment.load.errors)} failed"
              f"   TTFT p50 {_ms(ttft['p50'])}, p99 {_ms(ttft['p99'])}   end to end p50 {_ms(e2e['p50'])}"),
         Text(f"offline       {moment.offline_done} items done"),
-        Text(f"reservation   {engine['contended']} contended grants, turns {engine['turns_taken']} taken of"
-             f" {engine['turns_due']} due"),
+        Text(f"reservation   {engine['contended']} contended dispatches;"
+             f" {engine['reserved_taken']} of {engine['reserved_due']} reserved dispatches taken"),
         Text(f"offline held  {engine['limit_binding']}"),
     )  # fmt: skip
 

@@ -12,16 +12,16 @@ from math import inf
 
 from sidecar.core.aimd import Aimd, Lateness
 from sidecar.core.guard import Guard
-from sidecar.core.item import Item
-from sidecar.core.latency import Batch, LatencyFigures, LatencyModel
+from sidecar.core.latency import DecodingRows, LatencyFigures, LatencyModel
+from sidecar.core.request import OFFLINE
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.work import OFFLINE
+from sidecar.core.tracked_request import TrackedRequest
 
 HARMLESS = 0.05  # a request that took at most so much longer than alone was not late because of offline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InterferenceFigures:
+class AttributionFigures:
     """What is known about one engine, for gauges and people."""
 
     latency: LatencyFigures
@@ -31,13 +31,13 @@ class InterferenceFigures:
     aimd_rows: int | None  # None = no limit: it has never come to a decrease
     aimd_decreases: int
     attributed: int  # online requests with an account
-    alone_ms: float  # mean of what they would have taken alone, from grant to end
+    alone_ms: float  # mean of what they would have taken alone, from dispatch to end
     added_ms: float  # mean of what they took beyond it
     online_late: int  # online requests that missed an objective
 
 
 class Presence:
-    """A clock that runs while backfill is in the engine, from grant to confirmation. Turns do not count.
+    """A clock that runs while backfill is in the engine, from dispatch to confirmation. Turns do not count.
 
     A request cannot have lost more to backfill than the time both were there; it takes no model to know that.
     """
@@ -65,13 +65,13 @@ class Presence:
         return self._seconds + (now_s - self._since_s if self._count else 0.0)
 
 
-class Interference:
+class Attribution:
     """One engine's latency model, its guards and its accounts."""
 
     def __init__(self, engine: EngineSettings, scheduler: SchedulerSettings) -> None:
         self._ttft_s, self._e2e_s = scheduler.ttft_objective_ms / 1000, scheduler.e2e_objective_ms / 1000
         self._late_starts, self._late_ends = Lateness(95), Lateness(99)
-        self.batch = Batch()
+        self.batch = DecodingRows()
         self.model = LatencyModel()
         self.guard = Guard(
             self.model,
@@ -92,19 +92,24 @@ class Interference:
         """Rows that offline may have by what happened to online."""
         return self._aimd.rows if self._aimd and self._aimd.decreases else inf
 
-    # ---- one dispatch, from grant to end -----------------------------------------------------------------------------
+    # ---- one dispatch, from dispatch to end
+    # -----------------------------------------------------------------------------
 
-    def began(self, item: Item, now_s: float) -> None:
-        """`item` was dispatched, and stands in the ledger."""
-        item.begun_s = now_s
-        item.backfill_s = self._backfill.seconds(now_s)
-        if item.is_backfill:
+    def began(self, tracked: TrackedRequest, now_s: float) -> None:
+        """`request` was dispatched, and stands in the ledger."""
+        tracked.begun_s = now_s
+        tracked.backfill_s = self._backfill.seconds(now_s)
+        if tracked.is_backfill:
             self._backfill.entered(now_s)
-        self.batch.prefilling[item.work.id] = now_s
-        cached = max(0, item.context_tokens - item.prefill_tokens) if not item.fills_cache else item.expected_reuse
-        self.guard.began(item.work.id, item.work.lane, item.prefill_tokens, cached)
+        self.batch.prefilling[tracked.request.id] = now_s
+        cached = (
+            max(0, tracked.context_tokens - tracked.prefill_tokens)
+            if not tracked.fills_cache
+            else tracked.expected_reuse
+        )
+        self.guard.began(tracked.request.id, tracked.request.lane, tracked.prefill_tokens, cached)
 
-    def streamed(self, gaps_s: tuple[float, ...], begun: list[Item], now_s: float) -> None:
+    def streamed(self, gaps_s: tuple[float, ...], begun: list[TrackedRequest], now_s: float) -> None:
         """A tick: the gaps between tokens, and `begun`, which gave their first token in it."""
         batch = self.batch
         if gaps_s:
@@ -113,80 +118,80 @@ class Interference:
             self.model.observe(sorted(gaps_s)[len(gaps_s) // 2], batch, now_s)
         elif gaps_s and len(begun) == 1:
             self._computed(begun[0], now_s)
-        for item in begun:
-            if item.decoding:
+        for tracked in begun:
+            if tracked.decoding:
                 continue
-            item.decoding = True
-            batch.prefilling.pop(item.work.id, None)
-            item.first_token_s = item.first_token_s or now_s
-            batch.rows[item.work.lane] += item.work.slots
-            batch.context[item.work.lane] += item.context_tokens
+            tracked.decoding = True
+            batch.prefilling.pop(tracked.request.id, None)
+            tracked.first_token_s = tracked.first_token_s or now_s
+            batch.rows[tracked.request.lane] += tracked.request.slots
+            batch.context[tracked.request.lane] += tracked.context_tokens
             batch.changed_s = now_s
         if self._aimd:
             self._aimd.tick(batch.rows[OFFLINE], now_s)
         self.guard.margin.tick(now_s)
 
-    def _computed(self, item: Item, now_s: float) -> None:
-        """A prompt, or a piece of one, is done: if it was alone in its iteration, that shows its price."""
+    def _computed(self, tracked: TrackedRequest, now_s: float) -> None:
+        """A prompt, or a chunk of one, is done: if it was alone in its iteration, that shows its price."""
         told = now_s - self._gap_at_s < self._gap_s / 2
-        if not told or item.decoding or item.torn:
+        if not told or tracked.decoding or tracked.interrupted_mid_prompt:
             return
-        sent_tokens = item.context_tokens if item.prompt_tokens is None else item.prompt_tokens
+        sent_tokens = tracked.context_tokens if tracked.prompt_tokens is None else tracked.prompt_tokens
         self.model.observe(
             self._gap_s,
             self.batch,
             now_s,
-            computed=item.work.id,
-            tokens=item.prefill_tokens,
-            cached=max(0, sent_tokens - item.prefill_tokens),
-            is_piece=item.fills_cache,
+            computed=tracked.request.id,
+            tokens=tracked.prefill_tokens,
+            cached=max(0, sent_tokens - tracked.prefill_tokens),
+            is_chunk=tracked.fills_cache,
         )
 
-    def left(self, item: Item, now_s: float) -> None:
-        """The dispatch of `item` is over."""
-        batch, lane = self.batch, item.work.lane
-        batch.context[lane] -= item.streamed_tokens
-        if item.decoding:
-            batch.rows[lane] -= item.work.slots
-            batch.context[lane] -= item.context_tokens
+    def left(self, tracked: TrackedRequest, now_s: float) -> None:
+        """The dispatch of `request` is over."""
+        batch, lane = self.batch, tracked.request.lane
+        batch.context[lane] -= tracked.streamed_tokens
+        if tracked.decoding:
+            batch.rows[lane] -= tracked.request.slots
+            batch.context[lane] -= tracked.context_tokens
         else:
-            if item.fills_cache:
-                self._computed(item, now_s)
-            item.torn = not item.fills_cache
-            batch.prefilling.pop(item.work.id, None)
-        if item.is_backfill:
+            if tracked.fills_cache:
+                self._computed(tracked, now_s)
+            tracked.interrupted_mid_prompt = not tracked.fills_cache
+            batch.prefilling.pop(tracked.request.id, None)
+        if tracked.is_backfill:
             self._backfill.left(now_s)
-        item.decoding = False
+        tracked.decoding = False
         batch.changed_s = now_s
-        self.guard.left(item.work.id)
+        self.guard.left(tracked.request.id)
 
-    def complete(self, item: Item, output_tokens: int, now_s: float) -> None:
+    def complete(self, tracked: TrackedRequest, output_tokens: int, now_s: float) -> None:
         """An online request is complete, and has not left yet: its account, and whether it missed an objective."""
-        work = item.work
-        alone_s, took_s = self.guard.alone_s(work.id, output_tokens), now_s - item.begun_s
+        request = tracked.request
+        alone_s, took_s = self.guard.alone_s(request.id, output_tokens), now_s - tracked.begun_s
         if alone_s is not None:
             self._attributed += 1
             self._alone_s += alone_s
             self._added_s += took_s - alone_s
             self.guard.remember(alone_s)
-        ttft_s = (item.first_token_s or now_s) - work.arrived_s
-        late_start = ttft_s > (work.ttft_objective_ms / 1000 or self._ttft_s)
-        late_end = now_s - work.arrived_s > self._e2e_s
+        ttft_s = (tracked.first_token_s or now_s) - request.arrived_s
+        late_start = ttft_s > (request.ttft_objective_ms / 1000 or self._ttft_s)
+        late_end = now_s - request.arrived_s > self._e2e_s
         self._late += late_start or late_end
         # Who would have been late alone is no reason to hold offline back.
-        queued_s = item.begun_s - work.arrived_s
-        beside_s = self._backfill.seconds(now_s) - item.backfill_s
+        queued_s = tracked.begun_s - request.arrived_s
+        beside_s = self._backfill.seconds(now_s) - tracked.backfill_s
         harm_s = beside_s if alone_s is None else min(beside_s, took_s - alone_s)
         harmed = queued_s + harm_s > HARMLESS * (took_s - harm_s)
         violated = [self._late_starts.add(late_start and harmed), self._late_ends.add(late_end and harmed)]
         if any(violated):
             self.guard.margin.tighten(now_s)
             if self._aimd:
-                self._aimd.violated(work.arrived_s, now_s)
+                self._aimd.violated(request.arrived_s, now_s)
 
-    def figures(self, online_rows: int) -> InterferenceFigures:
+    def figures(self, online_rows: int) -> AttributionFigures:
         """As it stands."""
-        return InterferenceFigures(
+        return AttributionFigures(
             latency=self.model.figures(),
             guard_rows=None if (rows := self.guard.rows_max(online_rows)) == inf else int(rows),
             guard_margin=self.guard.margin.share,

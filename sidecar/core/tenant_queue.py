@@ -2,10 +2,10 @@
 
 It is due by the objective that a request states for itself, or else the model's: then the order is that of arrival.
 
-Equal prefixes of the backlog may run together, so that the KV cache still holds what they share: an item then stands
+Equal prefixes of the backlog may run together, so that the KV cache still holds what they share: a request then stands
 right behind the oldest that waits with its prefix (as BatchLLM and BlendServe order whole batches), if that came fewer
-than `prefix_group_window` arrivals and at most `prefix_group_s` before it. So an item is overtaken by fewer others than
-that, and by none that came more seconds than that after it: the oldest offset of a partition always moves.
+than `prefix_group_window` arrivals and at most `prefix_group_s` before it. So a request is overtaken by fewer others
+than that, and by none that came more seconds than that after it: the oldest offset of a partition always moves.
 
 A heap with lazy deletion: push and leave are O(log n), looking at the head is O(1) on average.
 """
@@ -16,75 +16,77 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from sidecar.core.item import Item
+from sidecar.core.request import OFFLINE
 from sidecar.core.settings import SchedulerSettings
-from sidecar.core.work import OFFLINE
+from sidecar.core.tracked_request import TrackedRequest
 
-_Entry = tuple[float, float, int, int, int, Item]
+_Entry = tuple[float, float, int, int, int, TrackedRequest]
 
 
 @dataclass(frozen=True, slots=True)
 class _Leader:
-    """The oldest item of a prefix: how many had arrived with it, when, and its place."""
+    """The oldest request of a prefix: how many had arrived with it, when, and its place."""
 
     number: int
     arrived_s: float
     place: tuple[float, int]
 
 
-class Waiting:
-    """A heap of items. An entry is live while the item still has the ticket that it was pushed with."""
+class TenantQueue:
+    """A heap of requests. An entry is live while the request still has the ticket that it was pushed with."""
 
     __slots__ = ("_arrived", "_fresh", "_group_s", "_heap", "_leaders", "_length", "_ttft_objective_s", "_window")
 
     def __init__(self, settings: SchedulerSettings) -> None:
         self._heap: list[_Entry] = []
         self._length = 0
-        self._arrived = 0  # items so far; one that comes back has arrived before
+        self._arrived = 0  # requests so far; one that comes back has arrived before
         self._window = settings.prefix_group_window  # 0 = prefixes do not matter
         self._group_s = settings.prefix_group_s
         self._ttft_objective_s = settings.ttft_objective_ms / 1000
         self._leaders: dict[str, _Leader] = {}  # by prefix: the oldest
-        self._fresh: list[tuple[int, Item]] = []  # tickets and items that never ran, in the order of arrival
+        self._fresh: list[
+            tuple[int, TrackedRequest]
+        ] = []  # tickets and requests that never ran, in the order of arrival
 
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[Item]:
-        """Each item, in no particular order; O(n), for snapshots and for closing."""
+    def __iter__(self) -> Iterator[TrackedRequest]:
+        """Each request, in no particular order; O(n), for snapshots and for closing."""
         return (entry[5] for entry in self._heap if entry[4] == entry[5].ticket)
 
-    def push(self, item: Item) -> None:
-        """`item`, which has a new ticket, waits at the place that its deadline and its objective give it."""
-        work = item.work
-        if item.place is None:
-            item.place = self._place(item)
-            self._fresh.append((item.ticket, item))
-        heappush(self._heap, (work.deadline_s, *item.place, item.sequence, item.ticket, item))
+    def push(self, tracked: TrackedRequest) -> None:
+        """`request`, which has a new ticket, waits at the place that its deadline and its objective give it."""
+        request = tracked.request
+        if tracked.place is None:
+            tracked.place = self._place(tracked)
+            self._fresh.append((tracked.ticket, tracked))
+        heappush(self._heap, (request.deadline_s, *tracked.place, tracked.sequence, tracked.ticket, tracked))
         self._length += 1
 
-    def _place(self, item: Item) -> tuple[float, int]:
-        """When the first token is due of the item that it stands behind, and its sequence; or its own."""
-        work, prefix = item.work, item.work.prefix_key
-        own = (work.arrived_s + (work.ttft_objective_ms / 1000 or self._ttft_objective_s), item.sequence)
+    def _place(self, tracked: TrackedRequest) -> tuple[float, int]:
+        """When the first token is due of the request that it stands behind, and its sequence; or its own."""
+        request, prefix = tracked.request, tracked.request.prefix_key
+        own = (request.arrived_s + (request.ttft_objective_ms / 1000 or self._ttft_objective_s), tracked.sequence)
         self._arrived += 1
-        if not self._window or not prefix or work.lane is not OFFLINE:
+        if not self._window or not prefix or request.lane is not OFFLINE:
             return own
         leader = self._leaders.get(prefix)
-        if leader is not None and leader.place <= own and self._follows(leader, work.arrived_s):
+        if leader is not None and leader.place <= own and self._follows(leader, request.arrived_s):
             return leader.place
         if len(self._leaders) >= 2 * self._window:  # at most half of them can still be followed
             last = self._arrived - self._window
             self._leaders = {key: each for key, each in self._leaders.items() if each.number > last}
-        self._leaders[prefix] = _Leader(self._arrived, work.arrived_s, own)
+        self._leaders[prefix] = _Leader(self._arrived, request.arrived_s, own)
         return own
 
     def _follows(self, leader: _Leader, arrived_s: float) -> bool:
         """True if what arrives now came soon enough after `leader` to overtake those in between."""
         return self._arrived - leader.number < self._window and arrived_s - leader.arrived_s <= self._group_s
 
-    def head(self) -> Item | None:
-        """The next item, left in place; None if nobody waits."""
+    def head(self) -> TrackedRequest | None:
+        """The next request, left in place; None if nobody waits."""
         heap = self._heap
         while heap:
             entry = heap[0]
@@ -93,20 +95,20 @@ class Waiting:
             heappop(heap)
         return None
 
-    def newest(self) -> Item | None:
+    def newest(self) -> TrackedRequest | None:
         """The one that arrived last of those that never ran, left in place; None if all have."""
         while self._fresh:
-            ticket, item = self._fresh[-1]
-            if ticket == item.ticket:
-                return item
+            ticket, tracked = self._fresh[-1]
+            if ticket == tracked.ticket:
+                return tracked
             self._fresh.pop()
         return None
 
     def left(self) -> None:
-        """One item has lost its ticket. Its entry is dropped when it surfaces, or in bulk."""
+        """One request has lost its ticket. Its entry is dropped when it surfaces, or in bulk."""
         self._length -= 1
         if len(self._heap) > 2 * self._length + 64:
             self._heap = [entry for entry in self._heap if entry[4] == entry[5].ticket]
             heapify(self._heap)
         if len(self._fresh) > 2 * self._length + 64:
-            self._fresh = [(ticket, item) for ticket, item in self._fresh if ticket == item.ticket]
+            self._fresh = [(ticket, tracked) for ticket, tracked in self._fresh if ticket == tracked.ticket]

@@ -1,8 +1,8 @@
 """How fast offline prompts may be computed: about one piece per iteration of the engine, whatever waits.
 
 A prompt token lengthens the iteration it is computed in, for everyone in the batch and for whoever arrives meanwhile. A
-bucket that fills by one piece per iteration keeps pieces of several items from meeting in one iteration, and lets the
-few tokens that a resume recomputes through at once.
+bucket that fills by one piece per iteration keeps chunks of several requests from meeting in one iteration, and lets
+the few tokens that a resume recomputes through at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import inf
 
 
-class PrefillPacing:
+class PrefillPace:
     """A token bucket: `step` tokens per iteration, never more than `step` saved. A step of 0 allows everything."""
 
     __slots__ = ("_at_s", "_level")
