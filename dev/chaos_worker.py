@@ -99,7 +99,7 @@ async def _report(lane: OfflineLane) -> None:
     while True:
         stats = lane.stats
         line: dict[str, Any] = {name: getattr(stats, name) for name in COUNTERS} | {"done": sum(stats.items.values())}
-        states = [lane.state_now, *(share.state for share in lane.owned_partitions())]
+        states = [lane.state_now, *(owned.state for owned in lane.owned_partitions())]
         line["reasons"] = sorted({state.cause.value for state in states})
         print(json.dumps(line), flush=True)
         await asyncio.sleep(REPORT_S)

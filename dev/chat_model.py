@@ -29,7 +29,7 @@ Weights: TypeAlias = Mapping[str, NDArray[np.float32]]
 BLOCK = 32  # weights that share a scale
 CONTROL = 3  # the token type of GGUF whose tokens never come from text
 CONTRIB = "com.microsoft"
-END_IDS = (2, 0)  # <|im_end|> ends a reserved dispatch, <|endoftext|> a document; the GGUF names only the first
+END_IDS = (2, 0)  # <|im_end|> ends a turn, <|endoftext|> a document; the GGUF names only the first
 SMALL_BYTES = 1024  # smaller tensors stay in model.onnx
 
 
@@ -213,7 +213,7 @@ def _layer(graph: Graph, layer: int, states: str, norm: str, weights: Weights) -
         [graph.linear(norm, f"{name}.qkv", qkv), "", "", *past, "last_places", "length_max", "cos", "sin"],
         [f"{name}.attended", *present],
         CONTRIB,
-        # GGUF's Llama files hold Q and K so that RoPE reserved dispatches the pairs (2i, 2i+1).
+        # GGUF's Llama files hold Q and K so that RoPE turns the pairs (2i, 2i+1).
         num_heads=shape.heads,
         kv_num_heads=shape.kv_heads,
         do_rotary=1,

@@ -18,11 +18,11 @@ def on_signals(handler: Callable[[], object]) -> None:
         asyncio.get_running_loop().add_signal_handler(number, handler)
 
 
-def run_until_told(request: Coroutine[Any, Any, T]) -> T:
-    """What `request` returns. A signal cancels it, so that it ends all it has started; then SystemExit(130)."""
+def run_until_told(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. A signal cancels it, so that it ends all it has started; then SystemExit(130)."""
 
     async def cancellable() -> T:
-        task = asyncio.ensure_future(request)
+        task = asyncio.ensure_future(work)
         on_signals(task.cancel)
         return await task
 

@@ -50,7 +50,7 @@ def reading(status: Mapping[str, Any], engine: str) -> Reading:
 def phase_report(before: Reading, after: Reading, settled: Reading, load: LoadResult) -> dict[str, Any]:
     """One phase: what callers saw, and how the counters moved from `before` to `after`.
 
-    The dispatches are counted to `settled`: the next phase's beginning, or for the last one a reading in which no
+    Dispatches are counted to `settled`: the next phase's beginning, or for the last one a reading in which no
     reserved dispatch is owed any more. A reserved dispatch that was owed when the phase began is due in it. The worst
     window is the one since the start.
     """
@@ -93,7 +93,7 @@ def interference(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def interference_line(found: Mapping[str, Any], engine: Mapping[str, Any]) -> str:
-    """`interference` in words, with what casts doubt on it."""
+    """The ratios of `interference` in words, with what casts doubt on it."""
     parts = [f"{share} {value}× (goal {found['goal'][share]}×)" for share, value in found["e2e_ratio"].items()]
     return (
         f"end to end beside offline work ÷ without it: {', '.join(parts)}; {engine['profile']}:"

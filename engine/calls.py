@@ -52,11 +52,11 @@ class OutputPart:
 
     ids: Ids  # without the prompt
     sequence: int = 0
-    end: End | None = None  # set on the last piece of the sequence
-    final: bool = False  # the last piece of the whole call
+    end: End | None = None  # set on the last part of the sequence
+    final: bool = False  # the last part of the whole call
     generated_tokens: int = 0  # of the sequence so far
-    figures: Figures | None = None  # on the last piece of the sequence
-    error: str | None = None  # the call failed; the piece is final and has nothing else
+    figures: Figures | None = None  # on the last part of the sequence
+    error: str | None = None  # the call failed; the part is final and has nothing else
     refused: bool = False  # it failed of what the caller asked for: the same call would fail again
 
 

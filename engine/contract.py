@@ -146,7 +146,7 @@ def read_call(inputs: Inputs, *, exclude_input: bool = False) -> EngineCall:
 
 
 def outputs_of(call: EngineCall, part: OutputPart) -> dict[str, Array]:
-    """The tensors of one response. A sequence's last piece carries the figures that the call asked for."""
+    """The tensors of one response. A sequence's last part carries the figures that the call asked for."""
     ids = part.ids if call.streaming or call.exclude_input else call.input_ids + part.ids
     outputs: dict[str, Array] = {
         "output_ids": np.array(ids, np.int32).reshape(1, 1, -1),

@@ -106,7 +106,7 @@ class LlmApiEngine:
         self._spawn(self._relay(call, output, deliver))
 
     async def _relay(self, call: EngineCall, running: StreamedOutput, deliver: Deliver) -> None:
-        """Turn accumulating outputs into pieces; exactly one of them is final, whatever happens."""
+        """Turn accumulating outputs into parts; exactly one of them is final, whatever happens."""
         told = [0] * call.sequences
         live = set(range(call.sequences))
         try:
@@ -136,8 +136,8 @@ class LlmApiEngine:
                 self.gauges.iterations = stats["iter"]
             await asyncio.sleep(0)
 
-    def _spawn(self, request: Any) -> None:
-        task = self._loop.create_task(request, name=request.__name__)
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work, name=work.__name__)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -56,7 +56,7 @@ class Outcome:
 class Call(Protocol):
     """What an upper edge wants run. The driver calls it from one task at a time, and never after it is over.
 
-    What one of its methods raises fails its dispatch, or is counted and logged, and concerns no other work.
+    What one of its methods raises fails its dispatch, or is counted and logged, and concerns no other request.
     """
 
     @property

@@ -1,7 +1,7 @@
 """The narrow port between the offline lane and the driver: what to generate, and what came of it.
 
 The offline lane (Kafka, or a gRPC call that asked for the offline lane) knows items; the driver knows slots and
-streams. `Driver.generate(work, call)` runs the call in as many slices and attempts as it takes.
+streams. `Driver.generate(request, call)` runs the call in as many slices and attempts as it takes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Generated:
 
 
 class RequestRejectedError(SidecarError):
-    """The scheduler refused the work before it ran; try later, or not at all (see `reason`)."""
+    """The scheduler refused the request before it ran; try later, or not at all (see `reason`)."""
 
     def __init__(self, reason: str, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)

@@ -4,9 +4,9 @@
 
 Both read 1 KiB items from one partition of a fresh Apache Kafka and write them, same values, same headers, same
 compression, in transactions of the same size that hold the offset too. Bare: consume, send, await, commit. The lane's
-path: fetch, the bookkeeping of the share (what is taken, finished, a hole), the opening's commit, the state installed.
-No item is parsed and nothing is generated on either side, so neither runs a task per item. Rounds alternate; the
-figures are medians.
+path: fetch, the bookkeeping of the owned partition (what is taken, finished, a gap), the opening's commit, the state
+installed. No item is parsed and nothing is generated on either side, so neither runs a task per item. Rounds alternate;
+the figures are medians.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ async def bare(settings: OfflineSettings, items: int, txn_size: int, round_: int
 
 
 async def exactly_once(settings: OfflineSettings, items: int, txn_size: int) -> float:
-    """Items per second through the log, a share and its openings, as the lane drives them."""
+    """Items per second through the log, an owned partition and its openings, as the lane drives them."""
     joined = asyncio.Event()
 
     async def revoked() -> None:
@@ -109,24 +109,24 @@ async def exactly_once(settings: OfflineSettings, items: int, txn_size: int) -> 
     log.join()
     await joined.wait()
     opening = await log.open(PARTITION)
-    share = OwnedPartition(PARTITION, Stated("partition", time.monotonic), counted=True)
+    owned = OwnedPartition(PARTITION, Stated("partition", time.monotonic), counted=True)
     if opening.state is None:
         raise AssertionError("an opening without a state")
     log.seek(PARTITION, opening.state.watermark)
-    share.begin(opening.state, 1, settings)
+    owned.begin(opening.state, 1, settings)
     begun_s = time.monotonic()
-    while share.progress is not None and share.progress.committed.watermark < items:
-        for record in await log.fetch([PARTITION], txn_size - len(share.finished), 0.2):
-            if share.progress.deliver(record.offset):
-                share.take(record)
-                share.finish(record.offset, _finished(settings, record))
-        if len(share.finished) >= min(txn_size, items - share.progress.committed.watermark):
-            batch = share.committable(share.progress)
-            state = share.marked(share.progress.after(batch), settings)
+    while owned.progress is not None and owned.progress.committed.watermark < items:
+        for record in await log.fetch([PARTITION], txn_size - len(owned.finished), 0.2):
+            if owned.progress.deliver(record.offset):
+                owned.take(record)
+                owned.finish(record.offset, _finished(settings, record))
+        if len(owned.finished) >= min(txn_size, items - owned.progress.committed.watermark):
+            batch = owned.committable(owned.progress)
+            state = owned.marked(owned.progress.after(batch), settings)
             await opening.commit([done.outgoing for done in batch.values()], state)
-            share.progress.install(state)
+            owned.progress.install(state)
             for offset in batch:
-                share.let_go(offset)
+                owned.let_go(offset)
     rate = items / (time.monotonic() - begun_s)
     await opening.close()
     await log.stop()

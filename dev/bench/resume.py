@@ -33,7 +33,7 @@ class SlicedRun:
 
     prompt: tuple[int, ...]
     ids: tuple[int, ...] = ()
-    resumes: list[OutputPart] = field(default_factory=list)  # the last piece of each call but the first
+    resumes: list[OutputPart] = field(default_factory=list)  # the last part of each call but the first
 
 
 def prompts(count: int) -> list[tuple[int, ...]]:

@@ -37,7 +37,8 @@ class AttributionFigures:
 
 
 class Presence:
-    """A clock that runs while backfill is in the engine, from dispatch to confirmation. Turns do not count.
+    """A clock that runs while backfill is in the engine, from dispatch to confirmation. Reserved dispatches do not
+    count.
 
     A request cannot have lost more to backfill than the time both were there; it takes no model to know that.
     """
@@ -92,11 +93,10 @@ class Attribution:
         """Rows that offline may have by what happened to online."""
         return self._aimd.rows if self._aimd and self._aimd.decreases else inf
 
-    # ---- one dispatch, from dispatch to end
-    # -----------------------------------------------------------------------------
+    # ---- one online request, from its slot to its end ----------------------------------------------------------------
 
     def began(self, tracked: TrackedRequest, now_s: float) -> None:
-        """`request` was dispatched, and stands in the ledger."""
+        """`tracked` was dispatched, and stands in the ledger."""
         tracked.begun_s = now_s
         tracked.backfill_s = self._backfill.seconds(now_s)
         if tracked.is_backfill:
@@ -148,7 +148,7 @@ class Attribution:
         )
 
     def left(self, tracked: TrackedRequest, now_s: float) -> None:
-        """The dispatch of `request` is over."""
+        """The dispatch of `tracked` is over."""
         batch, lane = self.batch, tracked.request.lane
         batch.context[lane] -= tracked.streamed_tokens
         if tracked.decoding:

@@ -7,7 +7,7 @@
 The state is a graph of nodes: objects of this package, lists, dicts, sets, deques and counters. Node 0 is the
 scheduler; the others are numbered in the order in which they are found. One line is one of these:
 
-    {"class": "request.Item", "fields": ["work", …]}   a shape: the nodes below may name it by its number (0, 1, …)
+    {"class": "slices.Slices", "fields": […]}   a shape: the nodes below may name it by its number (0, 1, …)
     [shape, value, …]                               an object of that shape
     ["list", value, …]      ["set", value, …]       ["deque", maxlen, value, …]       ["count", next]
     ["dict", key, value, …] ["Counter", key, value, …]

@@ -1,4 +1,5 @@
-"""What becomes of a dispatch that is over: its slots are free, and its work is over, waits anew, or is tried again."""
+"""What becomes of a dispatch that is over: its slots are free, and its request is over, waits anew, or is tried
+again."""
 
 from __future__ import annotations
 
@@ -126,7 +127,7 @@ class DispatchEnds:
             self._step.changed += [self._served_models[each.settings.model] for each in engine.neighbours]
 
     def _again(self, engine: Engine, tracked: TrackedRequest) -> None:
-        """The rest of an offline work waits anew, unless it is given up."""
+        """The rest of an offline request waits anew, unless it is given up."""
         if not tracked.request.resumable:
             engine.counts.discarded_tokens += tracked.generated_tokens
             tracked.generated_tokens = 0
@@ -135,7 +136,7 @@ class DispatchEnds:
             self._requests.enqueue(tracked)
 
     def _given_up(self, tracked: TrackedRequest) -> bool:
-        """Reject an offline work whose dispatch is over, if it may wait no more. Return True if so."""
+        """Reject an offline request whose dispatch is over, if it may wait no more. Return True if so."""
         if self._requests.closing:
             self._requests.finish(tracked, CLOSING)
         elif self._timers.expired(tracked.request, self._step.now_s):

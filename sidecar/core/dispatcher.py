@@ -1,4 +1,4 @@
-"""Who has a slot next, and whose slot is taken back: the rules, in their order.
+"""Who gets a slot next, and whose slot is taken back: the rules, in their order.
 
 Online comes first, unless offline would go without and its reserved dispatch is due; what online leaves is backfill's,
 as far as the limits of the engine let it. Then offline yields to the online work that is there, and what online still
@@ -105,7 +105,7 @@ class Dispatcher:
         return due and engine.remembers(offline) and engine.fits(offline)
 
     def _is_wanted_at_home(self, served: ServedModel, tracked: TrackedRequest, engine: Engine) -> bool:
-        """True if another engine, which remembers `request` or is the home of its prefix, can take it now as well."""
+        """True if another engine, which remembers `tracked` or is the home of its prefix, can take it now as well."""
         if len(served.engines) == 1:
             return False
         home = served.engine_named(tracked.cached_on) or served.placement.home(tracked.request.prefix_key)
@@ -216,9 +216,8 @@ class Dispatcher:
             head.request.slots + served.online.eligible(long=long) - 1 - sum(engine.coming_slots for engine in engines)
         )
         for engine in sorted(engines, key=lambda each: -len(each.residents)):
-            reserved = (
-                engine.reservation.due and served.offline.eligible() > 0
-            )  # it takes the first slot that comes free
+            # A reserved dispatch takes the first slot that comes free.
+            reserved = engine.reservation.due and served.offline.eligible() > 0
             room = self._settings.preempt_max - engine.stopping
             victims = engine.victims(lacking + reserved, engine.lacking_kv(head), self._settings.preempt_sticky_after)
             for tracked in victims[:room]:

@@ -145,7 +145,7 @@ class Engine:
     # ---- what fits --------------------------------------------------------------------------------------------------
 
     def fits(self, tracked: TrackedRequest) -> bool:
-        """True if there are slots and KV for `request`, whatever else holds."""
+        """True if there are slots and KV for `tracked`, whatever else holds."""
         if tracked.request.slots > self.free.slots:
             return False
         ledger = self.ledger
@@ -158,7 +158,7 @@ class Engine:
         return self.kv_size[1] == SCRAPES
 
     def could_fit(self, tracked: TrackedRequest) -> bool:
-        """True if there would be KV for `request` with nothing of ours in it: no reserved dispatch waits for what
+        """True if there would be KV for `tracked` with nothing of ours in it: no reserved dispatch waits for what
         others hold."""
         ledger = self.ledger
         return ledger.kv_tokens_max == inf or self.kv_need(tracked) <= ledger.kv_tokens_max - ledger.foreign_kv_tokens
@@ -169,7 +169,7 @@ class Engine:
         return not self.ledger.long_prefills
 
     def kv_need(self, tracked: TrackedRequest) -> int:
-        """KV tokens that the engine reserves for the next dispatch of `request`."""
+        """KV tokens that the engine reserves for the next dispatch of `tracked`."""
         tokens = tracked.context_tokens + self.slices.output_tokens(tracked, online_resident=self.online_slots > 0)
         return self.ledger.need(tokens) * tracked.request.slots
 
@@ -200,14 +200,14 @@ class Engine:
         return max(1, tracked.context_tokens - int(self._expected_reuse(tracked) * self.slices.hit))
 
     def splits(self, tracked: TrackedRequest) -> bool:
-        """True if the prompt of `request` may be computed chunk by chunk: its chunks are found again in the cache.
+        """True if the prompt of `tracked` may be computed chunk by chunk: its chunks are found again in the cache.
 
         It may go from engine to engine meanwhile: each is known to hold what it has computed, so each gets on.
         """
         return bool(self.chunk_tokens) and tracked.request.splits_prompt and self.slices.factor > 0
 
     def remembers(self, tracked: TrackedRequest) -> bool:
-        """True if the KV cache should still hold the context of `request`, but for a block: it can go on at once."""
+        """True if the KV cache should still hold the context of `tracked`, but for a block: it can go on at once."""
         uncached = tracked.context_tokens - tracked.cached_tokens
         return tracked.cached_on == self.settings.name and uncached <= self.ledger.block_tokens
 
@@ -246,11 +246,10 @@ class Engine:
         ordered = cheapest_first(able, self.slices.hit, self.scheduler.preempt_quantum_tokens)
         return until_free(ordered, slots, kv_tokens)
 
-    # ---- a dispatch, from dispatch to end
-    # -------------------------------------------------------------------------------
+    # ---- a dispatch, from its beginning to its end -------------------------------------------------------------------
 
     def begin(self, tracked: TrackedRequest, kind: DispatchKind, now_s: float) -> None:
-        """`request` has its slots, its budget and its place in the ledger."""
+        """`tracked` has its slots, its budget and its place in the ledger."""
         slots, lane = tracked.request.slots, tracked.request.lane
         if kind in (DispatchKind.ONLINE, DispatchKind.RESERVED):
             self.free.take(slots)
@@ -280,7 +279,7 @@ class Engine:
 
     def _size(self, tracked: TrackedRequest, kind: DispatchKind) -> None:
         """The prompt comes first, in chunks; also in a reserved dispatch, or whoever is online would wait for all of
-        it. A reserved dispatch is taken by one piece: the request keeps its place, so that the next reserved dispatches
+        it. One chunk takes a reserved dispatch: the request keeps its place, so that the next reserved dispatches
         add up to the prompt, and then to output.
         """
         if self.splits(tracked) and tracked.context_tokens - tracked.expected_reuse > self.chunk_tokens:
@@ -292,7 +291,7 @@ class Engine:
             tracked.budget_tokens = min(tracked.budget_tokens, self.scheduler.reserved_tokens or tracked.budget_tokens)
 
     def drain(self, tracked: TrackedRequest) -> None:
-        """`request` was told to stop: its slots are no longer in use, and not free yet."""
+        """`tracked` was told to stop: its slots are no longer in use, and not free yet."""
         self.in_use[tracked.request.lane] -= tracked.request.slots
         self.draining += tracked.request.slots
 

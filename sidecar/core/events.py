@@ -15,7 +15,7 @@ from sidecar.core.request import DispatchKind, EndReason, Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
-    """New work. Answered at once by nothing (it waits), a Dispatch or a Finished."""
+    """A new request. Answered at once by nothing (it waits), a Dispatch or a Finished."""
 
     request: Request
 
@@ -42,7 +42,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stopped:
-    """Final without a reason, after our stop: the work keeps its tokens. Its slots are free."""
+    """Final without a reason, after our stop: the request keeps its tokens. Its slots are free."""
 
     request_id: str
     output_tokens: int  # of this dispatch
@@ -128,7 +128,7 @@ Event = (
 
 
 class RejectReason(StrEnum):
-    """Why work was refused. The edge maps each to a gRPC status."""
+    """Why a request was refused. The edge maps each to a gRPC status."""
 
     QUEUE_FULL = "queue_full"  # RESOURCE_EXHAUSTED, with a retry hint
     UNKNOWN_MODEL = "unknown_model"  # NOT_FOUND
@@ -157,7 +157,7 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preempt:
-    """Stop this offline dispatch; the work keeps its tokens and waits anew. Its terminal event is still owed."""
+    """Stop this offline dispatch; the request keeps its tokens and waits anew. Its terminal event is still owed."""
 
     request_id: str
     engine: str

@@ -55,7 +55,7 @@ def ensure(condition: bool, message: str) -> None:
 
 @dataclass(slots=True)
 class _Record:
-    """One work as the outside knows it."""
+    """One request as the outside knows it."""
 
     request: Request
     order: int
@@ -86,7 +86,7 @@ class Invariants:
     up: set[str] = field(default_factory=set)
     closing: bool = False
     now_s: float = 0.0
-    arrived: dict[tuple[object, ...], int] = field(default_factory=dict)  # accepted works, by what they queue in
+    arrived: dict[tuple[object, ...], int] = field(default_factory=dict)  # accepted requests, by what they queue in
     slices_off: set[str] = field(default_factory=set)  # engines that do not reuse their cache, by the last snapshot
     fifo: dict[tuple[object, ...], list[tuple[float, int, str]]] = field(default_factory=dict)
 
@@ -144,10 +144,8 @@ class Invariants:
                 chunk = record.dispatch is not None and record.dispatch.prompt_tokens is not None
                 ensure(record.request.lane is Lane.OFFLINE, f"online {request_id} preempted")
                 ensure(record.request.resumable or chunk, f"{request_id} preempted, and cannot resume")
-                ensure(
-                    record.dispatch is None or record.dispatch.kind is not DispatchKind.RESERVED,
-                    f"turn {request_id} taken",
-                )
+                reserved = record.dispatch is not None and record.dispatch.kind is DispatchKind.RESERVED
+                ensure(not reserved, f"reserved {request_id} preempted")
                 record.stopping = True
             case Abort(request_id=request_id):
                 record = self.requests[request_id]
@@ -197,22 +195,17 @@ class Invariants:
         ensure(action.queue_wait_s >= 0, f"{request.id} waited {action.queue_wait_s} s")
         ensure(not self._late(request), f"{request.id} dispatched at {self.now_s}, and was due at {request.deadline_s}")
         left = request.output_tokens_max - record.tokens
-        ensure(
-            1 <= action.output_tokens <= left,
-            f"{request.id} may generate {left} tokens, dispatched {action.output_tokens}",
-        )
+        asked = action.output_tokens
+        ensure(1 <= asked <= left, f"{request.id} may generate {left} tokens, and is dispatched for {asked}")
         chunk = action.prompt_tokens
         ensure(chunk is None or request.splits_prompt, f"{request.id} got a chunk, and its prompt cannot be split")
-        ensure(
-            chunk is None or 0 < chunk < request.prompt_tokens + record.tokens,
-            f"{request.id} got a chunk of {chunk} ids",
-        )
-        whole = request.resumable or chunk is not None or action.output_tokens == left
-        ensure(whole, f"{request.id} cannot resume, and is dispatched {action.output_tokens} of {left} tokens")
-        ensure(not self.closing or request.lane is Lane.ONLINE, f"offline {request.id} dispatched after Closing")
-        ensure(
-            (action.kind is DispatchKind.ONLINE) == (request.lane is Lane.ONLINE), f"{request.id}: kind {action.kind}"
-        )
+        context = request.prompt_tokens + record.tokens
+        ensure(chunk is None or 0 < chunk < context, f"{request.id} got a chunk of {chunk} ids")
+        whole = request.resumable or chunk is not None or asked == left
+        ensure(whole, f"{request.id} cannot resume, and is dispatched for {asked} of {left} tokens")
+        online = request.lane is Lane.ONLINE
+        ensure(not self.closing or online, f"offline {request.id} dispatched after Closing")
+        ensure((action.kind is DispatchKind.ONLINE) == online, f"{request.id}: kind {action.kind}")
         self.used[action.engine] = self.used.get(action.engine, 0) + action.slots
         ensure(self.used[action.engine] <= settings.slots, f"engine {action.engine} oversubscribed by {request.id}")
         if action.kind is DispatchKind.RESERVED:
@@ -221,17 +214,15 @@ class Invariants:
         self._check_fifo(record)
 
     def _check_reserved(self, record: _Record, action: Dispatch, engine: EngineSettings) -> None:
-        """A reserved dispatch computes a chunk of a prompt at most, twice as large in a lull; but for what cannot be
-        split."""
+        """A reserved dispatch computes one chunk of a prompt at most (two in a lull), if the prompt can be split."""
         request, chunk = record.request, 2 * engine.chunk_tokens
         if not chunk or not request.splits_prompt or engine.name in self.slices_off:
             return
         sent = request.prompt_tokens + record.tokens if action.prompt_tokens is None else action.prompt_tokens
         known = record.computed.get(engine.name, 0)
         # Of a prefix that others have the scheduler knows more than these books.
-        ensure(
-            request.prefix_key != "" or sent - known <= chunk, f"turn {request.id} computes {sent - known} ids at once"
-        )
+        short = request.prefix_key != "" or sent - known <= chunk
+        ensure(short, f"reserved {request.id} computes {sent - known} ids at once")
 
     def _over(self, request_id: str, tokens: int, reason: EndReason, *, lost: bool = False) -> None:
         dispatch = self.requests[request_id].dispatch if request_id in self.requests else None
@@ -240,10 +231,8 @@ class Invariants:
             record.ran(dispatch, tokens)
         ensure(tokens >= 0, f"{request_id} generated {tokens} tokens")
         record.tokens += tokens
-        ensure(
-            record.tokens <= record.request.output_tokens_max,
-            f"{request_id} generated more than it may: {record.tokens}",
-        )
+        tokens_max = record.request.output_tokens_max
+        ensure(record.tokens <= tokens_max, f"{request_id} may generate {tokens_max} tokens, not {record.tokens}")
         if record.request.is_complete(record.tokens, reason):
             record.ending = Ending.COMPLETE
             return
@@ -314,15 +303,11 @@ class Invariants:
             known = sum(record.dispatch is None and record.request.lane is lane for record in self.requests.values())
             told = sum(each.waiting + each.backing_off for each in snapshot.lanes if each.lane is lane)
             ensure(known == told, f"{told} {lane} requests wait, the books say {known}")
-        late = [
-            request_id
-            for request_id, each in self.requests.items()
-            if each.dispatch is None and self._late(each.request)
-        ]
+        late = [name for name, each in self.requests.items() if each.dispatch is None and self._late(each.request)]
         ensure(not late, f"past their deadline these wait on: {late[:5]}")
-        tracked_requests = sum(record.request.lane is Lane.OFFLINE for record in self.requests.values())
+        offline = sum(record.request.lane is Lane.OFFLINE for record in self.requests.values())
         told = sum(job.items for job in snapshot.jobs)
-        ensure(told == tracked_requests, f"{told} requests belong to jobs, the books say {tracked_requests}")
+        ensure(told == offline, f"{told} requests belong to jobs, the books say {offline}")
         self._check_live(snapshot)
 
     def _check_engine(self, settings: EngineSettings, engine: EngineSnapshot) -> None:
@@ -339,11 +324,8 @@ class Invariants:
         parts = engine.slots_online + engine.slots_offline + engine.slots_draining
         ensure(parts == engine.slots_busy, f"{settings.name}: {parts} slots by use, {engine.slots_busy} busy")
         pending = engine.credit // (self.settings.reservation_every - 1)
-        turns = engine.reserved_taken + engine.reserved_lapsed + pending
-        ensure(
-            engine.reserved_due == turns,
-            f"{settings.name}: {engine.reserved_due} reserved dispatches due, {turns} accounted for",
-        )
+        told, due = engine.reserved_taken + engine.reserved_lapsed + pending, engine.reserved_due
+        ensure(due == told, f"{settings.name}: {due} reserved dispatches were due, {told} are accounted for")
         if self.settings.reservation_mode is not ReservationMode.FIRM:
             return
         ensure(engine.window_violations == 0, f"{settings.name}: {engine.window_violations} windows below the bound")

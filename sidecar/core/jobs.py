@@ -141,9 +141,8 @@ class Jobs:
 
     def __init__(self, horizon_s: float, boost: float = 1.0, week_s: float = WEEK_H * HOUR_S) -> None:
         self._horizon_s = horizon_s
-        self._boost = (
-            boost if horizon_s else 1.0
-        )  # how many times the rate may be, where offline lives from its reserved dispatches
+        # How many times the rate may be, where offline has only its reserved dispatches.
+        self._boost = boost if horizon_s else 1.0
         self._jobs: dict[tuple[str, str], Job] = {}
         self._named = 0  # of them, those with a name
         self._new: deque[Job] = deque()  # never forecast

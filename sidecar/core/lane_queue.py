@@ -36,7 +36,7 @@ class LaneQueue:
         return account.waiting.head() if account else None
 
     def push(self, tracked: TrackedRequest) -> None:
-        """`request` waits, at the place that its deadline and its arrival give it inside its tenant."""
+        """`tracked` waits, at the place that its deadline and its arrival give it inside its tenant."""
         account = self.tenants.of(tracked) if tracked.account else self._joined(tracked)
         tracked.ticket = next(self._tickets)
         account.waiting.push(tracked)
@@ -44,20 +44,20 @@ class LaneQueue:
         self.tenants.grew(account)
 
     def discard(self, tracked: TrackedRequest) -> None:
-        """`request`, which waits here, waits no more."""
+        """`tracked`, which waits here, waits no more."""
         account = self.tenants.of(tracked)
         self._take(tracked, account)
         self.tenants.changed(account)
 
     def dispatch(self, tracked: TrackedRequest) -> None:
-        """`request`, which waits here, has its slots now."""
+        """`tracked`, which waits here, has its slots now."""
         account = self.tenants.of(tracked)
         self._take(tracked, account)
         account.began(tracked)
         self.tenants.changed(account)
 
     def finish(self, tracked: TrackedRequest) -> None:
-        """`request` has given its slots back: its tenant may have others."""
+        """`tracked` has given its slots back: its tenant may have others."""
         account = self.tenants.of(tracked)
         account.in_flight -= 1
         full = account.full
@@ -66,7 +66,7 @@ class LaneQueue:
             self.tenants.changed(account)
 
     def gone(self, tracked: TrackedRequest) -> None:
-        """`request`, which has waited here, is over."""
+        """`tracked`, which has waited here, is over."""
         self.tenants.of(tracked).requests -= 1
 
     def _joined(self, tracked: TrackedRequest) -> Account:

@@ -233,7 +233,7 @@ class LatencyModel:
         """Learn from an iteration that ended now or in the last tick, if it is known what was in it.
 
         One and the same batch must have decoded through it, beside no prompt, or beside one that is done now: `tokens`
-        of the work `computed`, behind `cached` ones, all of them in this iteration.
+        of what is `computed`, behind `cached` ones, all of them in this iteration.
         """
         rows, context = batch.totals()
         again = now_s - self._sampled_s < gap_s / 2  # the same iteration, told in two ticks

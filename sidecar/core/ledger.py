@@ -59,7 +59,7 @@ class Ledger:
         return -(-tokens // self.block_tokens) * self.block_tokens
 
     def hold(self, tracked: TrackedRequest, tokens: int, uncached_tokens: int) -> None:
-        """`request` was dispatched: it may grow to `tokens` per sequence, and `uncached_tokens` are to be computed."""
+        """`tracked` was dispatched: it may grow to `tokens` per sequence, and `uncached_tokens` are to be computed."""
         tracked.kv_tokens = self.need(tokens) * tracked.request.slots
         tracked.prefill_tokens = uncached_tokens
         self.kv_tokens += tracked.kv_tokens

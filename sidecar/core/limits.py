@@ -14,7 +14,7 @@ from sidecar.core.tracked_request import TrackedRequest
 
 
 def find_limit(engine: Engine, tracked: TrackedRequest, now_s: float) -> Limit:
-    """Find what keeps backfill from giving `request` its slots now; NONE if nothing does."""
+    """Find what keeps backfill from giving `tracked` its slots now; NONE if nothing does."""
     slots, free, ledger = tracked.request.slots, engine.free.slots, engine.ledger
     if slots > free:
         return Limit.SLOTS
@@ -68,7 +68,7 @@ def _rows_limit(engine: Engine, now_s: float) -> Limit:
 
 
 def prefill_harmless(engine: Engine, tracked: TrackedRequest, *, beside_online: bool) -> bool:
-    """True if the guard lets the prompt of `request`, or what is not cached of it, be computed now."""
+    """True if the guard lets the prompt of `tracked`, or what is not cached of it, be computed now."""
     return _prefill_harmless(engine, _next_chunk(engine, tracked), beside_online=beside_online)
 
 
@@ -120,12 +120,12 @@ def _prefill_waits(engine: Engine, chunk: int) -> bool:
 
 
 def prefill_next_s(engine: Engine, tracked: TrackedRequest) -> float:
-    """When pacing allows the next chunk of `request`; inf if other prompts go first, for only an event ends that."""
+    """When pacing allows the next chunk of `tracked`; inf if other prompts go first, for only an event ends that."""
     chunk = _next_chunk(engine, tracked)
     return inf if _prefill_waits(engine, chunk) else engine.pacing.next_s(chunk, engine.chunk_tokens, engine.gap_s)
 
 
 def _next_chunk(engine: Engine, tracked: TrackedRequest) -> int:
-    """Prompt tokens that the next dispatch of `request` would compute."""
+    """Prompt tokens that the next dispatch of `tracked` would compute."""
     uncached = engine.uncached_tokens(tracked)
     return min(uncached, engine.chunk_tokens) if engine.splits(tracked) else uncached

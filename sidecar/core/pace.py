@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-WEIGHT = 0.05  # of one more gap in the running mean: some twenty works
+WEIGHT = 0.05  # of one more gap in the running mean: some twenty requests
 STALLED = 10.0  # a gap that is so many times as long as usual is a standstill, and counts as it is
 HINT_MIN_S, HINT_MAX_S = 0.1, 60.0  # sooner is no relief, and nobody plans for later
 HINT_UNKNOWN_S = 1.0  # before anything was done
@@ -27,7 +27,7 @@ class Pace:
         self._last_s = None
 
     def over(self, now_s: float) -> None:
-        """Count one more work that is over, if others wait."""
+        """Count one more request that is over, if others wait."""
         if self._last_s is not None:
             gap_s = now_s - self._last_s
             self._gap_s += (WEIGHT if self._gap_s else 1.0) * (gap_s - self._gap_s)

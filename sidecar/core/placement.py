@@ -1,4 +1,4 @@
-"""On which engine work with a shared prefix is at home: rendezvous hashing with bounded load.
+"""On which engine requests with a shared prefix are at home: rendezvous hashing with bounded load.
 
 Each engine has a score of its own for each prefix, and the highest one wins (Thaler and Ravishankar 1998; weighted as
 w / -ln u): engines and prefixes need no table, and a lost engine moves only the prefixes that were at home on it. An

@@ -1,7 +1,7 @@
-"""How fast offline prompts may be computed: about one piece per iteration of the engine, whatever waits.
+"""How fast offline prompts may be computed: about one chunk per iteration of the engine, whatever waits.
 
 A prompt token lengthens the iteration it is computed in, for everyone in the batch and for whoever arrives meanwhile. A
-bucket that fills by one piece per iteration keeps chunks of several requests from meeting in one iteration, and lets
+bucket that fills by one chunk per iteration keeps chunks of several requests from meeting in one iteration, and lets
 the few tokens that a resume recomputes through at once.
 """
 
@@ -30,7 +30,7 @@ class PrefillPace:
         return not step or self._level + 1e-6 >= min(tokens, step)
 
     def take(self, tokens: int) -> None:
-        """So many tokens were sent. A long prompt in one piece is paid off by as many iterations."""
+        """So many tokens were sent. A long prompt sent as a whole is paid off by as many iterations."""
         self._level -= tokens
 
     def next_s(self, tokens: int, step: int, iteration_s: float) -> float:

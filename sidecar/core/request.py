@@ -1,4 +1,4 @@
-"""What waits for a slot: one online request or one offline request, as the scheduler sees it.
+"""A request: what one caller's message or one offline item asks of an engine, as the scheduler sees it.
 
 The scheduler knows neither text nor tensors. It knows lengths, an order and a promise; the drivers keep the rest.
 """
@@ -14,7 +14,7 @@ class Lane(StrEnum):
     """Who waits for the answer."""
 
     ONLINE = "online"  # a client waits on gRPC
-    OFFLINE = "offline"  # a request from Kafka, or a gRPC call that asked for this lane
+    OFFLINE = "offline"  # an item from Kafka, or a gRPC call that asked for this lane
 
 
 # For the hot path: until Python 3.12, looking up a member of an enum costs four times what a plain name does.
@@ -40,12 +40,12 @@ class EndReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request or request. Frozen: what changes about it (tokens so far, attempts, state) is the scheduler's.
+    """One request. Frozen: what changes about it (tokens so far, attempts, state) is in a `TrackedRequest`.
 
     Token counts are in tokens of the engine's tokenizer; times in seconds of the driver's clock.
     """
 
-    id: str  # unique among all work alive; minted by the edge, never the caller's
+    id: str  # unique among all requests alive; minted by the edge, never the caller's
     lane: Lane
     model: str  # the engine model that must run it, e.g. "tensorrt_llm"; several engines may serve it
     arrived_s: float
@@ -62,11 +62,11 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 0 or self.output_tokens_max < 1 or self.slots < 1:
-            raise ValueError(f"work needs prompt_tokens >= 0, output_tokens_max >= 1 and slots >= 1: {self}")
+            raise ValueError(f"a request needs prompt_tokens >= 0, output_tokens_max >= 1 and slots >= 1: {self}")
         if not isfinite(self.arrived_s) or isnan(self.deadline_s):  # such a one would spoil the order of all others
-            raise ValueError(f"work needs a finite arrived_s and a deadline_s that is a number: {self}")
+            raise ValueError(f"a request needs a finite arrived_s and a deadline_s that is a number: {self}")
         if not 0 <= self.ttft_objective_ms < inf:
-            raise ValueError(f"work needs a finite ttft_objective_ms >= 0: {self}")
+            raise ValueError(f"a request needs a finite ttft_objective_ms >= 0: {self}")
 
     def is_complete(self, generated_tokens: int, reason: EndReason) -> bool:
         """True if an end for `reason` with `generated_tokens` in all is the end of the request, not only of a slice."""

@@ -28,11 +28,11 @@ class RequestTable:
         self.dead_letters = 0
 
     def served_model_of(self, tracked: TrackedRequest) -> ServedModel:
-        """The model that `request` asks for."""
+        """The model that `tracked` asks for."""
         return self._served_models[tracked.request.model]
 
     def enqueue(self, tracked: TrackedRequest) -> None:
-        """`request` waits from now on."""
+        """`tracked` waits from now on."""
         served, lane, now_s = self.served_model_of(tracked), tracked.request.lane, self._step.now_s
         tracked.waiting_since_s = now_s
         self._timers.waits(tracked)
@@ -49,7 +49,7 @@ class RequestTable:
     def finish(
         self, tracked: TrackedRequest, outcome: Ending | Reject | DeadLetter, alone_s: float | None = None
     ) -> None:
-        """`request`, which waits, backs off or whose dispatch is over, is over itself."""
+        """`tracked`, which waits, backs off or whose dispatch is over, is over itself."""
         served, lane, now_s = self.served_model_of(tracked), tracked.request.lane, self._step.now_s
         if tracked.state in (RequestState.WAITING, RequestState.BACKING_OFF):
             self._leave(served, tracked)

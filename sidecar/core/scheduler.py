@@ -10,12 +10,12 @@ The duties of a driver:
 3. Carry out the actions in order, before the next event.
 4. For each Dispatch, exactly one of Ended, Stopped, Failed, Lost, taken from the last response's final flag: end id,
    stop word or requested length reached → Ended (also if we had asked it to stop); final without it after our stop →
-   Stopped; error → Failed; no final → Lost. Nothing else about that work after it, until it is dispatched anew.
+   Stopped; error → Failed; no final → Lost. Nothing else about that request after it, until it is dispatched anew.
 5. Finished says that a request is over, and how: tell whoever wanted it. It comes once for each request, and says all
-there    is to know: with the arrival, at any time while the request waits, or with the terminal event of its last
-dispatch.
-6. An offline work whose terminal event comes without its Finished waits for its next Dispatch with the tokens that it
-   has: none of them if it is not resumable, and none of this dispatch's after Failed.
+   there is to know: with the arrival, at any time while the request waits, or with the terminal event of its last
+   dispatch.
+6. An offline request whose terminal event comes without its Finished waits for its next Dispatch with the tokens that
+it    has: none of them if it is not resumable, and none of this dispatch's after Failed.
 7. After Preempt and Abort stop the dispatch; its terminal event is still owed.
 8. Engines are down until EngineUp. After EngineDown report each dispatch on it (4.) as it ends.
 9. A Dispatch with `prompt_tokens` fills the KV cache with the head of a prompt: send so many ids, ask for one token,
@@ -209,7 +209,7 @@ class Scheduler:
         return self._settings, tuple(engine.settings for engine in self._engines.values())
 
     def alive(self) -> tuple[TrackedRequest, ...]:
-        """All work that is not over, in the order of arrival. To be read only."""
+        """All requests that are not over, in the order of arrival. To be read only."""
         return tuple(sorted(self._requests.tracked_requests.values(), key=lambda tracked: tracked.sequence))
 
     def _fill_all(self) -> None:
@@ -223,7 +223,7 @@ class Scheduler:
 
     def _arrived(self, request: Request) -> None:
         if request.id in self._requests.tracked_requests:
-            raise ValueError(f"work {request.id} arrived twice")
+            raise ValueError(f"request {request.id} arrived twice")
         served = self._served_models.get(request.model)
         if refusal := self._refusal(request, served):
             self._requests.refuse(request, refusal)
@@ -328,7 +328,8 @@ class Scheduler:
         self._fill(served)
 
     def _refuse_too_large(self, served: ServedModel) -> None:
-        """The engines may hold less than they did when works arrived: what can never run would block all behind it."""
+        """The engines may hold less than they did when requests arrived: what can never run would block all behind
+        it."""
         for tracked in list(self._requests.tracked_requests.values()):
             if not tracked.engine and tracked.request.model == served.model and (why := served.holds(tracked.request)):
                 self._requests.finish(tracked, Reject(reason=RejectReason.TOO_LARGE, message=why))

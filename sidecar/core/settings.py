@@ -148,9 +148,7 @@ class SchedulerSettings:
     headroom_share_max: float = 0.125  # sized headroom takes at most this share of an engine: one slot of 8
     slice_tokens: int = 256  # an offline request runs in slices of so many output tokens; 0 = in one piece
     slice_tokens_busy: int = 128  # while online is resident
-    reserved_tokens: int = (
-        32  # of a reserved dispatch, which nothing stops: a long one would stand in the way of the next arrivals
-    )
+    reserved_tokens: int = 32  # of a reserved dispatch, which nothing stops: a long one would delay the next arrivals
     preempt: bool = True  # stop an offline slice when online waits for its slot
     preempt_max: int = 4  # slices of one engine that are being stopped at a time
     preempt_quantum_tokens: int = 16  # a slice that gave fewer is a victim only if there is no other
@@ -190,7 +188,7 @@ class SchedulerSettings:
             self.reservation_every_urgent >= 2,
             f"reservation_every_urgent must be >= 2, not {self.reservation_every_urgent}",
         )
-        require(self.reserved_saved_max >= 1, f"reservation_turns_max must be >= 1, not {self.reserved_saved_max}")
+        require(self.reserved_saved_max >= 1, f"reserved_saved_max must be >= 1, not {self.reserved_saved_max}")
         require(self.week_s > 0, f"week_s must be > 0, not {self.week_s}")
         require(0 <= self.window_ms <= 10_000, f"window_ms must be in 0..10000, not {self.window_ms}")
         require(self.online_queue_max >= 1, f"online_queue_max must be >= 1, not {self.online_queue_max}")

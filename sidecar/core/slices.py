@@ -28,7 +28,7 @@ class Slices:
         self.hit = 1.0  # share of the expected tokens that resumes found in the cache
 
     def output_tokens(self, tracked: TrackedRequest, *, online_resident: bool) -> int:
-        """How many tokens the next dispatch of `request` may generate: a slice, or all that is left."""
+        """How many tokens the next dispatch of `tracked` may generate: a slice, or all that is left."""
         tokens = min(self._tokens, self._tokens_busy) if online_resident else self._tokens
         if not tokens or not self.factor or not tracked.request.resumable:
             return tracked.output_tokens_left

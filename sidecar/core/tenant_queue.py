@@ -57,7 +57,7 @@ class TenantQueue:
         return (entry[5] for entry in self._heap if entry[4] == entry[5].ticket)
 
     def push(self, tracked: TrackedRequest) -> None:
-        """`request`, which has a new ticket, waits at the place that its deadline and its objective give it."""
+        """`tracked`, which has a new ticket, waits at the place that its deadline and its objective give it."""
         request = tracked.request
         if tracked.place is None:
             tracked.place = self._place(tracked)

@@ -43,7 +43,7 @@ class Account:
     requests: int = 0  # alive: waiting, backing off or in flight
     in_flight: int = 0
     slots: int = 0  # of those in flight
-    ticket: int = 0  # the heap entry that is live; 0 = it is not its reserved dispatch, now or soon
+    ticket: int = 0  # the heap entry that is live; 0 = it is not its turn, now or soon
     long: bool = False  # which heap that is in
     filed_crowding: float = 0.0  # the entry that is live in the heap of `Crowd`; never less than the truth
     eligible: int = 0  # as many of its requests are in the count of that heap
@@ -59,14 +59,14 @@ class Account:
         return 0 < self.limits.slots_max <= self.slots
 
     def refuses(self) -> str:
-        """Why no further work of it may wait, in words; "" if one may."""
+        """Why no further request of it may wait, in words; "" if one may."""
         waiting = self.requests - self.in_flight
         if 0 < self.limits.waiting_max <= waiting:
             return f"{waiting} requests of tenant {self.name} wait already, and {self.limits.waiting_max} may"
         return ""
 
     def began(self, tracked: TrackedRequest) -> None:
-        """`request` has its slots. Its prompt is charged with the first dispatch only."""
+        """`tracked` has its slots. Its prompt is charged with the first dispatch only."""
         self.in_flight += 1
         self.slots += tracked.request.slots
         if not tracked.prompt_charged:
@@ -76,7 +76,7 @@ class Account:
 
 
 class Crowd:
-    """Who has most works waiting, per weight: a heap whose entries may be too large, and are put right on top."""
+    """Who has most requests waiting, per weight: a heap whose entries may be too large, and are put right on top."""
 
     __slots__ = ("_heap", "_prune_at")
 
@@ -85,7 +85,7 @@ class Crowd:
         self._prune_at = 64
 
     def grew(self, account: Account) -> None:
-        """One more work of `account` waits. When one fewer does, nothing need be said."""
+        """One more request of `account` waits. When one fewer does, nothing need be said."""
         crowding = account.crowding
         if crowding > account.filed_crowding:
             account.filed_crowding = crowding
@@ -162,11 +162,12 @@ class Tenants:
         return self._accounts.get(name if self._settings.tenant_fairness else EVERYBODY)
 
     def of(self, tracked: TrackedRequest) -> Account:
-        """The account of `request`, which has waited here and is not over: no account with works is ever forgotten."""
+        """The account of `tracked`, which has waited here and is not over: no account with requests is ever
+        forgotten."""
         return self._accounts[tracked.account]
 
     def streamed(self, tracked: TrackedRequest, tokens: int) -> None:
-        """`request` has given so many more tokens. Those that it gave before, and lost since, are not charged again."""
+        """`tracked` has given so many more tokens. Those that it gave before, and lost since, are not charged again."""
         tracked.streamed_tokens += tokens
         more = tracked.generated_tokens + tracked.streamed_tokens - tracked.charged_tokens
         if more > 0:
@@ -176,7 +177,7 @@ class Tenants:
             account.counter += more * account.output_price
 
     def largest(self) -> Account | None:
-        """Who has most works waiting, per weight; None if nobody waits."""
+        """Who has most requests waiting, per weight; None if nobody waits."""
         return self._crowd.largest()
 
     def crowding_with(self, name: str) -> float:
@@ -186,7 +187,7 @@ class Tenants:
         return 1 / self._limits(name).weight
 
     def grew(self, account: Account) -> None:
-        """One more work of `account` waits."""
+        """One more request of `account` waits."""
         self._crowd.grew(account)
         self.changed(account)
 

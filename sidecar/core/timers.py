@@ -1,7 +1,7 @@
 """What the scheduler does when its time comes: the end of a hold, a retry, and the deadline of a request that waits.
 
 A heap whose entries go stale as requests are dispatched or leave. A stale one is dropped when it surfaces, or in bulk,
-so the heap holds at most some twice as many entries as there are works and holds.
+so the heap holds at most some twice as many entries as there are requests and holds.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class Timers:
         self._push(until_s, hold)
 
     def retry(self, tracked: TrackedRequest, when_s: float) -> None:
-        """`request`, which backs off, waits again at `when_s`."""
+        """`tracked`, which backs off, waits again at `when_s`."""
         self._push(when_s, tracked)
 
     def waits(self, tracked: TrackedRequest) -> None:
-        """`request` waits: should its deadline pass meanwhile, it is due."""
+        """`tracked` waits: should its deadline pass meanwhile, it is due."""
         if not tracked.deadline_set and self._expires(tracked.request):
             tracked.deadline_set = True
             self._push(tracked.request.deadline_s, tracked)

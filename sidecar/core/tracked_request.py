@@ -87,9 +87,7 @@ class TrackedRequest:
     prefill_tokens: int = 0  # held in the ledger until the first token
     begun_s: float = 0.0
     backfill_s: float = 0.0  # what the engine's clock of backfill (`Presence`) said when it began
-    interrupted_mid_prompt: bool = (
-        False  # its last dispatch was stopped in mid-prompt: an unknown part of it is in the KV cache
-    )
+    interrupted_mid_prompt: bool = False  # its last dispatch: an unknown part of the prompt is in the KV cache
     decoding: bool = False  # its first token has come
 
     def move(self, state: RequestState) -> None:
@@ -138,7 +136,7 @@ class TrackedRequest:
 
     @property
     def is_backfill(self) -> bool:
-        """True if its dispatch took slots that online left idle: of an offline work, and no reserved dispatch."""
+        """True if its dispatch took slots that online left idle: it is offline, and not reserved."""
         return self.request.lane is OFFLINE and not self.reserved
 
     @property

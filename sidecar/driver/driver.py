@@ -118,7 +118,7 @@ class Driver:
         return self._watchdog.silences_s()
 
     def mint(self, prefix: str) -> str:
-        """An id that no other work of this driver has."""
+        """An id that no other request of this driver has."""
         return f"{prefix}{next(self._ids)}"
 
     def arrive(self, request: Request, call: Call) -> None:
@@ -127,7 +127,7 @@ class Driver:
         Raises ValueError if a request of this id is alive; nothing has changed then.
         """
         if request.id in self._alive:
-            raise ValueError(f"work {request.id} has arrived already")
+            raise ValueError(f"request {request.id} has arrived already")
         alive = self._alive[request.id] = Alive(request, call, Timeline(request.arrived_s))
         self.handle(Arrived(request=request))
         if self._broken is not None:
@@ -284,7 +284,7 @@ class Driver:
         self._settle(alive, running, verdicts.after_final(alive, running, self.contained, *lengths))
 
     def stop(self, alive: Alive) -> None:
-        """The engine is being told to stop this work's dispatch; its terminal event follows."""
+        """The engine is being told to stop this request's dispatch; its terminal event follows."""
         running = alive.running
         if running is None or running.stopping:
             return
@@ -348,8 +348,7 @@ class Driver:
         if not over:
             alive.heard = None
 
-    # ---- requests that are over
-    # -----------------------------------------------------------------------------------------
+    # ---- requests that are over --------------------------------------------------------------------------------------
 
     def _tell(self, alive: Alive, event: Terminal, *, over: bool) -> None:
         self.contained.run(type(alive.call).__name__, alive.call.settled, event, alive.timeline, over=over)

@@ -64,7 +64,7 @@ class Streams:
             stream = running.stream = self._engines[running.dispatch.engine].open(
                 self._metadata(alive), own=alive.call.own
             )
-        except Exception as error:  # of this work alone: its values, its metadata
+        except Exception as error:  # of this request alone: its values, its metadata
             running.fault, running.confirmed = fault_of(error, running, self._contained), True
             return
         try:

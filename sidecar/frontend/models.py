@@ -179,7 +179,7 @@ def serving(engines: Sequence[EngineEndpoint]) -> dict[str, list[str]]:
 
 
 def scheduled_models(engines: Sequence[EngineEndpoint], tokens: Tokens | None) -> list[ScheduledModel]:
-    """The models whose requests are dispatched slots: the engines' own, and the text models over them."""
+    """The models whose requests are given slots: the engines' own, and the text models over them."""
     tokens_max: dict[tuple[str, str], int] = {}
     for engine in engines:
         for name in (engine.model, engine.text_model):

@@ -237,7 +237,8 @@ class OnlineService:
         remaining_s: float | None,
         engine: ModelSchema | None,
     ) -> tuple[Request, TokenCall | None, ScheduledModel]:
-        """The request as work, by token ids if it can run in slices, and the model that an alias led it to."""
+        """The request as the scheduler sees it, by token ids if it can run in slices, and the model that an alias led
+        it to."""
         check_well_formed(asked)
         given = given_by(asked, metadata)
         lengths, now_s = model.lengths(asked, None if engine is None else engine.beams_max), self._driver.now_s

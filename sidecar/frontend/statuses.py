@@ -73,7 +73,7 @@ class CallerError(Exception):
 
 
 def rejected(reason: str, message: str, retry_after_s: float | None, booked: Booked) -> CallerError:
-    """For work that the scheduler refused."""
+    """For a request that the scheduler refused."""
     if retry_after_s is not None:
         message += f"; try again in {retry_after_s:g} s"
     text = f"{_EXPIRED}: {message}" if reason == RejectReason.EXPIRED else message
@@ -82,7 +82,7 @@ def rejected(reason: str, message: str, retry_after_s: float | None, booked: Boo
 
 
 def given_up(reason: str, attempts: int, booked: Booked) -> CallerError:
-    """For work that will not be tried again."""
+    """For a request that will not be tried again."""
     return _engines(reason, booked, f"given up after {attempts} attempts: ")
 
 

@@ -45,7 +45,8 @@ class Opening(Protocol):
 
 
 class Commits:
-    """Commits shares, and counts what is committed. `owned_partitions` are all of the lane's: a job lies on several."""
+    """Commits for owned partitions, and counts what is committed. `owned_partitions` are all of the lane's: a job lies
+    on several."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class Commits:
         self._clock = clock
 
     async def commit(self, owned_partition: OwnedPartition, opening: Opening) -> None:
-        """What is finished is committed, as far as one transaction goes; `share.wake` is set if another should follow.
+        """What is finished is committed, as far as one transaction goes; `wake` is set if another should follow.
 
         Raises LogError: the outcome is unknown, or, RecordRefusedError, nothing is committed.
         """

@@ -1,4 +1,4 @@
-"""Items from the log into their partitions' shares, as far as there is room, and one task per item that runs it."""
+"""Takes items from the log into the owned partitions, as far as there is room, and runs each in a task of its own."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Intake:
                 await wait(closing, FETCH_WAIT_S)
 
     def start(self, owned_partition: OwnedPartition, record: Record) -> None:
-        """The item runs; its result is left in the share."""
+        """The item runs; its result is left in the owned partition."""
         task = self._items.create_task(self._run_item(owned_partition, record), name=record.source)
         owned_partition.running[record.offset] = task
         task.add_done_callback(lambda _: self.wake.set())
@@ -105,9 +105,8 @@ class Intake:
             if owned_partition is None or owned_partition.progress is None:
                 continue  # whoever opens it next seeks
             if owned_partition.opening != opening:
-                owned_partition.astray = (
-                    True  # opened anew while we waited: they may be from before its seek, or its first
-                )
+                # The partition was opened anew while we waited: they may be from before its seek, or its first.
+                owned_partition.astray = True
                 continue
             owned_partition.backlog.extend(record for record in records if record.partition == number)
             kept.append(owned_partition)
@@ -115,7 +114,7 @@ class Intake:
             await self._advance(owned_partition, openings[owned_partition.number])
 
     def _with_room(self) -> dict[int, OwnedPartition]:
-        """The shares that have room and nothing left to take."""
+        """The owned partitions that have room and nothing left to take."""
         return {
             n: owned_partition
             for n, owned_partition in self._owned_partitions.items()
@@ -123,7 +122,7 @@ class Intake:
         }
 
     def _on_course(self, owned_partition: OwnedPartition) -> bool:
-        """True if the consumer's position is where the share expects it; False if it cannot be put there now."""
+        """True if the consumer's position is where the partition expects it; False if it cannot be put there now."""
         if owned_partition.astray and owned_partition.progress is not None:
             try:
                 self._source.seek(owned_partition.number, owned_partition.progress.expected)
@@ -172,7 +171,8 @@ class Intake:
             owned_partition.wake.set()
 
     async def _run_item(self, owned_partition: OwnedPartition, record: Record) -> None:
-        """Leaves a Finished in the share, unless cancelled: then the item is somebody else's, or the next start's."""
+        """Leaves a FinishedItem in the owned partition, unless cancelled: then the item is somebody else's, or the next
+        start's."""
         finished = await self._runs.run(record)
         if owned_partition.running.get(record.offset) is asyncio.current_task():
             del owned_partition.running[record.offset]

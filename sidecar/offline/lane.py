@@ -2,7 +2,7 @@
 
 Per owned partition one task opens the partition (wins its epoch, then reads what is committed) and commits what is
 finished every tick (`commits.py`); one task for all takes items in, bounded per partition (`intake.py`); one task per
-item runs it (`item_runs.py`) and leaves its result in the partition's share. After any failed commit the partition is
+item runs it (`runner.py`) and leaves its result in the owned partition. After any failed commit the partition is
 opened anew, and what is committed says which of the finished results are still to be written. Work in flight survives
 that.
 
@@ -215,7 +215,7 @@ class OfflineLane:
         await self._leave_all()
 
     async def _leave_all(self) -> None:
-        """No share has an opening, or it is being closed; within the bound for a last commit."""
+        """No owned partition has an opening, or it is being closed; within the bound for a last commit."""
         for owned_partition in self._owned_partitions.values():
             owned_partition.leave()
         servers = [

@@ -19,7 +19,7 @@ class Phase(StrEnum):
 
     STARTING = "starting"
     RUNNING = "running"
-    DEGRADED = "degraded"  # a part of the request waits, the rest goes on
+    DEGRADED = "degraded"  # a part of the partitions waits, the rest goes on
     WAITING = "waiting"  # looks again by itself, at bounded intervals
     DRAINING = "draining"
     STOPPED = "stopped"

@@ -1,4 +1,4 @@
-"""The offline lane in gauges and on the status page: read off its counters and shares at each scrape."""
+"""The offline lane in gauges and on the status page: read off its counters and owned partitions at each scrape."""
 
 from __future__ import annotations
 
@@ -91,10 +91,7 @@ class OfflineMetrics:
 
     def in_flight(self) -> Iterator[Labelled]:
         """Yield how many items are neither waiting at the broker nor over."""
-        yield (
-            (self._topic,),
-            sum(owned_partition.in_flight + owned_partition.finished for owned_partition in self._owned_partitions),
-        )
+        yield (self._topic,), sum(each.in_flight + each.finished for each in self._owned_partitions)
 
     def state(self) -> Iterator[Labelled]:
         """Yield the state and the reason that hold now; the others have no sample."""
@@ -102,16 +99,8 @@ class OfflineMetrics:
 
     def partition_states(self) -> Iterator[Labelled]:
         """Yield the same for each partition."""
-        for owned_partition in self._owned_partitions:
-            yield (
-                (
-                    self._topic,
-                    str(owned_partition.partition),
-                    owned_partition.state.phase.value,
-                    owned_partition.state.cause.value,
-                ),
-                1,
-            )
+        for each in self._owned_partitions:
+            yield (self._topic, str(each.partition), each.state.phase.value, each.state.cause.value), 1
 
     def eta(self) -> Iterator[Labelled]:
         """Yield nothing while the lag of a partition or the rate is not known, or no partition is ours."""

@@ -5,7 +5,7 @@ that is not committed) and, in the metadata string that Kafka keeps beside it, t
 watermark and the highest done one that are not done. Nothing is stored elsewhere, and one slow item holds nobody back.
 
 The metadata string is "T1." + unpadded base64url of
-    flags byte | restarts, suspect − watermark + 1 (if flag 1) | high − watermark | gap to each gap
+    flags byte | restarts, suspect − watermark + 1 (if flag 1) | high − watermark | distance to each gap
 all but the first as varints; the first gap counts from the watermark, each further one from the gap before. "" means
 no gaps: that is what `kafka-consumer-groups --reset-offsets` writes, and so it is the documented way to replay.
 """
@@ -136,7 +136,7 @@ class PartitionOffsets:
         self.expected = max(self.expected, position)
 
     def after(self, finished: Iterable[int]) -> Committed:
-        """What would be committed once these delivered offsets were committed as well. Changes nothing."""
+        """What would be committed once these delivered offsets were done as well. Changes nothing."""
         done = self.pending.intersection(finished)
         ahead = (gap for gap in self.committed.gaps if gap >= self.expected)
         undone = sorted((*(self.pending - done), *ahead))

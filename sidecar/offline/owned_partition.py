@@ -161,7 +161,7 @@ class OwnedPartition:
             task.cancel()
 
     def begin(self, committed: Committed, opening: int, settings: OfflineSettings) -> None:
-        """The share agrees with what is committed under this opening, and is ready."""
+        """The owned partition agrees with what is committed under this opening, and is ready."""
         for offset in [offset for offset in self.taken if committed.is_done(offset)]:
             self.let_go(offset)
         self.backlog.clear()
@@ -203,7 +203,7 @@ class OwnedPartition:
         return committed.restarts >= settings.poison_restarts + SOLO_DEATHS
 
     def view(self) -> PartitionView:
-        """The share in numbers."""
+        """The owned partition in numbers."""
         stamps = [record.timestamp_ms for record in self.taken.values() if record.timestamp_ms >= 0]
         return PartitionView(
             partition=self.number,

@@ -26,7 +26,7 @@ class Openings(Protocol):
 
 
 class Partitions:
-    """Serves shares, one task each. A failure waits and says why; it concerns its own partition alone."""
+    """Serves owned partitions, one task each. A failure waits and says why; it concerns its own partition alone."""
 
     def __init__(
         self, settings: OfflineSettings, stats: LaneStats, commits: Commits, intake: Intake, pauses: Pauses
@@ -39,9 +39,9 @@ class Partitions:
         self._openings = 0
 
     async def serve(self, source: Openings, owned_partition: OwnedPartition, before: asyncio.Task[None] | None) -> None:
-        """Commits until the share leaves. `before` is the task that served it until now."""
+        """Commits until the partition is lost. `before` is the task that served it until now."""
         if before is not None and not before.done():
-            await asyncio.wait([before])  # never two of one share
+            await asyncio.wait([before])  # never two of one partition
         owned_partition.failures = 0
         while not owned_partition.leaving.is_set():
             opening, cause = None, Cause.NONE
@@ -67,7 +67,8 @@ class Partitions:
             await self._pauses.until(owned_partition.leaving, owned_partition.failures, cause)
 
     def _begin(self, source: Openings, owned_partition: OwnedPartition, opening: Opening) -> None:
-        """The share is ready. Nothing here may wait: a record delivered in between would belong to neither opening."""
+        """The partition is ready. Nothing here may wait: a record delivered in between would belong to neither
+        opening."""
         if opening.state is None:
             raise AssertionError("an opening without a state")
         source.seek(owned_partition.number, opening.state.watermark)
@@ -77,7 +78,8 @@ class Partitions:
         self._intake.wake.set()
 
     async def _ticks(self, owned_partition: OwnedPartition, opening: Opening) -> None:
-        """Commits until the share leaves, or the opening must be replaced. Raises LogError: the outcome is unknown."""
+        """Commits until the partition is lost, or the opening must be replaced. Raises LogError: the outcome is
+        unknown."""
         while True:
             await self._commits.commit(owned_partition, opening)
             owned_partition.failures = 0

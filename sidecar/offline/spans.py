@@ -39,7 +39,7 @@ class KafkaSpans:
         return self._tracing.item((dict(record.headers).get(TRACEPARENT) or b"").decode(errors="replace"))
 
     def adopt(self, request_id: str, trace: ItemTrace | None) -> None:
-        """The spans of this work hang from the item's."""
+        """The spans of this request hang from the item's."""
         if self._tracing is not None and trace is not None:
             self._tracing.adopt(request_id, trace.process)
 

@@ -57,7 +57,7 @@ class KafkaSecuritySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineSettings:
-    """Where items come from, where results go, and what bounds the request in between."""
+    """Where items come from, where results go, and what bounds the work in between."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
 

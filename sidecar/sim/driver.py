@@ -1,8 +1,8 @@
 """The second driver: it obeys the scheduler in simulated time, where the first (`sidecar/driver/driver.py`) is asyncio.
 
 Time is a heap of things to come. The duties are those numbered in `sidecar/core/scheduler.py`. Here they are also
-checked: a scheduler that dispatches unknown work, oversubscribes an engine or stops what does not run, and an engine
-that answers twice, raise BrokenPromiseError.
+checked: a scheduler that dispatches unknown requests, oversubscribes an engine or stops what does not run, and an
+engine that answers twice, raise BrokenPromiseError.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def _bootstrap(paired: Paired, statistic: Callable[[Floats, Floats], float]) -> 
 
 @dataclass(slots=True, kw_only=True)
 class ReservationRecord:
-    """The contended dispatches of one engine, in order (True = offline's): what the reservation promises is read
+    """The contended dispatches of one engine, in order (True = offline's): what the reservation promises shows
     here."""
 
     every: int  # N

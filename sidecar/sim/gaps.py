@@ -59,7 +59,7 @@ class GapFit:
     _sampled_s: dict[str, float] = field(default_factory=dict)  # the newest iteration that was seen, by engine
 
     def take(self, now_s: float, event: Event, actions: Sequence[Action], context: Callable[[str], int]) -> None:
-        """One more record; `context(work_id)` gives the tokens of a work as its next dispatch sends them."""
+        """One more record; `context(request_id)` gives the tokens of a request as its next dispatch sends them."""
         self._pass(now_s)
         match event:
             case Progressed(engine=engine):

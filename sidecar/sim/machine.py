@@ -16,7 +16,7 @@ from sidecar.inflight.batch import BatchedSequence, BatcherSettings, End, Iterat
 from sidecar.inflight.batcher import Batcher
 from sidecar.inflight.profile import Profile
 
-RESTING = Iteration(decoding=())  # an empty step, which ends when the next call comes
+RESTING = Iteration(decoding=())  # an empty iteration, which ends when the next call comes
 EPSILON = 1e-9  # of an iteration: keeps a boundary from being missed by rounding
 
 
@@ -94,8 +94,8 @@ class Machine:
         self.occupied = 0  # slots of calls that the engine still holds, dropped ones not
         self.up = True
         self._numbers = count()
-        self._computed: dict[str, int] = {}  # per work: the longest context that was ever computed
-        self._keys: dict[str, int] = {}  # per work and per prefix: what stands for its tokens in the KV cache
+        self._computed: dict[str, int] = {}  # per request: the longest context that was ever computed
+        self._keys: dict[str, int] = {}  # per request and per prefix: what stands for its tokens in the KV cache
         self._new_keys = count(1)
         self._reset()
 
@@ -178,7 +178,7 @@ class Machine:
         self.up = True
 
     def forget(self, request_id: str) -> None:
-        """This work will not come again."""
+        """This request will not come again."""
         self._computed.pop(request_id, None)
         self._keys.pop(request_id, None)
 

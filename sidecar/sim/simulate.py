@@ -326,8 +326,8 @@ def _least(values: Iterable[float | None]) -> float | None:
 
 
 def table(name: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The figures that decide, one line per policy. Times in ms, end to end; gap and reserved dispatches in contended
-    dispatches."""
+    """The figures that decide, one line per policy. Times in ms, end to end; `reserved` is offline's share of the
+    contended dispatches, `gap` the most of them between two of offline's."""
     titles = ("p50", "p99", "+p50", "+p99", "95 % of +p99", "ttft p99", "harvest", "tok/s", "wasted", "reserved", "gap")
     shown = Table(title=name, columns=("policy", *titles))
     for policy, row in rows.items():

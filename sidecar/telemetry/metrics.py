@@ -134,7 +134,7 @@ class Metrics:
         self.dropped_spans, self.recorder = dropped_spans, recorder
         self.began_s = time.monotonic()  # the loop's clock
         self._requests: dict[str, Request] = {}
-        self._exemplars: dict[str, dict[str, str]] = {}  # of the sampled works among them
+        self._exemplars: dict[str, dict[str, str]] = {}  # of the sampled requests among them
         self._running: dict[str, tuple[LaneUsage, Dispatch, float]] = {}
         self.snapshot: Snapshot | None = None
         self.loop_lag_max_s = 0.0  # since the last scrape

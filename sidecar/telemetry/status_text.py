@@ -73,26 +73,27 @@ def _offline(offline: Mapping[str, Any] | None) -> Iterator[str]:
         return
     ends = [f"{each['count']} {each['outcome']} {each['reason']}".strip() for each in offline["stats"]["items"]]
     yield f"  committed: {', '.join(ends) or 'none yet'}"
-    for share in offline["partitions"]:
+    for partition in offline["partitions"]:
         yield (
-            f"  partition {share['partition']}: watermark {_known(share['watermark'])},"
-            f" gaps {_known(share['gaps'])}, lag {_lag(share)}, in flight {share['in_flight']}{_state(share)}"
+            f"  partition {partition['partition']}: watermark {_known(partition['watermark'])},"
+            f" gaps {_known(partition['gaps'])}, lag {_lag(partition)}, in flight {partition['in_flight']}"
+            f"{_state(partition)}"
         )
 
 
-def _lag(share: Mapping[str, Any]) -> str:
-    if share["end"] is None or share["watermark"] is None:
+def _lag(partition: Mapping[str, Any]) -> str:
+    if partition["end"] is None or partition["watermark"] is None:
         return "not known"
-    return str(max(share["end"] - share["watermark"], 0))
+    return str(max(partition["end"] - partition["watermark"], 0))
 
 
 def _known(value: Any) -> str:
     return "not known" if value is None else str(value)
 
 
-def _state(share: Mapping[str, Any]) -> str:
+def _state(partition: Mapping[str, Any]) -> str:
     """Nothing where a partition runs, or where it is not told."""
-    state = str(share.get("state", "running"))
+    state = str(partition.get("state", "running"))
     return "" if state == "running" else f"; {state}"
 
 

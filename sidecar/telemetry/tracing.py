@@ -161,7 +161,7 @@ class Tracing:
         return trace if trace.sampled else None
 
     def adopt(self, request_id: str, trace: Trace) -> None:
-        """The spans of this work hang from `trace`."""
+        """The spans of this request hang from `trace`."""
         self._requests[request_id] = _Traced(trace, self._time())
 
     def headers(self, request_id: str) -> Sequence[tuple[str, str]]:
@@ -175,7 +175,8 @@ class Tracing:
         return ((TRACEPARENT, f"00-{traced.trace.trace_id:032x}-{traced.attempts[-1].span_id:016x}-01"),)
 
     def exemplar(self, request_id: str) -> dict[str, str] | None:
-        """Which span a measurement of this work belongs to; None if that is not sampled, for nobody could open it."""
+        """Which span a measurement of this request belongs to; None if that is not sampled, for nobody could open
+        it."""
         traced = self._requests.get(request_id)
         if traced is None or not traced.trace.sampled:
             return None

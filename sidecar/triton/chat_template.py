@@ -1,10 +1,9 @@
 """Messages become the text that the model was trained on, by its own template, and stay text themselves.
 
-A user who writes `<|im_end|>` must not end the reserved dispatch. So the messages are rendered twice. First with plain
-words in the place of the contents: that shows which markers the template itself writes, and that each content comes out
-once. Then with the contents, in which the first character of each marker is replaced by a private one. The markers
-found then are the template's; they must be the same ones in the same order. `ChatEncoder` gives them their ids and the
-rest is text.
+A user who writes `<|im_end|>` must not end the turn. So the messages are rendered twice. First with plain words in the
+place of the contents: that shows which markers the template itself writes, and that each content comes out once. Then
+with the contents, in which the first character of each marker is replaced by a private one. The markers found then are
+the template's; they must be the same ones in the same order. `ChatEncoder` gives them their ids and the rest is text.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ ENGINES = (
     EngineSettings(name="e1", slots=2, gpu_group="g"),
 )
 # No part of a scheduler:
-STATELESS = {"checkpoint", "errors", "invariants", "lending", "record", "snapshot", "__init__"}
+STATELESS = {"checkpoint", "errors", "invariants", "limits", "record", "snapshot", "__init__"}
 
 
 class World:
@@ -166,7 +166,7 @@ def state() -> list[Any]:
     return list(capture(scheduler).lines())
 
 
-def without(found: list[Any], name: str) -> int:
+def shape_of(found: list[Any], name: str) -> int:
     """Where the shape `name` stands."""
     return next(n for n, each in enumerate(found) if isinstance(each, dict) and each["class"] == name)
 
@@ -176,7 +176,10 @@ def without(found: list[Any], name: str) -> int:
     [
         (lambda found: found.__setitem__(0, {"class": "os.system", "fields": []}), "no class of this version"),
         (lambda found: found.__setitem__(0, {"class": "scheduler.Scheduler", "fields": ["handle"]}), "field"),
-        (lambda found: found[without(found, "item.Item")]["fields"].append("more"), "other fields"),
+        (
+            lambda found: found[shape_of(found, "tracked_request.TrackedRequest")]["fields"].append("more"),
+            "other fields",
+        ),
         (lambda found: found.__setitem__(1, [99, 1]), "no part of a state"),
         (lambda found: found.__setitem__(1, ["bytes", 1]), "no part of a state"),
         (lambda found: found[1].append(1), "fields"),
@@ -201,7 +204,7 @@ def test_a_changed_state_is_refused_with_its_reason(change: Any, message: str) -
 
 def test_a_field_of_another_type_is_refused() -> None:
     found = state()
-    shape = without(found, "item.Item")
+    shape = shape_of(found, "tracked_request.TrackedRequest")
     number = sum(isinstance(each, dict) for each in found[:shape])
     at = found[shape]["fields"].index("generated_tokens")
     tracked = next(each for each in found if isinstance(each, list) and each[0] == number and each[0] is not False)

@@ -242,8 +242,8 @@ def test_an_urgent_reservation_is_due_more_often_and_keeps_its_bound() -> None:
 
 
 def _turns(horizon_s: float) -> tuple[list[JobVerdict], int]:
-    """400 requests of 20 tokens behind endless online work on one slot: the verdicts, and reserved dispatches in 400
-    s."""
+    """400 requests of 20 tokens behind endless online work on one slot: the verdicts, and the reserved dispatches in
+    400 s."""
     subject = scheduler(slots=1, preempt=False, urgency_horizon_s=horizon_s)
     told, turns, now_s, running = [], 0, 0.0, "b0"
     for number in range(400):

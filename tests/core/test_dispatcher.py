@@ -80,7 +80,7 @@ def test_nothing_holds_offline_back_where_nothing_offline_waits() -> None:
     assert subject.snapshot().engines["e"].limit_binding == "no offline"
 
 
-def test_what_a_wide_reserved_dispatch_kept_free_is_online_s_when_the_reserved_dispatch_is_handed_back() -> None:
+def test_what_a_wide_reserved_dispatch_kept_free_is_online_s_when_it_is_handed_back() -> None:
     subject = scheduler(slots=2, reservation_every=2, preempt=False)
     for request in (online("a1"), online("a2"), online("a3"), online("a4"), offline("b1", slots=2)):
         subject.handle(Arrived(request=request), 0.0)
@@ -94,7 +94,7 @@ def test_what_a_wide_reserved_dispatch_kept_free_is_online_s_when_the_reserved_d
     ]
 
 
-def test_a_long_prompt_gets_through_in_turns_alone_a_piece_in_each() -> None:
+def test_a_long_prompt_gets_through_in_reserved_dispatches_alone_a_chunk_in_each() -> None:
     engine = EngineSettings(name="e", slots=1, tokens_max=9000, prefill_slice_tokens=100)
     subject = scheduler(
         engines=(engine,), reservation_every=4, reserved_tokens=32, preempt=False, prefill_adaptive=False
@@ -167,7 +167,7 @@ def test_what_an_engine_cannot_hold_any_more_is_refused_when_three_scrapes_say_s
 
 
 @pytest.mark.parametrize(
-    ("request", "kv_tokens", "needed"),
+    ("asked", "kv_tokens", "needed"),
     [
         (online("a1", prompt_tokens=900, output_tokens_max=95), 1000, 1024),
         (online("a1", prompt_tokens=300, output_tokens_max=90, slots=8), 3200, 3328),
@@ -175,12 +175,12 @@ def test_what_an_engine_cannot_hold_any_more_is_refused_when_three_scrapes_say_s
     ],
 )
 def test_what_does_not_fit_in_whole_blocks_is_refused_and_holds_up_nobody(
-    request: Request, kv_tokens: int, needed: int
+    asked: Request, kv_tokens: int, needed: int
 ) -> None:
     subject = scheduler(engines=(EngineSettings(name="e", kv_tokens=kv_tokens, yield_rows="never"),))
     message = f"it needs {needed} tokens of KV cache, and the engine has {kv_tokens}"
     refused = rejected("a1", RejectReason.TOO_LARGE, message)
-    assert subject.handle(Arrived(request=request), 0.0) == [refused]
+    assert subject.handle(Arrived(request=asked), 0.0) == [refused]
     [dispatched] = subject.handle(Arrived(request=online("a2")), 0.1)
     assert isinstance(dispatched, Dispatch)
 

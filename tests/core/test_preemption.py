@@ -18,7 +18,7 @@ def _names(tracked_requests: list[TrackedRequest]) -> list[str]:
     return [tracked.request.id for tracked in tracked_requests]
 
 
-def test_reserved_dispatches_last_tokens_pieces_of_prompts_sticky_and_whole_items_are_spared() -> None:
+def test_reserved_dispatches_last_tokens_chunks_of_prompts_sticky_and_whole_items_are_spared() -> None:
     residents = [
         _tracked("plain", 1),
         _tracked("turn", 2, reserved=True),

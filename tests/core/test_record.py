@@ -83,7 +83,7 @@ def test_whatever_is_no_event_is_an_error(plain: Any) -> None:
         (["Ended", "a", "finished", 1, None], r"Ended.reason: 'finished' is no EndReason"),
         (["Ended", "a", "length", True, None], r"Ended.output_tokens: True is no integer"),
         (["Progressed", "a", [["x"]], [], []], r"Progressed.tokens: \['x'\] has not 2 values"),
-        (["Arrived", ["EngineUp", "a"]], "Arrived.work: Work has"),
+        (["Arrived", ["EngineUp", "a"]], "Arrived.request: Request has"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_field(plain: Any, message: str) -> None:
@@ -95,7 +95,7 @@ def test_a_value_that_its_own_class_refuses_is_an_error() -> None:
     request = Request(id="a", lane=Lane.ONLINE, model="m", arrived_s=0.0, prompt_tokens=7, output_tokens_max=9)
     plain = through_text(Arrived(request=request))
     plain[1][plain[1].index(7)] = -1
-    with pytest.raises(RecordError, match=r"Arrived.work: Work: .*prompt_tokens >= 0"):
+    with pytest.raises(RecordError, match=r"Arrived.request: Request: .*prompt_tokens >= 0"):
         decode_event(plain)
 
 

@@ -9,7 +9,7 @@ from dev.report import interference, interference_line, phase_report, phase_tabl
 def status(at_s: float, **counters: Any) -> dict[str, Any]:
     engine = {
         "slots": 8, "slots_free": 0, "contended": 0, "offline_of_contended": 0, "window_violations": 0,
-        "turns_due": 0, "turns_taken": 0, "turns_lapsed": 0, "worst_window_share": None,
+        "reserved_due": 0, "reserved_taken": 0, "reserved_lapsed": 0, "worst_window_share": None,
         "slot_seconds": {"online": 0.0, "offline": 0.0}, "output_tokens": {"online": 0, "offline": 0},
     }  # fmt: skip
     return {"now_s": at_s, "engines": {"a": engine | counters}}

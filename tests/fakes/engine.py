@@ -111,7 +111,7 @@ class FakeEngine:
             return await self.opened.get()
 
     async def serve(self, answer: Callable[[FakeStream], Awaitable[None]]) -> None:
-        """Answer each stream in its reserved dispatch, until cancelled."""
+        """Answer each stream in its turn, until cancelled."""
         while True:
             await answer(await self.opened.get())
 

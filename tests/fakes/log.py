@@ -49,7 +49,7 @@ class FakeCluster:
         self.deaf = False  # fetches give nothing
         self.seeks_fail: deque[bool] = deque()  # used up one per seek
         self.fetches_fail: deque[bool] = deque()  # used up one per fetch that found something
-        self.fetch_steps = 1  # reserved dispatches of the event loop before a fetch looks at its positions
+        self.fetch_steps = 1  # turns of the event loop before a fetch looks at its positions
         self.logs: list[FakeLog] = []
         self.changed = asyncio.Event()  # something happened: look again
         for number in range(items):

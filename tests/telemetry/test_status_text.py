@@ -66,8 +66,8 @@ def test_a_partition_that_stands_still_shows_no_lag_of_zero() -> None:
     assert status_text(document(offline=offline)).splitlines()[1:5] == [
         "items from items: degraded",
         "  committed: none yet",
-        "  partition 0: watermark 5, holes 1, lag 4, in flight 2",
-        "  partition 0: watermark not known, holes not known, lag not known, in flight 2; waiting: no right to read",
+        "  partition 0: watermark 5, gaps 1, lag 4, in flight 2",
+        "  partition 0: watermark not known, gaps not known, lag not known, in flight 2; waiting: no right to read",
     ]
 
 
@@ -78,9 +78,9 @@ def test_what_is_wrong_with_an_engine_stands_below_it() -> None:
         "foreign_slots": 0,
         "slots": 2,
         "slots_free": 2,
-        "grants": {},
+        "dispatches": {},
         **dict.fromkeys(("slots_online", "slots_offline", "slots_draining", "contended", "offline_of_contended"), 0),
-        **dict.fromkeys(("turns_due", "turns_taken", "turns_lapsed"), 0),
+        **dict.fromkeys(("reserved_due", "reserved_taken", "reserved_lapsed"), 0),
         "worst_window_share": None,
         "limit_binding": "down",
         "faults": ["down: nothing listens there"],
