@@ -16,20 +16,20 @@ REQUESTS = 100  # the last ones, over which a share is late
 class Lateness:
     """Whether more of the last requests missed an objective than its percentile allows."""
 
-    __slots__ = ("_dispatcher", "_late", "_requests")
+    __slots__ = ("_late", "_late_share_max", "_requests")
 
     def __init__(self, percentile: float) -> None:
-        self._dispatcher = 1 - percentile / 100
+        self._late_share_max = 1 - percentile / 100
         self._requests: deque[bool] = deque(maxlen=REQUESTS)
         self._late = 0
 
     def add(self, late: bool) -> bool:
-        """One more request ended; True if it was late, and it is one too many. Then the count begins anew."""
+        """Count one request that ended. Return True, and begin a new count, if it is late and one too many is."""
         if len(self._requests) == REQUESTS:
             self._late -= self._requests[0]
         self._requests.append(late)
         self._late += late
-        if not late or self._late <= max(1, self._dispatcher * len(self._requests)):
+        if not late or self._late <= max(1, self._late_share_max * len(self._requests)):
             return False
         self._requests.clear()
         self._late = 0

@@ -131,8 +131,8 @@ def _header(path: Path, plain: Any) -> Header:
         raise RecordingError(f"{path} is no recording: it does not begin with a header of the recorder")
     written = plain.get("recording", plain.get("format"))
     if written != FORMAT:
-        older = "; format 1 held pickled objects, which are not read any more" if written == 1 else ""
-        raise RecordingError(f"{path} is a recording of format {shown(written)}, this version reads {FORMAT}{older}")
+        advice = _OLDER.get(written, "") if isinstance(written, int) else ""
+        raise RecordingError(f"{path} is a recording of format {shown(written)}, this version reads {FORMAT}{advice}")
     if plain.get("fields") != fingerprint():
         raise RecordingError(
             f"{path} was recorded by another version of the scheduler (sidecar {shown(plain.get('sidecar'))}), whose"
@@ -190,3 +190,9 @@ def _parsed(path: Path, number: int, raw: bytes) -> Any:
         return json.loads(raw.decode())
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise RecordingError(f"{path}:{number}: no JSON: {error}") from None
+
+
+_OLDER = {  # what is to be said of a recording of this format
+    1: "; format 1 held pickled objects, which are not read any more",
+    2: "; format 2 held other names of fields: replay the file with the sidecar that wrote it, or record anew",
+}

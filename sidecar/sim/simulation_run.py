@@ -180,7 +180,7 @@ class Witness(Observer):
 
 def _closing_text(request_id: str, outcome: Reject | DeadLetter) -> str:
     """As traces have named it since before it was an outcome: with the id as its first field."""
-    return str(outcome).replace("(", f"(work_id={request_id!r}, ", 1)
+    return str(outcome).replace("(", f"(request_id={request_id!r}, ", 1)
 
 
 def run(plan: RunPlan, policy: Policy) -> Result:
