@@ -29,6 +29,7 @@ OVERRIDE_PREFIX = "SIDECAR__"
 # An engine in service gives each stream a token per iteration, every some tens of ms, and a long prompt of somebody
 # else in between takes seconds. A minute is a thousand iterations: longer than any stall after which one went on.
 PROGRESS_TIMEOUT_S = 60.0
+RENAMED = {"reservation_turns_max": "reserved_saved_max", "turn_tokens": "reserved_tokens"}  # old name → new name
 _ABOUT_NAMES = ("unexpected_keyword_argument", "missing", "missing_argument", "missing_keyword_only_argument")
 _ADDRESS = re.compile(r"([^\s:/\[\]@]+|\[[0-9a-fA-F:.%a-z]+\]):[0-9]{1,5}")
 
@@ -245,7 +246,8 @@ def _line(error: Any) -> str:
         return f"{where}: {error['msg']}"
     match error["type"]:
         case "unexpected_keyword_argument":
-            return f"{where}: unknown setting"
+            renamed = RENAMED.get(str(error["loc"][-1]), "")
+            return f"{where}: unknown setting" + (f"; its name is {renamed} now" if renamed else "")
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return f"{where}: missing"
         case _:

@@ -64,6 +64,15 @@ def test_an_unknown_name_is_an_error_with_its_path(tmp_path: Path) -> None:
     assert mistake(tmp_path, engines=[{**ENGINE, "slot": 8}]) == "engines.0.slot: unknown setting"
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [("reservation_turns_max", "reserved_saved_max"), ("turn_tokens", "reserved_tokens")]
+)
+def test_a_setting_under_its_former_name_is_refused_with_its_name_of_today(tmp_path: Path, old: str, new: str) -> None:
+    message = mistake(tmp_path, engines=[ENGINE], scheduler={old: 3})
+    assert message == f"scheduler.{old}: unknown setting; its name is {new} now"
+    load_settings(written(tmp_path, engines=[ENGINE], scheduler={new: 3}), {})
+
+
 def test_every_mistake_has_a_line_of_its_own(tmp_path: Path) -> None:
     lines = mistake(tmp_path, engines=[{"slots": "many"}], scheduler={"window": 5}).splitlines()
     assert sorted(line.split(":")[0] for line in lines) == ["engines.0.name", "engines.0.slots", "scheduler.window"]
