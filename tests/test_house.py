@@ -141,6 +141,15 @@ def circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
             yield from visit(module)
 
 
+def test_a_class_name_means_one_thing() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(module)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_no_room_outgrows_what_is_written_down() -> None:
     lines: defaultdict[str, int] = defaultdict(int)
     for module, path in modules().items():
