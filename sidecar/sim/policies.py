@@ -127,7 +127,7 @@ PLAIN = {
     "kv_guard_share_max": 0.0,
 }
 WITHOUT: dict[str, dict[str, Any]] = {
-    "turns": {"reservation_every": NEVER},
+    "reserved": {"reservation_every": NEVER},
     "slices": {"slice_tokens": 0, "slice_tokens_busy": 0},
     "preempt": {"preempt": False},
     "yield": {"yield_rows": "never"},
