@@ -70,7 +70,7 @@ def judged(report: Mapping[str, Any]) -> DemoVerdict:
     host = host_fault(report)
     return DemoVerdict(
         promises=(
-            _offline(report["offline"]), _answers(report["phases"]), _turns(report["phases"]),
+            _offline(report["offline"]), _answers(report["phases"]), _reservation(report["phases"]),
             _harvest(report["phases"]), _latency(report, host),
         ),
         host=host,
@@ -103,7 +103,7 @@ def _answers(phases: Mapping[str, Any]) -> Promise:
     return Promise(promised="each online request is answered", seen=f"{failed} of {sent} failed", kept=not failed)
 
 
-def _turns(phases: Mapping[str, Any]) -> Promise:
+def _reservation(phases: Mapping[str, Any]) -> Promise:
     dispatches = [each["grants"] for each in phases.values()]
     contended, violations = (sum(each[name] for each in dispatches) for name in ("contended", "window_violations"))
     share = sum(each["offline_of_contended"] for each in dispatches)

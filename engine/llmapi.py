@@ -75,9 +75,7 @@ class LlmApiEngine:
     def submit(self, call: EngineCall, deliver: Deliver) -> Callable[[], None]:
         """Start the call, and give the function that stops it. Raises ValueError for what cannot be passed on."""
         arguments = sampling_arguments(call)
-        running: list[
-            StreamedOutput
-        ] = []  # filled in the loop; a stop comes after it, because the loop keeps the order
+        running: list[StreamedOutput] = []  # filled in the loop; a stop comes after it: the loop keeps the order
         self._loop.call_soon_threadsafe(self._begin, call, arguments, deliver, running)
 
         def stop() -> None:

@@ -64,7 +64,7 @@ class Dispatcher:
         return False
 
     def _dispatch_one(self, served: ServedModel, engine: Engine) -> bool:
-        """One dispatch on this engine if the first rule that holds allows one. The rule is kept as `limit_binding`."""
+        """Make one dispatch on this engine if the first rule that holds allows it; `limit_binding` names that rule."""
         if not engine.free.slots:  # the usual case on a busy engine, worth being quick
             waits = Limit.SLOTS if served.offline.eligible() else self._nobody(served.offline)
             engine.limit_binding = Limit.ONLINE_WAITS if served.online.eligible() else waits
@@ -89,9 +89,8 @@ class Dispatcher:
             return True
         if limit is not Limit.NONE or self._is_wanted_at_home(served, offline, engine):
             return False
-        self._dispatch(
-            served, engine, offline, DispatchKind.RESUME if offline.generated_tokens else DispatchKind.BACKFILL
-        )
+        kind = DispatchKind.RESUME if offline.generated_tokens else DispatchKind.BACKFILL
+        self._dispatch(served, engine, offline, kind)
         return True
 
     @staticmethod
@@ -123,15 +122,12 @@ class Dispatcher:
     def _dispatch_contested(
         self, served: ServedModel, engine: Engine, online: TrackedRequest, offline: TrackedRequest | None
     ) -> bool:
-        """Online waits for this engine: a slot is online's, unless offline must go without and its reserved dispatch is
-        due."""
+        """Online waits for this engine: a slot is online's, unless a reserved dispatch is due to offline."""
         engine.limit_binding = Limit.ONLINE_WAITS
         able = offline is not None and engine.could_fit(offline)
         contended = able and offline is not None and self._would_wait(served, engine, online, offline)
         if contended and offline and engine.reservation.due and not self._postpone(engine, online):
-            if not engine.fits(
-                offline
-            ):  # what is free is kept for it, or a wide request would never get its reserved dispatch
+            if not engine.fits(offline):  # what is free is kept for it, or a wide request would never be dispatched
                 engine.limit_binding = Limit.RESERVED_DISPATCH
                 return False
             self._dispatch(served, engine, offline, DispatchKind.RESERVED, contended=True)
@@ -153,8 +149,7 @@ class Dispatcher:
         return served.lendable(self._now_s, engine, online_slots) < offline.request.slots
 
     def _postpone(self, engine: Engine, online: TrackedRequest) -> bool:
-        """Put off a reserved dispatch that is due, in mode `yielding` while online's objective is at risk. Return False
-        if not."""
+        """Put off a due reserved dispatch, in mode `yielding` while online's objective is at risk. False if not."""
         if self._settings.reservation_mode is ReservationMode.FIRM:
             return False
         # The measured origin's rule: a wait at the head of the line stays below 40 % of the objective.

@@ -116,9 +116,7 @@ class Engine:
     def refuses(self, request: Request) -> str:
         """Why this engine can never run `request`, in words with both numbers; "" if it can."""
         slots_max, tokens = self.settings.slots, request.prompt_tokens + request.output_tokens_max
-        if (
-            request.lane is OFFLINE
-        ):  # where the whole engine is headroom, offline still has its reserved dispatches, one slot each
+        if request.lane is OFFLINE:  # where all slots are headroom, a reserved dispatch still takes one
             slots_max = max(1, slots_max - self.settings.slots_online_min)
         if request.slots > slots_max:
             return f"it needs {request.slots} slots, and an engine lends at most {slots_max}"

@@ -51,10 +51,10 @@ class Reservation:
     def online_dispatched(self, now_s: float) -> None:
         """A contended dispatch went to online: offline earned a part of a reserved dispatch."""
         if self.credit < self._credit_max:
-            turns = self.credit // self._earned
+            saved = self.credit // self._earned
             self.credit = min(self.credit + self.earns, self._credit_max)
-            self.reserved_due += self.credit // self._earned - turns
-            if not turns and self.due:
+            self.reserved_due += self.credit // self._earned - saved
+            if not saved and self.due:
                 self.due_since_s = now_s
         self.record.add(offline=False)
 

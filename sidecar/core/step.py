@@ -1,5 +1,4 @@
-"""The event that is being handled: when it came, what is to be done because of it, and what may be dispatched after
-it."""
+"""One step of the scheduler: when its event came, what is to be done, and where more may be dispatched after it."""
 
 from __future__ import annotations
 
@@ -15,9 +14,7 @@ class Step:
 
     now_s: float = 0.0
     actions: list[Action] = field(default_factory=list)  # in the order in which they are to be done
-    changed: list[ServedModel] = field(
-        default_factory=list
-    )  # where there may be more to dispatch than the event itself is about
+    changed: list[ServedModel] = field(default_factory=list)  # models in which more may be dispatched after the event
 
     def begin(self, now_s: float) -> None:
         """Another event came at `now_s`, and nothing is to be done yet."""

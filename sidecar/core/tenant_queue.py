@@ -45,9 +45,8 @@ class TenantQueue:
         self._group_s = settings.prefix_group_s
         self._ttft_objective_s = settings.ttft_objective_ms / 1000
         self._leaders: dict[str, _Leader] = {}  # by prefix: the oldest
-        self._fresh: list[
-            tuple[int, TrackedRequest]
-        ] = []  # tickets and requests that never ran, in the order of arrival
+        # Tickets and requests that never ran, in the order of arrival.
+        self._fresh: list[tuple[int, TrackedRequest]] = []
 
     def __len__(self) -> int:
         return self._length

@@ -134,8 +134,8 @@ class ReservationRecord:
 
     def starvation_gap_dispatches(self) -> int:
         """The most contended dispatches between two offline ones (or before the first, or after the last)."""
-        turns = [-1, *np.flatnonzero(self.offline).tolist(), len(self.offline)]
-        return max((b - a - 1 for a, b in pairwise(turns)), default=0)
+        at = [-1, *np.flatnonzero(self.offline).tolist(), len(self.offline)]
+        return max((b - a - 1 for a, b in pairwise(at)), default=0)
 
     def _least(self, width: int) -> int | None:
         if len(self.offline) < width:

@@ -241,11 +241,11 @@ def test_an_urgent_reservation_is_due_more_often_and_keeps_its_bound() -> None:
     assert subject.record.window_violations == 0
 
 
-def _turns(horizon_s: float) -> tuple[list[JobVerdict], int]:
+def _reserved_taken(horizon_s: float) -> tuple[list[JobVerdict], int]:
     """400 requests of 20 tokens behind endless online work on one slot: the verdicts, and the reserved dispatches in
     400 s."""
     subject = scheduler(slots=1, preempt=False, urgency_horizon_s=horizon_s)
-    told, turns, now_s, running = [], 0, 0.0, "b0"
+    told, taken, now_s, running = [], 0, 0.0, "b0"
     for number in range(400):
         subject.handle(Arrived(request=offline(f"b{number}", job="weekly", deadline_s=3000.0)), now_s)
     for number in range(1200):
@@ -255,17 +255,17 @@ def _turns(horizon_s: float) -> tuple[list[JobVerdict], int]:
         told += [each.verdict for each in actions if isinstance(each, Forecast)]
         (dispatched,) = [each for each in actions if isinstance(each, Dispatch)]
         running = dispatched.request_id
-        turns += dispatched.kind is DispatchKind.RESERVED and now_s > 800
-    return told, turns
+        taken += dispatched.kind is DispatchKind.RESERVED and now_s > 800
+    return told, taken
 
 
 def test_a_job_that_would_be_late_is_named_before_and_gets_reserved_dispatches_until_it_is_in_time() -> None:
-    told, turns = _turns(horizon_s=3600.0)
+    told, taken = _reserved_taken(horizon_s=3600.0)
     assert told == [JobVerdict.AT_RISK, JobVerdict.ON_TIME]
-    assert turns >= 60
+    assert taken >= 60
 
 
 def test_without_urgency_its_reserved_dispatches_stay_each_tenth_and_it_stays_late() -> None:
-    told, turns = _turns(horizon_s=0.0)
+    told, taken = _reserved_taken(horizon_s=0.0)
     assert told[-1] in (JobVerdict.AT_RISK, JobVerdict.INFEASIBLE)
-    assert turns == 40
+    assert taken == 40

@@ -21,15 +21,15 @@ def _names(tracked_requests: list[TrackedRequest]) -> list[str]:
 def test_reserved_dispatches_last_tokens_chunks_of_prompts_sticky_and_whole_items_are_spared() -> None:
     residents = [
         _tracked("plain", 1),
-        _tracked("turn", 2, reserved=True),
+        _tracked("reserved", 2, reserved=True),
         _tracked("ending", 3, streamed_tokens=99),
-        _tracked("piece", 4, prompt_tokens=64, budget_tokens=1, streamed_tokens=0),
+        _tracked("chunk", 4, prompt_tokens=64, budget_tokens=1, streamed_tokens=0),
         _tracked("sticky", 5, preemptions=3),
         _tracked("whole", 6, resumable=False),
         _tracked("stopped", 7, state=RequestState.PREEMPTING),
     ]
     assert _names(candidates(residents, soon_tokens=1, sticky_after=3)) == ["plain"]
-    assert _names(candidates(residents, soon_tokens=1, sticky_after=None)) == ["plain", "piece", "sticky"]
+    assert _names(candidates(residents, soon_tokens=1, sticky_after=None)) == ["plain", "chunk", "sticky"]
 
 
 def test_the_young_come_last_and_of_equals_who_would_hold_its_slot_longest_first() -> None:
