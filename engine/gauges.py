@@ -1,7 +1,8 @@
 """The figures that the engine model exports, with the names and the habits of TensorRT-LLM's Triton backend.
 
 Families and labels from custom_metrics_reporter.cc. Habits kept: the gauges hold the last iteration's sample and move
-only while iterations run; `waiting` is active − scheduled, so requests in the executor's queue are in no gauge.
+only while iterations run, once more as the engine goes idle; `waiting` is active − scheduled, so requests in the
+executor's queue are in no gauge.
 Two counters are ours: iterations, and iterations that took longer than the paced profile.
 """
 

@@ -220,9 +220,8 @@ def cut(call: EngineCall, ids: Ids, finish_reason: str | None, checked: int) -> 
             return ids, None
         case "length":
             return ids, End.LENGTH
-        case "stop":  # no stop word was found, so it was the end id; some releases leave it out
-            ended = call.end_id is None or ids[-1:] == (call.end_id,)
-            return (ids if ended else (*ids, call.end_id or 0)), End.END_ID
+        case "stop":  # no stop word was found, so it was the end id; only some releases leave it out, as the C++ does
+            return (ids[:-1] if call.end_id is not None and ids[-1:] == (call.end_id,) else ids), End.END_ID
         case _:  # cancelled, timeout
             return ids, End.STOPPED
 

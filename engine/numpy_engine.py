@@ -29,6 +29,8 @@ from sidecar.inflight.batcher import Batcher
 from sidecar.inflight.blocks import Ids
 from sidecar.inflight.profile import Profile
 
+IDLE = Iteration(decoding=())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NumpySettings:
@@ -151,9 +153,13 @@ class NumpyEngine:
             with self._wake:
                 self.batcher.finish(step, self._clock(), tokens=tokens, ended=ended)
                 self.gauges.sample(self.batcher, step)
+                if not self.batcher.rows:  # upstream adds one last sample when it goes idle
+                    self.gauges.sample(self.batcher, IDLE)
             for row, token in zip(step.sampling, tokens, strict=True):
+                if row.end is End.END_ID:
+                    row.output_ids.pop()  # as upstream: the end id ends an answer and is no part of it
                 if self._sequences[row].ticket.call.streaming:
-                    self._deliver(row, (token,))
+                    self._deliver(row, () if row.end is End.END_ID else (token,))
                 elif row.end is not None:
                     self._deliver(row, tuple(row.output_ids))
         return True

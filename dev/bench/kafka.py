@@ -137,7 +137,10 @@ def _finished(settings: OfflineSettings, record: Record) -> FinishedItem:
     return FinishedItem(
         record=record,
         outgoing=Outgoing(
-            topic=settings.results_topic, key=record.key, value=record.value, headers=result_headers(record)
+            topic=settings.results_topic,
+            key=record.key,
+            value=record.value,
+            headers=result_headers(record, settings.group),
         ),
         outcome="done",
         reason="",

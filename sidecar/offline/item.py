@@ -267,7 +267,7 @@ def result_value(
     return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def result_headers(record: Record) -> Headers:
+def result_headers(record: Record, group: str) -> Headers:
     """The item's own headers, then where it came from: the exact provenance that lets a checker prove exactly-once."""
     own = tuple(header for header in record.headers if not header[0].startswith("x-source-"))
     return (
@@ -275,10 +275,11 @@ def result_headers(record: Record) -> Headers:
         ("x-source-topic", record.topic.encode()),
         ("x-source-partition", str(record.partition).encode()),
         ("x-source-offset", str(record.offset).encode()),
+        ("x-source-group", group.encode()),
     )
 
 
-def dead_headers(record: Record, error: DeadItemError, stage: str, first_seen_ms: int) -> Headers:
+def dead_headers(record: Record, group: str, error: DeadItemError, stage: str, first_seen_ms: int) -> Headers:
     """The item's own headers untouched, then why and from where. Key and value stay byte for byte the item's."""
     texts = {
         "dlq.error.class": error.reason.value,
@@ -288,6 +289,7 @@ def dead_headers(record: Record, error: DeadItemError, stage: str, first_seen_ms
         "dlq.original.topic": record.topic,
         "dlq.original.partition": str(record.partition),
         "dlq.original.offset": str(record.offset),
+        "dlq.original.group": group,
         "dlq.original.timestamp": str(record.timestamp_ms),
         "dlq.attempts": str(error.attempts),
         "dlq.first_seen": str(first_seen_ms),

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import struct
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import Any
+from typing import Any, Literal
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
@@ -37,6 +37,7 @@ from sidecar.offline.kafka_options import client_options
 from sidecar.offline.kafka_topics import Topics, look
 from sidecar.offline.lane_state import Cause
 from sidecar.offline.offsets import Committed
+from sidecar.offline.outcomes import remembered
 from sidecar.settings.offline import OfflineSettings
 
 log = logging.getLogger(__name__)
@@ -147,10 +148,8 @@ class KafkaLog:
         opening = KafkaOpening(self._settings, partition, topics.bytes_max)
         try:
             await opening.start()
-            if opening.state is None:
-                opening.state = await self._first_position(partition)
-            else:
-                await self._check_position(partition, opening.state)
+            opening.state = await self._sure(partition, opening)
+            await self._check_position(partition, opening.state)
         except BaseException:
             await opening.close()
             raise
@@ -216,6 +215,18 @@ class KafkaLog:
     def _source(self, partition: int) -> TopicPartition:
         return TopicPartition(self._settings.requests_topic, partition)
 
+    async def _sure(self, partition: int, opening: KafkaOpening) -> Committed:
+        """What is committed: what the broker says, unless visible outcomes say more; then the broker is told."""
+        said = opening.state
+        if said is not None and said.by_hand:
+            return said
+        begin = said or await self._where("earliest", partition)
+        whole = await remembered(self._settings, partition, begin)
+        if whole is begin:
+            return said or await self._first_position(partition)
+        await opening.commit((), whole)
+        return whole
+
     async def _first_position(self, partition: int) -> Committed:
         source, where = self._source(partition), self._settings.first_start
         if where == "refuse":
@@ -223,10 +234,15 @@ class KafkaLog:
                 f"group {self._settings.group!r} has no offset for partition {partition} of {source.topic}: "
                 f"set first_start to earliest or latest (or the offsets were lost: see `sidecar offsets reset`)"
             )
+        return await self._where(where, partition)
+
+    async def _where(self, where: Literal["earliest", "latest"], partition: int) -> Committed:
+        """Nothing is done, and the first item is at that end of the log."""
+        source = self._source(partition)
         query = self._queries.beginning_offsets if where == "earliest" else self._queries.end_offsets
         async with call(self._settings.request_timeout_s):
             offset = int((await query([source]))[source])
-        return Committed(watermark=offset, high=offset)
+        return Committed(watermark=offset, high=offset, by_hand=True)
 
     async def _check_version(self) -> None:
         """A broker that can tear transactions is named in the log."""

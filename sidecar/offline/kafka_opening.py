@@ -82,7 +82,6 @@ class KafkaOpening:
         async with call(self._settings.call_timeout_s):
             await start_client(self._producer, self._producer.client)
             self._watch_calls()
-            await self._pass_barrier()
             self.state = await self._read()
             if self._settings.progress_topic:
                 self.tallies = await self._read_tallies()
@@ -138,18 +137,6 @@ class KafkaOpening:
                 raise
 
         self._producer.client.send = watched
-
-    async def _pass_barrier(self) -> None:
-        """What is read from now on is not older than now: the coordinator has taken a write of ours, which is aborted.
-
-        One that has just loaded its log answers OffsetFetch from as far as it knows to be replicated, and after a
-        SIGKILL that may be far back (seen with 4.2.1 on one broker: 1,600 offsets, a hundred seconds; then everything
-        since was run and written again). It answers a write only when all before it is replicated, too.
-        """
-        await self._producer.begin_transaction()
-        offsets = {self._source: OffsetAndMetadata(0, "")}
-        await self._producer.send_offsets_to_transaction(offsets, self._settings.group)
-        await self._producer.abort_transaction()
 
     async def _read(self) -> Committed | None:
         admin = AIOKafkaAdminClient(**client_options(self._settings))

@@ -15,13 +15,14 @@ from __future__ import annotations
 import base64
 import binascii
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from sidecar.core.errors import SidecarError
 
 PREFIX = "T1."
-HAS_RESTARTS = 1
+HAS_RESTARTS = 1  # a bit of the first byte
+BY_HAND = 2  # likewise: see `Committed.by_hand`
 
 
 class OffsetsError(SidecarError):
@@ -37,6 +38,7 @@ class Committed:
     gaps: tuple[int, ...] = ()  # ascending; the first is the watermark itself, unless high == watermark
     restarts: int = 0  # unclean ends of an owner since the watermark last moved
     suspect: int | None = None  # the offset that ran alone when that was committed
+    by_hand: bool = False  # a person set the watermark, and no outcome was committed since: what is done may run again
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.gaps, self.gaps[1:], strict=False))
@@ -56,22 +58,31 @@ class Committed:
         at = bisect_left(self.gaps, offset)
         return at == len(self.gaps) or self.gaps[at] != offset
 
+    def with_done(self, offsets: Collection[int]) -> Committed:
+        """Return this with the items of these offsets done as well."""
+        high = max(self.high, *(offset + 1 for offset in offsets))
+        undone = [each for each in range(self.watermark, high) if not self.is_done(each) and each not in offsets]
+        return Committed(watermark=undone[0] if undone else high, high=high, gaps=tuple(undone))
+
     def encode(self) -> str:
-        """The metadata string; `decode(watermark, encode())` gives this back."""
+        """The metadata string; `decode(watermark, encode())` gives this back.
+
+        Empty only where a person set the offset: Kafka's own tools write none.
+        """
+        if self.by_hand and self.high == self.watermark and not self.restarts and self.suspect is None:
+            return ""
         restarts = [self.restarts, 0 if self.suspect is None else self.suspect - self.watermark + 1]
         tracked = self.restarts > 0 or self.suspect is not None
-        if not tracked and self.high == self.watermark:
-            return ""
         gaps = [gap - before for before, gap in zip((self.watermark, *self.gaps), self.gaps, strict=False)]
         fields = [*(restarts if tracked else []), self.high - self.watermark, *gaps]
-        packed = bytes([HAS_RESTARTS if tracked else 0]) + b"".join(map(_varint, fields))
+        packed = bytes([HAS_RESTARTS * tracked | BY_HAND * self.by_hand]) + b"".join(map(_varint, fields))
         return PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
     @classmethod
     def decode(cls, watermark: int, metadata: str | None) -> Committed:
         """What was committed with this offset and metadata. Raises OffsetsError if the string is not ours."""
         if not metadata:
-            return cls(watermark=watermark, high=watermark)
+            return cls(watermark=watermark, high=watermark, by_hand=True)
         try:
             if not metadata.startswith(PREFIX):
                 raise ValueError("unknown prefix")
@@ -87,9 +98,9 @@ class Committed:
 
     @classmethod
     def _from_fields(cls, watermark: int, flags: int, fields: list[int]) -> Committed:
-        if flags not in (0, HAS_RESTARTS):
+        if flags & ~(HAS_RESTARTS | BY_HAND):
             raise ValueError(f"unknown flags {flags}")
-        restarts, suspect = (fields.pop(0), fields.pop(0)) if flags else (0, 0)
+        restarts, suspect = (fields.pop(0), fields.pop(0)) if flags & HAS_RESTARTS else (0, 0)
         high = watermark + fields.pop(0)
         gaps, at = [], watermark
         for gap in fields:
@@ -101,6 +112,7 @@ class Committed:
             gaps=tuple(gaps),
             restarts=restarts,
             suspect=watermark + suspect - 1 if suspect else None,
+            by_hand=bool(flags & BY_HAND),
         )
 
 
@@ -150,6 +162,7 @@ class PartitionOffsets:
             gaps=tuple(offset for offset in undone if offset < high),
             restarts=0 if moved else self.committed.restarts,
             suspect=None if moved else self.committed.suspect,
+            by_hand=self.committed.by_hand and not done,
         )
 
     def install(self, committed: Committed) -> None:

@@ -165,7 +165,7 @@ class ItemRuns:
         self, record: Record, item: Item, generated: Generated, taken_s: float, trace: ItemTrace | None
     ) -> FinishedItem:
         value = await asyncio.to_thread(result_value, record, item, generated, self._tokens)
-        headers = result_context(result_headers(record), trace)
+        headers = result_context(result_headers(record, self._settings.group), trace)
         outgoing = Outgoing(topic=self._settings.results_topic, key=record.key, value=value, headers=headers)
         if outgoing.size > self._settings.message_bytes_max:
             message = (
@@ -193,7 +193,7 @@ class ItemRuns:
     ) -> FinishedItem:
         """The item as a dead letter, byte for byte where Kafka takes it; `stage` is where it failed."""
         trace = trace or self._spans.item(record)
-        headers = dead_headers(record, error, stage, int(datetime.now(UTC).timestamp() * 1000))
+        headers = dead_headers(record, self._settings.group, error, stage, int(datetime.now(UTC).timestamp() * 1000))
         headers = dead_context(headers, trace)
         topic, limit = self._settings.dead_letter_topic, self._settings.message_bytes_max
         outgoing = Outgoing(topic=topic, key=record.key, value=record.value, headers=headers)

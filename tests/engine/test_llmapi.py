@@ -65,8 +65,8 @@ def test_retention_is_passed_on_in_its_units() -> None:
     [
         ((11, 12), None, ((11, 12), None)),
         ((11, 12), "length", ((11, 12), End.LENGTH)),
-        ((11, 2), "stop", ((11, 2), End.END_ID)),
-        ((11,), "stop", ((11, 2), End.END_ID)),
+        ((11, 2), "stop", ((11,), End.END_ID)),
+        ((11,), "stop", ((11,), End.END_ID)),
         ((11, 8, 9, 12), None, ((11, 8, 9), End.STOP_WORD)),
         ((9, 12), "length", ((9,), End.STOP_WORD)),
         ((11,), "cancelled", ((11,), End.STOPPED)),

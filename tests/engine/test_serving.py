@@ -116,3 +116,10 @@ def test_the_executors_queue_is_in_no_gauge() -> None:
     values = {key[1]: value for key, value in engine.gauges.values.items() if key[0] == "nv_trt_llm_request_metrics"}
     assert values == {"active": 4, "max": 4, "scheduled": 4, "context": 4, "waiting": 0}
     assert engine.batcher.queued == 5
+
+
+def test_an_engine_that_goes_idle_says_so_with_one_last_sample() -> None:
+    engine = tiny_engine()
+    run(engine, call(offline_prompt(60), 6))
+    values = {key[1]: value for key, value in engine.gauges.values.items() if key[0] == "nv_trt_llm_request_metrics"}
+    assert values == {"active": 0, "max": 4, "scheduled": 0, "context": 0, "waiting": 0}

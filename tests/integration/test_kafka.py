@@ -690,6 +690,54 @@ async def test_a_process_that_was_killed_is_back_before_its_session_is_over(kafk
         assert lane.now_s - begun_s < 15.0
 
 
+async def test_items_with_visible_results_do_not_run_again_where_the_broker_forgot_their_offsets(
+    kafka: LocalKafka, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = await topics(kafka, tmp_path, "forgot", instance_id="one")
+    await submit(settings, items(60), {})
+    async with running(settings) as lane:
+        assert (await finished(settings)).clean
+    assert lane.stats.executions == 60
+    opening = await opened(settings)
+    await opening.commit((), Committed(watermark=0, high=0))  # what it says when it forgot all that the lane committed
+    await opening.close()
+    await submit(settings, items(10), {})
+    async with running(settings) as lane:
+        verdict = await finished(settings)
+    assert (verdict.clean, verdict.results) == (True, 70)
+    assert lane.stats.executions == 10
+    assert [line for line in caplog.messages if "forgot what was committed above 0" in line] != []
+
+
+async def test_a_group_that_lost_its_offsets_goes_on_from_its_visible_results(
+    kafka: LocalKafka, tmp_path: Path
+) -> None:
+    settings = await topics(kafka, tmp_path, "lost")  # without an instance_id: its member leaves the group at once
+    await submit(settings, items(60), {})
+    async with running(settings):
+        assert (await finished(settings)).clean
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    for deleted in admin.delete_consumer_groups([settings.group], request_timeout=15).values():
+        deleted.result(20)
+    async with running(settings) as lane:
+        assert (await finished(settings)).clean
+    assert lane.stats.executions == 0
+
+
+async def test_items_run_again_from_where_a_person_has_set_the_offset(kafka: LocalKafka, tmp_path: Path) -> None:
+    settings = await topics(kafka, tmp_path, "replayed", instance_id="one")
+    await submit(settings, items(60), {})
+    async with running(settings):
+        assert (await finished(settings)).clean
+    opening = await opened(settings)
+    await opening.commit((), Committed(watermark=0, high=0, by_hand=True))
+    await opening.close()
+    async with running(settings) as lane:
+        await until_state(lane, lambda lane: lane.stats.commits > 0)
+        verdict = await finished(settings)
+    assert len(verdict.duplicated) == lane.stats.executions > 0
+
+
 def result(settings: OfflineSettings, text: str) -> Outgoing:
     return Outgoing(topic=settings.results_topic, key=None, value=text.encode(), headers=())
 

@@ -221,18 +221,19 @@ def test_the_finish_reason_is_that_of_the_api(reason: EndReason, finish: str) ->
 
 def test_a_result_keeps_the_items_headers_and_says_where_it_came_from() -> None:
     source = record(READABLE[0], x_job="j", x_source_offset="99", color="red")
-    assert result_headers(source) == (
+    assert result_headers(source, "g") == (
         ("x-job", b"j"),
         ("color", b"red"),
         ("x-source-topic", b"inference.requests"),
         ("x-source-partition", b"3"),
         ("x-source-offset", b"17"),
+        ("x-source-group", b"g"),
     )
 
 
 def test_a_dead_letter_keeps_all_headers_and_adds_why_and_from_where() -> None:
     error = DeadItemError(DeadReason.FAILED, "the engine said no", attempts=5)
-    headers = dict(dead_headers(record(b"x", x_job="j"), error, "run", 123))
+    headers = dict(dead_headers(record(b"x", x_job="j"), "g", error, "run", 123))
     assert headers == {
         "x-job": b"j",
         "dlq.error.class": b"failed",
@@ -244,6 +245,7 @@ def test_a_dead_letter_keeps_all_headers_and_adds_why_and_from_where() -> None:
         "dlq.original.topic": b"inference.requests",
         "dlq.original.partition": b"3",
         "dlq.original.offset": b"17",
+        "dlq.original.group": b"g",
         "dlq.original.timestamp": b"1700000000000",
         "dlq.attempts": b"5",
         "dlq.first_seen": b"123",
@@ -251,7 +253,7 @@ def test_a_dead_letter_keeps_all_headers_and_adds_why_and_from_where() -> None:
 
 
 def test_a_message_that_is_not_valid_unicode_still_becomes_a_header() -> None:
-    headers = dict(dead_headers(record(b"x"), DeadItemError(DeadReason.FAILED, "cut \ud800"), "run", 1))
+    headers = dict(dead_headers(record(b"x"), "g", DeadItemError(DeadReason.FAILED, "cut \ud800"), "run", 1))
     assert headers["dlq.error.message"] == rb"cut \ud800"
     assert json.loads(headers["dlq.error.openai"])["message"] == "cut \ud800"
 
@@ -259,7 +261,7 @@ def test_a_message_that_is_not_valid_unicode_still_becomes_a_header() -> None:
 def test_a_dead_letter_names_the_field_as_the_api_does() -> None:
     with pytest.raises(DeadItemError) as caught:
         read_item(record(batch({"prompt": "p", "seed": -1})), RULES, TOKENS)
-    headers = dict(dead_headers(record(b"x"), caught.value, "read", 1))
+    headers = dict(dead_headers(record(b"x"), "g", caught.value, "read", 1))
     assert json.loads(headers["dlq.error.openai"]) == {
         "code": "invalid_value",
         "message": "seed must be an integer in 0..18446744073709551615, not -1",

@@ -401,7 +401,7 @@ async def test_clean_ends_never_make_an_item_a_suspect() -> None:
         async with running(offline):
             await until(cluster, lambda offline=offline: offline.stats.executions == 1)  # type: ignore[misc]
             await offline.drain(0.0)
-    assert cluster.state() == Committed(watermark=0, high=0)
+    assert cluster.state() == Committed(watermark=0, high=0, by_hand=True)
 
 
 async def test_a_crash_before_the_first_result_is_counted() -> None:

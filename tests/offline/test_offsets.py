@@ -44,11 +44,30 @@ def test_a_thousand_gaps_within_a_million_offsets_fit_below_the_brokers_limit() 
 
 
 def test_no_metadata_mean_no_gaps_so_that_kafkas_own_reset_replays() -> None:
-    assert Committed.decode(7, "") == Committed.decode(7, None) == Committed(watermark=7, high=7)
+    assert Committed.decode(7, "") == Committed.decode(7, None) == Committed(watermark=7, high=7, by_hand=True)
 
 
-def test_a_state_without_gaps_needs_no_metadata() -> None:
-    assert Committed(watermark=7, high=7).encode() == ""
+def test_what_a_person_set_is_told_from_what_the_lane_committed() -> None:
+    assert Committed(watermark=7, high=7, by_hand=True).encode() == ""
+    assert Committed.decode(7, Committed(watermark=7, high=7).encode()) == Committed(watermark=7, high=7)
+
+
+@pytest.mark.parametrize(
+    "state", [Committed(watermark=7, high=7, by_hand=True), Committed(watermark=7, high=7, by_hand=True, restarts=2)]
+)
+def test_that_a_person_set_the_watermark_is_kept_until_an_outcome_is_committed(state: Committed) -> None:
+    assert Committed.decode(7, state.encode()) == state
+    progress = PartitionOffsets(state)
+    progress.deliver(7)
+    assert progress.after([]).by_hand
+    assert not progress.after([7]).by_hand
+
+
+def test_offsets_that_are_done_after_all_move_the_watermark() -> None:
+    state = Committed(watermark=5, high=9, gaps=(5, 7))
+    assert state.with_done([7, 9]) == Committed(watermark=5, high=10, gaps=(5,))
+    assert state.with_done([5, 7, 10]) == Committed(watermark=9, high=11, gaps=(9,))
+    assert state.with_done([5, 7]) == Committed(watermark=9, high=9)
 
 
 @pytest.mark.parametrize("metadata", ["bitmap:0101", "T2.AAAA", "T1.", "T1.!!!!", "T1._w", "T1.AIA", "T1.AAUB"])
@@ -141,7 +160,7 @@ def test_whatever_happens_a_result_is_visible_exactly_for_what_is_done(items: se
         partition.finished |= partition.progress.pending
         partition.commit(applied=True, known=True)
     assert sorted(partition.results) == sorted(items)
-    assert partition.metadata == ""
+    assert Committed.decode(partition.offset, partition.metadata).gaps == ()
 
 
 def test_a_result_from_before_the_opening_is_not_committed_until_its_record_comes_again() -> None:
