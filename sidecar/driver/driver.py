@@ -152,7 +152,7 @@ class Driver:
                 self._streams.break_off(running)
 
     async def generate(self, request: Request, call: TokenCall) -> Generated:
-        """The whole output of `call`, in as many dispatches as it took. Raises WorkRejectedError or WorkDeadError.
+        """Return the whole output of `call`, over all its dispatches. Raises RequestRejectedError or RequestDeadError.
 
         Cancelled: the engine is told to stop, and nothing of the request is left.
         """
