@@ -227,7 +227,8 @@ async def test_a_second_start_does_nothing_again_and_a_reset_replays(kafka: Loca
     assert sum(each.end for each in before) == 30
     assert all(each.committed == Committed(watermark=each.end, high=each.end) for each in before)
     await reset(settings, "earliest")
-    assert [each.committed for each in await show(settings)] == [Committed(watermark=0, high=0)] * PARTITIONS
+    begun = Committed(watermark=0, high=0, by_hand=True)
+    assert [each.committed for each in await show(settings)] == [begun] * PARTITIONS
     async with running(settings) as replay:
         verdict = await finished(settings)
         assert (verdict.results, len(verdict.duplicated)) == (60, 30)  # as asked

@@ -48,7 +48,7 @@ async def test_the_doctor_finds_engine_models_and_gauges(triton: Triton, tmp_pat
     code, output = await run("doctor", "--config", str(file))
     assert code == 0, output
     verdicts = [line.split()[0] for line in output.splitlines()]
-    assert verdicts == ["ok"] * 5
+    assert verdicts == ["ok"] * 6
 
 
 async def test_the_doctor_fails_where_no_engine_and_no_kafka_answers(triton: Triton, tmp_path: Path) -> None:

@@ -18,6 +18,12 @@ REFUSED_EARLIER = Difference(
     "itself what the model would refuse: as the model does (status, model name, final flag), in its own words, "
     "which begin with the request's id, as Triton's own do, and name the caller's tensor.",
 )
+CUT_IN_SILENCE = Difference(
+    name="refused where the engine cuts",
+    parts=(Part.RESPONSES,),
+    reason="An engine generates fewer tokens than are asked for where prompt and output together are beyond its "
+    "length, and does not say so. The sidecar refuses such a request by itself, with both numbers.",
+)
 REFUSED_BEFORE_THE_MODEL = Difference(
     name="refused before the model",
     parts=(Part.TEXT, Part.MODEL, Part.FLAGS),
