@@ -59,7 +59,7 @@ class ChatModel:
         return np.concatenate(found) if found else np.zeros((0, self.vocab_size), np.float32)
 
     def _decode(self, batch: FlatBatch) -> Floats:
-        """One token for each decoding row; buffers between them that do not decode are computed and ignored."""
+        """Compute one token for each decoding row; buffers between them that do not decode are computed and ignored."""
         self._move_together(batch.rows)
         places = np.array([self._places[row] for row in batch.rows])
         count, tokens = int(places.max()) + 1, len(batch.rows)
@@ -73,7 +73,7 @@ class ChatModel:
         return logits
 
     def _prompt(self, batch: FlatBatch, chunk: FlatChunk) -> Floats:
-        """One prompt chunk; the logits of its last token."""
+        """Compute one prompt chunk. Return the logits of its last token."""
         span = slice(chunk.begin, chunk.begin + chunk.tokens)
         begin = int(batch.positions[span][0])
         place = self._place(chunk, begin)

@@ -223,7 +223,7 @@ class NumpyEngine:
         )
 
     def _length(self, call: EngineCall) -> int | None:
-        """How many tokens the toy says; nobody knows it of a real model."""
+        """Return how many tokens the toy says; nobody knows it of a real model."""
         if self.settings.preset == CHAT:
             return None
         return output_length(call.input_ids, self.language, self.settings.seed)

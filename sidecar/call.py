@@ -47,7 +47,7 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a request ended, as metrics and traces say it."""
+    """The end of a request, as metrics and traces say it."""
 
     outcome: str  # ok, error, cancelled, expired, rejected
     error_type: str = ""
@@ -93,14 +93,14 @@ class Call(Protocol):
         """After the final response: why the engine ended; None if it can only have been our stop."""
 
     def settled(self, event: Terminal, timeline: Timeline, *, over: bool) -> None:
-        """One dispatch is over; if `over`, so is the request."""
+        """Count one dispatch as over; if `over`, the request too."""
 
     def refused(self, outcome: Reject | DeadLetter) -> None:
         """The request is over: refused, or dead."""
 
 
 class Tracer(Protocol):
-    """Who knows the spans of requests."""
+    """Knows the spans of requests."""
 
     def headers(self, request_id: str) -> Metadata:
         """What goes along with the dispatch that is about to begin."""

@@ -216,7 +216,11 @@ class KafkaLog:
         return TopicPartition(self._settings.requests_topic, partition)
 
     async def _sure(self, partition: int, opening: KafkaOpening) -> Committed:
-        """What is committed: what the broker says, unless visible outcomes say more; then the broker is told."""
+        """Return what is committed: what the broker says, unless visible outcomes say more; then the broker is told.
+
+        Raises NoCommittedOffsetError where the group has outcomes and no offset. Its items are not taken for done:
+        Kafka deletes the offsets of a topic with the topic, and other items may stand in one of the same name.
+        """
         said = opening.state
         if said is not None and said.by_hand:
             return said
@@ -224,6 +228,13 @@ class KafkaLog:
         whole = await remembered(self._settings, partition, begin)
         if whole is begin:
             return said or await self._first_position(partition)
+        if said is None:
+            raise NoCommittedOffsetError(
+                f"group {self._settings.group!r} has no offset for partition {partition} of"
+                f" {self._settings.requests_topic}, and results up to offset {whole.high - 1}: it has lost its offsets,"
+                f" or the topic was made anew; decide with `sidecar offsets reset`"
+            )
+        await self._check_position(partition, whole)
         await opening.commit((), whole)
         return whole
 

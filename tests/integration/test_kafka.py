@@ -710,10 +710,12 @@ async def test_items_with_visible_results_do_not_run_again_where_the_broker_forg
     assert [line for line in caplog.messages if "forgot what was committed above 0" in line] != []
 
 
-async def test_a_group_that_lost_its_offsets_goes_on_from_its_visible_results(
+async def test_a_group_that_lost_its_offsets_and_has_results_waits_for_a_reset(
     kafka: LocalKafka, tmp_path: Path
 ) -> None:
-    settings = await topics(kafka, tmp_path, "lost")  # without an instance_id: its member leaves the group at once
+    settings = await topics(
+        kafka, tmp_path, "lost", look_again_s=0.2
+    )  # without an instance_id: its member leaves the group at once
     await submit(settings, items(60), {})
     async with running(settings):
         assert (await finished(settings)).clean
@@ -721,7 +723,10 @@ async def test_a_group_that_lost_its_offsets_goes_on_from_its_visible_results(
     for deleted in admin.delete_consumer_groups([settings.group], request_timeout=15).values():
         deleted.result(20)
     async with running(settings) as lane:
-        assert (await finished(settings)).clean
+        await until_state(lane, lambda lane: lane.state_now.cause is Cause.NO_OFFSET)
+        assert "decide with `sidecar offsets reset`" in lane.state
+        await reset(settings, "latest")
+        await until_state(lane, lambda lane: lane.state == "running")
     assert lane.stats.executions == 0
 
 
