@@ -9,10 +9,11 @@ import random
 import string
 import struct
 import warnings
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import hypothesis  # noqa: F401 - else its plugin imports it after the tests, where ast.parse of CPython 3.11.7 failed
@@ -64,9 +65,11 @@ async def kafka() -> AsyncIterator[LocalKafka]:
         yield cluster
 
 
-async def topics(kafka: LocalKafka, directory: Path, name: str, **settings: Any) -> OfflineSettings:
-    """Fresh topics, and settings that name them."""
-    names: dict[str, dict[str, Any]] = {f"{name}.requests": {}, f"{name}.results": {}}
+async def topics(
+    kafka: LocalKafka, directory: Path, name: str, results: Mapping[str, Any] = MappingProxyType({}), **settings: Any
+) -> OfflineSettings:
+    """Fresh topics, the results topic with the configuration `results`, and settings that name them."""
+    names: dict[str, dict[str, Any]] = {f"{name}.requests": {}, f"{name}.results": dict(results)}
     names |= {f"{name}.dlq": {"max.message.bytes": 2_162_688}, f"{name}.progress": {"cleanup.policy": "compact"}}
     file = directory / f"{name}.yaml"
     file.write_text(yaml.safe_dump({"partitions": PARTITIONS, "topics": names}))
@@ -362,11 +365,10 @@ async def long_at_seven(request: Request, _call: TokenCall) -> Generated:
 async def test_a_result_that_its_topic_will_not_take_is_a_dead_letter_and_its_neighbours_are_committed(
     kafka: LocalKafka, tmp_path: Path, told: str
 ) -> None:
-    settings = await topics(kafka, tmp_path, f"large{told[0]}")
-    resource = ConfigResource(ConfigResourceType.TOPIC, settings.results_topic, {"max.message.bytes": "20000"})
+    limit = {"max.message.bytes": "20000"}  # set with the topic: a change reaches the broker some time after its answer
+    settings = await topics(kafka, tmp_path, f"large{told[0]}", limit if told == "at the start" else {})
+    resource = ConfigResource(ConfigResourceType.TOPIC, settings.results_topic, limit)
     async with admin_of(kafka) as admin:
-        if told == "at the start":
-            await admin.alter_configs([resource])
         lane = OfflineLane(settings, FakeDriver(long_at_seven), LongTokens(), {"tensorrt_llm": 2048}, seed=1)
         async with lane_runs(lane):
             await until_state(
@@ -387,10 +389,7 @@ async def test_a_result_that_its_topic_will_not_take_is_a_dead_letter_and_its_ne
 async def test_a_compacted_results_topic_takes_no_result_without_a_key_and_says_so(
     kafka: LocalKafka, tmp_path: Path
 ) -> None:
-    settings = await topics(kafka, tmp_path, "keyless")
-    resource = ConfigResource(ConfigResourceType.TOPIC, settings.results_topic, {"cleanup.policy": "compact"})
-    async with admin_of(kafka) as admin:
-        await admin.alter_configs([resource])
+    settings = await topics(kafka, tmp_path, "keyless", {"cleanup.policy": "compact"})
     async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers) as producer:
         for key, item in zip((b"a", None, b"", b"b"), items(4), strict=True):
             await producer.send_and_wait(settings.requests_topic, item, key=key, partition=0)
