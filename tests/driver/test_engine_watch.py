@@ -11,6 +11,7 @@ import pytest
 
 from sidecar.driver.engine_watch import EngineWatch
 from sidecar.settings.file import EngineEndpoint
+from sidecar.triton.advice import with_advice
 from sidecar.triton.client import EngineClient
 from sidecar.triton.models import Unscheduled
 from tests.fakes.sidecar import Sidecar, running_sidecar
@@ -71,5 +72,5 @@ async def test_whoever_suspects_an_engine_has_it_probed_at_once(
     health = watched.watch.health("e0")
     assert health is not None
     assert not health.up
-    assert watched.watch.faults("e0")[0] == f"down: {health.reason}"  # a stream that ends says less than a call
+    assert watched.watch.faults("e0")[0] == f"down: {with_advice(health.reason)}"
     assert "engine e0 is down: model tensorrt_llm" in caplog.text

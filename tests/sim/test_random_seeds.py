@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import get_args
 
+import pytest
 from numpy.random import Generator, default_rng
 
 from sidecar.core.events import Action, Event
@@ -24,7 +25,7 @@ from sidecar.sim.faults import FaultRates, SimulatedFaults
 from sidecar.sim.machine import Machine, Prices
 from sidecar.sim.workloads import SimulatedRequest
 
-SEEDS = 200
+SEEDS, BLOCK = 200, 40
 STORM_S = 1.5
 CALM_S = 600.0  # more than the longest back-off, down time and generation together
 MODELS = ("big", "small")
@@ -147,9 +148,10 @@ def live(seed: int) -> set[type[Action]]:
     return watch.actions
 
 
-def test_two_hundred_random_worlds_keep_every_promise_and_drain() -> None:
+@pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))  # blocks, so that processes share them
+def test_two_hundred_random_worlds_keep_every_promise_and_drain(first: int) -> None:
     seen: set[type[Action]] = set()
-    for seed in range(SEEDS):
+    for seed in range(first, first + BLOCK):
         try:
             seen |= live(seed)
         except Exception as error:
