@@ -43,8 +43,8 @@ class EngineSettings:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
 
-    name: str
-    model: str = "tensorrt_llm"
+    name: str  # in metrics, logs and spans
+    model: str = "tensorrt_llm"  # Triton's name of the model that takes token ids
     slots: int = 8  # what this sidecar owns of the engine's max_batch_size
     slots_online_min: int = 0  # headroom: so many free slots are left to the next online arrivals
     gpu_group: str = ""  # engines on the same cards name the same one: offline on each yields to online on any of them
@@ -134,7 +134,7 @@ class SchedulerSettings:
     urgency_horizon_s: float = 6 * 3600.0  # a job with less laxity than this raises offline's share; 0 = none does
     week_s: float = 7 * 24 * 3600.0  # after so long the load is expected to repeat itself (a simulated week is shorter)
     reserved_saved_max: int = 2  # saved reserved dispatches are capped, so that an idle night cannot become a burst
-    reservation_mode: ReservationMode = ReservationMode.FIRM
+    reservation_mode: ReservationMode = ReservationMode.FIRM  # `yielding`: online at risk may put one off
     postpone_max_s: float = 60.0  # how long a reserved dispatch may be put off in mode `yielding`
     ttft_objective_ms: float = 500.0  # online: arrival to first token, 95th percentile; a request may state its own
     e2e_objective_ms: float = 800.0  # online: arrival to last token, 99th percentile (the measured origin's value)
@@ -155,14 +155,15 @@ class SchedulerSettings:
     preempt_sticky_after: int = 3  # a request preempted so often is not preempted again (it may still have to yield)
     offline_prefill_tokens: int = 512  # prompt tokens of offline work in prefill at a time, or one prompt of any length
     prefill_adaptive: bool = True  # smaller chunks in a burst of arrivals, larger ones in a lull
-    long_prompt_tokens: int = 4096  # of prompts above it, sent whole, one at a time is computed, and none of offline's
-    # beside resident online: on an A100 such a prefill alone takes as long as the TTFT objective; 0 = all may
-    kv_guard_share_min: float = 0.05  # of the KV cache is left to online's growth
-    kv_guard_share_max: float = 0.30
+    # Of prompts above it, sent whole, one at a time is computed, and none of offline's beside resident online: on an
+    # A100 such a prefill alone takes as long as the TTFT objective; 0 = all may be.
+    long_prompt_tokens: int = 4096
+    kv_guard_share_min: float = 0.05  # of the KV cache, left to online's growth, at least
+    kv_guard_share_max: float = 0.30  # and at most
     # Items of the backlog with equal prefixes run together if they came so close, in arrivals of their tenant and in
     # seconds; 0 = as they came. Of 128 all but one find the prefix cached; the watermark waits for no more than those.
     prefix_group_window: int = 128
-    prefix_group_s: float = 60.0
+    prefix_group_s: float = 60.0  # see prefix_group_window
     tenant_fairness: bool = True  # False: tenants are not told apart, and none has limits or figures of its own
     tenant_input_price: float = 1.0  # weighted tokens per prompt token
     tenant_output_price: float = 2.0  # per output token, which costs a row of an iteration (Sheng et al. use 1 and 2)

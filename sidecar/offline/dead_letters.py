@@ -20,20 +20,20 @@ class DeadReason(StrEnum):
     """Why an item will not be tried (again). Finite: these are labels of a metric."""
 
     TOO_LARGE = "too_large"  # more than item_bytes_max; not parsed
-    FRAMED = "schema_registry_framed"
-    NOT_UTF8 = "not_utf8"
-    NOT_JSON = "not_json"
+    FRAMED = "schema_registry_framed"  # it begins like a record of a schema registry; send plain JSON
+    NOT_UTF8 = "not_utf8"  # its value is no UTF-8
+    NOT_JSON = "not_json"  # its value is no JSON
     INVALID = "invalid"  # JSON, but a field is missing, has the wrong type or cannot be honoured
-    MISSING_PROMPT = "missing_prompt"
+    MISSING_PROMPT = "missing_prompt"  # neither prompt nor messages
     CHAT_TEMPLATE = "chat_template"  # the model has none, or it does not take these messages
-    UNSUPPORTED_URL = "unsupported_url"
-    UNKNOWN_MODEL = "unknown_model"
+    UNSUPPORTED_URL = "unsupported_url"  # a line of OpenAI Batch with a url that is not served
+    UNKNOWN_MODEL = "unknown_model"  # no engine and no alias has this name
     TOO_LONG = "too_long"  # prompt + max_tokens do not fit the model
     EXPIRED = "expired"  # its deadline passed before it ran
     FAILED = "failed"  # the engine refused it for good, or each attempt failed
     EMPTY_OUTPUT = "empty_output"  # each attempt ended well and without a token
     POISON = "poison"  # it ran alone when the process was killed
-    RESULT_TOO_LARGE = "result_too_large"
+    RESULT_TOO_LARGE = "result_too_large"  # the results topic takes no record of this size
     RESULT_REFUSED = "result_refused"  # by the results topic, for another reason than its size
 
 

@@ -28,21 +28,21 @@ class Phase(StrEnum):
 class Cause(StrEnum):
     """Why. Finite: these are labels of a metric."""
 
-    NONE = "none"
+    NONE = "none"  # nothing keeps it
     ASSIGNMENT = "assignment"  # the group has not assigned partitions yet
     OPENING = "opening"  # the partition is being opened
     UNREACHABLE = "unreachable"  # no broker answers
     AUTHENTICATION = "authentication"  # the broker refuses the name, the password or the token
     TLS = "tls"  # no trusted connection can be made
     SECRET = "secret"  # a password, token or certificate cannot be read
-    RIGHTS = "rights"
-    TOPIC_MISSING = "topic_missing"
+    RIGHTS = "rights"  # the broker denies a right, which is named
+    TOPIC_MISSING = "topic_missing"  # a topic of the settings does not exist
     PARTITION_MISSING = "partition_missing"  # a topic to write to has fewer partitions than the requests topic
     NO_OFFSET = "no_offset"  # the group has no offset, and first_start is `refuse`
     POSITION_LOST = "position_lost"  # the log does not hold the committed offset
     FOREIGN_METADATA = "foreign_metadata"  # another program commits to the group
     PROGRESS_UNREADABLE = "progress_unreadable"  # the progress topic holds records that are not ours
-    INSTANCE_IN_USE = "instance_in_use"
+    INSTANCE_IN_USE = "instance_in_use"  # another process of the group runs under this instance_id
     FENCED = "fenced"  # another owner has opened the partition
     RECORD_REFUSED = "record_refused"  # a topic takes not even a shortened dead letter
     STUCK = "stuck"  # the consumer did nothing although there was work

@@ -26,9 +26,9 @@ class Rule:
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
 
     model: str  # an engine's
-    prompt_tokens_max: int | None = None
-    max_tokens_max: int | None = None
-    tenants: tuple[str, ...] = ()
+    prompt_tokens_max: int | None = None  # for prompts up to this length; None = of any
+    max_tokens_max: int | None = None  # for outputs bounded by this; None = by any bound
+    tenants: tuple[str, ...] = ()  # of these alone; () = of all
     headers: Mapping[str, str] = field(default_factory=dict)  # request parameter, gRPC metadata or record header
 
     def __post_init__(self) -> None:

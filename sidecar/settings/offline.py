@@ -30,15 +30,16 @@ class KafkaSecuritySettings:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
 
-    protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"  # as Kafka names them
+    # for the two with SASL
     mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "SCRAM-SHA-512"
-    username: str = ""
+    username: str = ""  # for PLAIN and SCRAM
     password_file: Path | None = None  # a mounted secret: one line, the trailing newline is cut
     password: str = field(default="", repr=False)  # for the environment override only; never in the settings file
     token_file: Path | None = None  # OAUTHBEARER: a token that somebody else keeps fresh (a projected volume)
     ca_file: Path | None = None  # None = the system's certificate authorities
     certificate_file: Path | None = None  # mutual TLS
-    key_file: Path | None = None
+    key_file: Path | None = None  # the key of certificate_file
 
     def __post_init__(self) -> None:
         if self.protocol.startswith("SASL"):
@@ -61,16 +62,16 @@ class OfflineSettings:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
 
-    bootstrap_servers: str = "127.0.0.1:9092"
+    bootstrap_servers: str = "127.0.0.1:9092"  # host:port of some brokers, with commas
     security: KafkaSecuritySettings = field(default_factory=KafkaSecuritySettings)
-    requests_topic: str = "inference.requests"
+    requests_topic: str = "inference.requests"  # where items come from
     results_topic: str = "inference.results"  # at least as many partitions as requests
     dead_letter_topic: str = "inference.requests.dlq"  # likewise
     progress_topic: str = ""  # how far each job is; "" = not told; compacted, and as many partitions as requests
-    group: str = "sidecar"
+    group: str = "sidecar"  # the consumer group; its offsets say what is done
     instance_id: str = ""  # stable per process (a StatefulSet's pod name): a restart then costs no rebalance
     first_start: Literal["refuse", "earliest", "latest"] = "refuse"  # a group without offsets, or one that lost them
-    model_default: str = "tensorrt_llm"
+    model_default: str = "tensorrt_llm"  # the model or alias of items that name none
     max_tokens_default: int = 256  # for items that do not say
     item_bytes_max: int = 1 << 20  # larger ones are dead letters, unparsed
     message_bytes_max: int = 2 << 20  # of one record; at most the topics' max.message.bytes
@@ -79,12 +80,12 @@ class OfflineSettings:
     span_max: int = 1_000_000  # offsets between the watermark and the newest item: what a restart reads again
     tick_s: float = 0.25  # between commits of one partition; a result is visible some milliseconds after its tick
     results_per_commit: int = 100  # a commit happens earlier when so many wait
-    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "lz4"
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "lz4"  # of results and dead letters
     session_timeout_s: float = 30.0  # a dead member's partitions stand still for this long
-    heartbeat_s: float = 3.0
-    rebalance_timeout_s: float = 60.0
+    heartbeat_s: float = 3.0  # well below session_timeout_s
+    rebalance_timeout_s: float = 60.0  # how long a rebalance waits for slow members
     transaction_timeout_s: float = 15.0  # the broker aborts what a dead owner left open, if no successor does before
-    request_timeout_s: float = 10.0
+    request_timeout_s: float = 10.0  # of one request to a broker
     call_timeout_s: float = 20.0  # around opening and committing: aiokafka retries them for ever
     revoke_commit_s: float = 5.0  # for a last commit when partitions are taken away; far below rebalance_timeout_s
     stuck_after_s: float = 120.0  # lag, room, and nothing fetched for this long: make the consumer anew

@@ -15,7 +15,7 @@ class RecorderSettings:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
 
-    directory: Path
+    directory: Path  # made where it is missing
     segment_records_max: int = 500_000  # some 15 MB compressed, half an hour of a busy engine
     segments_max: int = 16  # older ones are deleted
 
