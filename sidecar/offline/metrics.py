@@ -164,7 +164,7 @@ DURATION = MetricRow[OfflineMetrics]("messaging_process_duration_seconds", "hist
     ("messaging_destination_name", "error_type"), buckets=PROCESS_S)
 SCRAPED = (
     MetricRow("messaging_client_consumed_messages", "counter", "Records that were consumed.",
-        ("messaging_system", "messaging_destination_name", "error_type"), OfflineMetrics.consumed),
+        ("messaging_system_name", "messaging_destination_name", "error_type"), OfflineMetrics.consumed),
     MetricRow("sidecar_offline_items", "counter", "Items that are over, by their outcome, and retries.",
         ("topic", "outcome", "reason"), OfflineMetrics.items),
     MetricRow("sidecar_offline_in_flight", "gauge", "Items that were consumed and whose result is not committed.",

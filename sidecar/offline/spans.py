@@ -1,6 +1,6 @@
 """Spans of the offline lane: polls and commits, and for each item its processing and the sending of what came of it.
 
-Attribute names and span kinds follow OpenTelemetry's messaging conventions 1.44: one `process` span per item, linked to
+Attribute names and span kinds follow OpenTelemetry's messaging conventions 1.45: one `process` span per item, linked to
 the context in which the item was created, and never one span over a batch.
 """
 
@@ -99,9 +99,9 @@ class KafkaSpans:
             span_id=trace.send_id,
         )
         attributes = self._attributes("process", "process", record.topic, record.partition)
-        attributes |= {"messaging.kafka.offset": record.offset, "sidecar.lane": Lane.OFFLINE.value}
+        attributes |= {"kafka.offset": record.offset, "sidecar.lane": Lane.OFFLINE.value}
         if record.key is not None:
-            attributes["messaging.kafka.message.key"] = record.key.decode(errors="replace")
+            attributes["kafka.message.key"] = record.key.decode(errors="replace")
         tracing.emit(
             f"process {record.topic}",
             SpanKind.CONSUMER,
@@ -115,7 +115,7 @@ class KafkaSpans:
 
     def _attributes(self, name: str, operation: str, topic: str, partition: int | None = None) -> dict[str, Any]:
         found = {
-            "messaging.system": "kafka",
+            "messaging.system.name": "kafka",
             "messaging.operation.name": name,
             "messaging.operation.type": operation,
             "messaging.destination.name": topic,
@@ -126,7 +126,7 @@ class KafkaSpans:
         if operation != "send":
             found["messaging.consumer.group.name"] = self._settings.group
         if self.cluster_id:
-            found["messaging.kafka.cluster.id"] = self.cluster_id
+            found["kafka.cluster.id"] = self.cluster_id
         return found
 
 

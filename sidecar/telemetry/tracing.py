@@ -4,7 +4,7 @@ Ids are drawn when something begins, so that the engine's own spans can name our
 are built at the end, from the timestamps that the driver keeps anyway. A request that is not sampled costs a
 comparison, a token nothing, and one that went wrong is kept although it was not sampled (`sidecar.sampled_late`).
 
-Attribute names follow OpenTelemetry's semantic conventions 1.44 (rpc, messaging) and its gen_ai conventions; they are
+Attribute names follow OpenTelemetry's semantic conventions 1.45 (rpc, messaging) and its gen_ai conventions; they are
 written out here because the packages that hold them are still betas.
 """
 
@@ -34,7 +34,7 @@ from sidecar.settings.file import TracingSettings
 from sidecar.telemetry.span_export import Exporting
 
 CURRENT: ContextVar[Trace | None] = ContextVar("trace of the RPC being served", default=None)
-SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.45.0"
 _W3C = TraceContextTextMapPropagator()
 Attributes = Mapping[str, str | int | float | bool | Sequence[str]]
 

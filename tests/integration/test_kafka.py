@@ -212,7 +212,7 @@ async def test_each_result_carries_its_send_span_and_a_commit_names_the_cluster(
     assert sorted(carried) == sorted(f"00-{each.trace_id:032x}-{each.span_id:016x}-01" for each in sent)
     assert len({each.trace_id for each in sent}) == 20
     commits = [dict(each.attributes or {}) for each in spans if each.name == "commit traced.requests"]
-    assert {each["messaging.kafka.cluster.id"] for each in commits} == {kafka.cluster_id}
+    assert {each["kafka.cluster.id"] for each in commits} == {kafka.cluster_id}
     assert {each["messaging.client.id"] for each in commits} == {"sidecar.one"}
 
 

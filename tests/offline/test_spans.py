@@ -21,9 +21,9 @@ from tests.telemetry.test_tracing import PARENT, Traced, traced
 UNSAMPLED = PARENT[:-2] + "00"
 ITEM = b'{"id": "1", "prompt": "one two", "max_tokens": 4}'
 MESSAGING: dict[str, Any] = {
-    "messaging.system": "kafka",
+    "messaging.system.name": "kafka",
     "messaging.client.id": "sidecar",
-    "messaging.kafka.cluster.id": "fake",
+    "kafka.cluster.id": "fake",
 }
 CONSUMING = MESSAGING | {
     "messaging.destination.name": "inference.requests",
@@ -102,8 +102,8 @@ async def test_an_item_is_a_process_span_linked_to_its_producer_over_wait_comple
         "messaging.operation.name": "process",
         "messaging.operation.type": "process",
         "messaging.destination.partition.id": "0",
-        "messaging.kafka.offset": 0,
-        "messaging.kafka.message.key": "key",
+        "kafka.offset": 0,
+        "kafka.message.key": "key",
         "sidecar.lane": "offline",
     }
     assert dict(send.attributes or {}) == MESSAGING | {
