@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from pathlib import Path
 from typing import Any
 
 import jsonschema
-import openai.types.chat.completion_create_params as chat_params
-import openai.types.completion_create_params as completion_params
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types import chat as openai_chat
 
 from sidecar.offline.dead_letters import DeadItemError, DeadReason
-from sidecar.offline.item_fields import Harmless, NotServed
-from sidecar.offline.item_format import CHAT, COMPLETIONS, ChatBody, CompletionBody, Message, TextPart
+from sidecar.offline.item_format import CHAT, COMPLETIONS, ChatBody, CompletionBody, Message
 from sidecar.offline.item_reader import FAULTS_SHOWN_MAX, read_line
-from sidecar.offline.item_schema import as_file, item_schema
+from sidecar.offline.item_schema import item_schema
 
-ROOT = Path(__file__).parent.parent.parent
 SCHEMA = jsonschema.Draft202012Validator(item_schema())
 BYTES_MAX = 1 << 20
 SECRET = "the patient is called Erika"
@@ -350,39 +344,6 @@ def test_a_name_of_any_length_and_depth_costs_bounded_memory_and_a_short_param()
     assert str(error).startswith("metadata.kkkkkkkk")
     assert len(error.openai()) < 500
     assert len(refusal(b'{"' + b"k" * 10_000 + b'": {"\\ud83d": 1}}').openai()) < 500
-
-
-@pytest.mark.parametrize(
-    ("params", "body"),
-    [
-        (chat_params.CompletionCreateParamsBase, ChatBody),
-        (chat_params.CompletionCreateParamsNonStreaming, ChatBody),
-        (completion_params.CompletionCreateParamsBase, CompletionBody),
-        (completion_params.CompletionCreateParamsStreaming, CompletionBody),
-        (openai_chat.ChatCompletionUserMessageParam, Message),
-        (openai_chat.ChatCompletionAssistantMessageParam, Message),
-        (openai_chat.ChatCompletionToolMessageParam, Message),
-        (openai_chat.ChatCompletionContentPartTextParam, TextPart),
-    ],
-)
-def test_every_field_of_the_openai_package_is_decided_by_name(params: Any, body: Any) -> None:
-    assert params.__annotations__.keys() <= body.model_fields.keys()
-
-
-def test_the_checked_in_schema_is_the_generated_one() -> None:
-    made = "python -m sidecar.offline.item_schema > kafka/item.schema.json"
-    assert (ROOT / "kafka/item.schema.json").read_text() == as_file(item_schema()) + "\n", f"run {made}"
-    jsonschema.Draft202012Validator.check_schema(item_schema())
-
-
-def test_every_field_that_is_not_served_or_has_no_effect_is_in_the_docs() -> None:
-    text = (ROOT / "docs/kafka.md").read_text()
-    for form in (ChatBody, CompletionBody, Message):
-        for name, field in form.model_fields.items():
-            if any(isinstance(each, NotServed | Harmless) for each in field.metadata):
-                assert f"`{name}`" in text, f"{name} is not in docs/kafka.md"
-            else:
-                assert not any(isinstance(each, Harmless) for each in field.metadata)
 
 
 SCALARS = (

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from sidecar.core.errors import SettingsError, SidecarError
 from sidecar.core.request import Lane, Request
-from sidecar.offline import pauses
 from sidecar.offline.gates import ModelGates
+from sidecar.offline.kafka_errors import LogError
 from sidecar.offline.lane import OfflineLane
 from sidecar.offline.lane_state import Cause, Phase
 from sidecar.offline.offsets import Committed
@@ -22,11 +23,6 @@ from tests.fakes.log import FakeCluster, FakeDriver, WordTokens, generated
 
 TIMEOUT_S = 20.0
 MODELS = {"tensorrt_llm": 1000, "other": 1000}
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pauses, "BACKOFF_S", (0.001, 0.002, 0.005))
 
 
 def lane(
@@ -156,55 +152,6 @@ async def test_a_process_that_dies_at_any_moment_leaves_no_gap_and_no_duplicate(
         task.cancel()
         await asyncio.wait([task])
     assert cluster.everything_once()
-
-
-async def test_one_slow_item_does_not_hold_back_those_behind_it() -> None:
-    cluster = FakeCluster(items=2000)
-    go_on = asyncio.Event()
-
-    async def answer(request: Request, _call: TokenCall) -> Generated:
-        if "/0/3#" in request.id:
-            await go_on.wait()
-        return generated()
-
-    async with running(lane(cluster, FakeDriver(answer), pending_max=20)):
-        await until(cluster, lambda: len(cluster.written) == 1999)
-        assert (cluster.state().watermark, cluster.state().gaps) == (3, (3,))
-        go_on.set()
-        await until(cluster, cluster.everything_once)
-
-
-async def test_intake_is_bounded_while_nothing_finishes() -> None:
-    cluster = FakeCluster(items=500)
-    go_on = asyncio.Event()
-
-    async def answer(_request: Request, _call: TokenCall) -> Generated:
-        await go_on.wait()
-        return generated()
-
-    driver = FakeDriver(answer)
-    offline = lane(cluster, driver, pending_max=20)
-    async with running(offline):
-        await until(cluster, lambda: len(driver.requests) == 20)
-        [owned_partition] = offline.owned_partitions()
-        assert (owned_partition.in_flight, owned_partition.position, owned_partition.oldest_ms) == (20, 20, 1_000)
-        go_on.set()
-        await until(cluster, cluster.everything_once)
-
-
-async def test_items_of_a_paused_model_wait_and_the_others_go_on() -> None:
-    cluster = FakeCluster()
-    for number in range(20):
-        model = b"other" if number % 2 else b"tensorrt_llm"
-        cluster.produce(b'{"id": "%d", "prompt": "p"}' % number, headers=[("x-model", model)])
-    gates = ModelGates()
-    offline = lane(cluster, gates=gates)
-    gates.turn("other", may_take_more=False)
-    async with running(offline):
-        await until(cluster, lambda: len(cluster.written) == 10)
-        assert offline.stats.executions == 10
-        gates.turn("other", may_take_more=True)
-        await until(cluster, cluster.everything_once)
 
 
 async def test_an_item_carries_its_tenant_deadline_and_lengths_to_the_scheduler() -> None:
@@ -358,85 +305,6 @@ async def test_a_partition_that_went_elsewhere_takes_its_work_with_it() -> None:
     assert cluster.written == []
 
 
-async def killed_by(poison: str, cluster: FakeCluster) -> OfflineLane:
-    """A process that ends the moment it runs this item; returns once it has ended or everything is done."""
-    dead = asyncio.Event()
-
-    async def answer(request: Request, _call: TokenCall) -> Generated:
-        if poison in request.id:
-            dead.set()
-            await asyncio.Event().wait()
-        await asyncio.sleep(0)
-        return generated()
-
-    offline = lane(cluster, FakeDriver(answer), pending_max=10, poison_restarts=3)
-    task = asyncio.create_task(offline.run(), name="lane")
-    await until(cluster, lambda: dead.is_set() or cluster.everything_once())
-    task.cancel()
-    await asyncio.wait([task])
-    return offline
-
-
-async def test_an_item_that_kills_the_process_is_found_by_running_items_alone() -> None:
-    cluster = FakeCluster(items=60)
-    starts = 0
-    while not cluster.everything_once():
-        await killed_by("/0/20#", cluster)
-        starts += 1
-    [dead] = [out for _, out in cluster.written if out.topic == "inference.requests.dlq"]
-    assert dict(dead.headers)["dlq.original.offset"] == b"20"
-    assert dict(dead.headers)["dlq.error.class"] == b"poison"
-    assert starts < 20
-
-
-async def test_clean_ends_never_make_an_item_a_suspect() -> None:
-    cluster = FakeCluster(items=1)
-
-    async def answer(_request: Request, _call: TokenCall) -> Generated:
-        await asyncio.Event().wait()
-        raise AssertionError("unreachable")
-
-    for _ in range(10):
-        offline = lane(cluster, FakeDriver(answer), poison_restarts=3)
-        async with running(offline):
-            await until(cluster, lambda offline=offline: offline.stats.executions == 1)  # type: ignore[misc]
-            await offline.drain(0.0)
-    assert cluster.state() == Committed(watermark=0, high=0, by_hand=True)
-
-
-async def test_a_crash_before_the_first_result_is_counted() -> None:
-    cluster = FakeCluster(items=1)
-    await killed_by("/0/0#", cluster)
-    assert cluster.state().restarts == 1
-
-
-async def test_a_process_that_another_takes_the_membership_from_leaves_and_comes_back(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    cluster = FakeCluster(items=3)
-    offline = lane(cluster, instance_id="pod-0", look_again_s=0.01)
-    async with running(offline):
-        await until(cluster, lambda: bool(offline.owned_partitions()))
-        for _ in range(5):
-            await cluster.logs[0].revoked()
-            cluster.logs[0].assigned([0])
-        told = "waiting: instance_id 'pod-0' is in use: assigned 6 times within one generation"
-        await until(cluster, lambda: told in caplog.text)  # it is over too soon to be seen as the state
-        await until(cluster, cluster.everything_once)
-
-
-async def test_rebalances_of_different_generations_are_no_duplicate_instance() -> None:
-    cluster = FakeCluster(items=3)
-    offline = lane(cluster)
-    async with running(offline):
-        await until(cluster, lambda: bool(offline.owned_partitions()))
-        for generation in range(2, 12):
-            await cluster.logs[0].revoked()
-            cluster.logs[0].generation = generation
-            cluster.logs[0].assigned([0])
-        await until(cluster, cluster.everything_once)
-
-
 async def test_a_consumer_that_is_stuck_without_an_error_is_made_anew() -> None:
     cluster = FakeCluster(items=3)
     cluster.deaf = True
@@ -483,19 +351,6 @@ async def test_a_drain_while_kafka_is_down_ends() -> None:
         await until(cluster, lambda: len(cluster.logs) == 2)
 
 
-async def test_metadata_of_another_program_hold_up_their_partition_until_they_are_reset() -> None:
-    cluster = FakeCluster(items=2, partitions=2)
-    cluster.committed[0] = (0, "bitset:01")
-    offline = lane(cluster, look_again_s=0.01)
-    async with running(offline):
-        await until(cluster, lambda: len(cluster.written) == 1 and offline.state_now.phase is Phase.DEGRADED)
-        assert offline.state_now.cause is Cause.FOREIGN_METADATA
-        assert "1 of 2 partitions; partition 0: the metadata committed at offset 0 is not" in offline.state
-        cluster.committed[0] = (0, "")
-        await until(cluster, cluster.everything_once)
-        await until(cluster, lambda: offline.state == "running")
-
-
 async def test_the_callers_clock_is_the_only_one_that_dates_the_request() -> None:
     cluster = FakeCluster(items=1)
     driver = FakeDriver()
@@ -505,3 +360,89 @@ async def test_the_callers_clock_is_the_only_one_that_dates_the_request() -> Non
     async with running(offline):
         await until(cluster, cluster.everything_once)
     assert driver.requests[0].arrived_s == 42.0
+
+
+def waits_for(offline: OfflineLane, cause: Cause) -> Callable[[], bool]:
+    return lambda: (offline.state_now.phase, offline.state_now.cause) == (Phase.WAITING, cause)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (LogError("the broker does not let us in", Cause.AUTHENTICATION), Cause.AUTHENTICATION),
+        (LogError("no broker answers", Cause.UNREACHABLE), Cause.UNREACHABLE),
+        (LogError("topic inference.results does not exist", Cause.TOPIC_MISSING), Cause.TOPIC_MISSING),
+        (LogError("a right is missing: group sidecar", Cause.RIGHTS), Cause.RIGHTS),
+        (SettingsError("kafka security: no such file: /secret"), Cause.SECRET),
+    ],
+)
+async def test_a_consumer_that_cannot_start_is_tried_again_until_it_can(error: SidecarError, cause: Cause) -> None:
+    cluster = FakeCluster(items=3)
+    cluster.start_error = error
+    offline = lane(cluster, look_again_s=0.005)
+    async with running(offline):
+        await until(cluster, lambda: len(cluster.logs) > 3 and waits_for(offline, cause)())
+        assert offline.state == f"waiting: {error}"
+        cluster.start_error = None
+        await until(cluster, cluster.everything_once)
+        assert offline.state == "running"
+
+
+async def test_nothing_that_can_be_fetched_is_a_state_and_so_are_unknown_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sidecar.offline.lane.WATCH_S", 0.001)
+    cluster = FakeCluster(items=2)
+    offline = lane(cluster)
+    async with running(offline):
+        await until(cluster, cluster.everything_once)
+        cluster.fetch_error = LogError("a right is missing: topic", Cause.RIGHTS)
+        await until(cluster, lambda: offline.state == "waiting: nothing can be fetched: a right is missing: topic")
+        cluster.fetch_error = None
+        await until(cluster, lambda: offline.state == "running")
+        cluster.ends_error = LogError("no broker answers", Cause.UNREACHABLE)
+        await until(cluster, waits_for(offline, Cause.UNREACHABLE))
+        [owned_partition] = offline.owned_partitions()
+        assert (owned_partition.watermark, owned_partition.end, owned_partition.lag) == (2, None, None)
+        cluster.ends_error = None
+        await until(cluster, lambda: offline.state == "running" and offline.owned_partitions()[0].lag == 0)
+
+
+@pytest.mark.parametrize("cause", [Cause.AUTHENTICATION, Cause.TLS])
+async def test_a_connection_that_is_no_longer_let_in_is_made_anew_with_what_the_files_hold_now(
+    monkeypatch: pytest.MonkeyPatch, cause: Cause
+) -> None:
+    monkeypatch.setattr("sidecar.offline.lane.WATCH_S", 0.001)
+    cluster = FakeCluster(items=2)
+    offline = lane(cluster, look_again_s=0.005)
+    async with running(offline):
+        await until(cluster, cluster.everything_once)
+        cluster.ends_error = LogError("the broker does not let us in", cause)
+        await until(cluster, lambda: len(cluster.logs) > 2 and offline.state_now.cause is cause)
+        cluster.ends_error = None
+        cluster.produce(b'{"id": "x", "prompt": "p"}')
+        await until(cluster, cluster.everything_once)
+        await until(cluster, lambda: offline.state == "running")
+
+
+async def test_a_consumer_that_finds_no_broker_for_long_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.offline.lane.WATCH_S", 0.001)
+    cluster = FakeCluster(items=2)
+    offline = lane(cluster, stuck_after_s=0.02)
+    async with running(offline):
+        await until(cluster, cluster.everything_once)
+        cluster.ends_error = LogError("no broker answers", Cause.UNREACHABLE)
+        await until(cluster, lambda: len(cluster.logs) > 1)
+        cluster.ends_error = None
+        await until(cluster, lambda: offline.state == "running")
+
+
+async def test_only_a_programming_error_stops_the_lane_and_says_where() -> None:
+    cluster = FakeCluster(items=1)
+    cluster.open_errors[0] = KeyError("a prompt of somebody")
+    offline = lane(cluster)
+    with pytest.raises(KeyError):
+        await asyncio.wait_for(offline.run(), TIMEOUT_S)
+    assert (offline.state_now.phase, offline.state_now.cause) == (Phase.STOPPED, Cause.DEFECT)
+    assert offline.state.startswith("stopped: a programming error: KeyError at log.py:")
+    assert "prompt" not in offline.state

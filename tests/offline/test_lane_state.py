@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import pytest
 
@@ -47,3 +48,8 @@ def test_a_lane_waits_if_all_of_its_partitions_do_and_is_degraded_if_some_do() -
 def test_a_lane_without_a_consumer_says_so_whatever_its_partitions_did_last() -> None:
     down = LaneState(phase=Phase.WAITING, cause=Cause.UNREACHABLE, detail="no broker answers")
     assert together(down, [(1, NO_RIGHT)]) == down
+
+
+def test_causes_are_a_closed_set_of_label_values() -> None:
+    labels: Iterable[str] = [cause.value for cause in Cause]
+    assert all(label.replace("_", "").isalpha() for label in labels)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from sidecar.core.request import Request
-from sidecar.offline.dead_letters import TELL_EVERY_S, DeadItemError, DeadLetterLog, DeadReason
 from sidecar.offline.gates import ModelGates
 from sidecar.offline.item import ItemRules, Record
 from sidecar.offline.owned_partition import FinishedItem, LaneStats
@@ -140,33 +139,3 @@ async def test_large_items_are_read_one_at_a_time_and_small_ones_pass_them() -> 
         assert (await lane.run(item(20, 5))).reason == ""
         tokens.go.set()
     assert tokens.most == 1
-
-
-def test_dead_letters_are_told_once_a_reason_and_then_counted(caplog: pytest.LogCaptureFixture) -> None:
-    now_s = 0.0
-    log = DeadLetterLog(lambda: now_s)
-
-    def told() -> list[str]:
-        messages = [each.getMessage() for each in caplog.records]
-        caplog.clear()
-        return messages
-
-    for number in range(5000):
-        log.tell(f"t/0/{number}", DeadItemError(DeadReason.INVALID, "seed must be an integer"))
-    log.tell("t/0/5000", DeadItemError(DeadReason.TOO_LONG, "too many tokens"))
-    assert told() == [
-        "dead letter (invalid): t/0/0: seed must be an integer; further ones of this reason are counted",
-        "dead letter (too_long): t/0/5000: too many tokens; further ones of this reason are counted",
-    ]
-    log.look()
-    assert told() == []
-    now_s = TELL_EVERY_S
-    log.look()
-    assert told() == ["4999 more dead letters (invalid) in 60 s; the last: t/0/4999: seed must be an integer"]
-    log.tell("t/0/5001", DeadItemError(DeadReason.INVALID, "seed must be an integer"))
-    log.look()
-    assert told() == []
-    log.close()
-    assert told() == ["1 more dead letters (invalid) in 0 s; the last: t/0/5001: seed must be an integer"]
-    log.close()
-    assert told() == []
