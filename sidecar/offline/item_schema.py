@@ -49,7 +49,8 @@ def as_file(schema: Any, indent: str = "") -> str:
     line = json.dumps(schema, ensure_ascii=False)
     if len(indent) + len(line) <= LINE_CHARS or not isinstance(schema, dict):
         return line
-    rules = (f'{indent}  "{name}": {as_file(each, indent + "  ")}' for name, each in schema.items())
+    inner = f"{indent}  "
+    rules = (f"{inner}{json.dumps(name, ensure_ascii=False)}: {as_file(each, inner)}" for name, each in schema.items())
     return "{\n" + ",\n".join(rules) + f"\n{indent}}}"
 
 
