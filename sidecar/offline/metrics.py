@@ -106,7 +106,7 @@ class OfflineMetrics:
         """Yield nothing while the lag of a partition or the rate is not known, or no partition is ours."""
         lags = [owned_partition.lag for owned_partition in self._owned_partitions]
         known = [lag for lag in lags if lag is not None]
-        if self._state.phase is Phase.RUNNING and len(known) == len(lags):
+        if self._state.phase is Phase.RUNNING and known and len(known) == len(lags):
             left_s = self._drain.eta_s(sum(known))
             if left_s is not None:
                 yield (self._topic,), left_s

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import time
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
+from sidecar.offline.dead_letters import DeadReason
 from sidecar.offline.kafka_errors import LogError
-from sidecar.offline.lane_state import Cause, Phase
-from sidecar.offline.metrics import OfflineMetrics
+from sidecar.offline.lane import OfflineLane
+from sidecar.offline.lane_state import Cause, LaneState, Phase
+from sidecar.offline.metrics import Drain, ItemDurations, OfflineMetrics
+from sidecar.offline.owned_partition import LaneStats, PartitionView
 from tests.fakes.log import FakeCluster
+from tests.offline.builders import finished, record
 from tests.offline.test_lane import lane, running, until
 
 
@@ -41,3 +52,160 @@ async def test_a_lane_that_waits_shows_its_reason_and_nothing_that_it_does_not_k
             ("waiting: a right is missing", None, None),
         ]
         assert (document["phase"], document["reason"]) == ("degraded", "rights")
+
+
+def test_at_a_steady_rate_it_is_what_is_left_over_the_rate() -> None:
+    drain = Drain()
+    for second in range(0, 600, 15):
+        drain.look(2 * second, float(second))
+    assert drain.eta_s(1000) == pytest.approx(500.0)
+
+
+def test_where_nothing_ends_the_end_is_not_known_and_nothing_left_is_done() -> None:
+    drain = Drain()
+    for second in (0.0, 15.0):
+        drain.look(7, second)
+    assert drain.eta_s(1) is None
+    assert drain.eta_s(0) == 0.0
+
+
+def test_looks_close_together_do_not_disturb_the_rate() -> None:
+    drain = Drain()
+    for tick in range(3000):
+        drain.look(tick // 10, tick / 10)  # ten looks per second, one item per second
+    assert drain.per_s == pytest.approx(1.0, rel=0.05)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1000), st.integers(0, 100)), max_size=20), st.integers(0, 10**6))
+def test_an_end_is_never_in_the_past_and_known_once_something_ended(looks: list[tuple[float, int]], left: int) -> None:
+    drain, now_s, ended = Drain(), 0.0, 0
+    for passed_s, more in looks:
+        now_s, ended = now_s + passed_s, ended + more
+        drain.look(ended, now_s)
+        assert drain.per_s >= 0
+        eta_s = drain.eta_s(left)
+        assert eta_s is None or eta_s >= 0
+        assert (eta_s is None) == (left > 0 and drain.per_s == 0)
+
+
+class FakeLane:
+    """What the metrics read off a lane."""
+
+    def __init__(self, *partitions: PartitionView) -> None:
+        self.stats = LaneStats()
+        self.state_now = LaneState(phase=Phase.RUNNING)
+        self.now_s = 100.0
+        self.views = list(partitions)
+
+    def owned_partitions(self) -> list[PartitionView]:
+        return self.views
+
+
+def view(partition: int = 0, **fields: Any) -> PartitionView:
+    """One partition that is served and done, unless `fields` say otherwise."""
+    defaults: dict[str, Any] = {"state": LaneState(phase=Phase.RUNNING), "ready": True, "watermark": 5, "position": 5}
+    defaults |= {"gaps": 0, "end": 5, "in_flight": 0, "finished": 0, "bytes_held": 0, "oldest_ms": None}
+    return PartitionView(partition=partition, **(defaults | fields))
+
+
+def shown(lane: FakeLane) -> tuple[OfflineMetrics, CollectorRegistry]:
+    registry = CollectorRegistry()
+    figures = OfflineMetrics(registry, "t", cast(OfflineLane, lane))
+    figures.look()
+    return figures, registry
+
+
+def test_every_way_to_end_is_at_zero_before_the_first_item_ends() -> None:
+    lane = FakeLane()
+    lane.stats.items["dlq", "poison"] = 2
+    lane.stats.retried = 3
+    _, registry = shown(lane)
+    ends = {
+        (sample.labels["outcome"], sample.labels["reason"]): sample.value
+        for family in registry.collect()
+        if family.name == "sidecar_offline_items"
+        for sample in family.samples
+    }
+    assert ends["done", ""] == ends["expired", "expired"] == ends["dlq", "invalid"] == 0
+    assert (ends["dlq", "poison"], ends["retried", ""]) == (2, 3)
+    assert ends.keys() == {("done", ""), ("retried", ""), ("expired", "expired")} | {
+        ("dlq", reason.value) for reason in DeadReason if reason is not DeadReason.EXPIRED
+    }
+
+
+@pytest.mark.parametrize(
+    ("lane", "known"),
+    [
+        (FakeLane(view(end=5)), True),
+        (FakeLane(view(end=None)), False),
+        (FakeLane(view(0), view(1, watermark=None)), False),
+        (FakeLane(), False),  # a member of the group without a partition: others have the work
+    ],
+)
+def test_when_the_lane_is_done_is_known_only_with_the_lag_of_each_partition(lane: FakeLane, known: bool) -> None:
+    _, registry = shown(lane)
+    assert registry.get_sample_value("sidecar_offline_eta_seconds", {"topic": "t"}) == (0.0 if known else None)
+
+
+def test_a_lane_that_does_not_run_has_no_end() -> None:
+    lane = FakeLane(view(end=5))
+    lane.state_now = LaneState(phase=Phase.WAITING, cause=Cause.UNREACHABLE)
+    _, registry = shown(lane)
+    assert registry.get_sample_value("sidecar_offline_eta_seconds", {"topic": "t"}) is None
+
+
+def test_what_is_in_flight_and_what_waits_for_its_commit_are_both_not_over() -> None:
+    _, registry = shown(FakeLane(view(in_flight=3, finished=4), view(1, in_flight=1)))
+    assert registry.get_sample_value("sidecar_offline_in_flight", {"topic": "t"}) == 8
+
+
+def test_the_oldest_item_has_an_age_that_is_not_negative_and_an_unknown_one_has_none() -> None:
+    now_ms = int(time.time() * 1000)
+    lane = FakeLane(
+        view(0, oldest_ms=now_ms - 5_000),
+        view(1, oldest_ms=now_ms + 60_000),
+        view(2),
+        view(3, end=9),
+        view(4, end=None),
+    )
+    _, registry = shown(lane)
+    ages = [
+        registry.get_sample_value("sidecar_kafka_oldest_age_seconds", {"topic": "t", "partition": str(number)})
+        for number in range(5)
+    ]
+    assert ages[0] is not None
+    assert 5 <= ages[0] < 60
+    assert ages[1:] == [0, 0, None, None]  # a producer's clock may run ahead
+
+
+def test_the_page_shows_counts_by_outcome_and_since_when_a_state_holds() -> None:
+    waiting = LaneState(phase=Phase.WAITING, cause=Cause.RIGHTS, detail="a right is missing", since_s=90.0)
+    lane = FakeLane(view(0, state=waiting, end=None))
+    lane.stats.items |= {("done", ""): 2, ("dlq", "invalid"): 1}
+    document = shown(lane)[0].document()
+    assert document["stats"]["items"] == [
+        {"outcome": "dlq", "reason": "invalid", "count": 1},
+        {"outcome": "done", "reason": "", "count": 2},
+    ]
+    [partition] = document["partitions"]
+    assert {name: partition[name] for name in ("state", "phase", "reason", "since_s", "lag")} == {
+        "state": "waiting: a right is missing",
+        "phase": "waiting",
+        "reason": "rights",
+        "since_s": 10.0,
+        "lag": None,
+    }
+    assert json.loads(json.dumps(document)) == document  # it is sent as JSON
+
+
+def test_an_item_counts_with_its_reason_from_its_consumption_to_its_commit() -> None:
+    registry = CollectorRegistry()
+    durations = ItemDurations(registry, "t")
+    durations.committed(finished(record(), taken_s=time.monotonic() - 7))
+    durations.committed(finished(record(), outcome="dlq", reason="poison", taken_s=time.monotonic()))
+    labels = {"messaging_destination_name": "t", "error_type": ""}
+    name = "messaging_process_duration_seconds"
+    total = registry.get_sample_value(f"{name}_sum", labels)
+    assert total is not None
+    assert 7 <= total < 60
+    assert registry.get_sample_value(f"{name}_count", labels | {"error_type": "poison"}) == 1
