@@ -12,6 +12,8 @@ import struct
 from dataclasses import dataclass
 from ssl import SSLContext
 
+from aiokafka.conn import collect_hosts
+
 from sidecar.offline.kafka_options import client_options
 from sidecar.settings.offline import OfflineSettings
 
@@ -56,17 +58,17 @@ class _Bytes:
 
 
 async def metadata_version(settings: OfflineSettings) -> int | None:
-    """The highest metadata.version that the first reachable bootstrap server supports; None if it does not say.
+    """The highest metadata.version that the first reachable bootstrap server supports; None if it does not say so.
 
     Raises OSError or TimeoutError if none can be reached.
     """
     options = client_options(settings)
     failure: Exception = OSError("no bootstrap server")
-    for server in settings.bootstrap_servers.split(","):
-        host, _, port = server.strip().rpartition(":")
+    # Read as the client reads them: a server may have no port, and an IPv6 address has brackets.
+    for host, port, _ in collect_hosts(settings.bootstrap_servers, randomize=False):
         try:
             async with asyncio.timeout(settings.request_timeout_s):
-                return await _ask(host, int(port), options.get("ssl_context"))
+                return await _ask(host, port, options.get("ssl_context"))
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             failure = error
     raise OSError(f"no bootstrap server says its version: {failure!r}")
@@ -90,7 +92,10 @@ async def _ask(host: str, port: int, ssl: SSLContext | None) -> int | None:
         writer.write(struct.pack(">i", len(request)) + request)
         await writer.drain()
         size = struct.unpack(">i", await reader.readexactly(4))[0]
-        return _supported(await reader.readexactly(size))
+        try:
+            return _supported(await reader.readexactly(size))
+        except (ValueError, struct.error):
+            return None  # something else than Kafka listens there
     finally:
         writer.close()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import struct
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, Literal
 
@@ -257,7 +256,7 @@ class KafkaLog:
 
     async def _check_version(self) -> None:
         """A broker that can tear transactions is named in the log."""
-        with contextlib.suppress(OSError, ValueError, struct.error):
+        with contextlib.suppress(OSError):
             found = warning(await metadata_version(self._settings), self._settings.abort_fence)
             if found is not None:
                 log.warning("%s", found)
