@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sidecar.core.deadlines import JobVerdict
 from sidecar.core.request import Request
+from sidecar.core.snapshot import JobSnapshot
+from sidecar.offline import commits
+from sidecar.offline.commits import Commits
+from sidecar.offline.job_progress import JobKey, JobTally, Outlook
+from sidecar.offline.kafka_errors import LogError, RecordRefusedError
 from sidecar.offline.kafka_opening import Outgoing
 from sidecar.offline.lane_state import Cause, Phase
+from sidecar.offline.offsets import Committed
+from sidecar.offline.owned_partition import FinishedItem, LaneStats, OwnedPartition
+from sidecar.offline.spans import KafkaSpans
+from sidecar.settings.offline import OfflineSettings
 from sidecar.token_call import Generated, TokenCall
 from tests.fakes.log import FakeCluster, FakeDriver, generated
+from tests.offline.builders import NOTHING_DONE, SETTINGS, delivered, finished, of_job, owned, record, runs
 from tests.offline.test_lane import lane, running, until
 
 RESULTS, DEAD_LETTERS = "inference.results", "inference.requests.dlq"
@@ -154,3 +170,202 @@ async def test_refused_records_and_faults_at_any_commit_lose_nothing_and_write_n
         await until(cluster, cluster.everything_once)
     assert offline.stats.executions == 120
     assert len(dead(cluster)) == 16  # of each partition
+
+
+class FakeOpened:
+    """One opening of a partition that notes its transactions, or fails them."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.tainted = False
+        self.state: Committed | None = NOTHING_DONE
+        self.tallies: dict[JobKey, JobTally] = {}
+        self.bytes_max: Mapping[str, int] = {}
+        self.error = error
+        self.transactions: list[tuple[list[Outgoing], Committed]] = []
+
+    async def commit(self, records: Sequence[Outgoing], state: Committed) -> None:
+        self.transactions.append(([*records], state))
+        if self.error is not None:
+            raise self.error
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class Ticks:
+    """Commits of one partition, and what they counted."""
+
+    def __init__(self, partition: OwnedPartition, settings: OfflineSettings = SETTINGS) -> None:
+        self.partition, self.settings = partition, settings
+        self.stats = LaneStats()
+        self.committed: list[FinishedItem] = []
+        self.now_s = 0.0
+        self.jobs: list[JobSnapshot] = []
+        spans = KafkaSpans(settings, None, lambda: self.now_s)
+        self._commits = Commits(
+            settings,
+            runs(settings=settings),
+            spans,
+            self.stats,
+            owned_partitions={partition.number: partition},
+            jobs=lambda _tenant, _job: self.jobs,
+            on_committed=self.committed.append,
+            clock=lambda: self.now_s,
+        )
+
+    async def commit(self, opening: FakeOpened) -> None:
+        await self._commits.commit(self.partition, opening)
+
+
+def with_results(count: int, value: bytes = b"result", settings: OfflineSettings = SETTINGS) -> OwnedPartition:
+    """A partition with so many finished items."""
+    partition = owned(settings=settings)
+    delivered(partition, *(record(offset) for offset in range(count)))
+    for offset in range(count):
+        partition.finish(offset, finished(partition.taken[offset], value))
+    return partition
+
+
+async def test_one_transaction_holds_what_is_finished_and_lets_it_go() -> None:
+    partition = owned()
+    delivered(partition, record(0), record(1), record(2))
+    partition.finish(0, finished(record(0), output_tokens=5))
+    partition.finish(2, finished(record(2), outcome="dlq", reason="failed", retries=4, output_tokens=0))
+    ticks, opening = Ticks(partition), FakeOpened()
+    await ticks.commit(opening)
+    [(records, state)] = opening.transactions
+    assert [dict(each.headers)["x-source-offset"] for each in records] == [b"0", b"2"]
+    assert state == Committed(watermark=1, high=3, gaps=(1,))
+    assert ([*partition.taken], partition.finished) == ([1], {})
+    assert ticks.stats.items == {("done", ""): 1, ("dlq", "failed"): 1}
+    assert (ticks.stats.commits, ticks.stats.retried, ticks.stats.output_tokens) == (1, 4, 5)
+    assert [done.record.offset for done in ticks.committed] == [0, 2]
+
+
+async def test_a_tick_in_which_nothing_ended_makes_no_transaction() -> None:
+    ticks, opening = Ticks(owned()), FakeOpened()
+    await ticks.commit(opening)
+    assert (opening.transactions, ticks.stats.commits) == ([], 0)
+    assert not ticks.partition.wake.is_set()
+
+
+async def test_the_first_commit_of_an_assignment_counts_it_although_nothing_ended() -> None:
+    ticks, opening = Ticks(owned()), FakeOpened()
+    ticks.partition.counted = False
+    await ticks.commit(opening)
+    await ticks.commit(opening)
+    assert opening.transactions == [([], Committed(watermark=0, high=0, restarts=1))]
+    assert ticks.partition.counted
+
+
+async def test_what_the_broker_passed_over_is_committed_without_a_record() -> None:
+    ticks, opening = Ticks(owned()), FakeOpened()
+    assert ticks.partition.progress is not None
+    ticks.partition.progress.skip_to(7)
+    await ticks.commit(opening)
+    assert opening.transactions == [([], Committed(watermark=7, high=7))]
+
+
+async def test_a_commit_whose_outcome_is_unknown_counts_nothing_and_keeps_everything() -> None:
+    ticks, opening = Ticks(with_results(3)), FakeOpened(LogError("the answer is lost"))
+    with pytest.raises(LogError, match="the answer is lost"):
+        await ticks.commit(opening)
+    assert ([*ticks.partition.taken], [*ticks.partition.finished]) == ([0, 1, 2], [0, 1, 2])
+    assert (ticks.stats.commits, ticks.stats.items, ticks.committed) == (0, {}, [])
+    assert ticks.partition.committed == NOTHING_DONE
+
+
+async def test_a_partition_that_is_not_open_is_never_committed() -> None:
+    ticks = Ticks(owned(None))
+    with pytest.raises(AssertionError, match="without an opening"):
+        await ticks.commit(FakeOpened())
+
+
+async def test_more_than_one_transaction_holds_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "COMMIT_BYTES", 1000)
+    ticks, opening = Ticks(with_results(5, b"x" * 200)), FakeOpened()
+    wakes = []
+    while ticks.partition.taken:
+        ticks.partition.wake.clear()
+        await ticks.commit(opening)
+        wakes.append(ticks.partition.wake.is_set())
+    assert [len(records) for records, _ in opening.transactions] == [3, 2]
+    assert all(sum(each.size for each in records) <= 1000 for records, _ in opening.transactions)
+    assert wakes == [True, False]
+
+
+async def test_a_result_that_its_topic_cannot_take_is_written_as_a_dead_letter_in_the_same_transaction() -> None:
+    ticks, opening = Ticks(with_results(2)), FakeOpened()
+    long = random.Random(1).randbytes(9_000)
+    ticks.partition.finish(1, finished(record(1), long, retries=2))
+    ticks.partition.bytes_max = {RESULTS: 5_000}
+    await ticks.commit(opening)
+    [([result, letter], state)] = opening.transactions
+    assert (result.topic, letter.topic, state.watermark) == (RESULTS, DEAD_LETTERS, 2)
+    assert dict(letter.headers)["dlq.error.class"] == b"result_too_large"
+    assert dict(letter.headers)["dlq.attempts"] == b"3"
+    assert long not in (letter.value or b"")
+    assert ticks.stats.items == {("done", ""): 1, ("dlq", "result_too_large"): 1}
+
+
+async def test_a_refusal_of_what_is_told_of_jobs_blames_no_item() -> None:
+    ticks = Ticks(with_results(2))
+    refused = RecordRefusedError("topic p takes no such record", "p", [2], too_large=False)
+    with pytest.raises(RecordRefusedError):
+        await ticks.commit(FakeOpened(refused))
+    assert [*ticks.partition.finished] == [0, 1]
+    now = ticks.partition.stated.now
+    assert (now.phase, now.cause, now.detail) == (Phase.WAITING, Cause.RECORD_REFUSED, "topic p takes no such record")
+
+
+async def test_each_job_of_a_partition_is_told_with_what_ends_in_the_same_transaction() -> None:
+    settings = OfflineSettings(progress_topic="inference.progress")
+    partition = owned(settings=settings)
+    delivered(partition, of_job(0, "nightly"), of_job(1, "nightly"), record(2))
+    partition.finish(0, finished(partition.taken[0]))
+    partition.finish(2, finished(partition.taken[2]))
+    ticks, opening = Ticks(partition, settings), FakeOpened()
+    await ticks.commit(opening)
+    [([*results, told], _)] = opening.transactions
+    assert [each.topic for each in results] == [RESULTS, RESULTS]
+    value = json.loads(told.value or b"")
+    assert (told.topic, value["tenant"], value["job"]) == ("inference.progress", "lab", "nightly")
+    assert (value["done"], value["waiting"]) == (1, 1)
+    assert partition.tallies["lab", "nightly"] == JobTally(done=1)
+    await ticks.commit(opening)
+    assert len(opening.transactions) == 1  # nothing has changed
+
+
+async def test_a_job_that_comes_to_be_at_risk_is_told_although_nothing_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "outlook", lambda *_: Outlook(verdict=JobVerdict.AT_RISK, at_risk=True))
+    settings = OfflineSettings(progress_topic="inference.progress")
+    partition = owned(settings=settings)
+    delivered(partition, of_job(0, "nightly"))
+    ticks, opening = Ticks(partition, settings), FakeOpened()
+    await ticks.commit(opening)
+    [([told], state)] = opening.transactions
+    assert (json.loads(told.value or b"")["verdict"], state) == ("at risk", NOTHING_DONE)
+
+
+@given(
+    st.integers(0, 400),
+    st.lists(st.tuples(st.text(st.characters(codec="ascii"), max_size=9), st.binary(max_size=300))),
+    st.integers(0, 3000),
+)
+def test_a_dead_letter_that_is_cut_fits_if_its_headers_do(size: int, own: list[tuple[str, bytes]], limit: int) -> None:
+    source = record(3, b"v" * size)
+    done = finished(source, outgoing=Outgoing(topic=DEAD_LETTERS, key=b"key", value=source.value, headers=tuple(own)))
+    cut = commits._cut(done, limit)
+    assert cut.size <= max(limit, replace(cut, value=b"").size)
+    assert (source.value or b"").startswith(cut.value or b"")
+    assert cut.headers == (*own, ("dlq.truncated", str(size).encode()))
+
+
+def test_the_shortest_dead_letter_has_only_our_headers_and_each_is_bounded() -> None:
+    producers = (("x-job", b"j"), ("dlq.error.class", b"a lie"))
+    ours = (("dlq.error.class", b"failed"), ("dlq.error.message", b"m" * 5000), ("traceparent", b"00"))
+    source = record(3, headers=producers)
+    outgoing = Outgoing(topic=DEAD_LETTERS, key=b"key", value=b"v", headers=(*producers, *ours))
+    bare = commits._bare(finished(source, outgoing=outgoing))
+    assert (bare.key, bare.value) == (b"", b"")
+    assert bare.headers == (("dlq.error.class", b"failed"), ("dlq.error.message", b"m" * commits.OWN_HEADER_BYTES))
