@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.deadlines import JobVerdict
@@ -347,6 +347,7 @@ async def test_a_job_that_comes_to_be_at_risk_is_told_although_nothing_ended(mon
     assert (json.loads(told.value or b"")["verdict"], state) == ("at risk", NOTHING_DONE)
 
 
+@settings(max_examples=30)
 @given(
     st.integers(0, 400),
     st.lists(st.tuples(st.text(st.characters(codec="ascii"), max_size=9), st.binary(max_size=300))),

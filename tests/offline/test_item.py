@@ -11,7 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
@@ -147,6 +147,7 @@ def test_what_is_invalid_breaks_the_schema_too(value: Any) -> None:
     assert not ITEM.is_valid(value)
 
 
+@settings(max_examples=50)
 @given(
     st.binary()
     | st.recursive(st.none() | st.integers() | st.text(), lambda each: st.lists(each)).map(repr).map(str.encode)

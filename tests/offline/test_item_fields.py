@@ -75,6 +75,7 @@ def test_each_type_takes_what_lies_within_its_limits(kind: Any, good: list[Any],
 
 
 @pytest.mark.parametrize("kind", [OutputTokens, Count, Seed, One])
+@settings(max_examples=30)
 @given(number=st.integers(-(2**70), 2**70))
 def test_a_whole_number_is_one_however_the_producers_json_writes_it(kind: Any, number: int) -> None:
     assert not taken(kind, number % 2**50 + 0.5)

@@ -48,7 +48,7 @@ async def running(offline: OfflineLane) -> AsyncIterator[asyncio.Task[None]]:
         yield task
     finally:
         if not task.done():
-            await asyncio.wait_for(offline.drain(1.0), TIMEOUT_S)
+            await asyncio.wait_for(offline.drain(0.1), TIMEOUT_S)
     await task
 
 
