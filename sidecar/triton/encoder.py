@@ -88,7 +88,10 @@ class Encoder:
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", __name__, str(self._path)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        except OSError as error:
+            raise EncoderError(f"the tokenizer's process cannot be started: {error.strerror}") from None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

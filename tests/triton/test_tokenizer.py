@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from sidecar.core.errors import SettingsError
-from sidecar.triton.encoder import Encoder, EncoderError
+from sidecar.triton.encoder import Encoder
 from sidecar.triton.tokenizer import LONG_BYTES, TextTooLongError, Tokens
 from tests.triton.model_directories import llama_like, mistral_like, qwen_like
 
@@ -80,32 +79,6 @@ def test_what_is_long_is_encoded_in_another_process(encoder: Encoder) -> None:
     assert ids == tokens.encode_prompt(LONG)
     with pytest.raises(TextTooLongError, match=f"a text of {len(ids)} tokens exceeds {len(ids) - 1}"):
         tokens.prompt_ids(LONG, len(ids) - 1)
-
-
-def test_a_process_that_was_killed_is_replaced(encoder: Encoder) -> None:
-    ids = encoder.encode("how far")
-    [killed] = encoder.pids
-    os.kill(killed, signal.SIGKILL)
-    assert encoder.encode("how far") == ids
-    assert encoder.pids.isdisjoint({killed})
-
-
-def test_a_tokenizer_that_its_process_cannot_load_is_an_error_and_no_hang(tmp_path: Path, capfd: Any) -> None:
-    encoder = Encoder(tmp_path / "nowhere.json")
-    with pytest.raises(EncoderError, match="ended 2 times at a text of 7 characters"):
-        encoder.encode("how far")
-    encoder.close()
-    assert "Traceback" in capfd.readouterr().err
-
-
-def test_nothing_is_left_and_nothing_starts_after_closing(encoder: Encoder) -> None:
-    encoder.encode("how far")
-    [pid] = encoder.pids
-    encoder.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-    with pytest.raises(EncoderError, match="is closed"):
-        encoder.encode("how far")
 
 
 def test_a_file_that_is_no_tokenizer_is_a_setting_to_change(tmp_path: Path) -> None:
