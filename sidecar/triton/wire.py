@@ -35,8 +35,8 @@ _SHARED_MEMORY = "shared_memory_region"
 # The layout of https://protobuf.dev/programming-guides/encoding/: a tag, then a number, or a length and as many bytes.
 _ID = 3  # of a ModelInferRequest: the caller's id
 _WITH_PARAMETERS = (5, 6)  # its inputs and outputs
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_SIZES = {_FIXED64: 8, _FIXED32: 4}
+_VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
+_SIZES = {_FIXED64: 8, _FIXED32: 4, _GROUP: 0, _END_GROUP: 0}  # parsers pass over an unknown group: its fields count
 INTEGERS = ("INT32", "INT64", "UINT64")
 
 
@@ -74,8 +74,10 @@ def _fields(raw: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
         elif kind == _BYTES:
             size, begin = _varint(raw, at)
             at = begin + size
+        elif kind in _SIZES:
+            begin, at = at, at + _SIZES[kind]
         else:
-            begin, at = at, at + (_SIZES.get(kind) or _unknown(kind))
+            raise ValueError(f"no wire type {kind}")
         yield tag >> 3, begin, at
 
 
@@ -88,10 +90,6 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
         if shift > 63:
             raise ValueError("too long a number")
     return value | byte << shift, at + 1
-
-
-def _unknown(kind: int) -> int:
-    raise ValueError(f"no wire type {kind}")
 
 
 def add_tensor(request: Any, name: str, datatype: str, values: Sequence[Any], shape: Sequence[int]) -> None:

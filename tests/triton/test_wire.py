@@ -78,6 +78,28 @@ def test_what_is_no_message_is_not_judged(raw: bytes) -> None:
     assert wire.id_if_beyond(PARTS_MAX, raw) is None
 
 
+def varint(value: int) -> bytes:
+    return bytes([value]) if value < 0x80 else bytes([value & 0x7F | 0x80]) + varint(value >> 7)
+
+
+UNKNOWN_FIELDS = {
+    "a group": varint(1000 << 3 | 3) + varint(1000 << 3 | 4),
+    "a group with a field": varint(1000 << 3 | 3) + varint(9 << 3) + b"\x07" + varint(1000 << 3 | 4),
+    "groups inside each other": varint(99 << 3 | 3) + varint(98 << 3 | 3) + varint(98 << 3 | 4) + varint(99 << 3 | 4),
+    "64 bits": varint(1000 << 3 | 1) + b"12345678",
+    "32 bits": varint(1000 << 3 | 5) + b"1234",
+    "the longest number": varint(1000 << 3) + b"\xff" * 9 + b"\x01",
+}
+
+
+@pytest.mark.parametrize("before", UNKNOWN_FIELDS.values(), ids=UNKNOWN_FIELDS)
+@pytest.mark.parametrize("kind", ["parameters", "parameters of an input"])
+def test_no_field_that_the_parser_passes_over_hides_too_many_of_a_kind(kind: str, before: bytes) -> None:
+    raw = before + many(kind).SerializeToString()
+    assert wire.InferRequest.FromString(raw).id == "r"  # it is a message
+    assert wire.id_if_beyond(PARTS_MAX, raw) == "r"
+
+
 @given(st.integers(0, 2**63 - 1), st.text(max_size=20), st.floats(allow_nan=False))
 def test_fields_of_any_kind_are_passed_over(number: int, text: str, real: float) -> None:
     request = many("parameters")
