@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import struct
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from tritonclient.grpc import service_pb2
 
 from sidecar.frontend import rpc
 from sidecar.frontend.service import OnlineService
@@ -85,26 +82,6 @@ async def test_a_tensor_of_any_name_is_refused_with_a_status_that_arrives(sideca
     code, details, _ = await status_of(sidecar.unary("ModelInfer", request, wire.InferResponse))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert name[:100] in details
-
-
-async def test_a_message_beyond_the_limit_is_refused_and_names_it(triton: FakeTriton) -> None:
-    async with running_sidecar({"e0": triton}, limits=LimitSettings(message_bytes_max=MIB)) as sidecar:
-        ask: Any = sidecar.channel.unary_unary(f"/{SERVICE}/ModelInfer")
-        code, details, _ = await status_of(ask(b"x" * (MIB + 1)))
-    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert str(MIB) in details
-
-
-async def test_a_small_message_that_unpacks_beyond_the_limit_is_refused(triton: FakeTriton) -> None:
-    async with running_sidecar({"e0": triton}, limits=LimitSettings(message_bytes_max=MIB)) as sidecar:
-        ask: Any = sidecar.channel.unary_unary(f"/{SERVICE}/ModelInfer")
-        code, _, _ = await status_of(ask(b"x" * 64 * MIB, compression=grpc.Compression.Gzip))
-    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-async def test_metadata_beyond_grpcs_bound_is_refused(sidecar: Sidecar) -> None:
-    call = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse, metadata=(("x-tenant", "t" * 40_000),))
-    assert (await status_of(call))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_binary_metadata_is_no_fault(sidecar: Sidecar, triton: FakeTriton) -> None:
@@ -185,57 +162,6 @@ async def test_more_calls_than_may_be_open_are_refused(triton: FakeTriton, caplo
     assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
 
 
-async def test_an_idle_connection_is_closed_and_one_with_a_stream_is_not(triton: FakeTriton) -> None:
-    limits = LimitSettings(connection_idle_s=0.05)
-    async with (
-        running_sidecar({"e0": triton}, limits=limits) as sidecar,
-        grpc.aio.insecure_channel(sidecar.address, options=OWN_CONNECTION) as other,
-    ):
-        stream = sidecar.stream()
-        await stream.write(ids_request("long"))
-        request = await triton.next()
-        live: Any = other.unary_unary(f"/{SERVICE}/ServerLive")
-        await live(b"")
-        state = other.get_state()
-        async with asyncio.timeout(5):
-            while state is grpc.ChannelConnectivity.READY:
-                await other.wait_for_state_change(state)
-                state = other.get_state()
-        await live(b"")  # the library connects again
-        request.tokens(4, final=True)
-        assert (await stream.read()).infer_response.id == "long"
-        await stream.done_writing()
-
-
-async def test_who_connects_and_says_nothing_keeps_nobody_out_and_is_disconnected(triton: FakeTriton) -> None:
-    async with running_sidecar({"e0": triton}, limits=LimitSettings(handshake_timeout_s=0.1)) as sidecar:
-        host, port = sidecar.address.split(":")
-        silent = [await asyncio.open_connection(host, int(port)) for _ in range(50)]
-        answer = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse)
-        (await triton.next()).tokens(4, final=True)
-        await answer
-        for reader, writer in silent:
-            async with asyncio.timeout(5):
-                while await reader.read(1_000):  # the server's settings, then the end
-                    pass
-            writer.close()
-
-
-async def test_what_is_no_grpc_is_no_fault_of_ours(sidecar: Sidecar, caplog: pytest.LogCaptureFixture) -> None:
-    host, port = sidecar.address.split(":")
-    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-    for raw in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 1_000, preface + b"\xff" * 1_000):
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(raw)
-        async with asyncio.timeout(5):
-            while await reader.read(1_000):
-                pass
-        writer.close()
-    answer = await sidecar.unary("ServerLive", wire.InferRequest(), service_pb2.ServerLiveResponse)
-    assert answer.live
-    assert caplog.records == []
-
-
 async def test_a_caller_who_goes_away_while_it_is_answered_is_no_fault_of_ours(
     sidecar: Sidecar, triton: FakeTriton, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -248,65 +174,4 @@ async def test_a_caller_who_goes_away_while_it_is_answered_is_no_fault_of_ours(
                 request.text("x" * 100_000)
             await call.read()
         await sidecar.until(lambda: sidecar.driver.in_flight == 0 and sidecar.held.used == 0)
-    assert caplog.records == []
-
-
-@pytest.mark.parametrize("path", ["/nobody/Nothing", f"/{SERVICE}/Nothing", "/", "//", f"/{SERVICE}/"])
-async def test_a_method_that_is_not_there_is_unimplemented(sidecar: Sidecar, path: str) -> None:
-    ask: Any = sidecar.channel.unary_unary(path)
-    assert (await status_of(ask(b"")))[0] is grpc.StatusCode.UNIMPLEMENTED
-
-
-def raw_call(path: bytes, *metadata: tuple[bytes, bytes]) -> bytes:
-    """The bytes of one unary call with an empty message, as no gRPC library would send them."""
-
-    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-        return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
-
-    fields = (
-        (b":method", b"POST"),
-        (b":scheme", b"http"),
-        (b":path", path),
-        (b":authority", b"x"),
-        (b"te", b"trailers"),
-        (b"content-type", b"application/grpc"),
-        *metadata,
-    )
-    head = b"".join(bytes((0, len(name))) + name + bytes((len(value),)) + value for name, value in fields)
-    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"")
-    return preface + frame(1, 4, 1, head) + frame(0, 1, 1, bytes(5))
-
-
-LIVE = f"/{SERVICE}/ServerLive".encode()
-
-
-@pytest.mark.parametrize(
-    ("raw", "expected"),
-    [
-        (raw_call(LIVE), b"grpc-status\x010"),
-        (raw_call(b"/x\xff/y"), b"Method not found!"),  # grpc.aio alone would shut the server down
-        (raw_call(LIVE, (b"x-tenant", b"a\xff")), b"metadata 'x-tenant' is no printable ASCII"),
-        (raw_call(LIVE, (b"x-tenant", b"a\x00")), b"metadata 'x-tenant' is no printable ASCII"),
-        (raw_call(LIVE, (b"x-tenant", b"a\nb")), b"metadata 'x-tenant' is no printable ASCII"),
-        (raw_call(LIVE, (b"X-Tenant", b"a")), b"Illegal header key"),
-        (raw_call(LIVE, (b"x-bin", b"!!!")), b"illegal base64"),
-    ],
-)
-async def test_a_call_that_no_library_would_send_harms_nobody(
-    sidecar: Sidecar, triton: FakeTriton, caplog: pytest.LogCaptureFixture, raw: bytes, expected: bytes
-) -> None:
-    other = sidecar.stream()
-    await other.write(ids_request("other"))
-    running = await triton.next()
-    host, port = sidecar.address.split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(raw)
-    answer = b""
-    async with asyncio.timeout(5):
-        while expected not in answer:
-            answer += await reader.read(10_000)
-    writer.close()
-    running.tokens(4, final=True)
-    assert (await other.read()).infer_response.id == "other"
-    await other.done_writing()
     assert caplog.records == []
