@@ -10,6 +10,7 @@ import grpc.aio
 import pytest
 from tritonclient.grpc import service_pb2
 
+from sidecar.frontend import passthrough
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE
 from tests.fakes.sidecar import Sidecar, running_sidecar
@@ -131,11 +132,14 @@ async def test_a_stream_that_triton_breaks_off_ends_with_its_status(sidecar: Sid
 
 
 @pytest.mark.parametrize("method", ["ServerLive", "ServerMetadata", "ModelInfer"])
-async def test_an_engine_that_hangs_refuses_at_once(triton: FakeTriton, method: str) -> None:
+async def test_an_engine_that_hangs_refuses_at_once(
+    triton: FakeTriton, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     triton.living = False
+    monkeypatch.setattr(passthrough, "FETCH_TIMEOUT_S", 0.25)
     async with running_sidecar({"e0": triton}, up=False) as sidecar:
         calls = [sidecar.unary(method, of("resnet"), wire.InferResponse) for _ in range(20)]
-        async with asyncio.timeout(5):  # one look of a second for all of them, not twenty
+        async with asyncio.timeout(3):  # one look of a quarter of a second for all of them, not twenty
             found = [await outcome(call) for call in calls]
     assert found == [(grpc.StatusCode.UNAVAILABLE, "engine e0 does not answer")] * 20
 

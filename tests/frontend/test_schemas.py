@@ -11,7 +11,9 @@ import pytest
 from tritonclient.grpc import model_config_pb2
 
 from sidecar.core.events import EngineDown
+from sidecar.core.settings import SchedulerSettings
 from sidecar.errors import BadRequestError, EngineError
+from sidecar.frontend import passthrough
 from sidecar.frontend.caller_request import CallerRequest, parse
 from sidecar.frontend.schemas import AGE_MAX_S, FRESH_S, RETRY_S, InputRule, ModelSchema, Schemas
 from sidecar.triton import wire
@@ -307,7 +309,8 @@ async def test_where_model_config_is_restricted_triton_alone_checks(triton: Fake
 
 async def test_the_sidecars_own_key_opens_model_config_and_no_caller_gets_it(triton: FakeTriton) -> None:
     triton.key = ("triton-grpc-protocol-admin-key", "secret")
-    async with running_sidecar({"e0": triton}, own_metadata=dict([triton.key])) as sidecar:
+    settings = SchedulerSettings(window_ms=0, retry_backoff_s=0.001)
+    async with running_sidecar({"e0": triton}, own_metadata=dict([triton.key]), scheduler=settings) as sidecar:
         bad = ids_request("u")
         wire.add_tensor(bad, "temprature", "FP32", (0.5,), (1, 1))
         code, _, _ = await status_of(sidecar.unary("ModelInfer", bad, wire.InferResponse))
@@ -347,11 +350,14 @@ async def test_after_the_engine_refuses_what_fitted_it_is_asked_again(sidecar: S
     assert triton.configs == 2
 
 
-async def test_a_hung_engine_delays_no_stream_by_more_than_one_look(triton: FakeTriton) -> None:
+async def test_a_hung_engine_delays_no_stream_by_more_than_one_look(
+    triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
     triton.config_hangs = True
+    monkeypatch.setattr(passthrough, "FETCH_TIMEOUT_S", 0.25)
     async with running_sidecar({"e0": triton}) as sidecar:
         call = sidecar.stream()
-        async with asyncio.timeout(4):  # ten requests, one look of a second
+        async with asyncio.timeout(1.5):  # ten requests, one look of a quarter of a second
             for number in range(10):
                 await call.write(ids_request(str(number), ids=(number + 1,)))
             await sidecar.until(lambda: sidecar.driver.in_flight == 2)
