@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -14,7 +13,6 @@ from dev.broker import free_ports
 from sidecar.core.errors import SettingsError
 from sidecar.settings.limits import LimitSettings
 from sidecar.telemetry.connections import HttpServer
-from sidecar.telemetry.faults import NoFileLeft
 
 HALF = b"GET / HTTP/1.1\r\nHost: x\r\nX-Half: "
 SECRET = "the words of a prompt"
@@ -163,12 +161,3 @@ async def test_a_page_that_is_not_there_is_not_found(site: Site) -> None:
 async def test_a_port_that_is_taken_is_named(site: Site) -> None:
     with pytest.raises(SettingsError, match=f"http: cannot bind 127.0.0.1:{site.port}"):
         await HttpServer(web.Application(), LimitSettings()).start(f"127.0.0.1:{site.port}")
-
-
-def test_a_want_of_file_descriptors_is_said_once_a_minute() -> None:
-    only = NoFileLeft()
-    said = [
-        only.filter(logging.LogRecord("asyncio", logging.ERROR, "", 0, text, (), None))
-        for text in ("socket.accept() out of system resource\nsocket: x", "Task was destroyed") * 2
-    ]
-    assert said == [True, True, False, True]

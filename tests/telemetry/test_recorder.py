@@ -23,7 +23,6 @@ from sidecar.settings.recorder import RecorderSettings
 from sidecar.sim.replay import Replay, recorded, replay
 from sidecar.sim.segment import RecordingError
 from sidecar.telemetry import recorder as module
-from sidecar.telemetry import segment_files
 from sidecar.telemetry.recorder import Recorder
 from sidecar.telemetry.segment_files import SegmentFiles, segments
 
@@ -240,36 +239,12 @@ def test_the_queue_is_bounded_by_what_its_records_hold(tmp_path: Path, monkeypat
     assert run.recorder.state == stopped("the disk does not keep up with the events")
 
 
-def test_whatever_else_lies_in_the_directory_is_left_alone(tmp_path: Path) -> None:
-    for name in ("decisions-x.jsonl.gz", "decisions-000007.jsonl.gz.part", "notes.txt"):
-        (tmp_path / name).write_text("mine")
-    (tmp_path / "decisions-000005.jsonl.gz").mkdir()
-    run = Run(tmp_path)
-    assert run.step(10) == "running"
-    run.rest()
-
-    assert [each.name for each in segments(tmp_path)] == ["decisions-000001.jsonl.gz"]
-    assert (tmp_path / "decisions-x.jsonl.gz").read_text() == "mine"
-
-
 def test_a_directory_that_is_gone_is_made_again(tmp_path: Path) -> None:
     run = Run(tmp_path / "decisions")
     run.step(10)
     shutil.rmtree(tmp_path / "decisions")
     run.recorder._segment_records_max = 1  # the next record asks for a new segment
     assert run.step(3) == "running"
-
-
-def test_a_name_that_another_process_has_just_taken_is_not_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "decisions-000001.jsonl.gz").write_text("theirs")
-    monkeypatch.setattr(segment_files, "segments", lambda _directory: [])
-    run = Run(tmp_path)
-    run.rest()
-
-    assert (tmp_path / "decisions-000001.jsonl.gz").read_text() == "theirs"
-    assert replayed(tmp_path / "decisions-000002.jsonl.gz").mismatches == 0
 
 
 def test_a_state_that_cannot_be_recorded_stops_the_recorder_and_nothing_else(tmp_path: Path) -> None:
