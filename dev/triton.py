@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import shutil
 import signal
 import sysconfig
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from dev.broker import free_ports as free_ports
 from sidecar.call import Metadata
+from sidecar.cli.model_config import with_batch_size, with_parameters
 from sidecar.core.errors import SidecarError
 from sidecar.errors import EngineError, StreamBrokenError
 from sidecar.triton.client import EngineClient
@@ -249,33 +249,12 @@ def lay_out(directory: Path, settings: TritonSettings) -> None:
     common = {"tokenizer_dir": str(settings.tokenizer_dir)}
     for config in (directory / "models").glob("*/config.pbtxt"):
         (config.parent / "1").mkdir(exist_ok=True)  # an ensemble has no files, but Triton wants its version
+        text = config.read_text()
         if config.parent.name == ENGINE_MODEL:
-            config.write_text(
-                configured(with_slots(config.read_text(), settings.slots), {**common, **settings.engine_parameters})
-            )
-        else:
-            config.write_text(configured(config.read_text(), common))
-
-
-def with_slots(config: str, slots: int) -> str:
-    """A config.pbtxt whose engine decodes `slots` sequences together. Raises TritonError if it has no such line."""
-    config, found = re.subn(r"^max_batch_size:\s*\d+", f"max_batch_size: {slots}", config, flags=re.MULTILINE)
-    if not found:
-        raise TritonError("the engine model's config.pbtxt has no line max_batch_size")
-    return config
-
-
-def configured(config: str, parameters: Mapping[str, str]) -> str:
-    """A config.pbtxt with these values for the parameters that it already names.
-
-    Raises TritonError for one that it does not name, except where its tokenizer is: the ensemble has none.
-    """
-    for key, value in parameters.items():
-        pattern = rf'(key:\s*"{re.escape(key)}"\s*,?\s*value:?\s*\{{\s*string_value:\s*)"[^"]*"'
-        config, found = re.subn(pattern, lambda match, v=value: f'{match[1]}"{v}"', config)  # type: ignore[misc]
-        if not found and key != "tokenizer_dir":
-            raise TritonError(f"the engine model has no parameter {key!r}")
-    return config
+            text = with_parameters(with_batch_size(text, settings.slots), {**common, **settings.engine_parameters})
+        elif config.parent.name != "ensemble":  # which has no tokenizer
+            text = with_parameters(text, common)
+        config.write_text(text)
 
 
 def remove_shared_memory(prefix: str) -> None:

@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 FAILED, MISTAKEN, DEFECT, INTERRUPTED, UNREAD = 1, 2, 70, 130, 141
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "init": ("sidecar init", "sidecar init /srv/sidecar"),
+    "fill": (
+        "sidecar fill 70b-tp8",
+        "sidecar fill 8b-tp1 --out /serving --settings sidecar.yaml --triton 127.0.0.1:8011",
+    ),
     "serve": (
         "sidecar serve --config sidecar.yaml",
         "SIDECAR__ENGINES__0__TARGET=triton-1:8001 sidecar serve --config sidecar.yaml --log-format json",

@@ -202,4 +202,4 @@ def test_the_exit_codes_are_written_down() -> None:
     for code in (0, 1, 2, 70, 130, 141):
         assert f"| {code} |" in text
     for register in COMMANDS:
-        assert f"sidecar {register.__name__.removeprefix('register_')}" in text
+        assert f"sidecar {register.__name__.removeprefix('register_').replace('_', '-')}" in text

@@ -6,34 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.triton import TritonError, TritonSettings, configured, lay_out, with_slots
-
-CONFIG = """name: "tensorrt_llm"
-max_batch_size: 256  # sequences
-parameters: { key: "profile" value: { string_value: "" } }  # as fast as it goes
-parameters: {
-  key: "seed"
-  value: { string_value: "8" }
-}
-"""
-
-
-def test_parameters_are_set_where_the_model_names_them_and_nowhere_else() -> None:
-    text = configured(CONFIG, {"profile": "8b-a100", "seed": "16"})
-    assert 'key: "profile" value: { string_value: "8b-a100" }' in text
-    assert 'key: "seed"\n  value: { string_value: "16" }' in text
-    assert text.replace("8b-a100", "").replace('"16"', '"8"') == CONFIG
-
-
-def test_the_slots_are_the_engines_max_batch_size() -> None:
-    assert "max_batch_size: 16  # sequences" in with_slots(CONFIG, 16)
-    with pytest.raises(TritonError, match="max_batch_size"):
-        with_slots("name: 'x'", 16)
-
-
-def test_a_parameter_that_the_model_does_not_have_is_an_error() -> None:
-    with pytest.raises(TritonError, match="no parameter 'profil'"):
-        configured(CONFIG, {"profil": "8b-a100"})
+from dev.triton import TritonError, TritonSettings, lay_out
 
 
 def test_without_a_server_environment_the_remedy_is_named(tmp_path: Path) -> None:
