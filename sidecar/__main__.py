@@ -6,7 +6,7 @@ import os
 import sys
 
 try:
-    from sidecar.cli import chat, fill, init, items, main, operate, topics
+    from sidecar.cli import build_engine, chat, fill, init, items, main, operate, topics
     from sidecar.sim.replay import register_replay
     from sidecar.sim.simulate import register_simulate
 except KeyboardInterrupt:  # loading takes a second or two on a busy machine
@@ -14,6 +14,7 @@ except KeyboardInterrupt:  # loading takes a second or two on a busy machine
 
 COMMANDS = (
     init.register_init,
+    build_engine.register_build_engine,
     fill.register_fill,
     main.register_serve,
     items.register_submit,

@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 FAILED, MISTAKEN, DEFECT, INTERRUPTED, UNREAD = 1, 2, 70, 130, 141
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "init": ("sidecar init", "sidecar init /srv/sidecar"),
+    "build-engine": (
+        "sidecar build-engine 70b-tp8 --model /srv/llama-70b --out /srv/built --dry-run",
+        "sidecar build-engine 70b-awq-tp2 --model /srv/llama-70b --out /srv/built --calibration /srv/cnn_dailymail",
+    ),
     "fill": (
         "sidecar fill 70b-tp8",
         "sidecar fill 8b-tp1 --out /serving --settings sidecar.yaml --triton 127.0.0.1:8011",

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# 70b-awq-tp2: 18.5 GiB of weights and 51.0 GiB of KV cache per GPU: 334,547 tokens, 20 sequences of full length.
+set -euo pipefail
+docker run \
+  --rm \
+  --gpus all \
+  --ipc=host \
+  --ulimit memlock=-1 \
+  --ulimit stack=67108864 \
+  -v /srv/checkpoint:/model:ro \
+  -v /srv/built:/out \
+  -v /srv/cnn_dailymail:/calib:ro nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3 python3 /app/examples/quantization/quantize.py \
+  --qformat int4_awq \
+  --model_dir /model \
+  --output_dir /out/ckpt \
+  --dtype float16 \
+  --tp_size 2 \
+  --awq_block_size 128 \
+  --calib_size 32 \
+  --calib_dataset /calib
+docker run \
+  --rm \
+  --gpus all \
+  --ipc=host \
+  --ulimit memlock=-1 \
+  --ulimit stack=67108864 \
+  -v /srv/checkpoint:/model:ro \
+  -v /srv/built:/out \
+  -v /srv/cnn_dailymail:/calib:ro nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3 trtllm-build \
+  --checkpoint_dir /out/ckpt \
+  --output_dir /out/engine \
+  --workers 2 \
+  --gpt_attention_plugin float16 \
+  --gemm_plugin auto \
+  --remove_input_padding enable \
+  --kv_cache_type paged \
+  --context_fmha enable \
+  --use_paged_context_fmha enable \
+  --max_batch_size 64 \
+  --max_input_len 16383 \
+  --max_seq_len 16384 \
+  --max_num_tokens 2048
