@@ -29,6 +29,7 @@ class EngineCall:
     bad_words: tuple[Ids, ...] = ()
     embedding_bias: tuple[float, ...] = ()
     retention: Retention = RETENTION_DEFAULT
+    cache_salt: str | None = None  # calls of another salt find none of this one's KV blocks; only engine = llmapi
     returns: frozenset[str] = frozenset()  # the output tensors that it asked for by return_*
 
 

@@ -6,6 +6,7 @@ config and what the sidecar sends are compared with this description in tests/en
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
@@ -112,8 +113,11 @@ def is_stop(inputs: Inputs) -> bool:
     return bool(_scalar(inputs, "stop", False))
 
 
-def read_call(inputs: Inputs, *, exclude_input: bool = False) -> EngineCall:
-    """The call that the tensors of one request spell. Raises ValueError naming the tensor that is wrong."""
+def read_call(inputs: Inputs, *, exclude_input: bool = False, parameters: str = "") -> EngineCall:
+    """The call that the tensors of one request spell. Raises ValueError naming the tensor that is wrong.
+
+    `parameters` are the request's, as JSON: a string `cache_salt` parts its KV blocks from those of other salts.
+    """
     for name, array in inputs.items():
         _check(name, array)
     if _scalar(inputs, "beam_width", 1) != 1:
@@ -141,6 +145,7 @@ def read_call(inputs: Inputs, *, exclude_input: bool = False) -> EngineCall:
         bad_words=_words(inputs, "bad_words_list"),
         embedding_bias=tuple(inputs["embedding_bias"].ravel().tolist()) if "embedding_bias" in inputs else (),
         retention=_retention(inputs),
+        cache_salt=_salt(parameters),
         returns=frozenset(name for name in _RETURNS if _scalar(inputs, name, False)),
     )
 
@@ -247,6 +252,13 @@ def _retention(inputs: Inputs) -> Retention:
         )
     except ValueError as error:
         raise ValueError(f"retention tensors: {error}") from error
+
+
+def _salt(parameters: str) -> str | None:
+    salt = json.loads(parameters or "{}").get("cache_salt")
+    if not isinstance(salt, str | None):
+        raise ValueError(f"parameter 'cache_salt' must be a text, not {salt!r}")
+    return salt or None
 
 
 def _open(value: int, unit: int = 1) -> float:

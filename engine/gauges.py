@@ -30,6 +30,10 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "nv_trt_llm_general_metrics": ("general_type", ("timestamp", "iteration_counter")),
 }
+BUSY = (  # 0 in an engine at rest
+    *(("nv_trt_llm_request_metrics", name) for name in ("active", "scheduled", "context", "waiting")),
+    *(("nv_trt_llm_inflight_batcher_metrics", name) for name in ("total_context_tokens", "generation_requests")),
+)
 HISTOGRAMS: dict[str, str] = {  # label response_metric_type
     "nv_llm_input_token_len": "total_input_tokens",
     "nv_llm_output_token_len": "total_output_tokens",
@@ -47,6 +51,7 @@ class Gauges:
 
     values: dict[tuple[str, str], float] = field(default_factory=dict)
     iterations: int = 0
+    samples: int = 0  # taken
     lengths: list[tuple[int, int]] = field(default_factory=list)  # prompt tokens, output tokens
     wall_clock: Callable[[], float] = time.time
 
@@ -66,10 +71,22 @@ class Gauges:
             "nv_trt_llm_inflight_batcher_metrics": (step.prefill_tokens, len(step.decoding), 0, len(step.paused)),
             "nv_trt_llm_general_metrics": (self.wall_clock() * 1e6, batcher.iterations),
         }
-        self.iterations = batcher.iterations
-        for family, column in columns.items():
-            for name, value in zip(GAUGES[family][1], column, strict=True):
-                self.values[family, name] = value
+        named = {
+            (family, name): float(value)
+            for family, column in columns.items()
+            for name, value in zip(GAUGES[family][1], column, strict=True)
+        }
+        self.take(named, batcher.iterations)
+
+    def take(self, values: Mapping[tuple[str, str], float], iterations: int) -> None:
+        """Take a sample that somebody else made, after so many iterations."""
+        self.values.update(values)
+        self.iterations = iterations
+        self.samples += 1
+
+    def rest(self) -> None:
+        """The engine went idle: nobody is active in it any more, and nothing is computed."""
+        self.take(dict.fromkeys(BUSY, 0.0), self.iterations)
 
 
 class Export:
@@ -77,7 +94,7 @@ class Export:
 
     def __init__(self, family: Any, labels: Mapping[str, str]) -> None:
         self._families: list[Any] = []  # a metric lives as long as its family
-        self._iterations = -1
+        self._samples = 0
         self._gauges: dict[tuple[str, str], Any] = {}
         for name, (label, values) in GAUGES.items():
             gauge = self._family(family, name, family.GAUGE, f"TensorRT-LLM {name}")
@@ -95,10 +112,10 @@ class Export:
         ]
 
     def update(self, gauges: Gauges, overruns: int) -> None:
-        """Hand over the last sample, unless no iteration ran since: an idle engine's gauges keep what they say."""
-        if gauges.iterations == self._iterations:
+        """Hand over the last sample, unless none was taken since: an idle engine's gauges keep what they say."""
+        if gauges.samples == self._samples:
             return
-        self._iterations = gauges.iterations
+        self._samples = gauges.samples
         for key, value in list(gauges.values.items()):
             self._gauges[key].set(value)
         for lengths in [gauges.lengths.pop() for _ in range(len(gauges.lengths))]:

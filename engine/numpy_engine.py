@@ -123,6 +123,8 @@ class NumpyEngine:
             )
         if call.sequences > (most := self.settings.batcher.max_batch_size):
             raise UnsupportedError(f"tensor 'num_return_sequences' is {call.sequences}, but the batch holds {most}")
+        if call.cache_salt is not None:
+            raise UnsupportedError("parameter 'cache_salt': this engine's blocks are shared by all its calls")
         bias = self._bias(call)
         with self._wake:
             if self.broken:

@@ -48,7 +48,7 @@ LINES = {
     "offline": 5606,
     "telemetry": 2222,
     "cli": 1975,
-    "engine": 1860,
+    "engine": 2105,
     "dev": 5540,
 }
 FILE_LINES_MAX, FUNCTION_LINES_MAX = 400, 50

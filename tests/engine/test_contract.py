@@ -170,6 +170,15 @@ def test_a_wrong_tensor_is_named(wrong: dict[str, Any], names: str) -> None:
         read_call(required(**wrong))
 
 
+def test_a_salt_comes_as_a_parameter_of_the_request() -> None:
+    required = {name: np.array([[3]], np.int32) for name in ("input_ids", "input_lengths", "request_output_len")}
+    required["input_lengths"] = np.array([[1]], np.int32)
+    assert read_call(required, parameters='{"cache_salt": "team-a"}').cache_salt == "team-a"
+    assert read_call(required, parameters='{"priority": 1}').cache_salt is None
+    with pytest.raises(ValueError, match="parameter 'cache_salt' must be a text, not 7"):
+        read_call(required, parameters='{"cache_salt": 7}')
+
+
 def test_a_stop_is_told_from_a_call() -> None:
     assert (is_stop(required(stop=[[True]])), is_stop(required(stop=[[False]])), is_stop(required())) == (
         True,

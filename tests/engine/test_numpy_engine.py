@@ -150,6 +150,11 @@ def test_several_sequences_differ_and_the_call_ends_with_the_last() -> None:
         tiny_engine().submit(call(LONG, sequences=5, sampling=EngineSampling(top_k=50)), ignore)
 
 
+def test_a_salt_is_refused_where_all_calls_share_their_blocks() -> None:
+    with pytest.raises(UnsupportedError, match="parameter 'cache_salt'"):
+        tiny_engine().submit(call(LONG, cache_salt="team-a"), ignore)
+
+
 def test_ids_outside_the_vocabulary_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'input_ids' holds 99999, outside of 0\.\.\d+"):
         tiny_engine().submit(replace(call(LONG), input_ids=(1, 99999)), ignore)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from engine.gauges import COUNTERS, GAUGES, HISTOGRAMS, Export
+from engine.gauges import COUNTERS, GAUGES, HISTOGRAMS, Export, Gauges
 from engine.numpy_engine import NumpyEngine
 from engine.parameters import EngineParameters
 from engine.serving import build_engine, numpy_settings
@@ -106,6 +106,17 @@ def test_all_families_of_upstream_are_exported_and_move_only_with_iterations() -
     Family.seen[used][:] = [-1]
     export.update(engine.gauges, engine.overruns)
     assert Family.seen[used] == [-1]
+
+
+def test_that_an_engine_went_idle_is_exported_although_no_iteration_ran() -> None:
+    Family.seen = {}
+    gauges, export = Gauges(), Export(Family, {"model": "m", "version": "1"})
+    active = ("nv_trt_llm_request_metrics", "active")
+    gauges.take({active: 3.0}, 7)
+    export.update(gauges, 0)
+    gauges.rest()
+    export.update(gauges, 0)
+    assert Family.seen["nv_trt_llm_request_metrics", "1", "active", "m"] == [0]
 
 
 def test_the_executors_queue_is_in_no_gauge() -> None:

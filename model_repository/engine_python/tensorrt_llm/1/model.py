@@ -86,7 +86,7 @@ class TritonPythonModel:
                 stop()
             sender.send(pb_utils.InferenceResponse(output_tensors=[]), flags=FINAL)
             return
-        call = read_call(inputs, exclude_input=self._exclude_input)
+        call = read_call(inputs, exclude_input=self._exclude_input, parameters=request.parameters())
         number = next(self._numbers)
 
         with self._lock:  # a final part waits for it, so that the entry is there before it is removed
