@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 BELOW: dict[str, set[str]] = {
     "core": set(),
     "inflight": set(),
+    "plan": set(),
     "sim": {"core", "inflight"},
     "errors": {"core"},
     "call": {"core"},
@@ -28,10 +29,10 @@ BELOW: dict[str, set[str]] = {
 BELOW["frontend"] = BELOW["driver"] | {"driver"}
 BELOW["offline"] = BELOW["driver"]
 BELOW["app"] = BELOW["frontend"] | {"frontend", "offline"}
-BELOW["cli"] = BELOW["app"] | {"app", "sim", "inflight", "data"}
+BELOW["cli"] = BELOW["app"] | {"app", "sim", "inflight", "plan", "data"}
 BELOW["__main__"] = {"cli", "sim"}
 BELOW["engine"] = {"inflight"}
-PURE = ("core", "inflight")
+PURE = ("core", "inflight", "plan")
 IMPURE_STDLIB = {
     *("asyncio", "contextvars", "datetime", "http", "logging", "multiprocessing", "os", "pathlib", "queue", "random"),
     *("secrets", "select", "signal", "socket", "subprocess", "sys", "threading", "time", "urllib", "uuid"),
@@ -40,6 +41,7 @@ IMPURE_STDLIB = {
 LINES = {
     "core": 6064,
     "inflight": 912,
+    "plan": 232,
     "sim": 3947,
     "settings": 606,
     "triton": 1596,

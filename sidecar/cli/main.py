@@ -58,6 +58,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "sidecar simulate --workload origin --slots 8 --seeds 5 --hours 0.5",
         "sidecar simulate --arrivals monday.csv --policies online-only,ours --json -",
     ),
+    "plan": (
+        "sidecar plan --model 70b:4 --against 8b:1 --users 500",
+        "sidecar plan --cost 6,0.18 --batches 1,512 --usd-per-hour 3.00,0.90 --slo-ms 100 --plot cost.svg",
+        "sidecar plan --model 32b=32.8,64,8,128:2 --weights int4 --length 8192 --fit 1:18.7,64:21.2 --json -",
+    ),
     "replay": (
         "sidecar replay decisions/decisions-000001.jsonl.gz --check",
         "sidecar replay decisions/*.gz --what-if slots=16 window_ms=5 --profile 70b-tp4-a100",
