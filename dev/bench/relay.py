@@ -34,6 +34,7 @@ from sidecar.settings.limits import LimitSettings
 from sidecar.triton import wire
 from sidecar.triton.client import CHANNEL_OPTIONS, SERVICE, token_request
 
+SLOTS_MAX = 1024  # that the source claims to have
 TICK_S = 0.01  # between the tokens of one stream
 
 
@@ -209,7 +210,7 @@ def source_handlers() -> dict[str, Any]:
 
     async def model_config(_raw: bytes, _context: Any) -> bytes:
         answer = service_pb2.ModelConfigResponse()
-        answer.config.name, answer.config.max_batch_size = "tensorrt_llm", 8
+        answer.config.name, answer.config.max_batch_size = "tensorrt_llm", SLOTS_MAX
         for name, dims in (("input_ids", [-1]), ("input_lengths", [1]), ("request_output_len", [1])):
             answer.config.input.add(name=name, data_type=model_config_pb2.TYPE_INT32, dims=dims)
         return bytes(answer.SerializeToString())

@@ -8,7 +8,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from sidecar.core.errors import SettingsError, SidecarError
+from sidecar.core.events import Measured
 from sidecar.errors import EngineError, StreamBrokenError
 from sidecar.offline import broker_version
 from sidecar.offline.kafka_errors import LogError, call, hear_aiokafka
@@ -27,6 +28,14 @@ from sidecar.settings.offline import OfflineSettings
 from sidecar.telemetry.status_text import status_text
 from sidecar.triton.advice import with_advice
 from sidecar.triton.client import EngineClient
+from sidecar.triton.engine_size import (
+    EngineSize,
+    kv_sequences,
+    look_at_size,
+    of_gauges,
+    size_faults,
+    size_warnings,
+)
 from sidecar.triton.gauges import block_fault, measure
 from sidecar.triton.models import look, shares
 from sidecar.triton.tokenizer import Tokens
@@ -170,17 +179,45 @@ async def _engine_findings(engine: EngineEndpoint) -> AsyncIterator[tuple[str, s
             return
         async for finding in _model_findings(client, engine, where):
             yield finding
+        try:
+            sizes = await look_at_size(client, engine.model, PROBE_TIMEOUT_S)
+        except (EngineError, TimeoutError) as error:
+            sizes = ()
+            yield "warning", f"{where}: how large it is was not told: {error or type(error).__name__}"
     if engine.metrics_url is None:
         yield "warning", f"{where}: no metrics_url; load that is not ours stays unseen"
-        return
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)) as http:
-        measured = await measure(http, engine)
+    else:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)) as http:
+            scrape = await measure(http, engine)
+        sizes = (of_gauges(scrape), *sizes)
+        for finding in _gauge_findings(engine, scrape.measured, where):
+            yield finding
+    for finding in size_findings(engine, sizes):
+        yield finding[0], f"{where}: {finding[1]}"
+
+
+def _gauge_findings(engine: EngineEndpoint, measured: Measured, where: str) -> Iterator[tuple[str, str]]:
     if not measured.ok or measured.active_requests is None:
         yield "warning", f"{where}: no gauges of TensorRT-LLM on {engine.metrics_url}"
     else:
         yield "ok", f"{where}: gauges say {measured.active_requests} active requests"
     if fault := block_fault(engine, measured):
         yield "FAILED", f"{where}: {fault}"
+
+
+def size_findings(engine: EngineEndpoint, sizes: Sequence[EngineSize]) -> Iterator[tuple[str, str]]:
+    """How the settings stand to the engine's own word."""
+    faults, warnings = size_faults(engine, sizes), size_warnings(engine, sizes)
+    yield from (("FAILED", fault) for fault in faults)
+    yield from (("warning", each) for each in warnings)
+    if not faults and any(each.sequences_max for each in sizes):
+        yield "ok", f"{engine.slots} slots of {engine.tokens_max} tokens are within what it has"
+    if (found := kv_sequences(engine, sizes)) and found[1] < engine.slots:
+        yield (
+            "ok",
+            f"its KV cache of {found[0]:,} tokens holds {found[1]} sequences of {engine.tokens_max} tokens: with long"
+            f" ones it binds before the {engine.slots} slots do, and work waits for it",
+        )
 
 
 async def _model_findings(client: EngineClient, engine: EngineEndpoint, where: str) -> AsyncIterator[tuple[str, str]]:

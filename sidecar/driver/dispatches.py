@@ -66,6 +66,7 @@ class ProgressTicks:
     """Gathers tokens into one Progressed per engine and tick, which `report` takes."""
 
     def __init__(self, report: Callable[[Progressed], None]) -> None:
+        self.heard_s: dict[str, float] = {}  # by engine: when a token of it was last reported
         self._report = report
         self._ticks: dict[str, _Tick] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -91,6 +92,7 @@ class ProgressTicks:
         tick = self._ticks.get(engine)
         if tick is None or not tick.grown:
             return
+        self.heard_s[engine] = asyncio.get_running_loop().time()
         event = Progressed(
             engine=engine,
             tokens=tuple((each.dispatch.request_id, each.tokens - each.tokens_reported) for each in tick.grown),

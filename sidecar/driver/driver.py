@@ -45,6 +45,7 @@ from sidecar.driver import forecasts, verdicts
 from sidecar.driver.containment import Containment, EventQueue
 from sidecar.driver.dispatches import Alive, Dispatched, ProgressTicks
 from sidecar.driver.generation import Generation
+from sidecar.driver.hang_watch import Quiet
 from sidecar.driver.streams import Streams
 from sidecar.driver.verdicts import DispatchVerdict, fault_of
 from sidecar.driver.watchdog import Watchdog
@@ -79,6 +80,7 @@ class Driver:
         """
         self.scheduler = scheduler
         self.contained = Containment()
+        self.progress_timeout_s = progress_timeout_s
         self._intake = intake
         self._trouble = trouble
         self._tokens_max = {each.name: each.tokens_max for each in scheduler.settings[1]}
@@ -116,6 +118,15 @@ class Driver:
     def silences_s(self) -> dict[str, float]:
         """By engine: for how long the dispatch that waits longest has given no token. Absent if none is in flight."""
         return self._watchdog.silences_s()
+
+    def quiet(self, engine: str) -> Quiet | None:
+        """Return for how long nothing in flight on the engine has given a token. None if nothing is in flight."""
+        running = [each for each in self._in_flight() if each.dispatch.engine == engine]
+        if not running:
+            return None
+        since_s = max(min(each.begun_s for each in running), self._ticks.heard_s.get(engine, 0.0))
+        patience_s = max(self.progress_timeout_s, *(each.patience_s for each in running))
+        return Quiet(requests=len(running), seconds=self.now_s - since_s, patience_s=patience_s)
 
     def mint(self, prefix: str) -> str:
         """An id that no other request of this driver has."""

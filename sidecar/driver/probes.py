@@ -12,9 +12,12 @@ import aiohttp
 
 from sidecar.core.events import EngineUp, Measured
 from sidecar.driver.driver import Driver
+from sidecar.driver.hang_watch import HangWatch
 from sidecar.errors import EngineError, StreamBrokenError
+from sidecar.settings.file import EngineEndpoint
 from sidecar.triton.client import EngineClient
-from sidecar.triton.gauges import EngineAddress, block_fault, measure
+from sidecar.triton.engine_size import EngineSize, look_at_size, of_gauges, size_faults, size_warnings
+from sidecar.triton.gauges import EngineScrape, block_fault, measure
 
 PERIOD_S = 1.0  # also how soon a restarted engine gets work again
 TIMEOUT_S = 3.0
@@ -42,7 +45,7 @@ class Prober:
     def __init__(
         self,
         driver: Driver,
-        engine: EngineAddress,
+        engine: EngineEndpoint,
         client: EngineClient,
         changed: Changed,
         *,
@@ -57,6 +60,10 @@ class Prober:
         self._client = client
         self._changed = changed
         self._look_now = look_now or asyncio.Event()
+        self._hang = HangWatch(driver.progress_timeout_s)
+        self._sizes: tuple[EngineSize, ...] = ()  # as Triton said when the engine was about to come up
+        self._gauge_size: EngineSize | None = None
+        self._size_warnings: list[str] = []
         self._foreign_slots = 0
         self._failures = 0
         self._said = ""  # the reason that was told last
@@ -75,10 +82,10 @@ class Prober:
         """Probe until cancelled."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as http:
             while True:
-                self._judge(await self._fault())
+                self._judge(await self._fault() or await self._refusal())
                 self._look_at_reuse()
                 if self._engine.metrics_url is not None:
-                    self._measured(await measure(http, self._engine))
+                    self._scraped(await measure(http, self._engine))
                 self._look_now.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PERIOD_S):
@@ -100,6 +107,31 @@ class Prober:
             self.health = EngineProbes(up=False, reason=fault, since_s=self.health.since_s)
             if self._driver.now_s - self._said_s >= SAY_AGAIN_S:
                 self._tell()
+
+    async def _refusal(self) -> str:
+        """Why an engine that answers gets no work: the settings promise more than it has, or it hangs; "" = it does."""
+        if not self.up:
+            with contextlib.suppress(EngineError, TimeoutError):  # restricted, say: then nothing is known
+                self._sizes = await look_at_size(self._client, self._engine.model, TIMEOUT_S)
+        sizes = self.sizes
+        if faults := size_faults(self._engine, sizes):
+            return "; ".join(faults)
+        if (found := size_warnings(self._engine, sizes)) != self._size_warnings:
+            self._size_warnings = found
+            for each in found:
+                logger.warning("engine %s: %s", self._engine.name, each)
+        return self._hang.look(self._driver.quiet(self._engine.name), self._driver.now_s)
+
+    @property
+    def sizes(self) -> tuple[EngineSize, ...]:
+        """What the engine said of its size."""
+        return self._sizes if self._gauge_size is None else (self._gauge_size, *self._sizes)
+
+    def _scraped(self, scrape: EngineScrape) -> None:
+        if scrape.measured.ok:
+            self._gauge_size = of_gauges(scrape)
+            self._hang.counted(scrape.measured.iterations, self._driver.now_s)
+        self._measured(scrape.measured)
 
     def _measured(self, gauges: Measured) -> None:
         """Tell the driver. Say what contradicts the settings, and when load that is not ours comes and goes."""
@@ -142,6 +174,8 @@ class Prober:
         try:
             await self._client.stop(self._engine.model, "probe", TIMEOUT_S)
         except (EngineError, StreamBrokenError) as error:
+            self._hang.gone()
+            self._gauge_size = None
             return str(error) or type(error).__name__
         except Exception as error:  # a fault of one probe stays with it: the next one may succeed
             return f"the probe failed: {type(error).__name__}"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import isfinite
 from typing import Protocol
 
@@ -19,6 +21,7 @@ from sidecar.core.events import Measured
 logger = logging.getLogger(__name__)
 PAGE_BYTES_MAX = 4 << 20  # a page of a hundred models is a tenth of it; an endless one ends here
 VALUE_MAX = 2**53  # beyond it a float is no exact count
+REQUESTS = "nv_trt_llm_request_metrics"
 BLOCK_TOKENS_MAX = 4096  # TensorRT-LLM has up to 1,024; with one of a million nothing would fit, and all be refused
 
 _LINE = re.compile(r"^(nv_trt_llm_\w{1,80})\{([^{}\n]{1,1000})\} +(\S{1,40})(?: +-?\d{1,20})?\r?$", re.M)
@@ -43,15 +46,25 @@ class PageError(Exception):
     """The metrics page cannot be read; the message says why, without its contents."""
 
 
-async def measure(http: aiohttp.ClientSession, engine: EngineAddress) -> Measured:
-    """The engine's gauges; `ok=False` if they cannot be had, whatever the reason."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineScrape:
+    """What one look at the page gave: what the scheduler counts with, and what it does not."""
+
+    measured: Measured
+    sequences_max: int | None = None  # that the engine runs at a time
+
+
+async def measure(http: aiohttp.ClientSession, engine: EngineAddress) -> EngineScrape:
+    """The engine's gauges; `measured.ok` is False if they cannot be had, whatever the reason."""
     try:
-        return parse_gauges(engine.name, engine.model, await _page(http, str(engine.metrics_url)))
+        page = await _page(http, str(engine.metrics_url))
+        found = _gauges(engine.model, page)
+        return EngineScrape(measured=_measured(engine.name, found), sequences_max=found.get((REQUESTS, "max")))
     except (aiohttp.ClientError, TimeoutError, OSError, PageError) as error:
         logger.debug("engine %s: no gauges from %s: %r", engine.name, engine.metrics_url, error)
     except Exception as error:  # a fault of one scrape stays with it: aiohttp raises more than it documents
         logger.warning("engine %s: no gauges from %s: %s", engine.name, engine.metrics_url, type(error).__name__)
-    return Measured(engine=engine.name, ok=False)
+    return EngineScrape(measured=Measured(engine=engine.name, ok=False))
 
 
 async def _page(http: aiohttp.ClientSession, url: str) -> str:
@@ -85,6 +98,11 @@ def block_fault(engine: EngineAddress, measured: Measured) -> str:
 
 def parse_gauges(engine: str, model: str, text: str) -> Measured:
     """The `nv_trt_llm_*` gauges of this model on a Prometheus page. One without a sensible value is None."""
+    return _measured(engine, _gauges(model, text))
+
+
+def _gauges(model: str, text: str) -> dict[tuple[str, str], int | None]:
+    """By family and type."""
     found: dict[tuple[str, str], int | None] = {}
     for family, labels, value in _LINE.findall(text):
         named = dict(_LABEL.findall(labels))
@@ -95,6 +113,10 @@ def parse_gauges(engine: str, model: str, text: str) -> Measured:
                 key, count = (family, kind), _count(value)
                 # Two lines that differ (two versions of the model, say) leave the gauge unknown.
                 found[key] = count if found.get(key, count) == count else None
+    return found
+
+
+def _measured(engine: str, found: Mapping[tuple[str, str], int | None]) -> Measured:
     blocks = "nv_trt_llm_kv_cache_block_metrics"
     tokens_per_block = found.get((blocks, "tokens_per"))
     if tokens_per_block is not None and tokens_per_block > BLOCK_TOKENS_MAX:
@@ -102,7 +124,7 @@ def parse_gauges(engine: str, model: str, text: str) -> Measured:
     return Measured(
         engine=engine,
         ok=True,
-        active_requests=found.get(("nv_trt_llm_request_metrics", "active")),
+        active_requests=found.get((REQUESTS, "active")),
         kv_blocks_max=found.get((blocks, "max")),
         kv_blocks_free=found.get((blocks, "free")),
         tokens_per_block=tokens_per_block,

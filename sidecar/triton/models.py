@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -75,16 +76,23 @@ async def look(client: EngineClient, engine_model: str, timeout_s: float = LOOK_
     )
 
 
-async def _steps(client: EngineClient, model: str) -> tuple[str, ...]:
-    """The models that an ensemble names; none for any other model, and for one that is gone meanwhile."""
+async def config_of(client: EngineClient, model: str) -> Any | None:
+    """The model's config.pbtxt as Triton has it; None if there is no such model. Raises EngineError."""
     try:
         raw = await _ask(client, "ModelConfig", service_pb2.ModelConfigRequest(name=model))
+        return service_pb2.ModelConfigResponse.FromString(raw).config
+    except DecodeError:
+        raise EngineError("the answer cannot be read", grpc.StatusCode.INTERNAL) from None
     except EngineError as error:
         if error.code is grpc.StatusCode.NOT_FOUND:
-            return ()
+            return None
         raise
-    config = service_pb2.ModelConfigResponse.FromString(raw).config
-    return tuple(step.model_name for step in config.ensemble_scheduling.step)
+
+
+async def _steps(client: EngineClient, model: str) -> tuple[str, ...]:
+    """The models that an ensemble names; none for any other model, and for one that is gone meanwhile."""
+    config = await config_of(client, model)
+    return () if config is None else tuple(step.model_name for step in config.ensemble_scheduling.step)
 
 
 def _runs_on(model: str, engine_model: str, steps: Mapping[str, tuple[str, ...]]) -> bool:

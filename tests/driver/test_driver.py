@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from sidecar.call import Outcome, Timeline
 from sidecar.core.events import Action, Ended, EngineDown, EngineUp, Event, Failed, Lost, Progressed, Stopped
 from sidecar.core.request import EndReason, Request
@@ -134,6 +136,28 @@ async def test_an_engine_that_hangs_loses_its_streams_when_it_is_found_down(trit
         resumed.tokens(2, final=True)
         assert (await item).output_ids == (4, 2)
     assert [type(each).__name__ for each in watcher.terminal()] == ["Lost", "Lost", "Ended"]
+
+
+async def test_the_driver_knows_for_how_long_an_engine_gave_nobody_a_token(triton: FakeTriton) -> None:
+    async with running_sidecar({"e0": triton}, progress_timeout_s=7.0) as sidecar:
+        driver = sidecar.driver
+        assert driver.quiet("e0") is None
+
+        def since_s() -> float:
+            found = driver.quiet("e0")
+            assert found is not None
+            assert (found.requests, found.patience_s >= 7.0) == (1, True)
+            return driver.now_s - found.seconds
+
+        task = begin(sidecar, call())
+        request = await triton.next()
+        begun_s = since_s()
+        assert since_s() == pytest.approx(begun_s)
+        request.tokens(4)
+        await sidecar.until(lambda: since_s() > begun_s)
+        request.tokens(2, final=True)
+        await task
+        assert driver.quiet("e0") is None
 
 
 async def test_with_no_engine_up_callers_are_told_at_once_and_items_wait(triton: FakeTriton) -> None:

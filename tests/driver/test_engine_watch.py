@@ -72,5 +72,5 @@ async def test_whoever_suspects_an_engine_has_it_probed_at_once(
     health = watched.watch.health("e0")
     assert health is not None
     assert not health.up
-    assert watched.watch.faults("e0")[0] == f"down: {with_advice(health.reason)}"
+    assert watched.watch.faults("e0")[0] == f"down: {with_advice(health.reason)}"  # of whichever call failed first
     assert "engine e0 is down: model tensorrt_llm" in caplog.text

@@ -12,9 +12,11 @@ from aiohttp import web
 from dev.broker import free_ports
 from sidecar.core.events import Measured
 from sidecar.driver import probes
+from sidecar.driver.hang_watch import Quiet
 from sidecar.driver.probes import EngineProbes, Prober
 from sidecar.settings.file import EngineEndpoint
 from sidecar.triton.client import EngineClient
+from sidecar.triton.gauges import EngineScrape
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
 from tests.triton.test_gauges import PAGE
@@ -94,6 +96,80 @@ async def test_another_reason_is_told_again_but_not_with_every_probe(
         monkeypatch.setattr(probes, "SAY_AGAIN_S", 0.0)
         prober._judge("no such model")
         assert changes == [("e0", False, "refused"), ("e0", False, "no such model")]
+
+
+async def test_an_engine_smaller_than_the_settings_say_gets_no_work_until_it_is_larger(
+    triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "PERIOD_S", 0.001)
+    async with running_sidecar({"e0": triton}, up=False) as sidecar, EngineClient(triton.target) as client:
+        prober = Prober(
+            sidecar.driver, EngineEndpoint(name="e0", target=triton.target, slots=16), client, lambda *_: None
+        )
+        task = asyncio.create_task(prober.run())
+        await sidecar.until(lambda: prober.health.reason.startswith("slots is 16, but the engine runs at most 8"))
+        assert not sidecar.driver.scheduler.snapshot().engines["e0"].up
+        triton.sequences_max = 64
+        await sidecar.until(lambda: prober.up)
+        task.cancel()
+        await asyncio.wait((task,))
+
+
+async def test_a_gauge_that_says_less_than_the_config_takes_the_engine_out_of_service(
+    triton: FakeTriton, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(probes, "PERIOD_S", 0.001)
+    triton.sequences_max = 64
+    async with running_sidecar({"e0": triton}, up=False) as sidecar, EngineClient(triton.target) as client:
+        prober = Prober(
+            sidecar.driver, EngineEndpoint(name="e0", target=triton.target, slots=16), client, lambda *_: None
+        )
+        task = asyncio.create_task(prober.run())
+        await sidecar.until(lambda: prober.up)
+        assert caplog.text.count("slots is 16 of the 64 sequences that the engine runs at a time") == 1
+        prober._scraped(EngineScrape(measured=Measured(engine="e0", ok=True), sequences_max=8))
+        await sidecar.until(lambda: not prober.up)
+        assert 'at most 8 sequences at a time (its gauge request_type="max")' in prober.health.reason
+        task.cancel()
+        await asyncio.wait((task,))
+
+
+async def test_an_engine_whose_config_is_restricted_comes_up_all_the_same(
+    triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton.key = ("triton-grpc-protocol-admin-key", "secret")
+    triton.sequences_max = 1
+    async with running_sidecar({"e0": triton}, up=False) as sidecar, EngineClient(triton.target) as client:
+        monkeypatch.setattr(client, "stop", _answers)
+        prober = Prober(sidecar.driver, EngineEndpoint(name="e0", target=triton.target), client, lambda *_: None)
+        task = asyncio.create_task(prober.run())
+        await sidecar.until(lambda: prober.up)
+        task.cancel()
+        await asyncio.wait((task,))
+
+
+async def _answers(*_: object) -> None:
+    """A stop that gets through."""
+
+
+async def test_an_engine_that_answers_probes_and_gives_nobody_a_token_is_down_and_says_why(
+    triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "PERIOD_S", 0.001)
+    async with (
+        running_sidecar({"e0": triton}, progress_timeout_s=0.05) as sidecar,
+        EngineClient(triton.target) as client,
+    ):
+        prober = Prober(sidecar.driver, EngineEndpoint(name="e0", target=triton.target), client, lambda *_: None)
+        task = asyncio.create_task(prober.run())
+        await sidecar.until(lambda: prober.up)
+        monkeypatch.setattr(sidecar.driver, "quiet", lambda _: Quiet(requests=2, seconds=0.06, patience_s=0.05))
+        await sidecar.until(lambda: not prober.up)
+        assert prober.health.reason == "it hangs: 2 requests run on it and got no token for 0 s"
+        monkeypatch.setattr(sidecar.driver, "quiet", lambda _: None)
+        await sidecar.until(lambda: prober.up)  # it gets another try
+        task.cancel()
+        await asyncio.wait((task,))
 
 
 async def test_a_fault_of_a_probe_is_a_reason_to_be_down_and_no_end(triton: FakeTriton) -> None:

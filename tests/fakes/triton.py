@@ -114,6 +114,8 @@ class FakeTriton:
         self.version = "2.71.0"
         self.configs = 0  # ModelConfig calls so far
         self.config_hangs = False
+        self.parameters: dict[str, str] = {}  # of both models' configs
+        self.sequences_max = 8
         self.extra_inputs: list[str] = []  # optional ones of both models, as after a reload
         self.living = True  # else ServerLive gets no answer
         self.slow_begun = asyncio.Event()  # a ModelInfer of model "slow" has come
@@ -238,7 +240,9 @@ class FakeTriton:
         kind = "ensemble" if name == self.text_model else "tensorrt_llm"
         answer = service_pb2.ModelConfigResponse()
         answer.config.name = name
-        answer.config.max_batch_size = 8
+        answer.config.max_batch_size = self.sequences_max
+        for key, value in self.parameters.items():
+            answer.config.parameters[key].string_value = value
         for input_name, datatype, dims, optional in _INPUTS[kind]:
             answer.config.input.add(
                 name=input_name, data_type=model_config_pb2.DataType.Value(datatype), dims=dims, optional=optional

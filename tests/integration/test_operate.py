@@ -48,7 +48,18 @@ async def test_the_doctor_finds_engine_models_and_gauges(triton: Triton, tmp_pat
     code, output = await run("doctor", "--config", str(file))
     assert code == 0, output
     verdicts = [line.split()[0] for line in output.splitlines()]
-    assert verdicts == ["ok"] * 6
+    assert verdicts == ["ok"] * 7
+
+
+async def test_more_than_the_engine_has_fails_the_doctor(triton: Triton, tmp_path: Path) -> None:
+    settings = sidecar_settings(triton)
+    settings["engines"][0] |= {"slots": 16, "tokens_max": 4096}
+    file = tmp_path / "sidecar.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    code, output = await run("doctor", "--config", str(file))
+    assert code == 1
+    assert "slots is 16, but the engine runs at most 8 sequences at a time (its config.pbtxt)" in output
+    assert "tokens_max is 4096, but a sequence of this engine ends at 2048 tokens (its config.pbtxt)" in output
 
 
 async def test_the_doctor_fails_where_no_engine_and_no_kafka_answers(triton: Triton, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sidecar.core.events import Measured
 from sidecar.settings.file import EngineEndpoint
 from sidecar.triton import gauges
-from sidecar.triton.gauges import block_fault, measure, parse_gauges
+from sidecar.triton.gauges import EngineScrape, block_fault, measure, parse_gauges
 
 PAGE = """# HELP nv_trt_llm_request_metrics TensorRT-LLM request metrics
 # TYPE nv_trt_llm_request_metrics gauge
@@ -120,7 +120,7 @@ class Page:
     async def measured(self, handler: Handler) -> Measured:
         self.handler = handler
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http:
-            return await measure(http, Engine(self.url))
+            return (await measure(http, Engine(self.url))).measured
 
 
 @pytest_asyncio.fixture
@@ -183,4 +183,4 @@ async def test_an_error_page_a_closed_port_and_a_senseless_address_are_failed_sc
     assert await page.measured(refused) == FAILED
     async with aiohttp.ClientSession() as http:
         for url in ("http://127.0.0.1:1/metrics", "not an address", "ftp://127.0.0.1/", "http://[::1", ""):
-            assert await measure(http, Engine(url)) == FAILED
+            assert await measure(http, Engine(url)) == EngineScrape(measured=FAILED)
