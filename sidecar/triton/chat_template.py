@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +30,7 @@ RENDER_S = 2.0  # of one rendering; a template that asks for more is at fault
 PRIVATE = range(0xE000, 0xF8FF)  # characters that mean nothing, so that texts hardly hold them
 PROBE = "probe"
 PRODUCT_MAX = 1e9
+_TIMED = "while there is time"  # a filter that no template can name
 _UNTIL: ContextVar[float] = ContextVar("until")
 Messages = Sequence[tuple[str, str]]  # role and content
 
@@ -57,7 +58,8 @@ class ChatTemplate:
     def __init__(self, source: str, special: Mapping[str, str], added: Mapping[str, bool]) -> None:
         """`added`: the tokenizer's added tokens, and whether each is special, or an end id."""
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self._template = environment.from_string(_timed(environment.parse(source)))
         except (TemplateError, RecursionError, ValueError) as error:
             raise ChatTemplateError(f"the chat template does not compile: {type(error).__name__}") from None
         self._special = dict(special)
@@ -163,8 +165,21 @@ def _check_time() -> None:
         raise ChatTemplateError(f"the chat template takes more than {RENDER_S:g} s")
 
 
+def _timed(tree: nodes.Template) -> nodes.Template:
+    """Make each loop of the template end once the time is over: Jinja calls nothing of ours between two rounds."""
+    for loop in tree.find_all(nodes.For):
+        loop.iter = nodes.Filter(loop.iter, _TIMED, [], [], None, None, lineno=loop.lineno)
+    return tree
+
+
+def _while_there_is_time(values: Iterable[Any]) -> Iterator[Any]:
+    for each in values:
+        _check_time()
+        yield each
+
+
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja as transformers sets it up. Each look-up, call and product ends once the time is over."""
+    """Jinja as transformers sets it up. Each look-up, call, product and round ends once the time is over."""
 
     intercepted_binops = frozenset(("*", "**"))
 
@@ -207,6 +222,7 @@ def _environment() -> _Environment:
     extensions = ["jinja2.ext.loopcontrols", _Generation]
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _tojson
+    environment.filters[_TIMED] = _while_there_is_time
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment

@@ -81,6 +81,10 @@ def test_what_a_template_joins_into_a_marker_is_refused() -> None:
         ("{% for i in range(1000000) %}x{% endfor %}", "fails: OverflowError"),
         ("{% for i in range(9) %}" + "x" * 200_000 + "{% endfor %}", "writes more than"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes more than"),
+        (
+            "{% set l = range(99999)|list %}{% for i in l %}{% for j in l %}{% endfor %}{% endfor %}",
+            "takes more than",
+        ),
         ("{% include 'x' %}", "refuses|fails"),
         ("{% if %}", "does not compile"),
     ],
