@@ -22,10 +22,9 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"the model needs numpy < 2 in the server, not {np.__version__}")
         parameters = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"]) / parameters["tokenizer_dir"]["string_value"]
-        ends = folder.resolve() / "generation_config.json"  # where they are no special tokens, they are no text either
-        found = json.loads(ends.read_text(encoding="utf-8")).get("eos_token_id") if ends.is_file() else []
-        self._end_ids = frozenset(found if isinstance(found, list) else [found])
         self._tokenizer = Tokenizer.from_file(str(folder.resolve() / "tokenizer.json"))
+        # Where they are no special tokens, they are no text either.
+        self._end_ids = frozenset(end_ids(parameters, folder.resolve(), self._tokenizer))
         self._skip_special_tokens = parameters["skip_special_tokens"]["string_value"].lower() == "true"
 
     def execute(self, requests):
@@ -45,3 +44,30 @@ class TritonPythonModel:
         skip = self._skip_special_tokens
         shown = [each for each in ids if not (skip and each in self._end_ids)]
         return self._tokenizer.decode(shown, skip_special_tokens=skip).encode()
+
+
+def end_ids(parameters, folder, tokenizer):
+    """What ends an answer: the parameter, else generation_config.json's eos_token_id, else tokenizer_config.json's
+    eos_token. Pre- and postprocessing have this function alike, and the sidecar has the same rule."""
+    found = [int(each) for each in parameters.get("end_ids", {}).get("string_value", "").split()]
+    if not found:
+        stated = read(folder / "generation_config.json").get("eos_token_id")
+        found = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    if not found:
+        eos = read(folder / "tokenizer_config.json").get("eos_token")
+        name = eos.get("content") if isinstance(eos, dict) else eos
+        found = [] if name is None else [tokenizer.token_to_id(name)]
+    if not found or not all(type(each) is int and tokenizer.id_to_token(each) is not None for each in found):
+        message = (
+            f"neither the files in {folder} nor the parameter end_ids name ids of the vocabulary that end an answer"
+        )
+        raise pb_utils.TritonModelException(message)
+    return list(dict.fromkeys(found))
+
+
+def read(file):
+    """The object in a JSON file; {} if there is no such file."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise pb_utils.TritonModelException(f"{file} is no JSON: {error}") from None

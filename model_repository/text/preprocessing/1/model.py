@@ -21,7 +21,7 @@ class TritonPythonModel:
         self._tokenizer = Tokenizer.from_file(str(folder.resolve() / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._end_ids = end_ids(folder.resolve(), self._tokenizer)
+        self._end_ids = end_ids(parameters, folder.resolve(), self._tokenizer)
         self._add_special_tokens = parameters["add_special_tokens"]["string_value"].lower() == "true"
 
     def execute(self, requests):
@@ -65,22 +65,31 @@ class TritonPythonModel:
         return rows
 
 
-def end_ids(folder, tokenizer):
-    """What ends an answer: eos_token_id of generation_config.json, else eos_token of tokenizer_config.json."""
-    found = read(folder / "generation_config.json").get("eos_token_id")
-    if found is None:
+def end_ids(parameters, folder, tokenizer):
+    """What ends an answer: the parameter, else generation_config.json's eos_token_id, else tokenizer_config.json's
+    eos_token. Pre- and postprocessing have this function alike, and the sidecar has the same rule."""
+    found = [int(each) for each in parameters.get("end_ids", {}).get("string_value", "").split()]
+    if not found:
+        stated = read(folder / "generation_config.json").get("eos_token_id")
+        found = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    if not found:
         eos = read(folder / "tokenizer_config.json").get("eos_token")
         name = eos.get("content") if isinstance(eos, dict) else eos
-        found = None if name is None else tokenizer.token_to_id(name)
-    found = found if isinstance(found, list) else [found]
-    if not found or not all(isinstance(each, int) and tokenizer.id_to_token(each) is not None for each in found):
-        raise pb_utils.TritonModelException(f"the files in {folder} name no id of the vocabulary that ends an answer")
-    return found
+        found = [] if name is None else [tokenizer.token_to_id(name)]
+    if not found or not all(type(each) is int and tokenizer.id_to_token(each) is not None for each in found):
+        message = (
+            f"neither the files in {folder} nor the parameter end_ids name ids of the vocabulary that end an answer"
+        )
+        raise pb_utils.TritonModelException(message)
+    return list(dict.fromkeys(found))
 
 
 def read(file):
     """The object in a JSON file; {} if there is no such file."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise pb_utils.TritonModelException(f"{file} is no JSON: {error}") from None
 
 
 def strings(request, name):
