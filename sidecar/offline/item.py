@@ -312,12 +312,16 @@ def _prompt_ids(stated: StatedItem, rules: ItemRules, tokens: Tokens) -> tuple[i
     tokens_max = rules.prompt_tokens_max(stated.model_asked)
     try:
         if isinstance(prompt, str):
-            return tokens.prompt_ids(prompt, tokens_max)
-        return tokens.chat_ids([(each.role, _content(each)) for each in prompt], tokens_max)
+            ids = tokens.prompt_ids(prompt, tokens_max)
+        else:
+            ids = tokens.chat_ids([(each.role, _content(each)) for each in prompt], tokens_max)
     except ChatTemplateError as error:
         raise DeadItemError(DeadReason.CHAT_TEMPLATE, f"{name}: {error}", param=name) from None
     except TextTooLongError as error:
         raise DeadItemError(DeadReason.TOO_LONG, f"{name}: {error}", param=name) from None
+    if not ids:
+        raise _invalid(name, f"{name}: the tokenizer makes no token of this text")
+    return ids
 
 
 def _content(message: Message) -> str:

@@ -150,8 +150,9 @@ class ServeSettings:
             address = getattr(self, name)
             require(is_address(address), f"{name} must be host:port, without http://, not '{address}'")
         require(self.listen != self.http or not port_of(self.http), f"listen and http are the same: {self.http}")
-        file = self.tokenizer / "tokenizer.json" if self.tokenizer and self.tokenizer.is_dir() else self.tokenizer
-        require(file is None or file.is_file(), f"tokenizer: no such file: {file}")
+        # Whether a directory holds a tokenizer is said where it is read, with what to do.
+        found = self.tokenizer is None or self.tokenizer.exists()
+        require(found, f"tokenizer: no such file: {self.tokenizer}")
         require(all(each >= 0 for each in self.end_ids), f"end_ids must be >= 0: {self.end_ids}")
 
 

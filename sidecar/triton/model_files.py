@@ -45,10 +45,9 @@ def _template(directory: Path, config: dict[str, Any]) -> str | None:
             return file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"cannot read {file}: {error}") from None
-    found = config.get("chat_template")
+    found = config.get("chat_template") or None
     if isinstance(found, list):
-        objects = [each for each in found if isinstance(each, dict) and isinstance(each.get("name"), str | None)]
-        named = {each.get("name"): each.get("template") for each in objects}
+        named = {str(each.get("name")): each.get("template") for each in found if isinstance(each, dict)}
         found = named.get("default") or (next(iter(named.values())) if len(named) == 1 else None)
         if not isinstance(found, str):
             raise SettingsError(f"{directory / CONFIG}: chat_template names no `default` among several")

@@ -74,6 +74,8 @@ class Tokens:
         """
         file = tokenizer_file(path)
         files = read_model_files(file.parent)
+        if not file.is_file():
+            raise SettingsError(f"{path} holds no tokenizer.json{_instead(file.parent)}")
         try:
             tokenizer = whole(Tokenizer.from_file(str(file)))
         except Exception as error:  # `tokenizers` raises nothing more precise
@@ -141,6 +143,15 @@ class Tokens:
         """The text of output ids, special tokens and those that end an answer left out."""
         shown = [each for each in ids if each not in self._end_ids]
         return str(self._tokenizer.decode(shown, skip_special_tokens=True))
+
+
+def _instead(directory: Path) -> str:
+    """What to do with the older files that are there in its place."""
+    older = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tekken.json")
+    found = next((name for name in older if (directory / name).is_file()), None)
+    if found is None:
+        return ""
+    return f", only {found}: AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers writes one from it"
 
 
 def _end_ids(tokenizer: Tokenizer, file: Path, files: ModelFiles, stated: Sequence[int]) -> tuple[int, ...]:

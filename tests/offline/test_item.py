@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
+from tokenizers import Tokenizer, models
 
 from sidecar.core.request import EndReason
 from sidecar.offline.item import (
@@ -437,3 +438,12 @@ def test_a_chat_that_the_template_refuses_is_a_dead_letter_by_name(tmp_path: Pat
     with pytest.raises(DeadItemError, match="messages: the chat template refuses these messages: roles must") as raised:
         read_item(record(value), RULES, tokens)
     assert (raised.value.reason, raised.value.param) == (DeadReason.CHAT_TEMPLATE, "messages")
+
+
+def test_a_text_without_a_token_is_refused_by_name(tmp_path: Path) -> None:
+    tokenizer: Any = Tokenizer(models.BPE())  # it knows added words alone, and drops the rest
+    tokenizer.add_special_tokens(["<e>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tokens = Tokens.load(tmp_path / "tokenizer.json", (0,))
+    with pytest.raises(DeadItemError, match="prompt: the tokenizer makes no token of this text"):
+        read_item(record({"id": "a", "prompt": "how far"}), RULES, tokens)

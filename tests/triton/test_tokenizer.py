@@ -110,6 +110,38 @@ def test_a_directory_that_cannot_end_an_answer_is_refused_by_name(tmp_path: Path
         Tokens.load(directory)
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds no tokenizer.json$"),
+        ({"tokenizer.model": b"\n"}, r"holds no tokenizer.json, only tokenizer.model: AutoTokenizer\.from_pretrained"),
+        ({"vocab.json": b"{}", "merges.txt": b""}, "holds no tokenizer.json, only vocab.json"),
+        ({"tokenizer.json": b"{"}, "tokenizer.json is no tokenizer: EOF"),
+        ({"tokenizer_config.json": b"{"}, "tokenizer_config.json is no JSON"),
+        ({"tokenizer_config.json": b"\xff"}, "tokenizer_config.json is no JSON"),
+        ({"tokenizer_config.json": b"[" * 100_000}, "tokenizer_config.json is no JSON"),
+        ({"tokenizer_config.json": b"[]"}, "tokenizer_config.json must hold a JSON object"),
+        ({"generation_config.json": b"["}, "generation_config.json is no JSON"),
+        ({"chat_template.jinja": b"\xff"}, "cannot read .*chat_template.jinja"),
+        ({"tokenizer_config.json": b'{"chat_template": 7}'}, "chat_template must be text, or a list of named texts"),
+        ({"tokenizer_config.json": b'{"chat_template": [{"name": [], "template": 1}]}'}, "names no `default`"),
+        (
+            {"tokenizer_config.json": b'{"chat_template": [{"name": "a", "template": ""}, {"name": "b"}]}'},
+            "chat_template names no `default` among several",
+        ),
+    ],
+)
+def test_a_directory_with_odd_files_is_refused_with_what_is_wrong(
+    files: dict[str, bytes], message: str, tmp_path: Path
+) -> None:
+    if any(name.endswith(("_config.json", ".jinja")) for name in files):
+        llama_like(tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SettingsError, match=message):
+        Tokens.load(tmp_path)
+
+
 def test_a_file_that_cuts_prompts_for_training_cuts_none_here(tmp_path: Path) -> None:
     tokens = Tokens.load(llama_like(tmp_path))
     assert len(tokens.encode_prompt("a" * 50)) == 51
