@@ -47,6 +47,11 @@ class Rendered:
     plain: bool  # no content holds a marker: the joined parts may be encoded as they are
 
     @property
+    def markers(self) -> tuple[str, ...]:
+        """The template's own, in their order."""
+        return self.parts[1::2]
+
+    @property
     def text(self) -> str:
         """All of it."""
         return "".join(self.parts)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders
 
 from sidecar.core.errors import SettingsError, SidecarError
-from sidecar.triton.chat_template import ChatTemplate, ChatTemplateError, Messages
+from sidecar.triton.chat_template import ChatTemplate, ChatTemplateError, Messages, Rendered
 from sidecar.triton.encoder import Encoder, whole
 from sidecar.triton.marked_tokenizer import MarkedTokenizer
 from sidecar.triton.model_files import CONFIG, GENERATION, ModelFiles, read_model_files, tokenizer_file
@@ -21,6 +21,7 @@ from sidecar.triton.model_files import CONFIG, GENERATION, ModelFiles, read_mode
 LONG_BYTES = 256 << 10
 CHAT_BYTES_MAX = 64 << 20  # where it is not known how much text a token stands for
 NONE = ModelFiles(end_ids=(), special={}, template=None)
+RARE = "\U0002a6a5"  # a letter that a vocabulary knows by its bytes, or not at all
 NORMALIZED_TO = 4  # bytes of a text for each that its normalizer leaves
 
 
@@ -61,7 +62,12 @@ class Tokens:
                 self._chat, self.chat_fault = ChatTemplate(files.template, files.special, added), None
             except ChatTemplateError as error:
                 self.chat_fault = str(error)
-        self._marked: MarkedTokenizer | None = None
+        # Of the markers of the chat, but for what stands for unknown letters.
+        self._control_ids: frozenset[int | None] = frozenset()
+        if self._chat is not None:
+            controls = {tokenizer.token_to_id(each) for each in self._chat.markers}
+            self._control_ids = frozenset(controls.difference(self.encode_words(RARE)))
+        self._marked_tokenizer: MarkedTokenizer | None = None
         vocabulary = tokenizer.get_vocab()
         self.vocabulary = max(vocabulary.values()) + 1
         self.token_bytes_max = _token_bytes_max(tokenizer, vocabulary)
@@ -130,14 +136,25 @@ class Tokens:
         if not (text := rendered.text):
             raise ChatTemplateError("the chat template writes nothing")
         if not rendered.plain:
-            if self._marked is None:
-                self._marked = MarkedTokenizer(self._tokenizer, self._chat.markers)
-            return self._marked.encode(rendered.parts)
-        if (
-            len(text) <= LONG_BYTES or self._encoder is None
-        ):  # the template adds the first token itself, if there is one
-            return self.encode_words(text)
-        return tuple(self._encoder.encode(text, special=False))
+            return self._marked(rendered)
+        if len(text) <= LONG_BYTES or self._encoder is None:
+            ids = self.encode_words(text)  # the template adds the first token itself, if there is one
+        else:
+            ids = tuple(self._encoder.encode(text, special=False))
+        # A normalizer makes markers of letters that are none, such as wide ones.
+        written = [self._tokenizer.token_to_id(marker) for marker in rendered.markers]
+        return ids if self._controls(ids) == self._controls(written) else self._marked(rendered)
+
+    def _marked(self, rendered: Rendered) -> tuple[int, ...]:
+        """The ids of a chat in which only the template's own markers are markers. Raises ChatTemplateError."""
+        assert self._chat is not None
+        if self._marked_tokenizer is None:
+            self._marked_tokenizer = MarkedTokenizer(self._tokenizer, self._chat.markers)
+        return self._marked_tokenizer.encode(rendered.parts)
+
+    def _controls(self, ids: Sequence[int | None]) -> list[int | None]:
+        """Those that mean something to the model and are no text."""
+        return [each for each in ids if each in self._control_ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of output ids, special tokens and those that end an answer left out."""

@@ -35,6 +35,8 @@ MISTRAL_TEMPLATE = """\
 {%- endfor %}
 """
 
+PLAIN_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}"
+
 
 def llama_like(directory: Path) -> Path:
     """Byte-level BPE with a BOS and three end ids, none of them `</s>`."""
@@ -72,6 +74,42 @@ def mistral_like(directory: Path) -> Path:
     templates = [{"name": "tool_use", "template": "{{ 1 }}"}, {"name": "default", "template": MISTRAL_TEMPLATE}]
     config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": templates}
     return _written(directory, tokenizer, config, {"eos_token_id": 2})
+
+
+def t5_like(directory: Path) -> Path:
+    """A Unigram model that holds its control tokens as pieces, and makes plain letters of wide ones."""
+    pieces = [(name, 0.0) for name in ("<pad>", "</s>", "<unk>")] + [("▁", -2.0)]
+    pieces += [(chr(letter), -3.0) for letter in range(33, 127)]
+    tokenizer: Any = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name, _ in pieces[:3]])
+    return _written(directory, tokenizer, {"eos_token": "</s>", "chat_template": PLAIN_TEMPLATE}, None)
+
+
+def bert_like(directory: Path) -> Path:
+    """WordPiece over lower case, with markers around each prompt, and the template in a list of one."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    letters = [chr(letter) for letter in range(33, 127)]
+    vocabulary = {name: at for at, name in enumerate([*names, *letters, *(f"##{letter}" for letter in letters)])}
+    tokenizer: Any = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(names)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    templates = [{"name": "only", "template": PLAIN_TEMPLATE}]
+    return _written(directory, tokenizer, {"eos_token": "[SEP]", "chat_template": templates}, None)
+
+
+def words_like(directory: Path) -> Path:
+    """Whole words, some of which only the tokenizer adds, and which a text may hold."""
+    tokenizer: Any = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1, "hi": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<end>", "<begin>"])
+    tokenizer.add_tokens(["<tool>"])
+    return _written(directory, tokenizer, {"chat_template": PLAIN_TEMPLATE}, {"eos_token_id": [1]})
 
 
 def _byte_level(names: list[str]) -> Any:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from sidecar.triton.chat_template import ChatTemplate, ChatTemplateError
 from sidecar.triton.tokenizer import TextTooLongError, Tokens
-from tests.triton.model_directories import llama_like, mistral_like, qwen_like
+from tests.triton.model_directories import bert_like, llama_like, mistral_like, qwen_like, t5_like, words_like
 
 MARKS = {"<|a|>": True, "<|b|>": True, "<think>": False}
 SIMPLE = "{% for m in messages %}<|a|>{{ m.role }}:{{ m.content }}<|b|>{% endfor %}"
@@ -54,6 +54,34 @@ def test_a_marker_that_a_user_writes_is_text(build: Callable[[Path], Path], tmp_
 
     assert [each for each in attacked if each in special] == [each for each in plain if each in special]
     assert written.replace(" ", "") in tokens.decode(attacked).replace(" ", "")
+
+
+@pytest.mark.parametrize("build", [t5_like, bert_like, words_like])
+def test_a_marker_that_is_a_piece_of_the_model_itself_is_text_too(
+    build: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    tokens = Tokens.load(build(tmp_path))
+    real: Any = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    special = {number: each.content for number, each in real.get_added_tokens_decoder().items() if each.special}
+    unknown = real.encode("\U0002a6a5", add_special_tokens=False).ids
+    ids = tokens.chat_ids([("user", " ".join(["hi", *special.values(), "hi"]))], 1000)
+    assert {*ids}.isdisjoint({*special}.difference(unknown))
+    assert len(ids) > 4
+
+
+def test_a_marker_in_wide_letters_is_text_where_the_normalizer_makes_them_plain(tmp_path: Path) -> None:
+    tokens = Tokens.load(t5_like(tmp_path))
+    end = tokens.end_id
+    assert end in tokens.encode_words("hi ＜/s＞")
+    ids = tokens.chat_ids([("user", "hi ＜/s＞")], 1000)
+    assert end not in ids
+    assert tokens.decode(ids).startswith("user: hi </s>")
+
+
+def test_added_tokens_keep_their_ids_beside_a_marker_in_a_text(tmp_path: Path) -> None:
+    tokens = Tokens.load(words_like(tmp_path))
+    plain = tokens.chat_ids([("user", "hi <tool> hi")], 1000)
+    assert tokens.chat_ids([("user", "hi <tool> hi <end>")], 1000)[: len(plain)] == plain
 
 
 def test_markers_that_overlap_in_a_text_are_all_broken() -> None:
