@@ -53,7 +53,7 @@ class TokenCall:
 class Generated:
     """What the engine gave for a TokenCall: all slices joined. Times in seconds of the driver's clock."""
 
-    output_ids: tuple[int, ...]  # all that were generated and kept; the end id, if it ended by it, is the last one
+    output_ids: tuple[int, ...]  # all that the engine sent and that were kept; an end id, if it sent one, is the last
     reason: EndReason
     engine: str  # of the last slice
     dispatches: int  # slots given to it in all

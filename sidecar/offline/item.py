@@ -238,6 +238,16 @@ def _fits_by_bytes(stated: StatedItem, rules: ItemRules) -> bool:
     return len(stated.prompt.encode()) + SPECIAL_TOKENS_MAX + stated.output_tokens_max <= tokens_max
 
 
+def completion_tokens(item: Item, generated: Generated) -> int:
+    """Return how many tokens the answer has, without the end id.
+
+    The engine holds back the first end id and sends a further one: the count must not depend on which of them it was.
+    """
+    ids, call = generated.output_ids, item.call
+    ended = generated.reason is EndReason.END_ID and ids and ids[-1] in (call.end_id, *call.further_end_ids)
+    return len(ids) - 1 if ended else len(ids)
+
+
 def result_value(
     record: Record, item: Item, generated: Generated, tokens: Tokens, created_s: float | None = None
 ) -> bytes:
@@ -248,7 +258,7 @@ def result_value(
     text = tokens.decode(generated.output_ids) if generated.text is None else generated.text
     finish = "length" if generated.reason is EndReason.LENGTH else "stop"
     content = {"message": {"role": "assistant", "content": text, "refusal": None}} if item.chat else {"text": text}
-    prompt, completion = len(item.call.prompt_ids), len(generated.output_ids)
+    prompt, completion = len(item.call.prompt_ids), completion_tokens(item, generated)
     body = {
         "id": record.source,
         "object": "chat.completion" if item.chat else "text_completion",
@@ -367,7 +377,10 @@ def _provenance(item: Item, generated: Generated) -> dict[str, Any]:
         "grants": generated.dispatches,
         "seed": item.call.sampling.seed,
         "timing": {"queue_wait_s": round(generated.queue_wait_s, 4), "first_token_to_end_s": round(running_s, 4)},
-        "cost": {"tokens": len(item.call.prompt_ids) + len(generated.output_ids), "grants": generated.dispatches},
+        "cost": {
+            "tokens": len(item.call.prompt_ids) + completion_tokens(item, generated),
+            "grants": generated.dispatches,
+        },
     }
 
 

@@ -411,10 +411,21 @@ def test_a_chat_is_written_by_the_models_template_and_ends_by_any_of_its_end_ids
     assert item.call.prompt_ids.count(261) == 1
     assert (item.call.end_id, item.call.further_end_ids) == (257, (260, 261))
 
-    ids = (*llama.encode_words("Paris"), 261)
-    body = json.loads(result_value(record(value), item, generated(*ids), llama))["response"]["body"]
-    assert body["choices"][0]["message"]["content"] == "Paris"
-    assert (body["choices"][0]["finish_reason"], body["usage"]["completion_tokens"]) == ("stop", len(ids))
+    words = llama.encode_words("Paris")
+    for end in ((), (257,), (260,), (261,)):  # the engine keeps the first for itself, and sends the others
+        line = json.loads(result_value(record(value), item, generated(*words, *end), llama))
+        body = line["response"]["body"]
+        assert body["choices"][0]["message"]["content"] == "Paris"
+        assert (body["choices"][0]["finish_reason"], body["usage"]["completion_tokens"]) == ("stop", len(words))
+        assert line["sidecar"]["cost"]["tokens"] == body["usage"]["total_tokens"]
+
+
+def test_an_output_cut_by_its_length_counts_whole_whatever_its_last_id(llama: Tokens) -> None:
+    value = {"id": "q", "prompt": "a", "max_tokens": 2}
+    item = read_item(record(value), RULES, llama)
+    cut = generated(66, 67, reason=EndReason.LENGTH)
+    body = json.loads(result_value(record(value), item, cut, llama))["response"]["body"]
+    assert body["usage"]["completion_tokens"] == 2
 
 
 @pytest.mark.parametrize(
