@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from aiokafka import AIOKafkaProducer
 
@@ -44,12 +44,12 @@ def records(*, items: int, seed: int, stop_word: str) -> Iterator[tuple[bytes, b
 
 
 async def produce(
-    bootstrap_servers: str, topic: str, partitions: int, *, items: int, seed: int, stop_word: str
+    bootstrap_servers: str, topic: str, partitions: int, lines: Iterable[tuple[bytes, bytes]]
 ) -> list[int]:
-    """All records are on the broker, spread over the partitions; returns how many each partition got."""
+    """All records (key, value) are on the broker, spread over the partitions; returns how many each partition got."""
     counts = [0] * partitions
     async with AIOKafkaProducer(bootstrap_servers=bootstrap_servers, linger_ms=20) as producer:
-        for number, (key, value) in enumerate(records(items=items, seed=seed, stop_word=stop_word)):
+        for number, (key, value) in enumerate(lines):
             await producer.send(topic, value, key=key, partition=number % partitions)
             counts[number % partitions] += 1
         await producer.flush()

@@ -25,21 +25,22 @@ from rich.console import Console
 from rich.table import Table
 from tritonclient.grpc import aio as triton_client
 
-from dev import backlog
+from dev import backlog, chats
 from dev.checker import CheckerError, check
 from dev.deployment import ENGINE, GROUP, PARTITIONS, Deployment, DeploymentShape, Kafka, deployed
 from dev.interrupt import INTERRUPTED, on_signals
-from dev.load import arrivals
+from dev.load import Arrival, arrivals
 from dev.phases import PhaseRunner
 from dev.report import interference, interference_line, phase_table
 from dev.terminal_view import View
-from dev.triton import ENGINE_MODEL, Triton
+from dev.triton import ENGINE_MODEL, MODELS, Triton, TritonSettings
 from dev.verdict import judged
 from sidecar.core.errors import SidecarError
 from sidecar.inflight.profile import PROFILES
 from sidecar.telemetry.logs import configure
 
-RATE_PER_S = 2.0  # at the pace of a 70B engine some request is in it two thirds of the time
+# At the pace of a 70B engine some request is in it two thirds of the time; an answer of the chat model is longer.
+RATE_PER_S = {"toy": 2.0, "smollm2": 1.0}
 ONLINE_TOKENS = 18.5  # mean output of an online-like prompt
 OFFLINE_TOKENS = 120.0  # less than the mean of the items, stop words included, so that the backlog never runs dry
 COMPARED = ("online_only", "mixed")
@@ -52,6 +53,7 @@ examples:
   scripts/demo
   scripts/demo --seconds 20 --json report.json
   scripts/demo --slots 64 --keep
+  scripts/demo --model smollm2
 
 exit codes:
   0    every promise was kept
@@ -76,8 +78,8 @@ class DemoOptions:
     shape: DeploymentShape
 
 
-def parse(arguments: Sequence[str]) -> DemoOptions:
-    """The options of the command line; exits with 2 and one line if they make no sense."""
+def option_parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
     parser = argparse.ArgumentParser(
         prog="scripts/demo",
         description=__doc__.split("\n\n")[0],
@@ -96,14 +98,27 @@ def parse(arguments: Sequence[str]) -> DemoOptions:
         choices=sorted(PROFILES),
         help="whose iteration times it keeps (%(default)s)",
     )
-    parser.add_argument("--rate", type=float, default=RATE_PER_S, metavar="R", help="online requests per second (2)")
+    parser.add_argument(
+        "--model",
+        default=DeploymentShape().model,
+        choices=MODELS,
+        help="the toy keeps a profile's times; smollm2 talks, as fast as this host computes (%(default)s)",
+    )
+    parser.add_argument("--rate", type=float, metavar="R", help="online requests per second (2; smollm2: 1)")
     parser.add_argument(
         "--yield-rows",
         metavar="K",
         help="rows left to offline beside online, auto or never (auto)",
     )
     parser.add_argument("--install-prerequisites", action="store_true", help="on Debian: Python 3.11, Java 17, Maven")
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> DemoOptions:
+    """The options of the command line; exits with 2 and one line if they make no sense."""
+    parser = option_parser()
     options = parser.parse_args(arguments)
+    options.rate = RATE_PER_S[options.model] if options.rate is None else options.rate
     if not 5 <= options.seconds <= 3600:
         parser.error(f"--seconds must be in 5..3600, not {options.seconds}")
     if not 1 <= options.slots <= 64:
@@ -116,7 +131,7 @@ def parse(arguments: Sequence[str]) -> DemoOptions:
     if options.json_path not in (None, "-") and not Path(options.json_path).absolute().parent.is_dir():
         parser.error(f"--json: no such directory: {Path(options.json_path).parent}")
     return DemoOptions(
-        shape=DeploymentShape(slots=options.slots, profile=options.profile, yield_rows=rows),
+        shape=DeploymentShape(slots=options.slots, model=options.model, profile=options.profile, yield_rows=rows),
         rate_per_s=options.rate,
         seconds=options.seconds,
         seed=options.seed,
@@ -133,7 +148,8 @@ async def demo(options: DemoOptions, view: View, started_s: float) -> dict[str, 
         ready_s = time.monotonic()
         view.say(f"ready after {ready_s - started_s:.0f} s; logs, settings and recorded decisions are in {directory}")
         stage = PhaseRunner(deployment.server, ENGINE, view)
-        paces = await phases(stage, deployment, options)
+        lines = backlog_of(options)
+        paces = await phases(stage, deployment, options, lines)
         triton_report, engine = await server_report(deployment.triton), await engine_report(deployment.triton)
         if options.keep:
             view.say(addresses(deployment))
@@ -141,40 +157,82 @@ async def demo(options: DemoOptions, view: View, started_s: float) -> dict[str, 
         view.say("intake stops; what is in flight drains")
         await stage.drain()
         offline = await asyncio.to_thread(offline_report, deployment.kafka)
+        answers = await answers_of(stage, deployment.kafka, options, lines)
     found = stage.phases()
     report = {
         "triton": triton_report,
         "kafka": {"version": deployment.kafka.version, "cluster_id": deployment.kafka.cluster_id},
-        "engine": {"profile": options.shape.profile, **engine, "late_iterations_ratio": late_ratio(paces)},
+        "engine": engine_document(options.shape, engine, paces),
         "phases": found,
         "interference": interference(found),
         "offline": offline,
+        "answers": answers,
         "late_sends_ms": stage.late_sends_ms(COMPARED),
         "seconds": {"setup": round(ready_s - started_s, 1), "run": round(time.monotonic() - ready_s, 1)},
     }
     return {**report, "verdict": judged(report).document()}
 
 
-async def phases(stage: PhaseRunner, deployment: Deployment, options: DemoOptions) -> list[dict[str, Any]]:
+async def phases(
+    stage: PhaseRunner, deployment: Deployment, options: DemoOptions, lines: Sequence[tuple[bytes, bytes]]
+) -> list[dict[str, Any]]:
     """Online only; the same arrivals with an offline backlog; a short overload. The engine's pace around the first two,
     which are compared: before and after."""
     kafka, triton = deployment.kafka, deployment.triton
-    plain = arrivals(rate_per_s=options.rate_per_s, seconds=options.seconds, seed=options.seed)
+    plain = online(options, options.rate_per_s, options.seconds, options.seed)
     paces = [await engine_report(triton)]
     await stage.run("online_only", plain, options.seconds)
-    items = round(options.shape.finished_per_s(OFFLINE_TOKENS) * (options.seconds + 3 * OVERLOAD_SECONDS))
-    await backlog.produce(
-        kafka.bootstrap_servers, kafka.topics["requests"], PARTITIONS,
-        items=items, seed=options.seed, stop_word=STOP_WORD,
-    )  # fmt: skip
-    stage.view.say(f"offline backlog: {items} records in {PARTITIONS} partitions of {kafka.topics['requests']}")
+    await backlog.produce(kafka.bootstrap_servers, kafka.topics["requests"], PARTITIONS, lines)
+    stage.view.say(f"offline backlog: {len(lines)} records in {PARTITIONS} partitions of {kafka.topics['requests']}")
     await stage.until_full()
     await stage.run("mixed", plain, options.seconds)
     paces.append(await engine_report(triton))
-    crowd_per_s = OVERLOAD * options.shape.finished_per_s(ONLINE_TOKENS)
-    crowd = arrivals(rate_per_s=crowd_per_s, seconds=OVERLOAD_SECONDS, seed=options.seed + 1)
+    crowd = online(options, OVERLOAD * finished_per_s(stage, options.shape), OVERLOAD_SECONDS, options.seed + 1)
     await stage.run("overload", crowd, OVERLOAD_SECONDS)
     return paces
+
+
+def finished_per_s(stage: PhaseRunner, shape: DeploymentShape) -> float:
+    """How many online requests a full batch finishes per second: by the profile, or by what this host has shown."""
+    if shape.paced or (token_s := stage.token_s()) is None:
+        return shape.finished_per_s(ONLINE_TOKENS)
+    return shape.slots / (chats.ONLINE_TOKENS * chats.WIDE_ITERATION * token_s)
+
+
+def online(options: DemoOptions, rate_per_s: float, seconds: float, seed: int) -> tuple[Arrival, ...]:
+    """The arrivals of one phase: questions for a chat model, words for the toy."""
+    if options.shape.paced:
+        return arrivals(rate_per_s=rate_per_s, seconds=seconds, seed=seed)
+    callers = chats.ChatPrompts(TritonSettings(model=options.shape.model).tokenizer_dir)
+    return arrivals(rate_per_s=rate_per_s, seconds=seconds, seed=seed, output_tokens_max=160, prompt_of=callers)
+
+
+def backlog_of(options: DemoOptions) -> list[tuple[bytes, bytes]]:
+    """The records of the offline backlog: more than can be done while the demo runs."""
+    seconds, shape = options.seconds + 3 * OVERLOAD_SECONDS, options.shape
+    if shape.paced:
+        count = round(shape.finished_per_s(OFFLINE_TOKENS) * seconds)
+        return list(backlog.records(items=count, seed=options.seed, stop_word=STOP_WORD))
+    return list(chats.items(count=round(shape.finished_per_s(chats.ITEM_TOKENS) * seconds), seed=options.seed))
+
+
+async def answers_of(
+    stage: PhaseRunner, kafka: Kafka, options: DemoOptions, lines: Sequence[tuple[bytes, bytes]]
+) -> dict[str, list[dict[str, str]]]:
+    """A handful of questions with their answers, by lane; none of the toy, whose words mean nothing."""
+    if options.shape.paced:
+        return {}
+    offline = await chats.answers_of(kafka.bootstrap_servers, kafka.topics["results"], chats.asked_of(lines))
+    found = {"online": list(stage.answers().items())[: chats.ANSWERS_SHOWN], "offline": offline}
+    return {lane: [{"asked": asked, "answer": said} for asked, said in pairs] for lane, pairs in found.items()}
+
+
+def engine_document(shape: DeploymentShape, engine: dict[str, Any], paces: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Which model ran, how many iterations, and how many of a paced one's were late."""
+    if not shape.paced:
+        return {"model": shape.model, "profile": None, "iterations": engine["iterations"],
+                "late": None, "pacing_overrun_ratio": None, "late_iterations_ratio": None}  # fmt: skip
+    return {"model": shape.model, "profile": shape.profile, **engine, "late_iterations_ratio": late_ratio(paces)}
 
 
 def late_ratio(paces: Sequence[dict[str, Any]]) -> float | None:
@@ -309,6 +367,8 @@ def main() -> int:
     console.print(phase_table(report["phases"]))
     console.print(interference_line(report["interference"], report["engine"]), highlight=False)
     console.print(offline_table(report["offline"]))
+    for lane, answers in report["answers"].items():
+        chats.show_answers(console, f"Some {lane} answers", answers)
     verdict = judged(report)
     for line in verdict.lines():
         style = "red" if line.startswith("BROKEN") else None

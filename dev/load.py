@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class Arrival:
     due_s: float
     prompt: str
     output_tokens_max: int
+    question: str = ""  # what of the prompt a reader is shown
 
 
 @dataclass(slots=True)
@@ -39,15 +40,28 @@ class LoadResult:
     e2e_ms: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     late_ms: list[float] = field(default_factory=list)  # how long after it was due each request was sent
+    answers: dict[str, str] = field(default_factory=dict)  # by question, the newest of each
 
 
-def arrivals(*, rate_per_s: float, seconds: float, seed: int, output_tokens_max: int = 64) -> tuple[Arrival, ...]:
+def toy_prompt(draw: random.Random) -> tuple[str, str]:
+    """No question, and a prompt of the toy's words."""
+    return "", " ".join(draw.choices(PROMPT_WORDS, k=draw.randint(6, 24)))
+
+
+def arrivals(
+    *,
+    rate_per_s: float,
+    seconds: float,
+    seed: int,
+    output_tokens_max: int = 64,
+    prompt_of: Callable[[random.Random], tuple[str, str]] = toy_prompt,
+) -> tuple[Arrival, ...]:
     """Poisson arrivals of `rate_per_s` over `seconds`; the same seed gives the same requests at the same times."""
     draw = random.Random(seed)
     due_s, found = draw.expovariate(rate_per_s), []
     while due_s < seconds:
-        prompt = " ".join(draw.choices(PROMPT_WORDS, k=draw.randint(6, 24)))
-        found.append(Arrival(due_s=due_s, prompt=prompt, output_tokens_max=output_tokens_max))
+        question, prompt = prompt_of(draw)
+        found.append(Arrival(due_s=due_s, prompt=prompt, output_tokens_max=output_tokens_max, question=question))
         due_s += draw.expovariate(rate_per_s)
     return tuple(found)
 
@@ -68,16 +82,22 @@ async def run_load(address: str, requests: Sequence[Arrival], result: LoadResult
 async def _one(client: Any, request: Arrival, due_s: float, result: LoadResult, timeout_s: float) -> None:
     clock = asyncio.get_running_loop().time
     first_s: float | None = None
+    said = b""
     try:
         async with asyncio.timeout(timeout_s):
             async for response, error in client.stream_infer(_requests([request])):
                 if error is not None:
                     raise error
-                if first_s is None and response.as_numpy("text_output") is not None:
+                text = response.as_numpy("text_output")
+                if first_s is None and text is not None:
                     first_s = clock()
+                if request.question and text is not None:
+                    said += text.item()
     except Exception as error:  # whatever it is, it is one failed request to this caller, and it is shown
         result.errors.append(f"{type(error).__name__}: {error}")
         return
+    if request.question:
+        result.answers[request.question] = said.decode(errors="replace")
     result.ttft_ms.append(1e3 * ((first_s or clock()) - due_s))
     result.e2e_ms.append(1e3 * (clock() - due_s))
 

@@ -73,6 +73,16 @@ class PhaseRunner:
             for phase, end in zip(self._done, settled, strict=True)
         }
 
+    def answers(self) -> dict[str, str]:
+        """What callers asked and were answered in all phases, by question."""
+        return {question: text for phase in self._done for question, text in phase.load.answers.items()}
+
+    def token_s(self) -> float | None:
+        """How long online requests took per output token in the first phase; None if there were none."""
+        phase = self._done[0]
+        tokens = phase.after.tokens["online"] - phase.before.tokens["online"]
+        return sum(phase.load.e2e_ms) / 1e3 / tokens if tokens else None
+
     def late_sends_ms(self, names: Sequence[str]) -> dict[str, float | None]:
         """How long after they were due the requests of these phases were sent: the host's fault, not the sidecar's."""
         return percentiles([each for phase in self._done if phase.name in names for each in phase.load.late_ms])

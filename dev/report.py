@@ -95,8 +95,11 @@ def interference(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def interference_line(found: Mapping[str, Any], engine: Mapping[str, Any]) -> str:
     """The ratios of `interference` in words, with what casts doubt on it."""
     parts = [f"{share} {value}× (goal {found['goal'][share]}×)" for share, value in found["e2e_ratio"].items()]
+    ratios = f"end to end beside offline work ÷ without it: {', '.join(parts)}"
+    if engine["profile"] is None:
+        return f"{ratios}; unpaced: {engine['iterations']:,} iterations, as fast as this host computes them"
     return (
-        f"end to end beside offline work ÷ without it: {', '.join(parts)}; {engine['profile']}:"
+        f"{ratios}; {engine['profile']}:"
         f" {100 * engine['pacing_overrun_ratio']:.1f} % of {engine['iterations']:,} iterations overran their pace"
     )
 

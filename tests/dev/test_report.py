@@ -82,6 +82,8 @@ def test_interference_is_judged_against_the_goal_and_says_what_casts_doubt_on_it
     line = interference_line(within, {"profile": "8b-a100", "iterations": 5000, "pacing_overrun_ratio": 0.02})
     assert "p99 1.3× (goal 1.35×)" in line
     assert "2.0 % of 5,000 iterations overran" in line
+    unpaced = interference_line(within, {"profile": None, "iterations": 5000, "pacing_overrun_ratio": None})
+    assert unpaced.endswith("unpaced: 5,000 iterations, as fast as this host computes them")
 
 
 def test_interference_is_unknown_without_answers() -> None:

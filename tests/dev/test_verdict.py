@@ -98,6 +98,14 @@ def test_a_host_that_is_too_slow_has_a_code_of_its_own_whatever_the_latencies(
     assert verdict.document()["promises"][-1]["kept"] is None
 
 
+def test_latencies_of_an_engine_without_a_pace_are_shown_and_not_judged() -> None:
+    for latency in (SLOW, {}):
+        verdict = judged(report(engine__profile=None, engine__late_iterations_ratio=None, **latency))
+        assert (verdict.exit_code, verdict.promises[-1].kept) == (0, None)
+        assert "not judged: the engine keeps no pace" in verdict.promises[-1].seen
+    assert judged(report(engine__profile=None, engine__late_iterations_ratio=None, offline__lost=1)).exit_code == 1
+
+
 def test_a_slow_host_excuses_no_lost_item() -> None:
     verdict = judged(report(engine__late_iterations_ratio=0.5, offline__lost=2))
     assert verdict.exit_code == 1

@@ -50,6 +50,30 @@ def test_the_demo_fills_the_slots_keeps_the_reservation_and_loses_nothing(tmp_pa
     assert offline["ended_by"]["stop_word"] > 0
 
 
+def test_with_the_chat_model_both_lanes_answer_and_some_of_it_is_shown(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "dev.demo", "--model", "smollm2", "--seconds", "8", "--json", str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    report = json.loads(file.read_text())
+    assert (report["engine"]["model"], report["engine"]["profile"]) == ("smollm2", None)
+    assert [phase["online"]["errors"] for phase in report["phases"].values()] == [0, 0, 0]
+    assert (report["offline"]["lost"], report["offline"]["duplicated"]) == (0, 0)
+    assert report["offline"]["ended_by"]["stop_word"] > 0
+    assert report["verdict"]["promises"][-1]["kept"] is None
+    answers = [each for lane in ("online", "offline") for each in report["answers"][lane]]
+    assert len(report["answers"]["online"]) >= 2
+    assert len(report["answers"]["offline"]) >= 2
+    assert all(each["answer"].strip() and "<|" not in each["answer"] for each in answers)
+    assert all(" ".join(each["asked"].split()) in done.stdout for each in answers)
+
+
 def _replay_brings_the_same_decisions(output: str) -> None:
     found = re.search(r"recorded decisions are in (\S+)", output)
     assert found is not None
