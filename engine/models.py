@@ -1,21 +1,32 @@
-"""The models that the CPU engine can run: a toy in three sizes, whose sums are exact, and a real one that talks."""
+"""The models that the engine can run: a toy in three sizes, whose sums are exact, and a real one that talks.
+
+With a PyTorch device, engine/torch_models.py says which.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.chat_model import ChatModel
 from engine.language import Language
 from engine.transformer import PRESETS, Transformer
 from sidecar.inflight.batch import BatcherSettings
 
+if TYPE_CHECKING:
+    from engine.torch_model import TorchTransformer
+
 CHAT = "smollm2"  # the preset of the model directory that dev/chat_model.py writes
 
 
 def model_of(
-    folder: Path, preset: str, seed: int, batcher: BatcherSettings
-) -> tuple[Language, Transformer | ChatModel]:
-    """The chat model with its whole vocabulary, or the toy with its grammar."""
+    folder: Path, preset: str, seed: int, batcher: BatcherSettings, device: str | None = None
+) -> tuple[Language, Transformer | ChatModel | TorchTransformer]:
+    """The chat model with its whole vocabulary, the toy with its grammar, or a model on a PyTorch device."""
+    if device is not None:
+        from engine.torch_models import torch_model_of  # torch is only there where somebody asks for it
+
+        return torch_model_of(folder, preset, seed, batcher, device)
     if preset == CHAT:
         chat = ChatModel(
             folder,

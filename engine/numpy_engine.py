@@ -2,7 +2,8 @@
 
 With a profile, each iteration ends when the profile says, not when the arithmetic is done, so the engine keeps the
 pace of a given GPU; an iteration whose arithmetic takes longer is an overrun and is counted. Callers may submit and
-stop from any thread; `deliver` is called from the engine's thread and must not block.
+stop from any thread; `deliver` is called from the engine's thread and must not block. With a PyTorch device the same
+batcher, sampling and delivery stand around arithmetic on a GPU (engine/torch_model.py).
 """
 
 from __future__ import annotations
@@ -34,18 +35,19 @@ IDLE = Iteration(decoding=())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NumpySettings:
-    """One CPU engine. `profile` None runs as fast as the arithmetic allows."""
+    """One engine. `profile` None runs as fast as the arithmetic allows."""
 
     tokenizer_dir: Path
     preset: str = "small"
     seed: int = 0
     profile: Profile | None = None
+    device: str | None = None  # of PyTorch, `cuda` or `cpu`; None = numpy computes
     batcher: BatcherSettings = field(
         default_factory=lambda: BatcherSettings(max_seq_len=2048, max_num_tokens=512, kv_tokens_max=81_920)
     )
 
     def __post_init__(self) -> None:
-        if self.preset not in (*PRESETS, CHAT):
+        if self.device is None and self.preset not in (*PRESETS, CHAT):
             raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join((*PRESETS, CHAT))}")
 
 
@@ -81,7 +83,7 @@ class NumpyEngine:
     ) -> None:
         self.settings = settings
         self.language, self._transformer = model_of(
-            settings.tokenizer_dir, settings.preset, settings.seed, settings.batcher
+            settings.tokenizer_dir, settings.preset, settings.seed, settings.batcher, settings.device
         )
         self.batcher = Batcher(settings.batcher)
         self.gauges = Gauges()

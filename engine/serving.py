@@ -1,8 +1,8 @@
 """The engine that the parameters of a model's config.pbtxt ask for.
 
-Names and meanings are those of NVIDIA's engine model where it has them; `engine`, `preset`, `profile`, `seed`,
-`max_num_tokens`, `max_input_len`, `max_seq_len`, `tokens_per_block` and `tensor_parallel_size` are ours, because there
-trtllm-build fixes them. `max_batch_size` comes from the header of the config.
+Names and meanings are those of NVIDIA's engine model where it has them; `engine`, `preset`, `profile`, `device`,
+`seed`, `max_num_tokens`, `max_input_len`, `max_seq_len`, `tokens_per_block` and `tensor_parallel_size` are ours,
+because there trtllm-build fixes them. `max_batch_size` comes from the header of the config.
 """
 
 from __future__ import annotations
@@ -37,13 +37,16 @@ def build_engine(parameters: EngineParameters, model_dir: Path) -> ServedEngine:
     match parameters.text("engine", "numpy"):
         case "numpy":
             return NumpyEngine(numpy_settings(parameters, model_dir))
+        case "torch":
+            device = parameters.text("device", "cuda")
+            return NumpyEngine(numpy_settings(parameters, model_dir, device))
         case "llmapi":
             return LlmApiEngine(parameters)
         case other:
-            raise ValueError(f"parameter 'engine' must be numpy or llmapi, not {other!r}")
+            raise ValueError(f"parameter 'engine' must be numpy, torch or llmapi, not {other!r}")
 
 
-def numpy_settings(parameters: EngineParameters, model_dir: Path) -> NumpySettings:
+def numpy_settings(parameters: EngineParameters, model_dir: Path, device: str | None = None) -> NumpySettings:
     """The settings of the CPU engine. `tokenizer_dir` is relative to the model's folder unless it is absolute."""
     profile_name = parameters.text("profile", "")
     policy = parameters.text("batch_scheduler_policy", CapacityPolicy.GUARANTEED_NO_EVICT)
@@ -67,6 +70,7 @@ def numpy_settings(parameters: EngineParameters, model_dir: Path) -> NumpySettin
         tokenizer_dir=(model_dir / parameters.text("tokenizer_dir", "../../tokenizer")).resolve(),
         preset=parameters.text("preset", "small"),
         seed=parameters.number("seed", 0),
-        profile=profile_named(profile_name) if profile_name else None,
+        profile=profile_named(profile_name) if profile_name and device is None else None,
+        device=device,
         batcher=batcher,
     )

@@ -113,11 +113,11 @@ class Transformer:
         self.shape = shape
         self._size = tokens_per_block
         random = np.random.default_rng(seed)
-        self._places = random.standard_normal((tokens_max, shape.width), np.float32)
+        self.places = random.standard_normal((tokens_max, shape.width), np.float32)
         self.embedding = _embedding(random, shape.width, language)
         self.head = _head(random, self.embedding, language)
         cache = (blocks, tokens_per_block, shape.kv_heads, shape.head_dim)
-        self._layers = [
+        self.layers = [
             Layer(
                 qkv=_matrix(random, shape.width, shape.width + 2 * shape.kv_heads * shape.head_dim),
                 out=_matrix(random, shape.width, shape.width),
@@ -134,12 +134,12 @@ class Transformer:
 
     @property
     def weight_bytes(self) -> int:
-        layers = [(each.qkv, each.out, each.gate_up, each.down) for each in self._layers]
+        layers = [(each.qkv, each.out, each.gate_up, each.down) for each in self.layers]
         return sum(matrix.integers.nbytes for layer in layers for matrix in layer) + self.head.integers.nbytes
 
     def copy_block(self, source: int, target: int) -> None:
         """Make block `target` hold what `source` holds."""
-        for layer in self._layers:
+        for layer in self.layers:
             layer.keys[target] = layer.keys[source]
             layer.values[target] = layer.values[source]
 
@@ -150,10 +150,10 @@ class Transformer:
         """Compute the new tokens of `batch` into the cache; the logits of its wanted places over the readable ids."""
         tokens = len(batch.ids)
         states = np.zeros((-(-tokens // ROWS_TILE) * ROWS_TILE, self.shape.width), np.float32)
-        states[:tokens] = self.embedding[batch.ids] + self._places[batch.positions]
+        states[:tokens] = self.embedding[batch.ids] + self.places[batch.positions]
         turn = self._cos[batch.positions, None], self._sin[batch.positions, None]
         groups = _groups(batch.tables)
-        for layer in self._layers:
+        for layer in self.layers:
             states += _rounded(self._attention(layer, _norm(states), batch, groups, turn)) @ layer.out
             gate, up = np.split(_norm(states) @ layer.gate_up, 2, axis=1)
             states += _rounded(gate / (1 + np.exp(-gate)) * up) @ layer.down

@@ -50,8 +50,8 @@ LINES = {
     "offline": 5606,
     "telemetry": 2222,
     "cli": 1975,
-    "engine": 2105,
-    "dev": 5540,
+    "engine": 2340,
+    "dev": 6540,
 }
 FILE_LINES_MAX, FUNCTION_LINES_MAX = 400, 50
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dev.chat_model import LlamaShape, model_of, quantized, save_model
 from engine.calls import EngineCall
+from engine.chat_model import ChatModel
 from engine.numpy_engine import NumpyEngine, NumpySettings
 from sidecar.inflight.batch import BatcherSettings, End
 from tests.engine.builders import run, tokens
@@ -125,6 +126,7 @@ def test_a_row_that_outlives_its_neighbours_moves_and_goes_on_as_before(folder: 
     together = engine(folder)
     parts = run(together, *calls)
     assert tokens(parts[3]) == tokens(run(engine(folder), calls[3])[0])
+    assert isinstance(together._transformer, ChatModel)
     assert together._transformer._places == {}
 
 

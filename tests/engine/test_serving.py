@@ -46,7 +46,7 @@ def test_an_unfilled_placeholder_counts_as_unset() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"engine": "cpp"}, "'engine' must be numpy or llmapi, not 'cpp'"),
+        ({"engine": "cpp"}, "'engine' must be numpy, torch or llmapi, not 'cpp'"),
         ({"max_num_tokens": "many"}, "'max_num_tokens' must be a whole number, not 'many'"),
         ({"enable_chunked_context": "yes"}, "'enable_chunked_context' must be true or false"),
         ({"batch_scheduler_policy": "greedy"}, "'batch_scheduler_policy' must be one of"),

@@ -36,8 +36,8 @@ def prefill(transformer: Transformer, table: Ints, begin: int, end: int, ids: In
 
 def plain(transformer: Transformer, ids: Ints) -> Floats:
     """The same transformer written out: one sequence, no cache, head by head, integers as integers."""
-    states = transformer.embedding[ids] + transformer._places[: len(ids)]
-    for layer in transformer._layers:
+    states = transformer.embedding[ids] + transformer.places[: len(ids)]
+    for layer in transformer.layers:
         states = states + _times(_plain_attention(transformer, layer, states), layer.out)
         gate, up = np.split(_times(states, layer.gate_up, norm=True), 2, axis=1)
         states = states + _times(gate / (1 + np.exp(-gate)) * up, layer.down)
