@@ -49,6 +49,7 @@ class TritonSettings:
     slots: int = 8  # max_batch_size of the engine: what one iteration takes at most
     parameters: Mapping[str, str] = field(default_factory=dict)
     server_environment: Path = ROOT / ".venv-server"
+    start_timeout_s: float = START_TIMEOUT_S
     repository: Path = ROOT / "model_repository"
     trace_url: str | None = None  # OTLP over HTTP, as JSON
     restricted: tuple[str, ...] = ()  # PROTOCOL,…:KEY=VALUE each: Triton serves these to who sends the key
@@ -92,6 +93,11 @@ class Triton:
         return self._process.pid
 
     @property
+    def alive(self) -> bool:
+        """True while its process runs."""
+        return self._process is not None and self._process.returncode is None
+
+    @property
     def keys(self) -> Metadata:
         """The metadata that opens the restricted protocols."""
         pairs = [each.rpartition(":")[2].partition("=") for each in self.settings.restricted]
@@ -115,7 +121,7 @@ class Triton:
                 start_new_session=True,  # its group holds the stubs, so that they can be ended with it
             )
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
+            async with asyncio.timeout(self.settings.start_timeout_s):
                 await self._generates()
         except (TimeoutError, TritonError) as error:
             await self.stop()
@@ -236,8 +242,9 @@ def lay_out(directory: Path, settings: TritonSettings) -> None:
         shutil.rmtree(directory / name, ignore_errors=True)
     backend = directory / "backends" / "python"
     backend.mkdir(parents=True)
-    server = _pytriton(settings.server_environment) / "tritonserver"
-    stub = server / "python_backend_stubs" / "3.11" / "triton_python_backend_stub"
+    pytriton = _pytriton(settings.server_environment)
+    server, python = pytriton / "tritonserver", pytriton.parent.parent.name.removeprefix("python")
+    stub = server / "python_backend_stubs" / python / "triton_python_backend_stub"
     for source in (
         *(server / "backends" / "python").glob("*.so"),
         *(server / "backends" / "python").glob("*.py"),
