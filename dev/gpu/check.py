@@ -192,6 +192,7 @@ async def card(device: str) -> str:
 
 async def check(options: argparse.Namespace) -> int:
     """Return 0 if every step that was taken succeeded."""
+    options.out = Path(os.environ.get("GPU_CHECK_FROM", ".")) / options.out
     options.out.mkdir(parents=True, exist_ok=True)
     options.card = await card(options.device)
     found = Check(options, Path(tempfile.mkdtemp(prefix="gpu-check-")))
