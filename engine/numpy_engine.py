@@ -28,7 +28,7 @@ from engine.transformer import PRESETS, FlatBatch, FlatChunk
 from sidecar.inflight.batch import BatchedSequence, BatcherSettings, End, Iteration, Row
 from sidecar.inflight.batcher import Batcher
 from sidecar.inflight.blocks import Ids
-from sidecar.inflight.profile import Profile
+from sidecar.inflight.profile import IterationTimes, step_s
 
 IDLE = Iteration(decoding=())
 
@@ -40,7 +40,7 @@ class NumpySettings:
     tokenizer_dir: Path
     preset: str = "small"
     seed: int = 0
-    profile: Profile | None = None
+    profile: IterationTimes | None = None
     device: str | None = None  # of PyTorch, `cuda` or `cpu`; None = numpy computes
     batcher: BatcherSettings = field(
         default_factory=lambda: BatcherSettings(max_seq_len=2048, max_num_tokens=512, kv_tokens_max=81_920)
@@ -196,7 +196,7 @@ class NumpyEngine:
         """Wait until the iteration is over by the profile. A late wake-up is made up for by the next iteration."""
         if self.settings.profile is None:
             return
-        duration_s = self.settings.profile.iteration_s(len(step.decoding), step.prefill_tokens)
+        duration_s = step_s(self.settings.profile, self.batcher, step)
         self._due_s = (self._due_s or begin_s) + duration_s
         rest_s = self._due_s - self._clock()
         if rest_s > 0:

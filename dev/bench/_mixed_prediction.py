@@ -14,7 +14,7 @@ from dev.load import LoadResult, percentiles
 from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings
-from sidecar.inflight.profile import Profile
+from sidecar.inflight.profile import IterationTimes
 from sidecar.sim.driver import Decides, SimulatedDriver
 from sidecar.sim.replay import recorded
 from sidecar.sim.simulation_run import DRAIN_S
@@ -55,7 +55,7 @@ class Simulated:
 def simulate(
     decides: Decides,
     engine: EngineSettings,
-    profile: Profile,
+    profile: IterationTimes,
     online: Sequence[SimulatedRequest],
     items: Sequence[SimulatedRequest],
     seconds: float,

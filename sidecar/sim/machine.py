@@ -14,10 +14,11 @@ from math import ceil, floor, inf
 from sidecar.core.request import Lane
 from sidecar.inflight.batch import BatchedSequence, BatcherSettings, End, Iteration, Row, RowState
 from sidecar.inflight.batcher import Batcher
-from sidecar.inflight.profile import Profile
+from sidecar.inflight.profile import IterationTimes, context_tokens, prompt_pairs
 
 RESTING = Iteration(decoding=())  # an empty iteration, which ends when the next call comes
 EPSILON = 1e-9  # of an iteration: keeps a boundary from being missed by rounding
+ALIKE_MAX = 32  # iterations of one jump where the context counts: it grows, and so does the time of an iteration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ class _RunningRow:
 class Machine:
     """One engine in simulated time. `up` until `kill`; `revive` brings it back empty."""
 
-    def __init__(self, settings: BatcherSettings, profile: Profile, prices: Prices | None = None) -> None:
+    def __init__(self, settings: BatcherSettings, profile: IterationTimes, prices: Prices | None = None) -> None:
         self.settings, self.profile, self.prices = settings, profile, prices or Prices()
         self.slots = settings.max_batch_size
         self.usage = MachineTime()
@@ -108,6 +109,8 @@ class Machine:
         self._step: Iteration | None = None
         self._begin_s = self._end_s = self._one_s = 0.0
         self._count = 0
+        self._rows_read: tuple[Row, ...] = ()  # whose context `_context` is, at the begin of the jump
+        self._context = 0
 
     # ---- what the driver does ----------------------------------------------------------------------------------------
 
@@ -241,11 +244,22 @@ class Machine:
             step = self._batcher.plan(now_s)
         self._step = step
         if step is not None:
-            self._one_s = self.profile.iteration_s(len(step.decoding), step.prefill_tokens)
             self._begin_s, self._count = now_s, self._batcher.steps_alike(step)
+            self._one_s = self._iteration_s(step)
             self._end_s = now_s + self._count * self._one_s
         if (stop_s := self._batcher.next_stop_s()) is not None:
             self._cut(stop_s)
+
+    def _iteration_s(self, step: Iteration) -> float:
+        """Return the mean time of this jump's iterations, and shorten it where their context would outgrow it."""
+        rows = len(step.decoding)
+        if not self.profile.counts_context:
+            return self.profile.iteration_s(rows, step.prefill_tokens)
+        if step.decoding is not self._rows_read:
+            self._rows_read, self._context = step.decoding, context_tokens(self._batcher, step)
+        self._count = min(self._count, ALIKE_MAX)
+        read = self._context + rows * (self._count - 1) / 2
+        return self.profile.iteration_s(rows, step.prefill_tokens, read, prompt_pairs(step))
 
     def _cut(self, when_s: float) -> None:
         """End the jump at the boundary of the iteration that `when_s` falls into; an engine at rest wakes then."""
@@ -261,6 +275,7 @@ class Machine:
         if step.empty:
             return
         self._use(step)
+        self._context += len(step.decoding) * self._count
         over = self._batcher.finish(step, self._end_s, count=self._count)
         for chunk in step.chunks:
             if chunk.last:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from sidecar.core.errors import SettingsError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.inflight.profile import Profile
+from sidecar.inflight.profile import IterationTimes
 from sidecar.sim.baselines import BatchGatewayAimd, Budget, Cap, Fixed, Gateway, Nights, Tidal
 from sidecar.sim.driver import Decides
 from sidecar.sim.machine import Prices
@@ -25,7 +25,7 @@ class EngineShape:
     """One engine of the simulation, and the settings that the caller gave for `ours`."""
 
     slots: int
-    profile: Profile
+    profile: IterationTimes
     tokens_max: int
     overrides: Mapping[str, Any] = field(default_factory=dict)
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from sidecar import __version__
 from sidecar.core.errors import SettingsError
-from sidecar.inflight.profile import Profile, profile_named
+from sidecar.inflight.measured import measured_profile
+from sidecar.inflight.profile import PROFILES, IterationTimes, profile_named
 from sidecar.sim import policies, workloads
 from sidecar.sim.arrivals_file import Arrivals, read_csv, write_csv
 from sidecar.sim.figures import Estimate, MeasurementError, Paired, added, pair, ratio
@@ -45,6 +46,11 @@ ARRIVALS_HELP = (
     "arrived_s,tenant,prompt_tokens,output_tokens,output_tokens_max (see --write-arrivals)"
 )
 
+PROFILE_HELP = (
+    f"iteration times and KV size of the engine: {', '.join(PROFILES)}, or a JSON file of measured times, as "
+    "scripts/gpu_check writes one"
+)
+
 Job = tuple[RunPlan, Policy]
 
 
@@ -56,7 +62,7 @@ def register_simulate(subparsers: Any) -> None:
         description="Run the scheduler of production over simulated engines, on the same arrivals as other policies.",
     )
     parser.add_argument("--workload", default="origin", metavar="W,…", help=f"of {', '.join(workloads.WORKLOADS)}")
-    parser.add_argument("--profile", default="70b-tp4-a100", help="iteration times and KV size of the engine")
+    parser.add_argument("--profile", default="70b-tp4-a100", metavar="NAME|FILE", help=PROFILE_HELP)
     parser.add_argument("--slots", type=int, default=8, help="max_batch_size of the engine")
     parser.add_argument("--policies", default=DEFAULT_POLICIES, metavar="P,…", help="known: see docs/simulation.md")
     parser.add_argument("--seeds", type=int, default=5, metavar="K", help="seeds 1 … K, the same for each policy")
@@ -97,10 +103,7 @@ def _command(options: argparse.Namespace, _: Mapping[str, str]) -> int:
 
 def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, RunPlan]:
     """What to run, by the name that its figures have. Everything that can be wrong is found here, before any run."""
-    try:
-        profile = profile_named(options.profile)
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
+    profile = _profile(options.profile)
     for name, least, most in (("seeds", 1, 10_000), ("slots", 1, 4096), ("jobs", 1, 256)):
         if not least <= getattr(options, name) <= most:
             raise SettingsError(f"--{name} must be in {least}..{most}, not {getattr(options, name)}")
@@ -137,7 +140,18 @@ def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, RunPl
     return plans
 
 
-def _arrivals(options: argparse.Namespace, names: Sequence[str], profile: Profile) -> Arrivals:
+def _profile(name: str) -> IterationTimes:
+    """Return the profile of that name or, for a name that ends in .json, the one that the file holds."""
+    path = Path(name)
+    try:
+        return measured_profile(path.read_text(encoding="utf-8")) if path.suffix == ".json" else profile_named(name)
+    except OSError as error:
+        raise SettingsError(f"--profile: cannot read {name}: {error.strerror}") from error
+    except ValueError as error:  # UnicodeDecodeError too
+        raise SettingsError(f"--profile {name}: {error}" if path.suffix == ".json" else str(error)) from error
+
+
+def _arrivals(options: argparse.Namespace, names: Sequence[str], profile: IterationTimes) -> Arrivals:
     if len(names) > 1:
         raise SettingsError("--arrivals takes one --workload: the one whose backlog runs beside them")
     return read_csv(options.arrivals, profile.kv_tokens_max)

@@ -14,7 +14,7 @@ from sidecar.core.invariants import Invariants
 from sidecar.core.request import DispatchKind, Lane
 from sidecar.core.scheduler import Scheduler
 from sidecar.inflight.batch import BatcherSettings
-from sidecar.inflight.profile import Profile
+from sidecar.inflight.profile import IterationTimes
 from sidecar.sim.driver import Decides, Observer, SimulatedDriver
 from sidecar.sim.faults import FaultRates, SimulatedFaults
 from sidecar.sim.figures import ReservationRecord, Served
@@ -34,7 +34,7 @@ class RunPlan:
     """What to run."""
 
     workload: Workload
-    profile: Profile
+    profile: IterationTimes
     slots: int
     hours: float
     seed: int
@@ -269,7 +269,7 @@ def _shared(usage: MachineTime) -> float:
     return usage.shared_tokens / prompts if prompts else 0.0
 
 
-def _wasted(usage: MachineTime, profile: Profile) -> float:
+def _wasted(usage: MachineTime, profile: IterationTimes) -> float:
     """The share of the engine's time that went into prompt tokens computed before and tokens thrown away."""
     lost_ms = usage.prefilled_again_tokens * profile.prefill_token_ms + usage.discarded_tokens * profile.decode_row_ms
     return lost_ms / 1000 / usage.busy_s if usage.busy_s else 0.0

@@ -19,7 +19,7 @@ from sidecar.core.request import DispatchKind, Lane
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.inflight.batch import BatcherSettings
-from sidecar.inflight.profile import Profile
+from sidecar.inflight.profile import IterationTimes
 from sidecar.sim.driver import Decides, Observer, SimulatedDriver
 from sidecar.sim.figures import percentiles
 from sidecar.sim.machine import Machine
@@ -74,7 +74,7 @@ class ReplayTally(Observer):
         }
 
 
-def machine_of(engine: EngineSettings, profile: Profile) -> Machine:
+def machine_of(engine: EngineSettings, profile: IterationTimes) -> Machine:
     """A simulated engine as wide as `engine`, that keeps the times of `profile`."""
     settings = BatcherSettings(
         max_batch_size=engine.slots,
@@ -86,7 +86,7 @@ def machine_of(engine: EngineSettings, profile: Profile) -> Machine:
     return Machine(settings, profile)
 
 
-def compare(recording: Recording, pairs: Sequence[str], profile: Profile | None) -> dict[str, Any]:
+def compare(recording: Recording, pairs: Sequence[str], profile: IterationTimes | None) -> dict[str, Any]:
     """What was recorded, and the simulated runs under the recorded settings and the changed ones.
 
     Raises SettingsError for a pair that cannot be.
@@ -115,7 +115,7 @@ def compare(recording: Recording, pairs: Sequence[str], profile: Profile | None)
 
 
 def run(
-    recording: Recording, settings: SchedulerSettings, engines: Sequence[EngineSettings], profile: Profile
+    recording: Recording, settings: SchedulerSettings, engines: Sequence[EngineSettings], profile: IterationTimes
 ) -> dict[str, Any]:
     """The figures of one run of everything that the recording holds."""
     tally = ReplayTally()

@@ -8,6 +8,7 @@ import pytest
 
 from sidecar.core.request import Lane
 from sidecar.inflight.batch import BatcherSettings
+from sidecar.inflight.measured import MeasuredProfile
 from sidecar.inflight.profile import Profile
 from sidecar.sim.machine import CallEnded, FirstToken, Machine, Prices, SimulatedDispatch
 
@@ -172,3 +173,18 @@ def test_a_call_that_only_fills_the_cache_gives_no_token() -> None:
     finished = history(engine)[-1][1]
     assert isinstance(finished, CallEnded)
     assert finished.reused_tokens == 64
+
+
+def test_a_row_that_reads_more_context_takes_longer_iterations() -> None:
+    times = MeasuredProfile(
+        name="read", source="a test", gpu="none", points=((1, 10.0), (2048, 10.0)), context_token_ms=0.01
+    )
+    ended = {}
+    for prompt in (100, 400):
+        settings = BatcherSettings(max_batch_size=4, max_num_tokens=512, max_seq_len=4096)
+        engine = Machine(settings, times, Prices())
+        engine.submit(call("a", 201, prompt=prompt), 0.0)
+        ended[prompt] = history(engine)[-1][0]
+    # 200 iterations after that of the prompt; the first reads the prompt and one token, each further one a token more.
+    assert ended[100] == pytest.approx(201 * 10 + 0.01 * (200 * 101 + 199 * 200 / 2), abs=0.01)
+    assert ended[400] - ended[100] == pytest.approx(200 * 300 * 0.01, abs=0.01)
