@@ -42,7 +42,7 @@ LINES = {
     "core": 6064,
     "inflight": 1140,
     "plan": 232,
-    "sim": 3947,
+    "sim": 4700,
     "settings": 606,
     "triton": 1770,
     "driver": 1728,

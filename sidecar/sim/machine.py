@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import ceil, floor, inf
 
+from numpy.random import Generator, default_rng
+
 from sidecar.core.request import Lane
 from sidecar.inflight.batch import BatchedSequence, BatcherSettings, End, Iteration, Row, RowState
 from sidecar.inflight.batcher import Batcher
 from sidecar.inflight.profile import IterationTimes, context_tokens, prompt_pairs
+from sidecar.sim.traits import AS_THE_PROFILE, EngineTraits
 
 RESTING = Iteration(decoding=())  # an empty iteration, which ends when the next call comes
 EPSILON = 1e-9  # of an iteration: keeps a boundary from being missed by rounding
@@ -88,8 +91,16 @@ class _RunningRow:
 class Machine:
     """One engine in simulated time. `up` until `kill`; `revive` brings it back empty."""
 
-    def __init__(self, settings: BatcherSettings, profile: IterationTimes, prices: Prices | None = None) -> None:
+    def __init__(
+        self,
+        settings: BatcherSettings,
+        profile: IterationTimes,
+        prices: Prices | None = None,
+        traits: EngineTraits = AS_THE_PROFILE,
+        rng: Generator | None = None,
+    ) -> None:
         self.settings, self.profile, self.prices = settings, profile, prices or Prices()
+        self.traits, self._rng = traits, rng or default_rng(0)
         self.slots = settings.max_batch_size
         self.usage = MachineTime()
         self.occupied = 0  # slots of calls that the engine still holds, dropped ones not
@@ -152,7 +163,12 @@ class Machine:
         One that has just ended, and whose end is about to be told, is past stopping.
         """
         if request_id in self._running:
-            self._stop_rows(self._running[request_id], now_s + self.prices.stop_s)
+            self._stop_rows(self._running[request_id], self._seen_s(now_s))
+
+    def _seen_s(self, now_s: float) -> float:
+        """When the engine sees a stop that is sent now."""
+        seen_s, poll_s = now_s + self.prices.stop_s, self.traits.stop_poll_s
+        return max(seen_s, ceil(now_s / poll_s) * poll_s) if poll_s else seen_s
 
     def abandon(self, request_id: str, now_s: float) -> None:
         """Its stream broke: the engine sees it like a stop, holds the slots until then, and says no more of it."""
@@ -246,6 +262,8 @@ class Machine:
         if step is not None:
             self._begin_s, self._count = now_s, self._batcher.steps_alike(step)
             self._one_s = self._iteration_s(step)
+            if not self.traits.steady:  # each iteration takes its own time
+                self._count, self._one_s = 1, self.traits.stretched_s(self._one_s, self._rng)
             self._end_s = now_s + self._count * self._one_s
         if (stop_s := self._batcher.next_stop_s()) is not None:
             self._cut(stop_s)

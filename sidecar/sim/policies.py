@@ -27,6 +27,7 @@ class EngineShape:
     slots: int
     profile: IterationTimes
     tokens_max: int
+    kv_tokens_max: int = 0  # 0 = that of the profile
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -48,7 +49,7 @@ class Policy:
     def settings(self, shape: EngineShape) -> tuple[SchedulerSettings, EngineSettings]:
         """The settings of ours on such an engine."""
         own = {
-            "kv_tokens": shape.profile.kv_tokens_max,
+            "kv_tokens": shape.kv_tokens_max or shape.profile.kv_tokens_max,
             # The engine's check period and two iterations, as EngineSettings asks.
             "lost_hold_s": self.prices.cancel_s + 2 * shape.profile.iteration_s(shape.slots, CHUNK_TOKENS),
         }

@@ -25,7 +25,7 @@ from sidecar.sim import policies, workloads
 from sidecar.sim.arrivals_file import Arrivals, read_csv, write_csv
 from sidecar.sim.figures import Estimate, MeasurementError, Paired, added, pair, ratio
 from sidecar.sim.jobs import deadline_figures, eta_figures, spread_days
-from sidecar.sim.policies import OFFLINE_ALONE, EngineShape, Policy
+from sidecar.sim.policies import OFFLINE_ALONE, Policy
 from sidecar.sim.simulation_run import Result, RunPlan, run
 from sidecar.sim.tables import Table, printed
 from sidecar.sim.workloads import WorkloadError
@@ -48,7 +48,7 @@ ARRIVALS_HELP = (
 
 PROFILE_HELP = (
     f"iteration times and KV size of the engine: {', '.join(PROFILES)}, or a JSON file of measured times, as "
-    "scripts/gpu_check writes one"
+    "scripts/gpu_check writes one (default: the workload's, 70b-tp4-a100 but for 8b)"
 )
 
 Job = tuple[RunPlan, Policy]
@@ -62,8 +62,8 @@ def register_simulate(subparsers: Any) -> None:
         description="Run the scheduler of production over simulated engines, on the same arrivals as other policies.",
     )
     parser.add_argument("--workload", default="origin", metavar="W,…", help=f"of {', '.join(workloads.WORKLOADS)}")
-    parser.add_argument("--profile", default="70b-tp4-a100", metavar="NAME|FILE", help=PROFILE_HELP)
-    parser.add_argument("--slots", type=int, default=8, help="max_batch_size of the engine")
+    parser.add_argument("--profile", metavar="NAME|FILE", help=PROFILE_HELP)
+    parser.add_argument("--slots", type=int, help="max_batch_size of the engine (default: the workload's, 8 or 64)")
     parser.add_argument("--policies", default=DEFAULT_POLICIES, metavar="P,…", help="known: see docs/simulation.md")
     parser.add_argument("--seeds", type=int, default=5, metavar="K", help="seeds 1 … K, the same for each policy")
     parser.add_argument("--hours", type=float, help=HOURS_HELP)
@@ -87,8 +87,8 @@ def _command(options: argparse.Namespace, _: Mapping[str, str]) -> int:
     plans = _plans(options, names)
     report = {
         "sidecar": __version__,
-        "profile": options.profile,
-        "slots": options.slots,
+        "profile": next(iter(plans.values())).profile.name,
+        "slots": next(iter(plans.values())).slots,
         "seeds": options.seeds,
         "set": options.set,
         "arrivals": str(options.arrivals) if options.arrivals else None,
@@ -103,9 +103,8 @@ def _command(options: argparse.Namespace, _: Mapping[str, str]) -> int:
 
 def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, RunPlan]:
     """What to run, by the name that its figures have. Everything that can be wrong is found here, before any run."""
-    profile = _profile(options.profile)
     for name, least, most in (("seeds", 1, 10_000), ("slots", 1, 4096), ("jobs", 1, 256)):
-        if not least <= getattr(options, name) <= most:
+        if getattr(options, name) is not None and not least <= getattr(options, name) <= most:
             raise SettingsError(f"--{name} must be in {least}..{most}, not {getattr(options, name)}")
     for name in ("first_seed", "check_every"):
         if getattr(options, name) < 0:
@@ -115,16 +114,17 @@ def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, RunPl
         raise SettingsError("--faults needs policies of ours: the baselines do not know what to do about a fault")
     if options.json not in (None, "-"):
         _check_writable(Path(options.json))
-    arrivals = None if options.arrivals is None else _arrivals(options, names, profile)
+    chosen_workloads = [workloads.by_name(name) for name in names]
+    profiles = [_profile(options.profile or each.profile) for each in chosen_workloads]
+    arrivals = None if options.arrivals is None else _arrivals(options, names, profiles[0])
     plans = {}
-    for name in names:
-        workload = workloads.by_name(name)
+    for name, workload, profile in zip(names, chosen_workloads, profiles, strict=True):
         hours = _hours(options, workload.hours if arrivals is None else arrivals.hours)
         recorded = None if arrivals is None else _used(arrivals, hours)
         plan = RunPlan(
             workload=workload,
             profile=profile,
-            slots=options.slots,
+            slots=options.slots or workload.slots,
             hours=hours,
             seed=1,
             recorded=recorded,
@@ -133,9 +133,8 @@ def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, RunPl
             overrides={**workload.settings(hours), **overrides},
             faults=options.faults,
         )
-        shape = EngineShape(slots=plan.slots, profile=profile, tokens_max=plan.tokens_max, overrides=plan.overrides)
         for policy in chosen:
-            policy.settings(shape)
+            policy.settings(plan.shape)
         plans[name if arrivals is None else arrivals.name] = plan
     return plans
 
@@ -203,6 +202,8 @@ def compare(name: str, plan: RunPlan, options: argparse.Namespace) -> dict[str, 
     }
     return {
         "hours": plan.hours,
+        "profile": plan.profile.name,
+        "slots": plan.slots,
         "time_scale": plan.workload.time_scale(plan.hours),
         "simulated_requests": sum(each.requests for each in results.values()),
         "policies": rows,

@@ -50,9 +50,25 @@ class RunPlan:
         return self.hours * 3600
 
     @property
+    def shape(self) -> EngineShape:
+        """What a policy is told of the engine."""
+        return EngineShape(
+            slots=self.slots,
+            profile=self.profile,
+            tokens_max=self.tokens_max,
+            kv_tokens_max=self.kv_tokens_max,
+            overrides=self.overrides,
+        )
+
+    @property
     def warm_s(self) -> float:
         """When offline throughput begins to count."""
         return min(WARM_UP_S, self.seconds / 4)
+
+    @property
+    def kv_tokens_max(self) -> int:
+        """What the KV cache of the engine holds."""
+        return self.workload.engine.kv_tokens_max or self.profile.kv_tokens_max
 
     @property
     def tokens_max(self) -> int:
@@ -60,7 +76,7 @@ class RunPlan:
         longest = max(
             (job.request.prompt_tokens + job.request.output_tokens_max for job in self.recorded or ()), default=0
         )
-        return max(longest, 32_768 if self.workload.heavy_every_s else 4096)
+        return max(longest, 32_768 if self.workload.heavy_every_s else self.workload.mix.tokens_max)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -185,7 +201,7 @@ def _closing_text(request_id: str, outcome: Reject | DeadLetter) -> str:
 
 def run(plan: RunPlan, policy: Policy) -> Result:
     """Run it. Raises BrokenPromiseError or InvariantError if the scheduler or an engine breaks a promise."""
-    shape = EngineShape(slots=plan.slots, profile=plan.profile, tokens_max=plan.tokens_max, overrides=plan.overrides)
+    shape = plan.shape
     scheduler = policy.decider(shape)
     machine = _machine(plan, policy)
     witness = Witness(plan, policy, shape, scheduler)
@@ -235,11 +251,13 @@ def run(plan: RunPlan, policy: Policy) -> Result:
 def _machine(plan: RunPlan, policy: Policy) -> Machine:
     settings = BatcherSettings(
         max_batch_size=plan.slots,
-        max_num_tokens=CHUNK_TOKENS,
+        max_num_tokens=max(CHUNK_TOKENS, plan.slots + CHUNK_TOKENS // 2),
         max_seq_len=plan.tokens_max,
-        kv_tokens_max=plan.profile.kv_tokens_max,
+        kv_tokens_max=plan.kv_tokens_max,
+        kv_cache_reuse=plan.workload.engine.kv_reuse,
     )
-    machine = Machine(settings, plan.profile, policy.prices)
+    rng = default_rng(SeedSequence([plan.seed, 9]))
+    machine = Machine(settings, plan.profile, policy.prices, plan.workload.engine, rng)
     if policy.queues_in_engine:
         machine.slots = NEVER
     return machine

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import cos, log, pi
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,25 @@ from numpy.random import Generator, SeedSequence, default_rng
 from sidecar.core.errors import SettingsError
 from sidecar.core.request import Lane, Request
 from sidecar.core.settings import SchedulerSettings, TenantSettings
+from sidecar.sim.lengths import CODE, CONVERSATION, ENRICH, LABELS, TOY, Mix
+from sidecar.sim.rates import (
+    KNEE_PER_S,
+    ORIGIN_MEAN_PER_S,
+    OVERLOAD_PER_S,
+    WEEK_H,
+    RateSegment,
+    Times,
+    alternating,
+    bursty,
+    constant,
+    poisson,
+    renewals,
+    step,
+    week,
+)
+from sidecar.sim.traits import AS_THE_PROFILE, EngineTraits
 
-Z99 = 2.3263478740408408  # the 99th percentile of the standard normal distribution
 BLOCK = 4096  # offline items drawn at once: numpy is slow for single draws
-WEEK_H = 168.0
 
 
 class WorkloadError(SettingsError):
@@ -34,40 +49,6 @@ class SimulatedRequest:
     request: Request
     output_tokens: int
     prefix_tokens: int = 0  # of the prompt, equal to those of every other with its prefix_key
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenLengths:
-    """A lognormal distribution of token counts, given by two percentiles and cut off at `at_most`."""
-
-    p50: int
-    p99: int
-    at_most: int
-
-    def draw(self, rng: Generator, count: int) -> list[int]:
-        """`count` lengths, each in 1..at_most."""
-        sigma = log(self.p99 / self.p50) / Z99
-        tokens = np.rint(self.p50 * np.exp(sigma * rng.standard_normal(count)))
-        return [int(each) for each in np.clip(tokens, 1, self.at_most)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mix:
-    """The lengths of both lanes."""
-
-    online_prompt: TokenLengths
-    online_output: TokenLengths
-    offline_prompt: TokenLengths
-    offline_output: TokenLengths
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateSegment:
-    """A stretch of time in which online requests arrive as a Poisson process of one rate."""
-
-    begin_s: float
-    end_s: float
-    rate_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,12 +74,18 @@ class Workload:
     segments: Callable[[Generator, float], Iterator[RateSegment]]
     mix: Mix
     hours: float = 1.0  # of a run, unless the caller says otherwise
+    profile: str = "70b-tp4-a100"  # likewise
+    slots: int = 8  # likewise
+    engine: EngineTraits = AS_THE_PROFILE
+    gaps_cv: float = 1.0  # coefficient of variation of the gaps between arrivals; 1 = a Poisson process
+    tenants: int = 0  # so many send, the nth of them 1/n as much as the first; 0 = one, `default`
     heavy_prompt_tokens: int = 0  # one tenant sends prompts of this length ...
     heavy_every_s: float = 0.0  # ... one after each such pause on average (0 = nobody does)
     heavy_tenant: str = ""  # its name
     prefixes: int = (
         0  # so many different system prompts stand before PREFIXED of the items, some more often than others
     )
+    prefix_tokens: int = 0  # each of so many tokens, before every item, each as often; 0 = of the lengths of prompts
     weekly: bool = False  # days and nights; jobs with deadlines beside the backlog
 
     def __reduce__(self) -> tuple[Callable[[str], Workload], tuple[str]]:
@@ -171,20 +158,32 @@ class Workload:
     def online(self, seed: int, hours: float) -> list[SimulatedRequest]:
         """Every online request of one run, by time of arrival: the same list for the same seed and hours."""
         rng = default_rng(SeedSequence([seed, 1]))
-        times = np.concatenate([_poisson(rng, each) for each in self.segments(rng, hours)] or [np.empty(0)])
+        times = np.concatenate([self._times(rng, each) for each in self.segments(rng, hours)] or [np.empty(0)])
         prompts = self.mix.online_prompt.draw(rng, len(times))
         outputs = self.mix.online_output.draw(rng, len(times))
+        senders = self._senders(seed, 7)
         jobs = [
-            self._online(f"o{n}", float(at), prompt, output, "default")
+            self._online(f"o{n}", float(at), prompt, output, next(senders))
             for n, (at, prompt, output) in enumerate(zip(times, prompts, outputs, strict=True))
         ]
         return sorted([*jobs, *self._heavy(seed, hours)], key=lambda job: job.request.arrived_s)
+
+    def _times(self, rng: Generator, segment: RateSegment) -> Times:
+        return poisson(rng, segment) if self.gaps_cv == 1 else renewals(rng, segment, self.gaps_cv)
+
+    def _senders(self, seed: int, stream: int) -> Iterator[str]:
+        """Who sends the next request, and the next, for ever."""
+        if not self.tenants:
+            yield from repeat("default")
+        rng, shares = default_rng(SeedSequence([seed, stream])), 1 / np.arange(1, self.tenants + 1)
+        while True:
+            yield from (f"t{rank}" for rank in rng.choice(self.tenants, BLOCK, p=shares / shares.sum()))
 
     def _heavy(self, seed: int, hours: float) -> list[SimulatedRequest]:
         if not self.heavy_every_s:
             return []
         rng = default_rng(SeedSequence([seed, 3]))
-        times = _poisson(rng, RateSegment(begin_s=0, end_s=hours * 3600, rate_per_s=1 / self.heavy_every_s))
+        times = poisson(rng, RateSegment(begin_s=0, end_s=hours * 3600, rate_per_s=1 / self.heavy_every_s))
         outputs = self.mix.offline_output.draw(rng, len(times))  # a reasoning request writes about as much as an item
         prompt = self.heavy_prompt_tokens
         return [
@@ -210,7 +209,12 @@ class Workload:
         """The endless backlog, the same for the same seed; `arrived_s` is for whoever lets an item in."""
         rng = default_rng(SeedSequence([seed, 6]))
         kinds = [f"p{seed}-{number}" for number in range(self.prefixes)]
-        lengths = dict(zip(kinds, self.mix.offline_prompt.draw(rng, self.prefixes), strict=True))
+        drawn = (
+            [self.prefix_tokens] * self.prefixes
+            if self.prefix_tokens
+            else self.mix.offline_prompt.draw(rng, self.prefixes)
+        )
+        lengths, senders = dict(zip(kinds, drawn, strict=True)), self._senders(seed, 8)
         for number, (prompt, output) in enumerate(self.offline(seed)):
             job = offline_job(
                 number,
@@ -220,8 +224,10 @@ class Workload:
                 output_max=self.mix.offline_output.at_most,
                 resumable=resumable,
             )
-            if kinds and rng.random() < PREFIXED:
-                key = kinds[min(int(rng.pareto(1.0)), len(kinds) - 1)]
+            if self.tenants:
+                job = replace(job, request=replace(job.request, tenant=next(senders)))
+            if kinds and (self.prefix_tokens or rng.random() < PREFIXED):
+                key = kinds[int(rng.integers(len(kinds))) if self.prefix_tokens else _by_rank(rng, len(kinds))]
                 prompt = min(prompt + lengths[key], self.mix.offline_prompt.at_most)
                 request = replace(job.request, prompt_tokens=prompt, prefix_key=key)
                 job = replace(job, request=request, prefix_tokens=min(lengths[key], prompt - 1))
@@ -234,6 +240,11 @@ class Workload:
             prompts = self.mix.offline_prompt.draw(rng, BLOCK)
             outputs = self.mix.offline_output.draw(rng, BLOCK)
             yield from zip(prompts, outputs, strict=True)
+
+
+def _by_rank(rng: Generator, count: int) -> int:
+    """Return one of 0 … count - 1, the small ones more often."""
+    return min(int(rng.pareto(1.0)), count - 1)
 
 
 def offline_job(
@@ -252,98 +263,25 @@ def offline_job(
     return SimulatedRequest(request=request, output_tokens=output_tokens)
 
 
-def _poisson(rng: Generator, segment: RateSegment) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    length_s = segment.end_s - segment.begin_s
-    count = rng.poisson(segment.rate_per_s * length_s)
-    return np.sort(rng.uniform(segment.begin_s, segment.end_s, count))
-
-
-def constant(rate_per_s: float) -> Callable[[Generator, float], Iterator[RateSegment]]:
-    """One rate throughout."""
-
-    def segments(_: Generator, hours: float) -> Iterator[RateSegment]:
-        yield RateSegment(begin_s=0.0, end_s=hours * 3600, rate_per_s=rate_per_s)
-
-    return segments
-
-
-def alternating(
-    high_per_s: float, low_per_s: float, each_s: float
-) -> Callable[[Generator, float], Iterator[RateSegment]]:
-    """Bursts and pauses of equal, fixed length, beginning with a pause so that every onset is seen."""
-
-    def segments(_: Generator, hours: float) -> Iterator[RateSegment]:
-        begin, high = 0.0, False
-        while begin < hours * 3600:
-            end = min(begin + each_s, hours * 3600)
-            yield RateSegment(begin_s=begin, end_s=end, rate_per_s=high_per_s if high else low_per_s)
-            begin, high = end, not high
-
-    return segments
-
-
-def bursty(
-    mean_per_s: Callable[[float], float], peak: float = 3.0, high_s: float = 60.0, low_s: float = 240.0
-) -> Callable[[Generator, float], Iterator[RateSegment]]:
-    """A two-state Markov-modulated Poisson process around `mean_per_s(time)`: bursts at `peak` times the mean.
-
-    The low rate keeps the mean: with the default fifth of the time in bursts of 3x it is half the mean.
-    """
-    share = high_s / (high_s + low_s)
-    low = (1 - share * peak) / (1 - share)
-
-    def segments(rng: Generator, hours: float) -> Iterator[RateSegment]:
-        begin, high = 0.0, bool(rng.random() < share)
-        while begin < hours * 3600:
-            end = min(begin + float(rng.exponential(high_s if high else low_s)), hours * 3600)
-            yield RateSegment(begin_s=begin, end_s=end, rate_per_s=mean_per_s(begin) * (peak if high else low))
-            begin, high = end, not high
-
-    return segments
-
-
-def _day_and_night(time_s: float) -> float:
-    """Requests per second of the diurnal week: nights at a tenth of the working-day peak, weekends at half."""
-    day, hour = divmod(time_s / 3600, 24)
-    shape = 0.55 - 0.45 * cos(2 * pi * (hour - 3) / 24)  # least at 3 h (0.1), most at 15 h (1.0)
-    return DIURNAL_PEAK_PER_S * shape * (0.5 if day % 7 >= 5 else 1.0)
-
-
-def week(rng: Generator, hours: float) -> Iterator[RateSegment]:
-    """A week of days and nights with bursts, in so many hours."""
-    scale = WEEK_H / hours
-    return bursty(lambda time_s: _day_and_night(time_s * scale))(rng, hours)
-
-
-# Measured origin: 2,400 requests/h on 8 GPUs, that is half of it per engine of four; objective p99 < 800 ms.
-ORIGIN_MEAN_PER_S = 1200 / 3600
-DIURNAL_PEAK_PER_S = 2 * ORIGIN_MEAN_PER_S
-# Measured with `--workload constant-R` (online-only, 70b-tp4-a100, 64 slots): at 6/s the p95 TTFT is twice the 172 ms
-# of low load. Bursts run at 88 % of it, pauses at half of that.
-KNEE_PER_S = 6.0
-# Eight slots serve 13.5/s of online work alone (measured likewise).
-OVERLOAD_PER_S = 16.0
-
 # 64 slots alone (1,066 tokens/s, 174 per item) serve so many items; the shares of it that jobs ask for until their
 # deadlines leave slack: three tenants share what online leaves, some three quarters.
 ITEMS_PER_S = 6.0
 PREFIXED = 0.4  # of the items of `shared-prefix`
 DAILY_SHARE, WEEKLY_SHARE = 0.15, 0.2
 
-# Toy model behind the measured origin: online prompt p50 300 / p99 1,200, output 4 / 30; offline prompt 400 / 1,500,
-# output 120 / 890 (the origin's own percentiles). Context 4K: prompts are cut at 3,072, items declare max_tokens 1,024.
-TOY = Mix(
-    online_prompt=TokenLengths(p50=300, p99=1200, at_most=3072),
-    online_output=TokenLengths(p50=4, p99=30, at_most=128),
-    offline_prompt=TokenLengths(p50=400, p99=1500, at_most=3072),
-    offline_output=TokenLengths(p50=120, p99=890, at_most=1024),
-)
+KNEE = alternating(0.88 * KNEE_PER_S, 0.44 * KNEE_PER_S, 90.0)
+
+
+def _wide(*workloads: Workload) -> Iterator[Workload]:
+    """Yield them with the slots that engines of today have, unless they name their own."""
+    return (replace(each, slots=64) for each in workloads)
+
 
 WORKLOADS = {
     each.name: each
     for each in (
         Workload(name="origin", segments=bursty(lambda _: ORIGIN_MEAN_PER_S), mix=TOY),
-        Workload(name="knee", segments=alternating(0.88 * KNEE_PER_S, 0.44 * KNEE_PER_S, 90.0), mix=TOY),
+        Workload(name="knee", segments=KNEE, mix=TOY),
         Workload(name="overload", segments=constant(OVERLOAD_PER_S), hours=6.0, mix=TOY),
         Workload(name="diurnal", segments=week, hours=WEEK_H, mix=TOY, weekly=True),
         # Two in five items begin with one of 200 system prompts, whose popularity falls off with their rank.
@@ -357,15 +295,61 @@ WORKLOADS = {
             heavy_tenant="reasoning",
             mix=TOY,
         ),
+        *_wide(
+            Workload(name="conversation", segments=constant(1.5), mix=CONVERSATION),
+            Workload(name="conversation-bursts", segments=bursty(lambda _: 0.33), mix=CONVERSATION),
+            Workload(name="code", segments=constant(0.8), mix=CODE),
+            # Minutes with nothing, then some 10/s: the gaps have a CV of 13, as in Azure's trace of requests for code.
+            Workload(name="code-bursts", segments=bursty(lambda _: 0.8, 12.5, high_s=10.0, low_s=115.0), mix=CODE),
+            Workload(name="labels", segments=bursty(lambda _: ORIGIN_MEAN_PER_S), mix=LABELS),
+            Workload(name="enrich", segments=bursty(lambda _: ORIGIN_MEAN_PER_S), mix=ENRICH),
+            Workload(name="knee-enrich", segments=KNEE, mix=ENRICH),
+            Workload(name="tenants", segments=constant(1.0), tenants=1000, mix=TOY),
+            Workload(name="bursty", segments=constant(1.0), gaps_cv=3.0, mix=TOY),
+            Workload(name="step", segments=step(0.3, 4.0), mix=TOY),
+            Workload(name="8b", segments=constant(2.0), profile="8b-a100", mix=TOY),
+            # Engines that are worse than they should be.
+            Workload(name="kv-tight", segments=constant(1.0), engine=EngineTraits(kv_tokens_max=24_000), mix=TOY),
+            Workload(name="slow-stops", segments=KNEE, engine=EngineTraits(stop_poll_s=0.1), mix=TOY),
+            Workload(name="no-reuse", segments=KNEE, engine=EngineTraits(kv_reuse=False), mix=TOY),
+            Workload(name="noisy", segments=constant(1.0), engine=EngineTraits(jitter=0.2, stall_share=0.002), mix=TOY),
+            # Every item begins with one of 400 prompts of 300 tokens, in random order: more than the cache holds.
+            Workload(
+                name="prefixes",
+                segments=bursty(lambda _: ORIGIN_MEAN_PER_S),
+                prefixes=400,
+                prefix_tokens=300,
+                engine=EngineTraits(kv_tokens_max=60_000),
+                mix=TOY,
+            ),
+        ),
     )
 }
+WITH_RATE = (
+    "conversation",
+    "code",
+    "8b",
+    "bursty",
+    "tenants",
+    "kv-tight",
+    "noisy",
+)  # their names take a rate: `code-2`
 
 
 def by_name(name: str) -> Workload:
-    """The workload of that name; `constant-R` is R online requests/s. Raises WorkloadError with the known ones."""
+    """Return the workload of that name. Raises WorkloadError with the known ones.
+
+    `constant-R` is R online requests/s; so is a workload of one rate with a number behind its name: `conversation-3`.
+    """
     kind, _, rate = name.rpartition("-")
-    if kind == "constant" and rate.replace(".", "", 1).isdigit():
-        return Workload(name=name, segments=constant(float(rate)), mix=TOY)
+    if rate.replace(".", "", 1).isdigit() and float(rate) > 0:
+        if kind == "constant":
+            return Workload(name=name, segments=constant(float(rate)), mix=TOY)
+        if kind in WITH_RATE:
+            return replace(WORKLOADS[kind], name=name, segments=constant(float(rate)))
     if name not in WORKLOADS:
-        raise WorkloadError(f"unknown workload {name!r}; known: {', '.join(WORKLOADS)} and constant-R (requests/s)")
+        raise WorkloadError(
+            f"unknown workload {name!r}; known: {', '.join(WORKLOADS)} and constant-R; a rate in requests/s may stand "
+            f"behind {', '.join(WITH_RATE)}: conversation-3"
+        )
     return WORKLOADS[name]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from numpy.random import default_rng
 
 from sidecar.core.request import Lane
 from sidecar.inflight.batch import BatcherSettings
 from sidecar.inflight.measured import MeasuredProfile
 from sidecar.inflight.profile import Profile
 from sidecar.sim.machine import CallEnded, FirstToken, Machine, Prices, SimulatedDispatch
+from sidecar.sim.traits import EngineTraits
 
 # 10 ms per iteration, nothing for rows, 1 ms per prompt token: round numbers to reckon with.
 PROFILE = Profile(name="round", overhead_ms=10.0, decode_row_ms=0.0, prefill_token_ms=1.0)
@@ -188,3 +190,23 @@ def test_a_row_that_reads_more_context_takes_longer_iterations() -> None:
     # 200 iterations after that of the prompt; the first reads the prompt and one token, each further one a token more.
     assert ended[100] == pytest.approx(201 * 10 + 0.01 * (200 * 101 + 199 * 200 / 2), abs=0.01)
     assert ended[400] - ended[100] == pytest.approx(200 * 300 * 0.01, abs=0.01)
+
+
+def test_a_stop_that_is_looked_for_now_and_then_waits_for_the_next_look() -> None:
+    settings = BatcherSettings(max_batch_size=4, max_num_tokens=512, max_seq_len=4096)
+    engine = Machine(settings, PROFILE, Prices(), EngineTraits(stop_poll_s=0.1))
+    engine.submit(call("a", 100), 0.0)
+    engine.advance(0.02)
+    engine.stop("a", 0.021)
+    assert history(engine) == [(100.0, CallEnded("a", 9, 0, True))]
+
+
+def test_an_unsteady_engine_takes_the_times_of_the_profile_on_average_and_stalls_now_and_then() -> None:
+    settings = BatcherSettings(max_batch_size=4, max_num_tokens=512, max_seq_len=16_384)
+    ends = {}
+    for traits in (EngineTraits(jitter=0.2), EngineTraits(stall_share=0.01, stall_s=1.0)):
+        engine = Machine(settings, PROFILE, Prices(), traits, default_rng(1))
+        engine.submit(call("a", 10_000), 0.0)
+        ends[traits] = history(engine, 1000.0)[-1][0] / 1000
+    assert list(ends.values()) == pytest.approx([100, 100 + 100], rel=0.15)
+    assert ends[EngineTraits(jitter=0.2)] == pytest.approx(100, rel=0.01)
