@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from math import ceil, isfinite
 from pathlib import Path
 
+from numpy.random import SeedSequence, default_rng
+
 from sidecar.core.request import Lane, Request
 from sidecar.sim.workloads import SimulatedRequest, WorkloadError
 
@@ -24,6 +26,7 @@ class Arrivals:
     path: Path
     jobs: tuple[SimulatedRequest, ...]
     moved_s: float = 0.0  # by which the times of the file were moved to begin at 0
+    left_out: int = 0  # requests of a public trace that had no answer, or that the engine cannot hold
 
     @property
     def name(self) -> str:
@@ -35,9 +38,29 @@ class Arrivals:
         """The span of the file, in whole minutes."""
         return max(1, ceil(self.jobs[-1].request.arrived_s / MINUTE_S)) * MINUTE_S / 3600
 
+    @property
+    def rate_per_s(self) -> float:
+        """Requests per second over the span of the file."""
+        return len(self.jobs) / (self.hours * 3600)
+
     def within(self, hours: float) -> int:
         """How many of them come in so many hours."""
         return sum(job.request.arrived_s <= hours * 3600 for job in self.jobs)
+
+    def thinned(self, rate_per_s: float, hours: float, seed: int) -> tuple[SimulatedRequest, ...]:
+        """Return what is left of a stretch of so many hours if each request stays with the same probability.
+
+        The rate over the whole file is then `rate_per_s`. The seed draws where the stretch begins and who stays.
+        """
+        rng, seconds = default_rng(SeedSequence([seed, 10])), hours * 3600
+        begin_s = rng.uniform(0.0, max(0.0, self.jobs[-1].request.arrived_s - seconds))
+        stay = rng.random(len(self.jobs)) < rate_per_s / self.rate_per_s
+        moments = [job.request.arrived_s - begin_s for job in self.jobs]
+        return tuple(
+            replace(job, request=replace(job.request, arrived_s=at_s))
+            for job, at_s, stays in zip(self.jobs, moments, stay, strict=True)
+            if stays and 0 <= at_s < seconds
+        )
 
 
 def write_csv(path: Path, jobs: Iterable[SimulatedRequest]) -> None:

@@ -206,6 +206,7 @@ class SimulatedDriver:
             context_tokens=context_tokens,
             prefix_key=request.prefix_key,
             prefix_tokens=min(progress.job.prefix_tokens, context_tokens),
+            prompt_blocks=progress.job.prompt_blocks,
             output_tokens=1 if fills_cache else min(action.output_tokens, progress.tokens_left),
             output_tokens_max=1 if fills_cache else action.output_tokens,
             slots=request.slots,

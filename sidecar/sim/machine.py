@@ -16,8 +16,10 @@ from numpy.random import Generator, default_rng
 from sidecar.core.request import Lane
 from sidecar.inflight.batch import BatchedSequence, BatcherSettings, End, Iteration, Row, RowState
 from sidecar.inflight.batcher import Batcher
+from sidecar.inflight.blocks import Ids
 from sidecar.inflight.profile import IterationTimes, context_tokens, prompt_pairs
 from sidecar.sim.traits import AS_THE_PROFILE, EngineTraits
+from sidecar.sim.workloads import PROMPT_BLOCK
 
 RESTING = Iteration(decoding=())  # an empty iteration, which ends when the next call comes
 EPSILON = 1e-9  # of an iteration: keeps a boundary from being missed by rounding
@@ -46,6 +48,7 @@ class SimulatedDispatch:
     fills_cache: bool = False  # its one token is dropped: it is sent for the KV of its prompt
     prefix_key: str = ""
     prefix_tokens: int = 0  # of the prompt, equal to those of every other call with this key
+    prompt_blocks: tuple[int, ...] = ()  # what the prefix is made of; () = of its key alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ class Machine:
         key = self._key(call.request_id)
         prompt = (key,) * (call.context_tokens - call.prefix_tokens)
         if call.prefix_tokens:
-            prompt = (self._key(call.prefix_key),) * call.prefix_tokens + prompt
+            prompt = self._prefix(call) + prompt
         if self._costs_no_prefill(call):
             prompt = prompt[:1]
         running = _RunningRow(call, [], call.slots)
@@ -150,6 +153,13 @@ class Machine:
 
     def _costs_no_prefill(self, call: SimulatedDispatch) -> bool:
         return call.lane is Lane.OFFLINE and not self.prices.offline_prefill
+
+    def _prefix(self, call: SimulatedDispatch) -> Ids:
+        """What stands for the tokens of the prefix of `call`, in the KV cache."""
+        if not call.prompt_blocks:
+            return (self._key(call.prefix_key),) * call.prefix_tokens
+        keys = (self._key(f"block {each}") for each in call.prompt_blocks)
+        return tuple(key for key in keys for _ in range(PROMPT_BLOCK))[: call.prefix_tokens]
 
     def _key(self, name: str) -> int:
         """What stands for the tokens of this request, or of this prefix, in the KV cache."""

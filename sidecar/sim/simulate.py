@@ -22,10 +22,11 @@ from sidecar.core.errors import SettingsError
 from sidecar.inflight.measured import measured_profile
 from sidecar.inflight.profile import PROFILES, IterationTimes, profile_named
 from sidecar.sim import policies, workloads
-from sidecar.sim.arrivals_file import Arrivals, read_csv, write_csv
+from sidecar.sim.arrivals_file import Arrivals, write_csv
 from sidecar.sim.figures import Estimate, MeasurementError, Paired, added, pair, ratio
 from sidecar.sim.jobs import deadline_figures, eta_figures, spread_days
 from sidecar.sim.policies import OFFLINE_ALONE, Policy
+from sidecar.sim.public_traces import read_arrivals
 from sidecar.sim.simulation_run import Result, RunPlan, run
 from sidecar.sim.tables import Table, printed
 from sidecar.sim.workloads import WorkloadError
@@ -42,8 +43,9 @@ HOURS_HELP = (
 )
 
 ARRIVALS_HELP = (
-    "recorded online arrivals instead of drawn ones, over the span of the file; its first line is "
-    "arrived_s,tenant,prompt_tokens,output_tokens,output_tokens_max (see --write-arrivals)"
+    "recorded online arrivals instead of drawn ones, over the span of the file: CSV that begins with "
+    "arrived_s,tenant,prompt_tokens,output_tokens,output_tokens_max (see --write-arrivals), or a public trace of "
+    "Azure, BurstGPT or Mooncake as published; FILE@1.5 keeps so many requests that 1.5/s come, others with each seed"
 )
 
 PROFILE_HELP = (
@@ -69,7 +71,7 @@ def register_simulate(subparsers: Any) -> None:
     parser.add_argument("--hours", type=float, help=HOURS_HELP)
     parser.add_argument("--first-seed", type=int, default=1, metavar="N", help="seeds N … N+K-1 instead of 1 … K")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a scheduler setting of `ours`")
-    parser.add_argument("--arrivals", type=Path, metavar="CSV", help=ARRIVALS_HELP)
+    parser.add_argument("--arrivals", metavar="FILE[@R]", help=ARRIVALS_HELP)
     parser.add_argument("--write-arrivals", type=Path, metavar="CSV", help="write those of seed 1, and run nothing")
     parser.add_argument("--faults", action="store_true", help="cancels, failures, losses, engine deaths; ours only")
     parser.add_argument("--check-every", type=int, default=0, metavar="N", help="check the invariants each N events")
@@ -119,15 +121,17 @@ def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, RunPl
     arrivals = None if options.arrivals is None else _arrivals(options, names, profiles[0])
     plans = {}
     for name, workload, profile in zip(names, chosen_workloads, profiles, strict=True):
-        hours = _hours(options, workload.hours if arrivals is None else arrivals.hours)
-        recorded = None if arrivals is None else _used(arrivals, hours)
+        hours = _hours(options, workload.hours if arrivals is None else arrivals[0].hours)
+        trace, per_s = (None, 0.0) if arrivals is None else arrivals
         plan = RunPlan(
             workload=workload,
             profile=profile,
             slots=options.slots or workload.slots,
             hours=hours,
             seed=1,
-            recorded=recorded,
+            recorded=_used(trace, hours) if trace and not per_s else None,
+            trace=trace if per_s else None,
+            trace_per_s=per_s,
             every=int(overrides.get("reservation_every", 10)),
             check_every=options.check_every,
             overrides={**workload.settings(hours), **overrides},
@@ -135,7 +139,9 @@ def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, RunPl
         )
         for policy in chosen:
             policy.settings(plan.shape)
-        plans[name if arrivals is None else arrivals.name] = plan
+        if trace is not None:
+            _say_what_arrives(trace, per_s, hours)
+        plans[name if trace is None else trace.name] = plan
     return plans
 
 
@@ -150,20 +156,36 @@ def _profile(name: str) -> IterationTimes:
         raise SettingsError(f"--profile {name}: {error}" if path.suffix == ".json" else str(error)) from error
 
 
-def _arrivals(options: argparse.Namespace, names: Sequence[str], profile: IterationTimes) -> Arrivals:
+def _arrivals(options: argparse.Namespace, names: Sequence[str], profile: IterationTimes) -> tuple[Arrivals, float]:
+    """Return the arrivals of the file, and the rate to which they are to be thinned; 0 = they all come."""
     if len(names) > 1:
         raise SettingsError("--arrivals takes one --workload: the one whose backlog runs beside them")
-    return read_csv(options.arrivals, profile.kv_tokens_max)
+    file, _, rate = options.arrivals.rpartition("@")
+    per_s = float(rate) if rate.replace(".", "", 1).isdigit() and not Path(options.arrivals).exists() else 0.0
+    found = read_arrivals(Path(file if per_s else options.arrivals), profile.kv_tokens_max)
+    if per_s > found.rate_per_s:
+        raise SettingsError(
+            f"--arrivals: {found.path} has {found.rate_per_s:.3g} requests/s, which is less than {per_s}"
+        )
+    return found, per_s
 
 
 def _used(arrivals: Arrivals, hours: float) -> Sequence[workloads.SimulatedRequest]:
-    """The arrivals within so many hours, which has been said on stderr."""
+    """The arrivals within so many hours."""
     used = arrivals.within(hours)
     if not used:
         raise WorkloadError(f"{arrivals.path}: no arrival lies within --hours {hours:g}")
-    moved = f", moved by {arrivals.moved_s:g} s to begin at 0" if arrivals.moved_s else ""
-    print(f"{arrivals.path}: {used} of {len(arrivals.jobs)} arrivals over {60 * hours:g} min{moved}", file=sys.stderr)
     return arrivals.jobs[:used]
+
+
+def _say_what_arrives(trace: Arrivals, per_s: float, hours: float) -> None:
+    """Say on stderr how much of the file is used, and what was done to it."""
+    used = (
+        f"{per_s:g}/s of {trace.rate_per_s:.3g}/s" if per_s else f"{trace.within(hours)} of {len(trace.jobs)} arrivals"
+    )
+    moved = f", moved by {trace.moved_s:g} s to begin at 0" if trace.moved_s else ""
+    left_out = f", {trace.left_out} left out: without an answer, or too long" if trace.left_out else ""
+    print(f"{trace.path}: {used} over {60 * hours:g} min{moved}{left_out}", file=sys.stderr)
 
 
 def _hours(options: argparse.Namespace, usual: float) -> float:
@@ -251,7 +273,10 @@ def figures(
     ceilings: Sequence[float],
 ) -> dict[str, Any]:
     """The figures of one policy over all its seeds. Raises MeasurementError for a harvest above 100 %."""
-    time_scale, heavy = plan.workload.time_scale(plan.hours), "" if plan.recorded else plan.workload.heavy_tenant
+    time_scale, heavy = (
+        plan.workload.time_scale(plan.hours),
+        "" if plan.recorded or plan.trace else plan.workload.heavy_tenant,
+    )
     runs = [(alone.served, mixed.served) for alone, mixed in zip(reference, results, strict=True)]
     ttft, e2e = pair(runs, lambda each: each.ttft_s), pair(runs, lambda each: each.e2e_s)
     harvest = _harvest(plan, policy, results, ceilings)

@@ -15,6 +15,7 @@ from sidecar.core.request import DispatchKind, Lane
 from sidecar.core.scheduler import Scheduler
 from sidecar.inflight.batch import BatcherSettings
 from sidecar.inflight.profile import IterationTimes
+from sidecar.sim.arrivals_file import Arrivals
 from sidecar.sim.driver import Decides, Observer, SimulatedDriver
 from sidecar.sim.faults import FaultRates, SimulatedFaults
 from sidecar.sim.figures import ReservationRecord, Served
@@ -39,6 +40,8 @@ class RunPlan:
     hours: float
     seed: int
     recorded: Sequence[SimulatedRequest] | None = None  # online arrivals instead of the workload's own
+    trace: Arrivals | None = None  # of which the requests of this run are drawn, so that `trace_per_s` come
+    trace_per_s: float = 0.0
     every: int = 10  # N of the promise that is measured
     check_every: int = 0  # invariants after each so many events; 0 = never (the driver's own checks are always on)
     overrides: Mapping[str, object] = field(default_factory=dict)
@@ -48,6 +51,12 @@ class RunPlan:
     def seconds(self) -> float:
         """Simulated time with arrivals."""
         return self.hours * 3600
+
+    def arrivals(self) -> Sequence[SimulatedRequest]:
+        """Return the online requests of this run, by time."""
+        if self.trace is not None:
+            return self.trace.thinned(self.trace_per_s, self.hours, self.seed)
+        return self.recorded if self.recorded is not None else self.workload.online(self.seed, self.hours)
 
     @property
     def shape(self) -> EngineShape:
@@ -73,9 +82,8 @@ class RunPlan:
     @property
     def tokens_max(self) -> int:
         """The longest sequence the engine must hold."""
-        longest = max(
-            (job.request.prompt_tokens + job.request.output_tokens_max for job in self.recorded or ()), default=0
-        )
+        arrivals = self.trace.jobs if self.trace else self.recorded or ()
+        longest = max((job.request.prompt_tokens + job.request.output_tokens_max for job in arrivals), default=0)
         return max(longest, 32_768 if self.workload.heavy_every_s else self.workload.mix.tokens_max)
 
 
@@ -212,7 +220,7 @@ def run(plan: RunPlan, policy: Policy) -> Result:
         faults=_faults(plan),
         progress_s=PROGRESS_S,
     )
-    arrivals = plan.recorded if plan.recorded is not None else plan.workload.online(plan.seed, plan.hours)
+    arrivals = plan.arrivals()
     items = plan.workload.items(plan.seed, plan.hours) if policy.offline else []
     if policy is OFFLINE_ALONE:
         arrivals, items = [], []

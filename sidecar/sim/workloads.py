@@ -35,6 +35,7 @@ from sidecar.sim.rates import (
 )
 from sidecar.sim.traits import AS_THE_PROFILE, EngineTraits
 
+PROMPT_BLOCK = 512  # tokens of one of a request's `prompt_blocks`, as Mooncake's trace has them
 BLOCK = 4096  # offline items drawn at once: numpy is slow for single draws
 
 
@@ -49,6 +50,7 @@ class SimulatedRequest:
     request: Request
     output_tokens: int
     prefix_tokens: int = 0  # of the prompt, equal to those of every other with its prefix_key
+    prompt_blocks: tuple[int, ...] = ()  # what the prefix is made of, PROMPT_BLOCK tokens each; () = of its key alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
