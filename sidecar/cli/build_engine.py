@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 from sidecar import data
 from sidecar.cli.engine_build import (
+    GIB,
     GPUS,
     IMAGE,
     CheckpointShape,
@@ -33,7 +35,7 @@ from sidecar.cli.fill import ServingPlace, sidecar_settings, write_repository
 from sidecar.cli.serving_profile import ServingProfile, load_profile
 from sidecar.core.errors import SettingsError, SidecarError
 
-QUERY = ("nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader")
+QUERY = ("nvidia-smi", "--query-gpu=compute_cap,memory.total,name", "--format=csv,noheader,nounits")
 
 
 class BuildError(SidecarError):
@@ -75,6 +77,7 @@ def _build_engine(options: argparse.Namespace, environment: Mapping[str, str]) -
     if not options.finish:
         _check_gpus(profile)
         options.out.mkdir(parents=True, exist_ok=True)
+        _check_disk(options.out, EngineMemory.of(profile, shape).weights_gib * profile.tensor_parallel_size)
         for command in commands:
             _run(command)
     _finish(options, profile, commands)
@@ -100,13 +103,24 @@ def _check_gpus(profile: ServingProfile) -> None:
         shown = subprocess.run(QUERY, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError) as error:
         raise BuildError(f"nvidia-smi says nothing of a GPU here ({error}); --dry-run prints the commands") from None
-    wanted = GPUS[profile.gpu].sm
-    fitting = [line for line in shown if line.split(",")[0].strip() == f"{wanted // 10}.{wanted % 10}"]
-    if len(fitting) < profile.tensor_parallel_size:
+    kind = GPUS[profile.gpu]
+    fitting = 0
+    for line in shown:
+        capability, mebibytes, *_ = (each.strip() for each in line.split(","))
+        fits = capability == f"{kind.sm // 10}.{kind.sm % 10}" and mebibytes.isdecimal()
+        fitting += fits and int(mebibytes) / 1024 >= kind.usable_gib
+    if fitting < profile.tensor_parallel_size:
         raise BuildError(
-            f"the profile needs {profile.tensor_parallel_size} GPUs of SM {wanted} ({profile.gpu});"
-            f" this machine has {len(fitting)}: {'; '.join(shown) or 'none'}"
+            f"the profile needs {profile.tensor_parallel_size} GPUs of SM {kind.sm} with {kind.usable_gib} GiB"
+            f" ({profile.gpu}); this machine has {fitting}: {'; '.join(shown) or 'none'}"
         )
+
+
+def _check_disk(out: Path, weights_gib: float) -> None:
+    """Raise BuildError unless there is room for the weights twice: as a checkpoint for the GPUs, and in the engine."""
+    free_gib = shutil.disk_usage(out).free / GIB
+    if free_gib < 2 * weights_gib:
+        raise BuildError(f"{out} has {free_gib:.0f} GiB free; checkpoint and engine take {2 * weights_gib:.0f} GiB")
 
 
 def _run(command: Command) -> None:

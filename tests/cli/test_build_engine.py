@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from sidecar.cli.main import main
 from tests.cli.test_engine_build import CONFIG_70B
 from tests.cli.test_serving_profile import ROOT
 
+A100 = "8.0, 81920, NVIDIA A100-SXM4-80GB"
 DOCKER = """#!/bin/sh
 case "$1" in
 image) echo "nvcr.io/nvidia/tritonserver@sha256:abc"; exit 0 ;;
@@ -31,6 +33,7 @@ def model(tmp_path: Path) -> Path:
 
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, gpus: tuple[str, ...], code: int = 0) -> Path:
     """A machine with these GPUs, whose docker notes what it is asked for; `code` is that of the conversion."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 40))
     programs, log, out = tmp_path / "bin", tmp_path / "docker.log", tmp_path / "out"
     programs.mkdir()
     (tmp_path / "docker.log.engine").write_text(
@@ -53,7 +56,7 @@ def call(tmp_path: Path, *arguments: str, profile: str = "70b-tp8") -> int:
 def test_checkpoint_engine_repository_and_manifest_follow_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, out = host(tmp_path, monkeypatch, gpus=("8.0, NVIDIA A100-SXM4-80GB",) * 8), tmp_path / "out"
+    log, out = host(tmp_path, monkeypatch, gpus=(A100,) * 8), tmp_path / "out"
     assert call(tmp_path) == 0
 
     convert, build = log.read_text().splitlines()
@@ -73,8 +76,9 @@ def test_checkpoint_engine_repository_and_manifest_follow_each_other(
 @pytest.mark.parametrize(
     ("gpus", "told"),
     [
-        (("8.0, NVIDIA A100-SXM4-80GB",) * 4, "the profile needs 8 GPUs of SM 80 (a100-80gb); this machine has 4"),
-        (("9.0, NVIDIA H100 80GB HBM3",) * 8, "this machine has 0: 9.0, NVIDIA H100"),
+        ((A100,) * 4, "the profile needs 8 GPUs of SM 80 with 79.2 GiB (a100-80gb); this machine has 4"),
+        (("8.0, 40960, NVIDIA A100-SXM4-40GB",) * 8, "this machine has 0: 8.0, 40960"),
+        (("9.0, 81559, NVIDIA H100 80GB HBM3",) * 8, "this machine has 0: 9.0, 81559, NVIDIA H100"),
     ],
 )
 def test_a_machine_with_other_gpus_builds_nothing(
@@ -91,10 +95,21 @@ def test_a_machine_with_other_gpus_builds_nothing(
 
 
 @pytest.mark.usefixtures("model")
+def test_a_disk_that_cannot_hold_checkpoint_and_engine_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = host(tmp_path, monkeypatch, gpus=(A100,) * 8)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100 << 30))
+    assert call(tmp_path) == 1
+    assert "has 100 GiB free; checkpoint and engine take 263 GiB" in capsys.readouterr().err
+    assert not log.exists()
+
+
+@pytest.mark.usefixtures("model")
 def test_nothing_follows_a_step_that_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = host(tmp_path, monkeypatch, gpus=("8.0, NVIDIA A100-SXM4-80GB",) * 8, code=3)
+    log = host(tmp_path, monkeypatch, gpus=(A100,) * 8, code=3)
     assert call(tmp_path) == 1
     assert "docker ended with code 3" in capsys.readouterr().err
     assert len(log.read_text().splitlines()) == 1
