@@ -17,7 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sidecar import data
 from sidecar.cli.engine_build import (
     GIB,
     GPUS,
@@ -31,7 +30,7 @@ from sidecar.cli.engine_build import (
     in_docker,
     refusals,
 )
-from sidecar.cli.fill import ServingPlace, sidecar_settings, write_repository
+from sidecar.cli.fill import EXAMPLE, ServingPlace, sidecar_settings, write_repository
 from sidecar.cli.serving_profile import ServingProfile, load_profile
 from sidecar.core.errors import SettingsError, SidecarError
 
@@ -142,7 +141,7 @@ def _finish(options: argparse.Namespace, profile: ServingProfile, commands: list
         raise BuildError(f"no engine was built: {built}: {error}") from None
     name, place, serving = Path(options.profile).stem, ServingPlace(), options.out / "serving"
     write_repository(profile, place, options.project, serving)
-    settings = sidecar_settings(name, profile, place, data.read("sidecar.example.yaml"), profile.triton)
+    settings = sidecar_settings(name, profile, place, EXAMPLE, profile.triton)
     (serving / "sidecar.yaml").write_text(settings, encoding="utf-8")
     document = {
         "profile": {"name": name, **asdict(profile)},

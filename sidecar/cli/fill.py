@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from sidecar.settings.file import is_address
 
 ENGINE_MODEL, TEXT_MODELS = "tensorrt_llm", ("preprocessing", "postprocessing", "ensemble")
 METRICS_PORT = 8002
+EXAMPLE = data.read("sidecar.example.yaml")
 TEMPLATES = {"tensorrtllm": "engine_cpp", "llmapi": "engine_python"}
 
 
@@ -75,7 +76,10 @@ def _fill(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     place = ServingPlace(
         engine_dir=options.engine_dir, tokenizer_dir=options.tokenizer_dir, grpc_address=options.grpc_address
     )
-    settings = options.settings.read_text(encoding="utf-8") if options.settings else data.read("sidecar.example.yaml")
+    try:
+        settings = options.settings.read_text(encoding="utf-8") if options.settings else EXAMPLE
+    except UnicodeDecodeError:
+        raise SettingsError(f"{options.settings} is not UTF-8") from None
     text = sidecar_settings(Path(options.profile).stem, profile, place, settings, options.triton or profile.triton)
     write_repository(profile, place, options.project, options.out)
     (options.out / "sidecar.yaml").write_text(text, encoding="utf-8")
@@ -88,8 +92,7 @@ def write_repository(profile: ServingProfile, place: ServingPlace, project: Path
     templates = project / "model_repository"
     if not (templates / "text").is_dir():
         raise SettingsError(f"{templates} holds no templates; --project names the directory that has model_repository/")
-    for part in ("text", "engine", "python"):
-        shutil.rmtree(out / part, ignore_errors=True)
+    _begin(out, launch_script(profile, place.grpc_address))
     ignored = shutil.ignore_patterns("__pycache__", ".gitkeep")
     shutil.copytree(templates / "text", out / "text", ignore=ignored)
     shutil.copytree(templates / TEMPLATES[profile.backend], out / "engine", ignore=ignored)
@@ -101,7 +104,19 @@ def write_repository(profile: ServingProfile, place: ServingPlace, project: Path
     _write_config(out / "engine" / ENGINE_MODEL, with_parameters(config, engine_parameters(profile, place)))
     if profile.backend == "llmapi":
         _write_packages(project, out / "python")
-    (out / "run.sh").write_text(launch_script(profile, place.grpc_address), encoding="utf-8")
+
+
+def _begin(out: Path, script: str) -> None:
+    """Remove what was filled before, and write run.sh. Raises SettingsError for a folder that is somebody else's."""
+    parts = [out / part for part in ("text", "engine", "python")]
+    found = [str(part) for part in parts if part.exists()]
+    if found and not (out / "run.sh").is_file():
+        raise SettingsError(f"--out {out} is not what fill wrote before: it would lose {', '.join(found)}")
+    out.mkdir(parents=True, exist_ok=True)
+    # First of all: after an interruption it says that the rest is ours to replace.
+    (out / "run.sh").write_text(script, encoding="utf-8")
+    for part in parts:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_config(folder: Path, config: str) -> None:
@@ -153,16 +168,20 @@ def engine_parameters(profile: ServingProfile, place: ServingPlace) -> dict[str,
 
 
 def sidecar_settings(
-    name: str, profile: ServingProfile, place: ServingPlace, settings: str, triton: tuple[str, ...] | list[str]
+    name: str, profile: ServingProfile, place: ServingPlace, settings: str, triton: Sequence[str]
 ) -> str:
     """Return `settings` with the engines of the profile; what their first engine states beside is kept for each."""
     try:
         document = yaml.safe_load(settings)
     except yaml.YAMLError as error:
         raise SettingsError(f"the settings are not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise SettingsError("the settings must be a mapping")
-    first = (document.get("engines") or [{}])[0]
+    match document:
+        case {"engines": [dict(first), *_]}:
+            pass
+        case {"engines": [] | None} | dict():
+            first = {}
+        case _:
+            raise SettingsError("the settings must be a mapping")
     document["tokenizer"] = place.tokenizer_dir
     document["engines"] = [
         first

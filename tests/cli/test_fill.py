@@ -228,6 +228,16 @@ def test_filling_again_replaces_what_was_filled_before(tmp_path: Path) -> None:
     assert not (tmp_path / "python").exists()
 
 
+@pytest.mark.parametrize("part", ["engine", "text"])
+def test_a_folder_that_fill_did_not_write_is_left_alone(part: str, tmp_path: Path) -> None:
+    """Such as the checkout, or what `build-engine` made: both have a folder engine/."""
+    (tmp_path / part).mkdir()
+    (tmp_path / part / "rank0.engine").touch()
+    with pytest.raises(SettingsError, match=f"it would lose .*{part}"):
+        filled("8b-tp1", tmp_path)
+    assert [each.name for each in tmp_path.rglob("*")] == [part, "rank0.engine"]
+
+
 def test_a_template_that_the_profile_does_not_fill_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "model_repository/engine_cpp/tensorrt_llm"
     folder.mkdir(parents=True)
@@ -276,12 +286,14 @@ def test_the_command_writes_one_directory_for_both_containers(
         (("70b-tp8", "--engine-dir", "engine"), "engine_dir must be an absolute path"),
         (("70b-tp8", "--grpc-address", "8001"), "grpc_address must be host:port"),
         (("70b-tp8", "--settings", "{tmp}/list.yaml"), "must be a mapping"),
+        (("70b-tp8", "--settings", "{tmp}/latin.yaml"), "latin.yaml is not UTF-8"),
     ],
 )
 def test_a_mistake_is_told_in_a_line_and_nothing_is_written(
     arguments: tuple[str, ...], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "list.yaml").write_text("[]")
+    (tmp_path / "latin.yaml").write_bytes(b"listen: \xe9")
     words = [each.format(tmp=tmp_path) for each in arguments]
     if "--project" not in words:
         words += ["--project", str(ROOT)]
