@@ -50,10 +50,9 @@ class CheckpointShape:
     head_dim: int
     positions: int
 
-    @property
-    def kv_token_bytes(self) -> int:
-        """The KV cache of one token in 16 bit, over all GPUs: keys and values, hence the first 2."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * 2
+    def kv_token_bytes(self, kv_cache_dtype: str = "auto") -> int:
+        """The KV cache of one token, over all GPUs: keys and values, hence the 2. `auto` is 16 bit."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * (2 if kv_cache_dtype == "auto" else 1)
 
 
 def checkpoint_shape(model: Path) -> CheckpointShape:
@@ -96,7 +95,9 @@ class EngineMemory:
         weights = shape.parameters * bits / 8 / tp / GIB
         free = GPUS[profile.gpu].usable_gib - weights - OVERHEAD_GIB
         kv = max(0.0, free * profile.kv_cache_free_gpu_mem_fraction)
-        per_gpu = shape.kv_token_bytes / min(tp, shape.kv_heads)  # beyond the KV heads each GPU holds copies
+        per_gpu = shape.kv_token_bytes(profile.kv_cache_dtype) / min(
+            tp, shape.kv_heads
+        )  # beyond the KV heads each GPU holds copies
         tokens = int(kv * GIB / per_gpu)
         return cls(weights_gib=weights, kv_gib=kv, kv_tokens=tokens, sequences=tokens // profile.max_seq_len)
 

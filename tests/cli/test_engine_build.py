@@ -114,6 +114,7 @@ def test_what_cannot_be_is_refused_with_the_arithmetic(name: str, changes: dict[
 def test_an_int8_cache_may_be_had_by_who_gives_up_reuse_and_chunks() -> None:
     wanted = profile("70b-tp8", kv_cache_dtype="int8", kv_cache_reuse=False, chunked_context=False)
     assert list(refusals(wanted, LLAMA_70B)) == []
+    assert EngineMemory.of(wanted, LLAMA_70B).sequences == 169, "twice those of 16 bit"
     convert, build = build_commands(wanted, LLAMA_70B, model="/model", out="/out")
     assert "--int8_kv_cache" in convert
     assert build[build.index("--use_paged_context_fmha") + 1] == "disable"
@@ -146,7 +147,7 @@ def test_the_shape_is_read_from_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG_70B))
     shape = checkpoint_shape(tmp_path)
     assert shape == LLAMA_70B
-    assert shape.kv_token_bytes == 320 * 1024
+    assert shape.kv_token_bytes() == 320 * 1024
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "not JSON", '{"hidden_size": "wide"}'])
