@@ -31,14 +31,15 @@ class HangWatch:
         self._iterations: int | None = None
         self._moved_s = -inf  # when the counter last moved, or was first seen
         self._reason = ""
-        self._since_s = -inf
+        self._since_s = -inf  # when it was found to hang
+        self._stood_at: int | None = None  # the counter by then
 
     def counted(self, iterations: int | None, now_s: float) -> None:
         """Take in a scrape; None if it does not tell of iterations. An engine that iterates again hangs no more."""
         if iterations != self._iterations:
             self._iterations, self._moved_s = iterations, now_s
-            if iterations is not None:
-                self._reason = ""
+        if iterations not in (None, self._stood_at):
+            self._reason = ""
 
     def gone(self) -> None:
         """Nobody answers there: whoever does next is another engine."""
@@ -57,7 +58,7 @@ class HangWatch:
             self._reason = (
                 f"it hangs: {quiet.requests} requests run on it and got no token for {quiet.seconds:.0f} s{still}"
             )
-            self._since_s = now_s
+            self._since_s, self._stood_at = now_s, self._iterations
         return self._reason
 
     def _limit_s(self, quiet: Quiet, now_s: float) -> float:

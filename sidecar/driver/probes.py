@@ -130,7 +130,7 @@ class Prober:
     def _scraped(self, scrape: EngineScrape) -> None:
         if scrape.measured.ok:
             self._gauge_size = of_gauges(scrape)
-            self._hang.counted(scrape.measured.iterations, self._driver.now_s)
+        self._hang.counted(scrape.measured.iterations, self._driver.now_s)
         self._measured(scrape.measured)
 
     def _measured(self, gauges: Measured) -> None:

@@ -37,6 +37,14 @@ def test_one_that_stood_still_before_the_first_request_has_its_time_from_there()
     assert watch.look(quiet(2.0), 3600.0) == ""
 
 
+def test_while_the_counter_cannot_be_read_the_patience_is_that_of_a_dispatch() -> None:
+    watch = HangWatch(60.0)
+    watch.counted(7, 0.0)
+    watch.counted(None, 1.0)
+    assert watch.look(quiet(20.0), 21.0) == ""
+    assert watch.look(quiet(61.0), 62.0)
+
+
 def test_without_a_counter_the_patience_is_that_of_a_dispatch() -> None:
     watch = HangWatch(60.0)
     assert watch.look(quiet(59.0), 100.0) == ""
@@ -49,6 +57,8 @@ def test_a_hang_lasts_without_requests_until_the_counter_moves() -> None:
     watch.counted(7, 0.0)
     assert watch.look(quiet(16.0), 16.0)
     watch.counted(None, 17.0)  # a scrape that failed proves nothing
+    assert watch.look(None, 17.0)
+    watch.counted(7, 18.0)
     assert watch.look(None, 20.0)
     watch.counted(8, 21.0)
     assert watch.look(None, 21.0) == ""
