@@ -95,9 +95,9 @@ async def ended(reader: asyncio.StreamReader) -> None:
     ids=["silent", "half a request", "reads nothing", "half a body"],
 )
 async def test_whoever_holds_on_to_many_connections_keeps_nobody_else_out(site: Site, raw: bytes) -> None:
-    readers = [await site.sent(raw) for _ in range(40)]
+    readers = [await site.sent(raw) for _ in range(16)]
     assert await site.get() == (200, "short")
-    for reader in readers[:20]:  # the oldest had to go
+    for reader in readers[:8]:  # the oldest had to go
         await ended(reader)
 
 
