@@ -12,6 +12,7 @@ from aiohttp import web
 from dev.broker import free_ports
 from sidecar.core.errors import SettingsError
 from sidecar.settings.limits import LimitSettings
+from sidecar.telemetry import connections
 from sidecar.telemetry.connections import HttpServer
 
 HALF = b"GET / HTTP/1.1\r\nHost: x\r\nX-Half: "
@@ -69,7 +70,8 @@ class Site:
 
 
 @pytest.fixture
-async def site() -> AsyncIterator[Site]:
+async def site(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    monkeypatch.setattr(connections, "SHUTDOWN_S", 0.05)  # who reads nothing is not waited for
     async with Site(http_connections_max=8) as running:
         yield running
 
