@@ -1,17 +1,13 @@
-"""Sampling, the drawn lengths, the profiles: small functions, checked by their numbers."""
+"""Sampling: small functions, checked by their numbers."""
 
 from __future__ import annotations
 
 from math import nan
-from statistics import quantiles
 
 import numpy as np
 import pytest
 
-from engine.lengths import output_length
 from engine.sampling import EngineSampling, draw, penalise
-from sidecar.inflight.profile import Profile, profile_named
-from tests.engine.builders import LANGUAGE, ids_of
 
 LOGITS = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
 
@@ -65,29 +61,3 @@ def test_penalties_are_the_published_formulas() -> None:
 def test_nonsense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         EngineSampling(**wrong)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("prefix", "median", "p99"), [("<|offline|>", 120, 890), ("", 16, 48)])
-def test_lengths_follow_the_kind_of_prompt(prefix: str, median: int, p99: int) -> None:
-    lengths = [output_length(ids_of(f"{prefix}Describe the river {n}"), LANGUAGE, 0) for n in range(4000)]
-    cuts = quantiles(lengths, n=100)
-    assert cuts[49] == pytest.approx(median, rel=0.06)
-    assert cuts[98] == pytest.approx(p99, rel=0.2)
-
-
-def test_a_length_counts_from_the_last_marker_so_a_resumed_call_ends_at_the_same_token() -> None:
-    prompt = ids_of("<|offline|>Describe the river")
-    length = output_length(prompt, LANGUAGE, 0)
-    said = LANGUAGE.readable[:10]
-    assert output_length(prompt + said, LANGUAGE, 0) == length - 10
-    assert output_length(prompt + LANGUAGE.readable[:200] * 10, LANGUAGE, 0) == 1
-    assert {output_length(prompt, LANGUAGE, seed) for seed in range(5)} != {length}
-
-
-def test_the_named_profiles_are_the_stated_costs() -> None:
-    assert profile_named("8b-a100").iteration_s(8, 100) == pytest.approx(0.0174)
-    assert profile_named("70b-tp4-a100").iteration_s(64, 0) == pytest.approx(0.0316)
-    with pytest.raises(ValueError, match=r"unknown profile 'h100'; known: 8b-a100, 70b-tp4-a100"):
-        profile_named("h100")
-    with pytest.raises(ValueError, match="costs >= 0"):
-        Profile(name="x", overhead_ms=-1.0, decode_row_ms=0.0, prefill_token_ms=0.0)
