@@ -1,97 +1,89 @@
-"""What `sidecar doctor` says: of a model's directory (how answers end, whether chats are served), and of sizes."""
+"""What `status` shows, and what it says of whoever else answers there."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
+import asyncio
+import http.server
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 
-from sidecar.cli.operate import findings, size_findings
-from sidecar.settings.file import EngineEndpoint, ServeSettings
-from sidecar.triton.engine_size import EngineSize
-from tests.triton.model_directories import bert_like, llama_like, mistral_like, qwen_like, t5_like, words_like
-
-GAUGE = EngineSize(source='its gauge request_type="max"', sequences_max=64, kv_tokens=499_277)
-CHAT = ("ok", "chat template: it takes a user's message")
+from sidecar.__main__ import COMMANDS
+from sidecar.cli import operate
+from sidecar.cli.main import main
+from sidecar.cli.operate import StatusError
 
 
-async def said(directory: Path, end_ids: tuple[int, ...] = ()) -> list[tuple[str, str]]:
-    """The findings about the tokenizer; no engine answers there."""
-    engine = EngineEndpoint(name="e", target="127.0.0.1:1", slots=1)
-    settings = ServeSettings(engines=(engine,), tokenizer=directory, end_ids=end_ids)
-    return [(verdict, text) async for verdict, text in findings(settings) if not text.startswith("engine ")]
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"version": 1}', b"<html>", b"\xff", b"[" * 100_000])
+def test_whoever_else_listens_there_is_no_sidecar(capsys: pytest.CaptureFixture[str], body: bytes) -> None:
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as server:
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        assert main(["status", "--http", f"127.0.0.1:{server.server_port}"], {}, COMMANDS) == 1
+        answering.join()
+    told = capsys.readouterr().err
+    assert "is no status of a sidecar" in told
+    assert told.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("build", "ends"),
-    [
-        (llama_like, "end ids 257, 260, 261"),
-        (qwen_like, "end id 258"),
-        (mistral_like, "end id 2"),
-        (t5_like, "end id 1"),
-        (bert_like, "end id 3"),
-        (words_like, "end id 1"),
-    ],
-)
-async def test_each_family_is_taken_as_it_is(build: Callable[[Path], Path], ends: str, tmp_path: Path) -> None:
-    assert await said(build(tmp_path)) == [("ok", f"tokenizer: {tmp_path}, {ends}"), CHAT]
-    (tmp_path / "generation_config.json").unlink(missing_ok=True)
-    assert await said(tmp_path, (0, 1)) == [("ok", f"tokenizer: {tmp_path}, end ids 0, 1"), CHAT]
+@asynccontextmanager
+async def answering(text: bytes) -> AsyncIterator[str]:
+    """An HTTP server that answers everything with this."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + text)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-@pytest.mark.parametrize(
-    ("template", "fault"),
-    [
-        (None, "the model has no chat template"),
-        ([], "the model has no chat template"),
-        ("", "the model has no chat template"),
-        ("{% if %}", "the chat template does not compile: TemplateSyntaxError"),
-        ("{{ raise_exception('only tools') }}", "the chat template refuses these messages: only tools"),
-        ("hello", "the chat template does not show messages[0] (role user) exactly once"),
-    ],
-)
-async def test_a_model_that_serves_no_chat_is_a_warning_with_the_reason(
-    template: object, fault: str, tmp_path: Path
+async def test_an_answer_without_end_is_given_up_at_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operate, "STATUS_BYTES_MAX", 1000)
+    async with answering(b'{"x": "' + b"x" * 100_000) as address:
+        with pytest.raises(StatusError, match="is no status of a sidecar"):
+            await operate._fetch(address)
+
+
+async def test_a_status_of_another_version_is_told_from_no_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with answering(b'{"state": "serving"}') as address:
+        with pytest.raises(StatusError, match="is no status of a sidecar of this version"):
+            await operate._fetch(address)
+        monkeypatch.setattr(operate, "status_text", lambda document: f"it is {document['state']}")
+        assert await operate._fetch(address) == "it is serving"
+
+
+async def test_where_nobody_listens_the_address_is_named() -> None:
+    with pytest.raises(StatusError, match=r"no sidecar answers on http://127\.0\.0\.1:1: "):
+        await operate._fetch("127.0.0.1:1")
+
+
+def test_to_watch_goes_on_while_the_sidecar_starts_again_and_ends_with_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    qwen_like(tmp_path)
-    (tmp_path / "chat_template.jinja").unlink()
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": template}))
-    told = f"chat template: {fault}; items with messages are refused"
-    assert await said(tmp_path) == [("ok", f"tokenizer: {tmp_path}, end id 258"), ("warning", told)]
+    seen: Iterator[str | StatusError] = iter(["one", StatusError("no sidecar answers"), "two"])
 
+    async def fetch(_: str) -> str:
+        if (found := next(seen, None)) is None:
+            raise KeyboardInterrupt
+        if isinstance(found, StatusError):
+            raise found
+        return found
 
-async def test_what_cannot_be_a_tokenizer_or_cannot_end_is_a_failure_with_the_reason(tmp_path: Path) -> None:
-    assert await said(tmp_path) == [("FAILED", f"{tmp_path} holds no tokenizer.json")]
-    qwen_like(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|nothing|>"}')
-    told = f"{tmp_path}/tokenizer.json has no token '<|nothing|>', the eos_token of tokenizer_config.json"
-    assert await said(tmp_path) == [("FAILED", told)]
-    (tmp_path / "tokenizer_config.json").unlink()
-    [(verdict, told)] = await said(tmp_path)
-    assert (verdict, told.endswith("says what ends an answer; add one, or state end_ids")) == ("FAILED", True)
-
-
-def verdicts(engine: EngineEndpoint, *sizes: EngineSize) -> list[str]:
-    return [verdict for verdict, _ in size_findings(engine, sizes)]
-
-
-def test_settings_within_what_the_engine_has_are_ok() -> None:
-    engine = EngineEndpoint(name="e0", slots=60, tokens_max=4096)
-    assert list(size_findings(engine, [GAUGE])) == [("ok", "60 slots of 4096 tokens are within what it has")]
-    assert list(size_findings(engine, [EngineSize(source="its gauge")])) == []  # nobody says anything
-
-
-def test_more_than_the_engine_has_fails() -> None:
-    assert verdicts(EngineEndpoint(name="e0", slots=65, tokens_max=4096), GAUGE) == ["FAILED"]
-
-
-def test_far_less_is_a_warning() -> None:
-    assert verdicts(EngineEndpoint(name="e0", slots=8, tokens_max=4096), GAUGE) == ["warning", "ok"]
-
-
-def test_a_cache_that_binds_before_the_slots_is_said_with_the_sequences_that_fit() -> None:
-    _, (verdict, told) = size_findings(EngineEndpoint(name="e0", slots=60, tokens_max=16_384), [GAUGE])
-    assert verdict == "ok"
-    assert told.startswith("its KV cache of 499,277 tokens holds 30 sequences of 16384 tokens: with long ones it binds")
+    monkeypatch.setattr(operate, "_fetch", fetch)
+    monkeypatch.setattr(operate, "WATCH_S", 0.0)
+    assert main(["status", "--watch"], {}, [operate.register_status]) == 0
+    assert capsys.readouterr().out.splitlines() == ["one", "no sidecar answers", "two"]
