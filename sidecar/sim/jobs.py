@@ -29,6 +29,8 @@ class Kept:
 
     batch: WorkloadJob
     left: int
+    in_time: int = 0  # items that were complete by the deadline
+    incomplete: int = 0  # items that will never be complete
     ended_s: float = inf
     warned_s: float = inf  # when it was first said to be late, or at risk of it
     forecasts: list[tuple[float, float]] = field(default_factory=list)  # (P50, P90) as points in time
@@ -65,9 +67,11 @@ class JobWatch:
             kept.warned_s = min(kept.warned_s, now_s)
 
     def over(self, progress: RequestProgress) -> None:
-        """An item is complete."""
+        """An item is over: complete, or a dead letter whose time had come."""
         if kept := self.kept.get(progress.request.job):
             kept.left -= 1
+            kept.incomplete += progress.outcome != "ended"
+            kept.in_time += progress.outcome == "ended" and progress.finished_s <= kept.batch.deadline_s
             if not kept.left:
                 kept.ended_s = progress.finished_s
 
@@ -91,10 +95,22 @@ def eta_figures(runs: Iterable[Iterable[Kept]]) -> dict[str, Any] | None:
 def deadline_figures(runs: Iterable[Iterable[Kept]]) -> dict[str, int] | None:
     """Jobs that were accepted and met their deadlines, and how many that missed it were named before; None if none."""
     kept = [each for run in runs for each in run]
-    missed = [each for each in kept if each.ended_s > each.batch.deadline_s]
+    missed = [each for each in kept if each.ended_s > each.batch.deadline_s or each.incomplete]
     told = sum(each.warned_s < each.batch.deadline_s for each in missed)
     counts = {"accepted": len(kept), "met": len(kept) - len(missed), "at_risk_told_before_miss": told}
     return counts if kept else None
+
+
+def item_figures(runs: Sequence[Sequence[Kept]]) -> dict[str, Any] | None:
+    """Return how many items jobs had, how many met their deadline, and when the last one ended. None without jobs."""
+    if not any(runs):
+        return None
+    last_s = [max(kept.ended_s for kept in run) for run in runs]
+    return {
+        "n": sum(kept.batch.items for run in runs for kept in run),
+        "in_time": sum(kept.in_time for run in runs for kept in run),
+        "done_s": sum(last_s) / len(last_s) if max(last_s) < inf else None,
+    }
 
 
 def spread_days(runs: Iterable[Iterable[Kept]], time_scale: float) -> float | None:

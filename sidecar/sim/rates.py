@@ -57,6 +57,20 @@ def renewals(rng: Generator, segment: RateSegment, gaps_cv: float) -> Times:
     return found[found < segment.end_s]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """Requests that come `size` at once, `count` times, `every_s` apart."""
+
+    count: int
+    size: int
+    every_s: float
+
+    def times(self, hours: float) -> Times:
+        """Return the moments within so many hours, in order."""
+        found = np.repeat(np.arange(self.count) * self.every_s, self.size)
+        return found[found < hours * 3600]
+
+
 def step(first_per_s: float, then_per_s: float) -> Callable[[Generator, float], Iterator[RateSegment]]:
     """One rate for the first half of the run, another for the second."""
 

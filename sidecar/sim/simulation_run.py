@@ -96,6 +96,7 @@ class Result:
     offline_tokens_per_s: float
     busy_ratio: float
     wasted_ratio: float
+    redone_ratio: float  # generated and thrown away ÷ generated
     shared_ratio: float  # of the prompt tokens, those that the KV cache had from other requests
     preemptions: int
     victims_least: int  # the fewest that would have done
@@ -221,13 +222,13 @@ def run(plan: RunPlan, policy: Policy) -> Result:
         progress_s=PROGRESS_S,
     )
     arrivals = plan.arrivals()
-    items = plan.workload.items(plan.seed, plan.hours) if policy.offline else []
+    items = plan.workload.items(plan.seed, plan.hours, resumable=policy.resumable) if policy.offline else []
     if policy is OFFLINE_ALONE:
-        arrivals, items = [], []
+        arrivals, items = [], items if not plan.workload.endless else []
     witness.jobs.plan(driver)
     driver.begin(
         merge(arrivals, items, key=lambda job: job.request.arrived_s),
-        _backlog(plan, policy) if policy.offline else None,
+        _backlog(plan, policy) if policy.offline and plan.workload.endless else None,
     )
     driver.run(plan.warm_s)
     before = _harvested(machine.usage)
@@ -239,6 +240,7 @@ def run(plan: RunPlan, policy: Policy) -> Result:
         offline_tokens_per_s=tokens / (plan.seconds - plan.warm_s),
         busy_ratio=busy / (plan.slots * plan.seconds),
         wasted_ratio=_wasted(usage, plan.profile),
+        redone_ratio=usage.discarded_tokens / max(1, usage.offline_tokens),
         shared_ratio=_shared(usage),
         preemptions=witness.preemptions,
         victims_least=witness.victims_least,

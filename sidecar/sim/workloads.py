@@ -17,13 +17,14 @@ from numpy.random import Generator, SeedSequence, default_rng
 from sidecar.core.errors import SettingsError
 from sidecar.core.request import Lane, Request
 from sidecar.core.settings import SchedulerSettings, TenantSettings
-from sidecar.sim.lengths import CODE, CONVERSATION, ENRICH, LABELS, TOY, Mix
+from sidecar.sim.lengths import CODE, CONVERSATION, ENRICH, EVICTION, LABELS, TOY, Mix
 from sidecar.sim.rates import (
     KNEE_PER_S,
     ORIGIN_MEAN_PER_S,
     OVERLOAD_PER_S,
     WEEK_H,
     RateSegment,
+    Rounds,
     Times,
     alternating,
     bursty,
@@ -88,6 +89,9 @@ class Workload:
         0  # so many different system prompts stand before PREFIXED of the items, some more often than others
     )
     prefix_tokens: int = 0  # each of so many tokens, before every item, each as often; 0 = of the lengths of prompts
+    rounds: Rounds | None = None  # arrivals at once, instead of a process
+    jobs: tuple[WorkloadJob, ...] = ()  # beside the backlog, the same for each seed and however many hours
+    endless: bool = True  # False: there is no backlog, only jobs
     weekly: bool = False  # days and nights; jobs with deadlines beside the backlog
 
     def __reduce__(self) -> tuple[Callable[[str], Workload], tuple[str]]:
@@ -111,9 +115,9 @@ class Workload:
         }
 
     def batches(self, hours: float) -> list[WorkloadJob]:
-        """The jobs of the week: a daily one of one tenant, a weekly one of another. Sized to be done well before."""
+        """The jobs. Those of a week: a daily one of one tenant, a weekly one of another, to be done well before."""
         if not self.weekly:
-            return []
+            return list(self.jobs)
         day_s = 86_400 / self.time_scale(hours)
 
         def batch(tenant: str, name: str, begin: float, days: float, share: float) -> WorkloadJob:
@@ -128,8 +132,8 @@ class Workload:
         daily = [batch("enrichment", f"day-{day}", day + 0.25, 1.0, DAILY_SHARE) for day in range(6)]
         return [*daily, batch("evaluation", "week", 0.25, 6.25, WEEKLY_SHARE)]
 
-    def items(self, seed: int, hours: float) -> list[SimulatedRequest]:
-        """Every item of the jobs of the week, by time of arrival."""
+    def items(self, seed: int, hours: float, *, resumable: bool = True) -> list[SimulatedRequest]:
+        """Every item of the jobs, by time of arrival."""
         rng = default_rng(SeedSequence([seed, 5]))
         found: list[SimulatedRequest] = []
         for batch in self.batches(hours):
@@ -145,7 +149,7 @@ class Workload:
                     output,
                     arrived_s=batch.accepted_s,
                     output_max=self.mix.offline_output.at_most,
-                    resumable=True,
+                    resumable=resumable,
                 )
                 request = replace(
                     job.request,
@@ -160,7 +164,7 @@ class Workload:
     def online(self, seed: int, hours: float) -> list[SimulatedRequest]:
         """Every online request of one run, by time of arrival: the same list for the same seed and hours."""
         rng = default_rng(SeedSequence([seed, 1]))
-        times = np.concatenate([self._times(rng, each) for each in self.segments(rng, hours)] or [np.empty(0)])
+        times = self.rounds.times(hours) if self.rounds else self._times(rng, hours)
         prompts = self.mix.online_prompt.draw(rng, len(times))
         outputs = self.mix.online_output.draw(rng, len(times))
         senders = self._senders(seed, 7)
@@ -170,8 +174,11 @@ class Workload:
         ]
         return sorted([*jobs, *self._heavy(seed, hours)], key=lambda job: job.request.arrived_s)
 
-    def _times(self, rng: Generator, segment: RateSegment) -> Times:
-        return poisson(rng, segment) if self.gaps_cv == 1 else renewals(rng, segment, self.gaps_cv)
+    def _times(self, rng: Generator, hours: float) -> Times:
+        def drawn(segment: RateSegment) -> Times:
+            return poisson(rng, segment) if self.gaps_cv == 1 else renewals(rng, segment, self.gaps_cv)
+
+        return np.concatenate([drawn(each) for each in self.segments(rng, hours)] or [np.empty(0)])
 
     def _senders(self, seed: int, stream: int) -> Iterator[str]:
         """Who sends the next request, and the next, for ever."""
@@ -324,6 +331,21 @@ WORKLOADS = {
                 engine=EngineTraits(kv_tokens_max=60_000),
                 mix=TOY,
             ),
+        ),
+        # The load that llm-d-async-rs publishes (bench/resume-demo/eviction): jobs beside bursts as wide as the engine.
+        Workload(
+            name="eviction",
+            segments=constant(0.0),
+            rounds=Rounds(count=15, size=32, every_s=6.0),
+            jobs=tuple(
+                WorkloadJob(tenant=name, name=name, accepted_s=0.0, deadline_s=deadline_s, items=64)
+                for name, deadline_s in (("a", 30.0), ("b", 55.0), ("c", 80.0))
+            ),
+            endless=False,
+            hours=0.03,
+            profile="1.5b-h200",
+            slots=32,
+            mix=EVICTION,
         ),
     )
 }

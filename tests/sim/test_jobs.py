@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from sidecar.inflight.profile import profile_named
 from sidecar.sim import policies, workloads
-from sidecar.sim.jobs import Kept, deadline_figures, eta_figures, spread_days
+from sidecar.sim.jobs import Kept, deadline_figures, eta_figures, item_figures, spread_days
 from sidecar.sim.simulation_run import RunPlan, run
 from sidecar.sim.workloads import WorkloadJob
 
@@ -76,3 +77,22 @@ def test_a_run_says_when_its_jobs_end_before_they_do() -> None:
     jobs = run(plan, policies.by_name("ours")).jobs
     assert all(each.ended_s <= hours * 3600 and each.forecasts for each in jobs)
     assert all(p50_s <= p90_s for each in jobs for p50_s, p90_s in each.forecasts)
+
+
+def test_items_are_counted_against_their_deadline_one_by_one() -> None:
+    batch = WorkloadJob(tenant="t", name="j", accepted_s=0.0, deadline_s=10.0, items=3)
+    done, late = Kept(batch=batch, left=0, in_time=3, ended_s=8.0), Kept(batch=batch, left=0, in_time=1, ended_s=12.0)
+    assert item_figures([[done], [late]]) == {"n": 6, "in_time": 4, "done_s": 10.0}
+    assert item_figures([[done], [Kept(batch=batch, left=1, in_time=2)]]) == {"n": 6, "in_time": 5, "done_s": None}
+    assert item_figures([[], []]) is None
+
+
+def test_a_job_whose_items_expired_has_not_met_its_deadline() -> None:
+    late = WorkloadJob(tenant="t", name="late", accepted_s=0.0, deadline_s=2.0, items=40)
+    workload = replace(workloads.by_name("eviction"), jobs=(late,), hours=0.01)
+    plan = RunPlan(workload=workload, profile=profile_named("1.5b-h200"), slots=2, hours=0.01, seed=1)
+    [job] = run(plan, policies.by_name("ours")).jobs
+    assert (job.in_time, job.incomplete, job.left) == (0, 40, 0)
+    found = deadline_figures([[job]])
+    assert found
+    assert (found["accepted"], found["met"]) == (1, 0)

@@ -121,3 +121,17 @@ def test_items_to_enrich_have_prompts_of_8000_tokens_and_labels_a_few_tokens_of_
         8000, rel=0.05
     )
     assert max(output for _, output in islice(workloads.by_name("labels").offline(1), 4000)) <= 16
+
+
+def test_the_published_eviction_load_has_three_jobs_beside_bursts_as_wide_as_the_engine() -> None:
+    load = workloads.by_name("eviction")
+    arrived_s = [job.request.arrived_s for job in load.online(1, load.hours)]
+    assert Counter(arrived_s) == {6.0 * number: 32 for number in range(15)}
+    items = load.items(1, load.hours)
+    assert Counter((item.request.job, item.request.deadline_s) for item in items) == {
+        ("a", 30.0): 64,
+        ("b", 55.0): 64,
+        ("c", 80.0): 64,
+    }
+    assert {job.output_tokens for job in load.online(1, load.hours)} == {256}
+    assert {item.output_tokens for item in items} == {1500}
