@@ -7,7 +7,7 @@ the nearest one stands in, and the docstring says so.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Protocol
@@ -27,6 +27,7 @@ from sidecar.core.events import (
     Lost,
     PauseIntake,
     Preempt,
+    Progressed,
     Reject,
     RejectReason,
     ResumeIntake,
@@ -84,12 +85,14 @@ class BatchGatewayAimd:
     """The concurrency control of llm-d's batch gateway: at least 5, +1 per window of successes, halved on congestion.
 
     Published for 20 per endpoint, with errors, timeouts and 429 as signals. The engine here refuses nothing, so online
-    work that finds no slot stands in for a 429, counted at most once per second.
+    work that finds no slot stands in for a 429, counted at most once per second. Without `refused` it does not: that is
+    the controller as published in front of an engine with a queue, which never says no.
     """
 
     most: int = 20
     least: int = 5
     cap: float = 5.0
+    refused: bool = True
     _successes: int = 0
     _halved_s: float = -inf
 
@@ -108,6 +111,11 @@ class BatchGatewayAimd:
             self._successes, self.cap = 0, min(self.most, self.cap + 1)
 
     def congested(self, now_s: float) -> None:
+        """Online found no slot."""
+        if self.refused:
+            self.late(now_s)
+
+    def late(self, now_s: float) -> None:
         """Halve the cap, unless it was halved within the last second."""
         if now_s - self._halved_s >= 1.0:
             self._halved_s, self._successes, self.cap = now_s, 0, max(self.least, self.cap / 2)
@@ -237,6 +245,7 @@ class Gateway:
     grace_s: float = 0.5
     window_s: float = 0.015
     batch_s: float = inf
+    late_s: float = inf  # a first token later than this is congestion
     waiting: dict[Lane, deque[Request]] = field(default_factory=lambda: {lane: deque() for lane in Lane})
     running: dict[str, Request] = field(default_factory=dict)
     stopping: set[str] = field(default_factory=set)
@@ -266,6 +275,9 @@ class Gateway:
                 self._empty_s = now_s
             case Cancelled(request_id=request_id):
                 actions += self._cancelled(request_id)
+            case Progressed(first_tokens=first) if self.late_s < inf:
+                self._look_at(first)
+                return actions
             case Woke():
                 actions += self._batch_over()
             case _:
@@ -281,6 +293,16 @@ class Gateway:
         if self.batches:
             due.append(self._began_s + self.batch_s if self.running else self._empty_s + self.window_s)
         return min((each for each in due if self._now_s < each < inf), default=None)
+
+    def _look_at(self, first_tokens: Iterable[str]) -> None:
+        """Tell the cap if an online request had to wait too long for its first token."""
+        waits_s = [
+            self._now_s - request.arrived_s
+            for request_id in first_tokens
+            if (request := self.running.get(request_id)) and request.lane is Lane.ONLINE
+        ]
+        if isinstance(self.cap, BatchGatewayAimd) and max(waits_s, default=0.0) > self.late_s:
+            self.cap.late(self._now_s)
 
     def _batch_over(self) -> Iterator[Action]:
         """Stop a batch of offline work whose time is over; batches of online work run to their end."""

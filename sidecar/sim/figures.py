@@ -83,6 +83,21 @@ def added(paired: Paired, percentile: float) -> Estimate:
     return _bootstrap(paired, lambda one, other: _at(other, percentile) - _at(one, percentile))
 
 
+def mean_ratio(paired: Paired) -> Estimate:
+    """mean(policy) ÷ mean(reference)."""
+    return _bootstrap(paired, lambda one, other: float(np.mean(other) / np.mean(one)))
+
+
+def mean_added(paired: Paired) -> Estimate:
+    """The mean of what the policy added to each request, in the unit of the values: the price."""
+    return _bootstrap(paired, lambda one, other: float(np.mean(other) - np.mean(one)))
+
+
+def paired_added(paired: Paired, percentile: float) -> float:
+    """The percentile of what was added to each request, which a difference of percentiles does not show."""
+    return _at(paired.policy - paired.reference, percentile)
+
+
 def _at(values: Floats, percentile: float) -> float:
     return float(np.percentile(values, percentile))
 

@@ -28,7 +28,7 @@ ALIKE_MAX = 32  # iterations of one jump where the context counts: it grows, and
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
-    """What an engine charges for being interrupted. Honest by default; free for the physical bound (`ideal`)."""
+    """What an engine charges for being interrupted. Honest by default; free for `ours-at-no-cost`."""
 
     stop_s: float = 0.005  # the call that says so: measured on two cores, eight at once, 5 ms at the median
     cancel_s: float = 0.010  # until a broken stream is noticed: cancellation_check_period_ms in our model repository
@@ -210,6 +210,11 @@ class Machine:
         """This request will not come again."""
         self._computed.pop(request_id, None)
         self._keys.pop(request_id, None)
+
+    @property
+    def iterations(self) -> int:
+        """Iterations since the start, or since the engine came back."""
+        return self._batcher.iterations
 
     def next_s(self) -> float:
         """When something happens next that `advance` would report, or the batch changes; inf when idle."""

@@ -39,12 +39,13 @@ class Policy:
     changes: Mapping[str, Any] = field(default_factory=dict)  # of ours: settings of the scheduler or of its engine
     baseline: Callable[[EngineShape], Decides] | None = None  # decides in the place of ours
     offline: bool = True
+    online: bool = True
     prices: Prices = field(default_factory=Prices)
     resumable: bool = True  # False: what is stopped starts from zero
     queues_in_engine: bool = False
 
     def __reduce__(self) -> tuple[Callable[[str], Policy], tuple[str]]:
-        return _named, (self.name,)  # between processes it travels by its name: a maker cannot be pickled
+        return by_name, (self.name,)  # between processes it travels by its name: a maker cannot be pickled
 
     def settings(self, shape: EngineShape) -> tuple[SchedulerSettings, EngineSettings]:
         """The settings of ours on such an engine."""
@@ -109,6 +110,12 @@ def static_cap(rows: int) -> Callable[[EngineShape], Gateway]:
     return gateway(lambda _: Fixed(rows))
 
 
+def aimd_ttft(late_ms: float) -> Policy:
+    """The baseline that takes a first token later than so many ms for congestion."""
+    maker = gateway(lambda slots: BatchGatewayAimd(most=slots, least=1, cap=1.0, refused=False), late_s=late_ms / 1000)
+    return Policy(name="aimd-ttft" if late_ms == 300 else f"aimd-ttft-{late_ms:g}", baseline=maker)
+
+
 def nights(shape: EngineShape) -> Gateway:
     """The baseline that parts day and night, in the week of the workload."""
     cap = Nights(week_s=float(shape.overrides.get("week_s", SchedulerSettings().week_s)))
@@ -144,11 +151,15 @@ WITHOUT: dict[str, dict[str, Any]] = {
 }
 FREE = Prices(stop_s=0.0, cancel_s=0.0, offline_prefill=False)
 
+# What perfect foresight harvests at price zero: the time in which online leaves the engine idle, at the ceiling's pace.
+BOUND = Policy(name="bound", offline=False)
+
 POLICIES = {
     each.name: each
     for each in (
         Policy(name="online-only", offline=False),
-        Policy(name="ideal", prices=FREE, changes=WITHOUT["pacing"]),
+        BOUND,
+        Policy(name="ours-at-no-cost", prices=FREE, changes=WITHOUT["pacing"]),
         Policy(name="ours"),
         *(Policy(name=f"ours-no-{name}", changes=changes) for name, changes in WITHOUT.items()),
         Policy(name="ours-one-free", changes={"slots_online_min": 1}),
@@ -157,6 +168,8 @@ POLICIES = {
         Policy(name="static-cap", baseline=gateway(lambda slots: Fixed(max(1, slots // 2)))),
         *(Policy(name=f"static-cap-{k}", baseline=static_cap(k)) for k in (1, 2, 4, 8, 16, 32)),
         Policy(name="aimd", baseline=gateway(lambda _: BatchGatewayAimd())),
+        Policy(name="aimd-published", baseline=gateway(lambda _: BatchGatewayAimd(refused=False))),
+        aimd_ttft(300.0),
         Policy(name="bands", baseline=gateway(lambda slots: Fixed(slots), evict=True), resumable=False),
         Policy(name="static-batch", baseline=gateway(Fixed, batches=True)),
         Policy(name="tidal", baseline=gateway(lambda _: Tidal())),
@@ -165,15 +178,31 @@ POLICIES = {
         Policy(name="time-partition", baseline=nights, queues_in_engine=True),
     )
 }
-OFFLINE_ALONE = Policy(name="offline-only", baseline=gateway(Fixed))
-
-
-def _named(name: str) -> Policy:
-    return OFFLINE_ALONE if name == OFFLINE_ALONE.name else POLICIES[name]
+# The two ceilings: items whole, and sliced as we slice, which is more where prompt and output of whole ones bind.
+OFFLINE_ALONE = Policy(name="offline-only", baseline=gateway(Fixed), online=False)
+OFFLINE_SLICED = Policy(name="offline-only-sliced", online=False)
+CEILINGS = (OFFLINE_ALONE, OFFLINE_SLICED)
 
 
 def by_name(name: str) -> Policy:
-    """The policy of that name. Raises SettingsError with the known ones."""
-    if name not in POLICIES:
-        raise SettingsError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
-    return POLICIES[name]
+    """Return the policy of that name. Raises SettingsError with the known ones.
+
+    `static-cap-K` and `aimd-ttft-MS` take any number, `ours@KEY=VALUE+KEY=VALUE` other settings of ours.
+    """
+    known = POLICIES | {each.name: each for each in CEILINGS}
+    kind, _, number = name.rpartition("-")
+    base, _, settings = name.partition("@")
+    if name == "ideal":  # what it was called
+        return replace(POLICIES["ours-at-no-cost"], name=name)
+    if name in known:
+        return known[name]
+    if kind == "static-cap" and number.isdigit():
+        return Policy(name=name, baseline=static_cap(int(number)))
+    if kind == "aimd-ttft" and number.replace(".", "", 1).isdigit():
+        return replace(aimd_ttft(float(number)), name=name)
+    if settings and base in known and known[base].baseline is None and known[base].offline:
+        changes = {**known[base].changes, **parse_overrides(settings.split("+"))}
+        return replace(known[base], name=name, changes=changes)
+    raise SettingsError(
+        f"unknown policy {name!r}; known: {', '.join(POLICIES)}, static-cap-K, aimd-ttft-MS and ours@KEY=VALUE+…"
+    )

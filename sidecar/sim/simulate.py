@@ -5,12 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from dataclasses import replace
-from multiprocessing import active_children, get_context
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +16,17 @@ from sidecar.inflight.measured import measured_profile
 from sidecar.inflight.profile import PROFILES, IterationTimes, profile_named
 from sidecar.sim import policies, workloads
 from sidecar.sim.arrivals_file import Arrivals, write_csv
-from sidecar.sim.figures import MeasurementError
-from sidecar.sim.policies import OFFLINE_ALONE, Policy
+from sidecar.sim.comparison import REFERENCE, compare
+from sidecar.sim.frontier import plotted, points, points_table, swept
+from sidecar.sim.policies import Policy
 from sidecar.sim.public_traces import read_arrivals
-from sidecar.sim.report import figures, table
-from sidecar.sim.simulation_run import Result, RunPlan, run
+from sidecar.sim.report import table
+from sidecar.sim.simulation_run import RunPlan
 from sidecar.sim.tables import printed
 from sidecar.sim.workloads import WorkloadError
 
-REFERENCE = "online-only"
-DEFAULT_POLICIES = "online-only,ideal,ours,plain-nth,naive,static-cap,aimd,bands,static-batch"
+DEFAULT_POLICIES = "online-only,bound,ours,plain-nth,naive,static-cap,aimd,bands,static-batch"
 HOURS_MAX = 8784.0  # a year
-CEILING_HOURS = 1.0  # the tail of one hour is steady enough: its spread over seeds is under 1 %
 
 HOURS_HELP = (
     "simulated per run (default: the workload's own); `diurnal` puts its week into them: the time of day then runs "
@@ -49,7 +44,10 @@ PROFILE_HELP = (
     "scripts/gpu_check writes one (default: the workload's, 70b-tp4-a100 but for 8b)"
 )
 
-Job = tuple[RunPlan, Policy]
+FRONTIER_HELP = (
+    "sweep each policy's own knob (ours, static caps, the AIMD that looks at TTFT) instead of --policies, and print "
+    "the price and the harvest of each point"
+)
 
 
 def register_simulate(subparsers: Any) -> None:
@@ -69,6 +67,9 @@ def register_simulate(subparsers: Any) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a scheduler setting of `ours`")
     parser.add_argument("--arrivals", metavar="FILE[@R]", help=ARRIVALS_HELP)
     parser.add_argument("--write-arrivals", type=Path, metavar="CSV", help="write those of seed 1, and run nothing")
+    parser.add_argument("--frontier", action="store_true", help=FRONTIER_HELP)
+    parser.add_argument("--knob", default="", metavar="KEY=V,…", help="what --frontier sweeps of `ours`")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="the points of --frontier as SVG")
     parser.add_argument("--faults", action="store_true", help="cancels, failures, losses, engine deaths; ours only")
     parser.add_argument("--check-every", type=int, default=0, metavar="N", help="check the invariants each N events")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the runs")
@@ -83,6 +84,10 @@ def _command(options: argparse.Namespace, _: Mapping[str, str]) -> int:
         write_csv(options.write_arrivals, workload.online(1, _hours(options, workload.hours)))
         return 0
     plans = _plans(options, names)
+    seeds, found = range(options.first_seed, options.first_seed + options.seeds), {}
+    for name, plan in plans.items():
+        chosen = _policies(options)
+        found[name] = compare(name, plan, chosen, seeds, options.jobs)
     report = {
         "sidecar": __version__,
         "profile": next(iter(plans.values())).profile.name,
@@ -90,10 +95,15 @@ def _command(options: argparse.Namespace, _: Mapping[str, str]) -> int:
         "seeds": options.seeds,
         "set": options.set,
         "arrivals": str(options.arrivals) if options.arrivals else None,
-        "workloads": {name: compare(name, plan, options) for name, plan in plans.items()},
+        "workloads": found,
     }
-    for name in plans:
-        printed(table(name, report["workloads"][name]["policies"]), to_stderr=options.json == "-")
+    if options.frontier:
+        report["points"] = [point for name, each in found.items() for point in points(name, each["policies"])]
+    for name, each in found.items():
+        shown = points_table(name, report["points"]) if options.frontier else table(name, each["policies"])
+        printed(shown, to_stderr=options.json == "-")
+    if options.plot:
+        options.plot.write_text(plotted(report["points"]), encoding="utf-8")
     if options.json:
         _write(options.json, report)
     return 0
@@ -110,8 +120,11 @@ def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, RunPl
     chosen, overrides = _policies(options), policies.parse_overrides(options.set)
     if options.faults and any(policy.baseline for policy in chosen):
         raise SettingsError("--faults needs policies of ours: the baselines do not know what to do about a fault")
-    if options.json not in (None, "-"):
-        _check_writable(Path(options.json))
+    if options.plot and not options.frontier:
+        raise SettingsError("--plot needs --frontier, whose points it shows")
+    for name, file in (("--json", options.json), ("--plot", options.plot)):
+        if file not in (None, "-"):
+            _check_writable(name, Path(file))
     chosen_workloads = [workloads.by_name(name) for name in names]
     profiles = [_profile(options.profile or each.profile) for each in chosen_workloads]
     arrivals = None if options.arrivals is None else _arrivals(options, names, profiles[0])
@@ -191,74 +204,15 @@ def _hours(options: argparse.Namespace, usual: float) -> float:
     return hours
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(name: str, path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise SettingsError(f"--json: cannot write to {path}")
+        raise SettingsError(f"{name}: cannot write to {path}")
 
 
 def _policies(options: argparse.Namespace) -> list[Policy]:
-    return [policies.by_name(name) for name in dict.fromkeys([REFERENCE, *options.policies.split(",")])]
-
-
-def compare(name: str, plan: RunPlan, options: argparse.Namespace) -> dict[str, Any]:
-    """Every policy on every seed of one workload, in figures. The reference always runs, and so does the ceiling.
-
-    `name` is what the workload is called on stderr.
-    """
-    chosen = _policies(options)
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
-    jobs = [(replace(plan, seed=seed), policy) for policy in chosen for seed in seeds]
-    ceiling_hours = min(plan.hours, CEILING_HOURS)
-    jobs += [(replace(plan, seed=seed, hours=ceiling_hours, faults=False), OFFLINE_ALONE) for seed in seeds]
-    runs = _run_all(name, jobs, options.jobs)
-    results = dict(zip([(policy.name, each.seed) for each, policy in jobs], runs, strict=True))
-    ceilings = [results[OFFLINE_ALONE.name, seed].offline_tokens_per_s for seed in seeds]
-    reference = [results[REFERENCE, seed] for seed in seeds]
-    rows = {
-        policy.name: figures(plan, policy, reference, [results[policy.name, seed] for seed in seeds], ceilings)
-        for policy in chosen
-    }
-    return {
-        "hours": plan.hours,
-        "profile": plan.profile.name,
-        "slots": plan.slots,
-        "time_scale": plan.workload.time_scale(plan.hours),
-        "simulated_requests": sum(each.requests for each in results.values()),
-        "policies": rows,
-    }
-
-
-def _run_all(name: str, jobs: Sequence[Job], processes: int) -> list[Result]:
-    if processes > 1:
-        # Spawned, not forked: a child that forks off beside the threads of a gRPC client may crash in its first call.
-        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-            try:
-                return list(_told(name, _submitted(pool, jobs), jobs))
-            except KeyboardInterrupt:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for child in active_children():
-                    child.terminate()
-                raise
-            except BrokenExecutor as error:
-                raise MeasurementError("a process of the simulation died; was there memory for all --jobs?") from error
-    return list(_told(name, (run(plan, policy) for plan, policy in jobs), jobs))
-
-
-def _submitted(pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> Iterable[Result]:
-    """The results to come. The children ignore Ctrl-C from their first instruction on: we end them."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        return pool.map(run, *zip(*jobs, strict=True))
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _told(name: str, results: Iterable[Result], jobs: Sequence[Job]) -> Iterable[Result]:
-    """The results as they come, with a line of progress for each on stderr."""
-    for number, ((plan, policy), result) in enumerate(zip(jobs, results, strict=False), 1):
-        where = f"{name}, {policy.name}, seed {plan.seed}"
-        print(f"{number}/{len(jobs)} {where}: {result.requests} requests", file=sys.stderr)
-        yield result
+    """Return what is to run, the reference first."""
+    names = swept(options.knob) if options.frontier else options.policies.split(",")
+    return [policies.by_name(name) for name in dict.fromkeys([REFERENCE, *names])]
 
 
 def _write(where: str, report: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from sidecar.sim.faults import FaultRates, SimulatedFaults
 from sidecar.sim.figures import ReservationRecord, Served
 from sidecar.sim.jobs import JobWatch, Kept
 from sidecar.sim.machine import Machine, MachineTime
-from sidecar.sim.policies import CHUNK_TOKENS, ENGINE, NEVER, OFFLINE_ALONE, EngineShape, Policy
+from sidecar.sim.policies import CHUNK_TOKENS, ENGINE, NEVER, EngineShape, Policy
 from sidecar.sim.progress import RequestProgress
 from sidecar.sim.workloads import SimulatedRequest, Workload
 
@@ -95,6 +95,8 @@ class Result:
     refused: int  # online requests without an answer
     offline_tokens_per_s: float
     busy_ratio: float
+    idle_ratio: float  # of the time, in which the engine computed nothing
+    offline_rows: float  # that decode in an iteration, on average
     wasted_ratio: float
     redone_ratio: float  # generated and thrown away ÷ generated
     shared_ratio: float  # of the prompt tokens, those that the KV cache had from other requests
@@ -223,7 +225,7 @@ def run(plan: RunPlan, policy: Policy) -> Result:
     )
     arrivals = plan.arrivals()
     items = plan.workload.items(plan.seed, plan.hours, resumable=policy.resumable) if policy.offline else []
-    if policy is OFFLINE_ALONE:
+    if not policy.online:
         arrivals, items = [], items if not plan.workload.endless else []
     witness.jobs.plan(driver)
     driver.begin(
@@ -239,6 +241,8 @@ def run(plan: RunPlan, policy: Policy) -> Result:
         refused=witness.refused,
         offline_tokens_per_s=tokens / (plan.seconds - plan.warm_s),
         busy_ratio=busy / (plan.slots * plan.seconds),
+        idle_ratio=1 - usage.busy_s / plan.seconds,
+        offline_rows=usage.offline_tokens / max(1, machine.iterations),
         wasted_ratio=_wasted(usage, plan.profile),
         redone_ratio=usage.discarded_tokens / max(1, usage.offline_tokens),
         shared_ratio=_shared(usage),

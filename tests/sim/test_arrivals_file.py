@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sidecar.__main__ import COMMANDS
 from sidecar.cli.main import main
-from sidecar.sim import simulate, workloads
+from sidecar.sim import comparison, workloads
 from sidecar.sim.arrivals_file import FIELDS, Arrivals, read_csv, write_csv
 from sidecar.sim.workloads import WorkloadError
 
@@ -185,7 +185,7 @@ def never(*_: object) -> None:
 def test_every_mistake_is_told_before_the_first_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    monkeypatch.setattr(simulate, "run", never)
+    monkeypatch.setattr(comparison, "run", never)
     places = {"missing": tmp_path / "missing", "directory": tmp_path, "bad": written(tmp_path, "x\n", "bad.csv")}
     places |= {"good": written(tmp_path, rows("a"), "good.csv")}
     places |= {"late": written(tmp_path, "100,a,10,4,8\n300,a,10,4,8\n", "late.csv")}

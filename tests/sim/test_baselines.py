@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections import deque
 from math import inf
 
-from sidecar.core.events import Action, Arrived, Dispatch, Ended, EngineUp, Finished, Preempt, Reject, Stopped, Woke
+from sidecar.core.events import (
+    Action,
+    Arrived,
+    Dispatch,
+    Ended,
+    EngineUp,
+    Finished,
+    Preempt,
+    Progressed,
+    Reject,
+    Stopped,
+    Woke,
+)
 from sidecar.core.request import EndReason, Lane, Request
 from sidecar.sim.baselines import ONLINE_QUEUE_MAX, BatchGatewayAimd, Budget, Fixed, Gateway, Load, Nights, Tidal
 
@@ -132,3 +144,20 @@ def test_nights_and_weekends_are_offlines_and_days_are_not() -> None:
     assert [nights.rows(load(hour * hour_s)) for hour in (0, 7.9, 8, 19.9, 20, 5 * 24 + 12)] == [8, 8, 0, 0, 8, 8]
     nights.rows(load(7.5 * hour_s))
     assert nights.next_s() == 8 * hour_s
+
+
+def test_an_aimd_that_looks_at_ttft_halves_its_cap_when_a_first_token_is_late() -> None:
+    cap = BatchGatewayAimd(most=64, least=1, cap=8.0, refused=False)
+    gateway = Gateway(engine="e", slots=64, cap=cap, late_s=0.3)
+    gateway.handle(Arrived(request=request("o", Lane.ONLINE)), 0.0)
+    gateway.handle(Progressed(engine="e", tokens=(), first_tokens=("o",), gaps_s=()), 0.2)
+    assert cap.rows(Load(now_s=0.2, slots=64, active=1, offline=deque())) == 8
+    gateway.handle(Arrived(request=request("p", Lane.ONLINE)), 1.0)
+    gateway.handle(Progressed(engine="e", tokens=(), first_tokens=("p",), gaps_s=()), 1.4)
+    assert cap.rows(Load(now_s=1.4, slots=64, active=2, offline=deque())) == 4
+
+
+def test_the_published_aimd_hears_nothing_from_an_engine_that_never_refuses() -> None:
+    cap = BatchGatewayAimd(refused=False)
+    cap.congested(1.0)
+    assert cap.cap == 5.0

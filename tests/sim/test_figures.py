@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sidecar.sim.figures import MeasurementError, ReservationRecord, Served, added, pair, ratio
+from sidecar.sim.figures import (
+    MeasurementError,
+    ReservationRecord,
+    Served,
+    added,
+    mean_added,
+    mean_ratio,
+    pair,
+    paired_added,
+    ratio,
+)
 
 
 def served(name: str, at_s: float, e2e_s: float) -> Served:
@@ -64,3 +74,16 @@ def test_the_interval_covers_the_true_difference_of_noisy_runs() -> None:
     mixed = [served(each.id, each.arrived_s, 1.0 + rng.exponential(0.1)) for each in alone]
     estimate = added(pair([(alone, mixed)], lambda each: each.e2e_s), 50)
     assert estimate.ci_low < 0.1 * np.log(2) < estimate.ci_high
+
+
+def test_the_price_is_the_mean_of_what_was_added_and_its_percentiles_are_of_the_differences() -> None:
+    # One request in ten is 5 s late.
+    alone = [served(str(number), number, 1.0 + number / 10) for number in range(100)]
+    mixed = [
+        served(each.id, each.arrived_s, each.e2e_s + (5.0 if n % 10 == 0 else 0.0)) for n, each in enumerate(alone)
+    ]
+    paired = pair([(alone, mixed)], lambda each: each.e2e_s)
+    assert mean_added(paired).mean == pytest.approx(0.5)
+    assert mean_ratio(paired).mean == pytest.approx(1 + 0.5 / 5.95)
+    assert [paired_added(paired, p) for p in (50, 95, 99)] == pytest.approx([0.0, 5.0, 5.0])
+    assert added(paired, 50).mean < 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 
 from sidecar.__main__ import COMMANDS
 from sidecar.cli.main import main
+from sidecar.core.errors import SettingsError
 from sidecar.core.settings import EngineSettings, ReservationMode, SchedulerSettings
 from sidecar.inflight.profile import profile_named
-from sidecar.sim import policies, simulate, workloads
+from sidecar.sim import comparison, policies, workloads
 from sidecar.sim.arrivals_file import read_csv
 from sidecar.sim.policies import OFFLINE_ALONE, POLICIES, Policy
 from sidecar.sim.simulation_run import Result, RunPlan, run
@@ -134,7 +136,7 @@ def die(_plan: RunPlan, _policy: Policy) -> Result:
 def test_a_process_that_dies_ends_the_simulation_with_a_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(simulate, "run", die)
+    monkeypatch.setattr(comparison, "run", die)
     assert main("simulate --policies ours --seeds 1 --jobs 2".split(), {}, COMMANDS) == 1
     assert "was there memory for all --jobs?" in capsys.readouterr().err
 
@@ -156,3 +158,47 @@ def test_recorded_arrivals_take_the_place_of_drawn_ones(tmp_path: Path) -> None:
 def test_a_nonsense_argument_is_one_line_and_exit_code_2(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", *arguments.split()], {}, COMMANDS) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_bound_is_the_time_in_which_online_leaves_the_engine_idle(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    arguments = "simulate --workload conversation-0.1 --policies bound --seeds 1 --hours 0.1 --json"
+    assert main([*arguments.split(), str(out)], {}, COMMANDS) == 0
+    found = json.loads(out.read_text())["workloads"]["conversation-0.1"]
+    bound, alone = (
+        found["policies"]["bound"],
+        run(
+            replace(PLAN, workload=workloads.by_name("conversation-0.1"), slots=64, hours=0.1),
+            policies.by_name("online-only"),
+        ),
+    )
+    assert bound["harvest"] == pytest.approx(alone.idle_ratio)
+    assert 0.2 < bound["harvest"] < 0.9
+    assert bound["price_ms"]["mean"] == 0
+    assert bound["offline_tokens_per_s"] == pytest.approx(bound["harvest"] * bound["ceiling_tokens_per_s"])
+
+
+def test_sliced_items_set_the_ceiling_where_whole_ones_reserve_too_much(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    arguments = "simulate --workload kv-tight --policies ours --seeds 1 --hours 0.1 --json"
+    assert main([*arguments.split(), str(out)], {}, COMMANDS) == 0
+    found = json.loads(out.read_text())["workloads"]["kv-tight"]
+    ceilings = found["ceilings_tokens_per_s"]
+    assert ceilings["offline-only-sliced"] > 1.1 * ceilings["offline-only"]
+    assert found["policies"]["ours"]["ceiling_tokens_per_s"] == ceilings["offline-only-sliced"]
+
+
+@pytest.mark.parametrize("name", ["static-cap-5", "aimd-ttft-450", "ours@window_ms=3+guard=false", "ideal"])
+def test_a_policy_with_a_number_or_settings_in_its_name_survives_the_way_between_processes(name: str) -> None:
+    policy = policies.by_name(name)
+    again = pickle.loads(pickle.dumps(policy))
+    assert (again.name, again.changes, again.prices) == (name, policy.changes, policy.prices)
+
+
+def test_what_a_name_sets_is_set() -> None:
+    scheduler, _ = policies.by_name("ours@window_ms=3+guard=false").settings(PLAN.shape)
+    assert (scheduler.window_ms, scheduler.guard) == (3, False)
+    with pytest.raises(SettingsError, match="unknown setting 'windows'"):
+        policies.by_name("ours@windows=3")
+    with pytest.raises(SettingsError, match="unknown policy"):
+        policies.by_name("naive@window_ms=3")
