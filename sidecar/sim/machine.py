@@ -32,6 +32,7 @@ class Prices:
 
     stop_s: float = 0.005  # the call that says so: measured on two cores, eight at once, 5 ms at the median
     cancel_s: float = 0.010  # until a broken stream is noticed: cancellation_check_period_ms in our model repository
+    resume_tokens: int = 7  # that a resume computes anew though the cache has them: `scripts/bench resume`, real Triton
     offline_prefill: bool = True  # False: prompts of the offline lane cost nothing, first or resumed
 
 
@@ -110,6 +111,7 @@ class Machine:
         self.up = True
         self._numbers = count()
         self._computed: dict[str, int] = {}  # per request: the longest context that was ever computed
+        self._sent: dict[str, Ids] = {}  # per request: the context of its last call
         self._keys: dict[str, int] = {}  # per request and per prefix: what stands for its tokens in the KV cache
         self._new_keys = count(1)
         self._reset()
@@ -131,9 +133,7 @@ class Machine:
     def submit(self, call: SimulatedDispatch, now_s: float) -> None:
         """The call waits in the engine's queue; it may start at the next iteration boundary."""
         key = self._key(call.request_id)
-        prompt = (key,) * (call.context_tokens - call.prefix_tokens)
-        if call.prefix_tokens:
-            prompt = self._prefix(call) + prompt
+        prompt = self._prompt(call, key)
         if self._costs_no_prefill(call):
             prompt = prompt[:1]
         running = _RunningRow(call, [], call.slots)
@@ -153,6 +153,21 @@ class Machine:
 
     def _costs_no_prefill(self, call: SimulatedDispatch) -> bool:
         return call.lane is Lane.OFFLINE and not self.prices.offline_prefill
+
+    def _prompt(self, call: SimulatedDispatch, key: int) -> Ids:
+        """What stands for the tokens that are sent.
+
+        Of a resume the last ones but one differ from what the cache holds, so that it computes `resume_tokens` anew.
+        """
+        before = self._sent.get(call.request_id, ())
+        if not before and call.prefix_tokens:
+            before = self._prefix(call)
+        prompt = before[: call.context_tokens] + (key,) * (call.context_tokens - len(before))
+        anew = self.prices.resume_tokens - 1
+        if self._computed.get(call.request_id, 0) >= call.context_tokens - 1 > anew > 0:
+            prompt = prompt[: -anew - 1] + (next(self._new_keys),) * anew + prompt[-1:]
+        self._sent[call.request_id] = prompt
+        return prompt
 
     def _prefix(self, call: SimulatedDispatch) -> Ids:
         """What stands for the tokens of the prefix of `call`, in the KV cache."""
@@ -209,6 +224,7 @@ class Machine:
     def forget(self, request_id: str) -> None:
         """This request will not come again."""
         self._computed.pop(request_id, None)
+        self._sent.pop(request_id, None)
         self._keys.pop(request_id, None)
 
     @property

@@ -149,7 +149,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "classes": {"long_prompt_tokens": 0},
     "grouping": {"prefix_group_window": 0},
 }
-FREE = Prices(stop_s=0.0, cancel_s=0.0, offline_prefill=False)
+FREE = Prices(stop_s=0.0, cancel_s=0.0, resume_tokens=1, offline_prefill=False)
 
 # What perfect foresight harvests at price zero: the time in which online leaves the engine idle, at the ceiling's pace.
 BOUND = Policy(name="bound", offline=False)

@@ -98,8 +98,10 @@ def test_a_stop_for_what_has_just_ended_changes_nothing() -> None:
     assert engine.occupied == 0
 
 
-def test_what_was_stopped_resumes_from_the_cache() -> None:
-    engine = machine()
+@pytest.mark.parametrize(("resume_tokens", "anew"), [(1, 0), (7, 6)])
+def test_what_was_stopped_resumes_from_the_cache_but_for_what_a_resume_costs(resume_tokens: int, anew: int) -> None:
+    settings = BatcherSettings(max_batch_size=4, max_num_tokens=512, max_seq_len=4096)
+    engine = Machine(settings, PROFILE, Prices(stop_s=0.015, resume_tokens=resume_tokens))
     engine.submit(call("a", 100, prompt=50), 0.0)
     engine.advance(0.06)
     engine.stop("a", 0.06)
@@ -108,8 +110,13 @@ def test_what_was_stopped_resumes_from_the_cache() -> None:
     engine.submit(call("a", 10, prompt=50 + ended.output_tokens), 1.0)
     resumed = history(engine)[-1][1]
     assert isinstance(resumed, CallEnded)
-    assert resumed.reused_tokens == 50 + ended.output_tokens - 1  # the last token's keys were never computed
-    assert engine.usage.prefilled_again_tokens == 0
+    sent = 50 + ended.output_tokens
+    assert resumed.reused_tokens == sent - resume_tokens  # the last token's keys were never computed
+    assert engine.usage.prefilled_again_tokens == anew
+    engine.submit(call("a", 10, prompt=sent + 10), 2.0)  # what the resume computed is in the cache, too
+    again = history(engine)[-1][1]
+    assert isinstance(again, CallEnded)
+    assert again.reused_tokens == sent + 10 - resume_tokens
 
 
 def test_an_abandoned_call_holds_its_slot_until_the_engine_notices_and_says_nothing() -> None:
