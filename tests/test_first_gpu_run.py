@@ -12,7 +12,7 @@ import yaml
 
 from sidecar import __version__
 from sidecar.__main__ import COMMANDS
-from sidecar.cli.engine_build import EngineMemory
+from sidecar.cli.engine_build import memory_plan
 from sidecar.telemetry.metric_table import METRICS
 from tests.cli.test_engine_build import CASES
 
@@ -53,4 +53,4 @@ def test_the_figures_that_it_looks_at_are_exported() -> None:
 def test_the_size_of_the_cache_is_the_one_that_is_reckoned() -> None:
     profile, shape, _ = CASES["8b-tp1"]
     (told,) = re.findall(r"([\d,]+) tokens, ± 10 %", PAGE)
-    assert abs(int(told.replace(",", "")) - EngineMemory.of(profile, shape).kv_tokens) < 1000
+    assert abs(int(told.replace(",", "")) - memory_plan(profile, shape).kv_tokens) < 1000

@@ -68,8 +68,8 @@ NVIDIA: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     ),
 }
 PARAMETERS = {
-    "preprocessing": {"tokenizer_dir", "add_special_tokens"},
-    "postprocessing": {"tokenizer_dir", "skip_special_tokens"},
+    "preprocessing": {"tokenizer_dir", "add_special_tokens", "end_ids"},
+    "postprocessing": {"tokenizer_dir", "skip_special_tokens", "end_ids"},
     "ensemble": set(),
 }
 MODELS = sorted(NVIDIA)

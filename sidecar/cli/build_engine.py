@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.cli.engine_build import (
-    GIB,
     GPUS,
     IMAGE,
     CheckpointShape,
     Command,
-    EngineMemory,
     as_script,
     build_commands,
     checkpoint_shape,
     in_docker,
+    memory_plan,
     refusals,
 )
 from sidecar.cli.fill import EXAMPLE, ServingPlace, sidecar_settings, write_repository
 from sidecar.cli.serving_profile import ServingProfile, load_profile
 from sidecar.core.errors import SettingsError, SidecarError
+from sidecar.plan.capacity import GIB
 
 QUERY = ("nvidia-smi", "--query-gpu=compute_cap,memory.total,name", "--format=csv,noheader,nounits")
 
@@ -71,12 +71,12 @@ def _build_engine(options: argparse.Namespace, environment: Mapping[str, str]) -
         raise SettingsError("\n".join(f"{options.profile}: {each}" for each in found))
     commands = _commands(options, profile, shape)
     if options.dry_run:
-        print(as_script(options.profile, EngineMemory.of(profile, shape), commands), end="")
+        print(as_script(options.profile, memory_plan(profile, shape), commands), end="")
         return 0
     if not options.finish:
         _check_gpus(profile)
         options.out.mkdir(parents=True, exist_ok=True)
-        _check_disk(options.out, EngineMemory.of(profile, shape).weights_gib * profile.tensor_parallel_size)
+        _check_disk(options.out, shape.size.weight_bytes(memory_plan(profile, shape).weights) / GIB)
         for command in commands:
             _run(command)
     _finish(options, profile, commands)

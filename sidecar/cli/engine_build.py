@@ -15,13 +15,11 @@ from typing import Any
 
 from sidecar.cli.serving_profile import ServingProfile
 from sidecar.core.errors import SettingsError
+from sidecar.plan.capacity import OVERHEAD_GIB, SEQUENCES_MIN, MemoryPlan, ModelSize
 
 IMAGE = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"  # the last tags that build engines: 26.04 to 26.07
-GIB = 2**30
-OVERHEAD_GIB = 4.0  # activations, NCCL and CUDA graphs: assumed; the engine prints its own figure as [MemUsageChange]
-SEQUENCES_MIN = 4  # of full length; with fewer there is no batch to share
 CONVERTERS = {"llama": "llama", "mistral": "llama", "qwen2": "qwen"}  # by model_type; folders of examples/models/core
-WEIGHT_BITS = {"int8_wo": 8.0, "int8_sq": 8.0, "int4_wo": 4.5, "int4_awq": 4.5}  # 4.5: with scales and embeddings
+WEIGHTS = {"int8_wo": "int8", "int8_sq": "int8", "int4_wo": "int4", "int4_awq": "int4"}  # as `sidecar plan` names them
 SM_NEEDED = {"fp8": 89, "fp8_pc_pt": 90, "w4a8_awq": 89, "nvfp4": 100}
 CALIBRATED = ("int4_awq", "int8_sq")
 Command = tuple[str, ...]
@@ -43,16 +41,9 @@ class CheckpointShape:
     """What a Hugging Face config.json says of a model that builds and memory depend on."""
 
     model_type: str
-    parameters: int
-    layers: int
     heads: int
-    kv_heads: int
-    head_dim: int
     positions: int
-
-    def kv_token_bytes(self, kv_cache_dtype: str = "auto") -> int:
-        """The KV cache of one token, over all GPUs: keys and values, hence the 2. `auto` is 16 bit."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * (2 if kv_cache_dtype == "auto" else 1)
+    size: ModelSize
 
 
 def checkpoint_shape(model: Path) -> CheckpointShape:
@@ -66,12 +57,15 @@ def checkpoint_shape(model: Path) -> CheckpointShape:
         tables = (1 if config.get("tie_word_embeddings") else 2) * config["vocab_size"] * hidden
         return CheckpointShape(
             model_type=config["model_type"],
-            parameters=config["num_hidden_layers"] * layer + tables,
-            layers=config["num_hidden_layers"],
             heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
             positions=config["max_position_embeddings"],
+            size=ModelSize(
+                name=model.name,
+                parameters=config["num_hidden_layers"] * layer + tables,
+                layers=config["num_hidden_layers"],
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+            ),
         )
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}; --model names a Hugging Face checkpoint") from None
@@ -79,33 +73,18 @@ def checkpoint_shape(model: Path) -> CheckpointShape:
         raise SettingsError(f"{path} is no config.json of a model that is known here: {error!r}") from None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineMemory:
-    """What each GPU of an engine holds."""
-
-    weights_gib: float
-    kv_gib: float
-    kv_tokens: int  # of the whole engine
-    sequences: int  # of full length: guaranteed_no_evict reserves prompt and output
-
-    @classmethod
-    def of(cls, profile: ServingProfile, shape: CheckpointShape) -> EngineMemory:
-        """Weights over all GPUs, an overhead, and of the rest the profile's fraction for the KV cache."""
-        tp, bits = profile.tensor_parallel_size, WEIGHT_BITS.get(profile.quantization, 16.0)
-        weights = shape.parameters * bits / 8 / tp / GIB
-        free = GPUS[profile.gpu].usable_gib - weights - OVERHEAD_GIB
-        kv = max(0.0, free * profile.kv_cache_free_gpu_mem_fraction)
-        per_gpu = shape.kv_token_bytes(profile.kv_cache_dtype) / min(
-            tp, shape.kv_heads
-        )  # beyond the KV heads each GPU holds copies
-        tokens = int(kv * GIB / per_gpu)
-        return cls(weights_gib=weights, kv_gib=kv, kv_tokens=tokens, sequences=tokens // profile.max_seq_len)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.weights_gib:.1f} GiB of weights and {self.kv_gib:.1f} GiB of KV cache per GPU:"
-            f" {self.kv_tokens:,} tokens, {self.sequences} sequences of full length"
-        )
+def memory_plan(profile: ServingProfile, shape: CheckpointShape) -> MemoryPlan:
+    """Return what each GPU of the engine holds. Raises ValueError for a KV cache in 8 bits beside reuse."""
+    return MemoryPlan(
+        model=shape.size,
+        tp=profile.tensor_parallel_size,
+        weights=WEIGHTS.get(profile.quantization, "bf16"),
+        kv="bf16" if profile.kv_cache_dtype == "auto" else profile.kv_cache_dtype,
+        reuse=profile.kv_cache_reuse,
+        gpu_gib=GPUS[profile.gpu].usable_gib,
+        length=profile.max_seq_len,
+        kv_fraction=profile.kv_cache_free_gpu_mem_fraction,
+    )
 
 
 def refusals(profile: ServingProfile, shape: CheckpointShape) -> Iterator[str]:
@@ -141,14 +120,16 @@ def refusals(profile: ServingProfile, shape: CheckpointShape) -> Iterator[str]:
 
 
 def _memory_refusals(profile: ServingProfile, shape: CheckpointShape) -> Iterator[str]:
-    memory, usable = EngineMemory.of(profile, shape), GPUS[profile.gpu].usable_gib
-    if memory.sequences >= SEQUENCES_MIN:
+    if profile.kv_cache_dtype != "auto" and profile.kv_cache_reuse:
+        return  # refused for that already
+    memory, share = memory_plan(profile, shape), profile.kv_cache_free_gpu_mem_fraction
+    if not memory.refusal:
         return
-    weights, share = f"{memory.weights_gib:.1f}", profile.kv_cache_free_gpu_mem_fraction
+    weights = f"{memory.weights_gpu_gib:.1f}"
     yield (
-        f"{shape.parameters / 1e9:.1f}e9 parameters over {profile.tensor_parallel_size} GPUs are {weights} GiB each;"
-        f" ({usable} - {weights} - {OVERHEAD_GIB}) x {share} = {memory.kv_gib:.1f} GiB of KV cache hold"
-        f" {memory.kv_tokens:,} tokens, {memory.sequences} sequences of {profile.max_seq_len:,}; at least"
+        f"{shape.size.parameters / 1e9:.1f}e9 parameters over {memory.tp} GPUs are {weights} GiB each;"
+        f" ({memory.gpu_gib} - {weights} - {OVERHEAD_GIB}) x {share} = {memory.kv_gpu_gib:.1f} GiB of KV cache hold"
+        f" {memory.kv_tokens:,} tokens, {memory.sequences} sequences of {memory.length:,}; at least"
         f" {SEQUENCES_MIN} are needed: use more GPUs, smaller weights or shorter sequences"
     )
 
@@ -224,9 +205,13 @@ def in_docker(command: Command, image: str, mounts: Mapping[str, str]) -> Comman
     return ("docker", "run", "--rm", *limits, *volumes, image, *command)
 
 
-def as_script(title: str, memory: EngineMemory, commands: Sequence[Command]) -> str:
+def as_script(title: str, memory: MemoryPlan, commands: Sequence[Command]) -> str:
     """Return the commands as a shell script, one option a line."""
-    lines = ["#!/usr/bin/env bash", f"# {title}: {memory}.", "set -euo pipefail"]
+    told = (
+        f"{memory.weights_gpu_gib:.1f} GiB of weights and {memory.kv_gpu_gib:.1f} GiB of KV cache per GPU:"
+        f" {memory.kv_tokens:,} tokens, {memory.sequences} sequences of full length"
+    )
+    lines = ["#!/usr/bin/env bash", f"# {title}: {told}.", "set -euo pipefail"]
     return "\n".join([*lines, *map(_shown, commands)]) + "\n"
 
 

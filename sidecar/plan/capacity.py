@@ -64,6 +64,7 @@ class MemoryPlan:
     reuse: bool = True  # of KV blocks, which resumes and chunks of prompts need
     gpu_gib: float = 79.2  # of an A100 80 GB
     length: int = 16_384  # prompt + output of one sequence; the engine reserves it before a sequence starts
+    kv_fraction: float = KV_FRACTION
 
     def __post_init__(self) -> None:
         if self.tp < 1 or self.length < 1 or not 0 < self.gpu_gib < float("inf"):
@@ -83,7 +84,7 @@ class MemoryPlan:
     @property
     def kv_gpu_gib(self) -> float:
         """KV cache on each GPU; 0 if the weights leave no room."""
-        return max(0.0, (self.gpu_gib - self.weights_gpu_gib - OVERHEAD_GIB) * KV_FRACTION)
+        return max(0.0, (self.gpu_gib - self.weights_gpu_gib - OVERHEAD_GIB) * self.kv_fraction)
 
     @property
     def kv_tokens(self) -> int:

@@ -15,25 +15,27 @@ import pytest
 from sidecar.cli.engine_build import (
     IMAGE,
     CheckpointShape,
-    EngineMemory,
     as_script,
     build_commands,
     checkpoint_shape,
     draft_tokens,
     in_docker,
+    memory_plan,
     refusals,
 )
 from sidecar.cli.serving_profile import ServingProfile, load_profile
 from sidecar.core.errors import SettingsError
+from sidecar.plan.capacity import MODELS, ModelSize
 from tests.cli.test_serving_profile import ROOT
 
 GOLDENS = ROOT / "tests/goldens/build_engine"
 LLAMA_70B = CheckpointShape(
-    model_type="llama", parameters=70_552_387_584, layers=80, heads=64, kv_heads=8, head_dim=128, positions=131_072
+    model_type="llama",
+    heads=64,
+    positions=131_072,
+    size=ModelSize(name="70b", parameters=70_552_387_584, layers=80, kv_heads=8, head_dim=128),
 )
-LLAMA_8B = CheckpointShape(
-    model_type="llama", parameters=8_030_000_000, layers=32, heads=32, kv_heads=8, head_dim=128, positions=131_072
-)
+LLAMA_8B = CheckpointShape(model_type="llama", heads=32, positions=131_072, size=MODELS["8b"])
 CONFIG_70B = {
     "model_type": "llama",
     "hidden_size": 8192,
@@ -69,7 +71,7 @@ def script(name: str) -> str:
     if calibration:
         mounts["/srv/cnn_dailymail"] = f"{calibration}:ro"
     commands = build_commands(wanted, shape, model="/model", out="/out", calibration=calibration)
-    return as_script(name, EngineMemory.of(wanted, shape), [in_docker(each, IMAGE, mounts) for each in commands])
+    return as_script(name, memory_plan(wanted, shape), [in_docker(each, IMAGE, mounts) for each in commands])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -114,7 +116,7 @@ def test_what_cannot_be_is_refused_with_the_arithmetic(name: str, changes: dict[
 def test_an_int8_cache_may_be_had_by_who_gives_up_reuse_and_chunks() -> None:
     wanted = profile("70b-tp8", kv_cache_dtype="int8", kv_cache_reuse=False, chunked_context=False)
     assert list(refusals(wanted, LLAMA_70B)) == []
-    assert EngineMemory.of(wanted, LLAMA_70B).sequences == 169, "twice those of 16 bit"
+    assert memory_plan(wanted, LLAMA_70B).sequences == 169, "twice those of 16 bit"
     convert, build = build_commands(wanted, LLAMA_70B, model="/model", out="/out")
     assert "--int8_kv_cache" in convert
     assert build[build.index("--use_paged_context_fmha") + 1] == "disable"
@@ -138,16 +140,16 @@ def test_a_newer_gpu_computes_what_an_a100_does_not() -> None:
 def test_memory_is_weights_an_overhead_and_a_share_of_the_rest(
     changes: dict[str, Any], shape: CheckpointShape, weights_gib: float, kv_gib: float, sequences: int
 ) -> None:
-    memory = EngineMemory.of(profile("70b-tp8", **changes), shape)
-    assert (round(memory.weights_gib, 1), round(memory.kv_gib, 1)) == (weights_gib, kv_gib)
+    memory = memory_plan(profile("70b-tp8", **changes), shape)
+    assert (round(memory.weights_gpu_gib, 1), round(memory.kv_gpu_gib, 1)) == (weights_gib, kv_gib)
     assert memory.sequences == sequences
 
 
 def test_the_shape_is_read_from_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG_70B))
     shape = checkpoint_shape(tmp_path)
-    assert shape == LLAMA_70B
-    assert shape.kv_token_bytes() == 320 * 1024
+    assert shape == replace(LLAMA_70B, size=replace(LLAMA_70B.size, name=tmp_path.name))
+    assert shape.size.kv_token_bytes() == 320 * 1024
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "not JSON", '{"hidden_size": "wide"}'])
