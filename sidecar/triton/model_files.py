@@ -47,7 +47,8 @@ def _template(directory: Path, config: dict[str, Any]) -> str | None:
             raise SettingsError(f"cannot read {file}: {error}") from None
     found = config.get("chat_template") or None
     if isinstance(found, list):
-        named = {str(each.get("name")): each.get("template") for each in found if isinstance(each, dict)}
+        objects = [each for each in found if isinstance(each, dict) and isinstance(each.get("name"), str | None)]
+        named = {each.get("name"): each.get("template") for each in objects}
         found = named.get("default") or (next(iter(named.values())) if len(named) == 1 else None)
         if not isinstance(found, str):
             raise SettingsError(f"{directory / CONFIG}: chat_template names no `default` among several")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sidecar.core.latency import DecodingRows, LatencyModel
 from sidecar.core.request import Lane
-from sidecar.inflight.profile import PROFILES
+from sidecar.inflight.profile import ADDITIVE
 
 TICK_S = 0.05
 
@@ -25,7 +25,7 @@ def drive(model: LatencyModel, gap_ms: object, *, samples: int = 600, from_s: fl
         model.observe(gap_s, batch, batch.changed_s + gap_s + TICK_S)
 
 
-@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+@pytest.mark.parametrize("profile", ADDITIVE, ids=lambda profile: profile.name)
 def test_the_iteration_times_of_a_profile_are_found_under_noise(profile: object) -> None:
     model = LatencyModel()
     drive(model, lambda rows, _, random: profile.iteration_s(rows, 0) * 1000 * random.gauss(1, 0.02))  # type: ignore[attr-defined]

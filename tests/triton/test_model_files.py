@@ -82,7 +82,6 @@ def test_of_several_templates_the_default_is_meant_or_the_only_one(
 @pytest.mark.parametrize(
     ("stated", "told"),
     [
-        ([], "names no `default` among several"),
         ([{"name": "a", "template": "1"}, {"name": "b", "template": "2"}], "names no `default` among several"),
         ([{"name": "default", "template": 5}], "names no `default` among several"),
         ([{"name": ["default"], "template": "a"}], "names no `default` among several"),
