@@ -10,6 +10,7 @@ from dataclasses import replace
 from multiprocessing import active_children, get_context
 from typing import Any
 
+from sidecar.sim.even_pacing import even_paces, harvest_at
 from sidecar.sim.figures import MeasurementError
 from sidecar.sim.policies import CEILINGS, Policy
 from sidecar.sim.report import figures
@@ -17,6 +18,8 @@ from sidecar.sim.simulation_run import Result, RunPlan, run
 
 REFERENCE = "online-only"
 CEILING_HOURS = 1.0  # the tail of one hour is steady enough: its spread over seeds is under 1 %
+
+EVEN_PRICES = (1.05, 1.10, 1.15, 1.25, 1.5)  # of which even pacing is reckoned
 
 Job = tuple[RunPlan, Policy]
 
@@ -44,9 +47,25 @@ def compare(name: str, plan: RunPlan, chosen: Sequence[Policy], seeds: Sequence[
         "slots": plan.slots,
         "time_scale": plan.workload.time_scale(plan.hours),
         "ceilings_tokens_per_s": {name: sum(each) / len(seeds) for name, each in alone.items()},
+        "even_pacing": _even_pacing(plan, reference, sum(ceilings) / len(seeds)),
         "simulated_requests": sum(each.requests for each in results.values()),
         "policies": rows,
     }
+
+
+def _even_pacing(plan: RunPlan, reference: Sequence[Result], ceiling_per_s: float) -> list[dict[str, float]]:
+    """Return what even pacing would harvest at some prices, by arithmetic on the profile and on online alone."""
+    idle_ratio = sum(each.idle_ratio for each in reference) / len(reference)
+    occupied = plan.slots * sum(each.busy_ratio for each in reference) / len(reference)
+    paces = even_paces(
+        plan.profile,
+        plan.workload.mix,
+        plan.slots,
+        online_rows=occupied / max(1e-9, 1 - idle_ratio),
+        idle_ratio=idle_ratio,
+        ceiling_per_s=max(1e-9, ceiling_per_s),
+    )
+    return [{"e2e_ratio": price, "harvest": harvest_at(paces, price)} for price in EVEN_PRICES]
 
 
 def _run_all(name: str, jobs: Sequence[Job], processes: int) -> list[Result]:
