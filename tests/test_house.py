@@ -40,9 +40,9 @@ IMPURE_STDLIB = {
 # Lines of each room as they stand; a room may grow by a twentieth before somebody has to say why here.
 LINES = {
     "core": 6121,
-    "inflight": 1135,
+    "inflight": 1140,
     "plan": 233,
-    "sim": 4831,
+    "sim": 4910,
     "settings": 613,
     "triton": 1846,
     "driver": 1730,
