@@ -74,3 +74,39 @@ class FakeAdmin:
     async def list_consumer_group_offsets(self, _group: str, partitions: list[TopicPartition]) -> Any:
         self.calls.append("read")
         return dict.fromkeys(partitions, self.committed)
+
+
+class FakeTopicConsumer:
+    """Reads one partition of a topic from its beginning; `pages` are what each look finds."""
+
+    def __init__(self, *pages: list[tuple[bytes | None, bytes | None]], **options: Any) -> None:
+        self.options = options
+        self.stopped = False
+        self.error: Exception | None = None
+        self._client = SimpleNamespace(bootstrap=None)
+        self._pages = [*pages]
+        self._at = 0
+        self._end = sum(map(len, pages)) + 3  # markers of transactions take offsets too
+
+    async def start(self) -> None:
+        """Connected."""
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        self.places = places
+
+    async def end_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(places, self._end)
+
+    async def position(self, _place: TopicPartition) -> int:
+        return self._at
+
+    async def getmany(self, place: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
+        assert timeout_ms > 0
+        if self.error is not None:
+            raise self.error
+        page = self._pages.pop(0) if self._pages else []
+        self._at = self._end if not self._pages else self._at + len(page)
+        return {place: [SimpleNamespace(key=key, value=value) for key, value in page]} if page else {}

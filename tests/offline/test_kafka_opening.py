@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,13 @@ from aiokafka.errors import (
     ProducerFenced,
     RecordListTooLargeError,
 )
+from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sidecar.offline import kafka_opening
+from sidecar.offline.job_progress import JobTally, Outlook, encoded
 from sidecar.offline.kafka_errors import (
     FencedError,
     InvalidRecordError,
@@ -29,7 +34,7 @@ from sidecar.offline.kafka_errors import (
 from sidecar.offline.kafka_opening import KafkaOpening, Outgoing
 from sidecar.offline.offsets import Committed
 from sidecar.settings.offline import OfflineSettings
-from tests.fakes.producer import FakeAdmin, FakeProducer
+from tests.fakes.producer import FakeAdmin, FakeProducer, FakeTopicConsumer
 
 SOURCE = TopicPartition("inference.requests", 3)
 STATE = Committed(watermark=5, high=9, gaps=(5, 7))
@@ -186,3 +191,118 @@ async def test_a_close_that_fails_is_not_heard(opened: Opened) -> None:
 def test_a_result_that_compression_makes_short_enough_is_written() -> None:
     long = Outgoing(topic=RESULT.topic, key=b"k", value=b"word " * 2000, headers=(("h", b"1"),))
     assert (long.fits(4_000, "lz4"), long.fits(4_000, "none"), long.fits(20_000, "none")) == (True, False, True)
+
+
+@settings(max_examples=50)
+@given(
+    key=st.none() | st.binary(max_size=200),
+    value=st.none() | st.binary(max_size=300),
+    headers=st.lists(st.tuples(st.text(max_size=20), st.binary(max_size=200)), max_size=5),
+)
+def test_the_size_of_a_record_is_that_of_its_batch_rounded_up(
+    key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]
+) -> None:
+    record = Outgoing(topic="t", key=key, value=value, headers=tuple(headers))
+    batch = BatchBuilder(1 << 20, 0, is_transactional=1)
+    batch.append(timestamp=2**40, key=key, value=value, headers=headers)
+    exact = len(batch._build())
+    assert exact <= record.size <= exact + 100 + 10 * len(headers)
+    assert record.fits(record.size, "none")
+
+
+def test_a_header_without_a_value_has_a_size() -> None:
+    headers: Any = (("x-job", None),)
+    assert Outgoing(topic="t", key=None, value=None, headers=headers).size == len("x-job") + 110
+
+
+def of(topic: str) -> Outgoing:
+    return Outgoing(topic=topic, key=b"k", value=b"v", headers=())
+
+
+def test_another_failure_beside_a_refusal_leaves_the_outcome_unknown() -> None:
+    lost = KafkaError("expired")
+    with pytest.raises(KafkaError, match="expired"):
+        kafka_opening._raise_failed([of("a"), of("a")], [MessageSizeTooLargeError(), lost])
+    kafka_opening._raise_failed([of("a")], [object()])  # delivered
+
+
+def test_of_two_topics_that_refuse_the_first_one_is_named_with_its_own_records() -> None:
+    records = [of("a"), of("b"), of("a"), of("b")]
+    outcomes = [None, InvalidRecordError(), MessageSizeTooLargeError(), InvalidRecordError()]
+    with pytest.raises(RecordRefusedError, match="topic b takes no such record: InvalidRecordError") as raised:
+        kafka_opening._raise_failed(records, outcomes)
+    assert (raised.value.topic, raised.value.indexes, raised.value.too_large) == ("b", frozenset({1, 3}), False)
+
+
+async def test_a_record_that_the_client_finds_too_long_is_the_only_one_to_blame(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, calls = opened()
+    await opening.start()
+    send = FakeProducer.send
+
+    async def refusing(producer: FakeProducer, topic: str, **options: Any) -> Any:
+        if options["value"] == b"long":
+            raise MessageSizeTooLargeError
+        return await send(producer, topic, **options)
+
+    monkeypatch.setattr(FakeProducer, "send", refusing)
+    long = Outgoing(topic=RESULT.topic, key=b"k", value=b"long", headers=())
+    with pytest.raises(RecordRefusedError) as raised:
+        await opening.commit([RESULT, long, RESULT], STATE)
+    assert (raised.value.indexes, raised.value.too_large) == (frozenset({1}), True)
+    assert "commit" not in calls
+
+
+def reading(monkeypatch: pytest.MonkeyPatch, consumer: FakeTopicConsumer) -> KafkaOpening:
+    """An opening whose progress topic this consumer reads."""
+    noted: list[Any] = []
+    monkeypatch.setattr(kafka_opening, "AIOKafkaProducer", lambda **o: FakeProducer(noted, {}, **o))
+    admin = FakeAdmin(noted, OffsetAndMetadata(5, STATE.encode()))
+    monkeypatch.setattr(kafka_opening, "AIOKafkaAdminClient", lambda **_: admin)
+
+    def made(**options: Any) -> FakeTopicConsumer:
+        consumer.options = options
+        return consumer
+
+    monkeypatch.setattr(kafka_opening, "AIOKafkaConsumer", made)
+    return KafkaOpening(OfflineSettings(group="g", progress_topic="inference.progress"), SOURCE.partition)
+
+
+def told(tally: JobTally) -> tuple[bytes, bytes]:
+    return encoded(("lab", "nightly"), SOURCE.partition, tally, 0, Outlook())
+
+
+async def test_what_is_told_of_jobs_is_read_to_its_end_and_the_newest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer = FakeTopicConsumer([told(JobTally(done=1))], [], [told(JobTally(done=7, dead=2))])
+    opening = reading(monkeypatch, consumer)
+    await opening.start()
+    assert opening.tallies == {("lab", "nightly"): JobTally(done=7, dead=2)}
+    assert consumer.places == [TopicPartition("inference.progress", SOURCE.partition)]
+    assert consumer.options["isolation_level"] == "read_committed"
+    assert consumer.options["auto_offset_reset"] == "earliest"
+    assert consumer.stopped
+
+
+async def test_a_progress_topic_that_cannot_be_read_leaves_no_consumer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer = FakeTopicConsumer()
+    consumer.error = KafkaError("a right is missing")
+    with pytest.raises(LogError, match="a right is missing"):
+        await reading(monkeypatch, consumer).start()
+    assert consumer.stopped
+
+
+async def test_a_producer_that_cannot_end_in_order_is_closed_by_its_parts(opened: Opened) -> None:
+    opening, _ = opened(stop=KafkaError("no broker to flush to"))
+    closed: list[str] = []
+
+    def closing(name: str) -> SimpleNamespace:
+        async def close() -> None:
+            closed.append(name)
+
+        return SimpleNamespace(close=close)
+
+    opening._producer._sender = closing("sender")
+    opening._producer.client.close = closing("client").close
+    await opening.close()
+    assert closed == ["sender", "client"]
