@@ -93,9 +93,15 @@ def room(module: str) -> str:
     return parts[1] if parts[0] == "sidecar" and len(parts) > 1 else parts[0]
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    """A file, parsed."""
+    return ast.parse(path.read_text())
+
+
 def imported(path: Path) -> Iterator[str]:
     """The full names of everything that a file imports, for type checking too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -167,7 +173,7 @@ def circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
 def test_a_class_name_means_one_thing() -> None:
     places: dict[str, list[str]] = defaultdict(list)
     for module, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(module)
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
@@ -207,7 +213,7 @@ def test_no_file_and_no_function_is_too_long_to_read() -> None:
     functions = {
         f"{module}.{node.name}": node.end_lineno - node.lineno + 1
         for module, path in modules().items()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
     }
     assert {name: lines for name, lines in files.items() if lines > FILE_LINES_MAX} == {}

@@ -183,7 +183,7 @@ def test_a_stopped_answer_in_one_piece_brings_what_there_is() -> None:
     assert [(part.ids, part.end) for part in heard] == [(said(LONG, 5), End.STOPPED)]
 
 
-def test_ten_thousand_stopped_calls_leave_nothing_behind() -> None:
+def test_two_thousand_stopped_calls_leave_nothing_behind() -> None:
     engine = tiny_engine()
     finals = 0
 
@@ -191,14 +191,14 @@ def test_ten_thousand_stopped_calls_leave_nothing_behind() -> None:
         nonlocal finals
         finals += part.final
 
-    for number in range(2_500):
+    for number in range(500):
         stops = [engine.submit(call(PROMPTS[place], 100), heard) for place in range(4)]
         for _ in range(number % 3):
             engine.step()
         for stop in stops:
             stop()
         engine.step()
-    assert finals == 10_000
+    assert finals == 2_000
     assert (engine.batcher.rows, engine._sequences) == ({}, {})
     assert engine.batcher.pool.free == engine.batcher.pool.blocks_max
 
