@@ -55,9 +55,7 @@ class HangWatch:
         self._reason = ""
         if quiet is not None and self._timeout_s and quiet.seconds > self._limit_s(quiet, now_s):
             still = "" if self._iterations is None else f", and its counter of iterations stands at {self._iterations}"
-            self._reason = (
-                f"it hangs: {quiet.requests} requests run on it and got no token for {quiet.seconds:.0f} s{still}"
-            )
+            self._reason = f"it hangs: no token for {quiet.seconds:.0f} s with {quiet.requests} in flight{still}"
             self._since_s, self._stood_at = now_s, self._iterations
         return self._reason
 

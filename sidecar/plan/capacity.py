@@ -72,7 +72,7 @@ class MemoryPlan:
             raise ValueError(f"a plan needs tp >= 1, length >= 1 and gpu_gib > 0, not {sizes}")
         if self.kv != "bf16" and self.reuse:
             raise ValueError(
-                f"a KV cache in {self.kv} has no paged context attention on these GPUs, so neither reuse of blocks nor"
+                f"a KV cache in {self.kv} has no paged context attention on an A100, so neither reuse of blocks nor"
                 " chunked prompts: a stopped item is computed again as a whole. Plan for it with --without-reuse"
             )
 

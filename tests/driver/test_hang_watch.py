@@ -20,7 +20,7 @@ def test_no_token_and_a_counter_that_stands_still_are_a_hang_after_a_quarter_of_
     watch.counted(7, 0.0)
     watch.counted(7, 14.0)
     assert watch.look(quiet(14.0), 14.0) == ""
-    reason = "it hangs: 3 requests run on it and got no token for 16 s, and its counter of iterations stands at 7"
+    reason = "it hangs: no token for 16 s with 3 in flight, and its counter of iterations stands at 7"
     assert watch.look(quiet(16.0), 16.0) == reason
 
 
@@ -49,7 +49,7 @@ def test_without_a_counter_the_patience_is_that_of_a_dispatch() -> None:
     watch = HangWatch(60.0)
     assert watch.look(quiet(59.0), 100.0) == ""
     assert watch.look(quiet(80.0, patience_s=90.0), 100.0) == ""  # a long prompt among them
-    assert watch.look(quiet(61.0), 100.0) == "it hangs: 3 requests run on it and got no token for 61 s"
+    assert watch.look(quiet(61.0), 100.0) == "it hangs: no token for 61 s with 3 in flight"
 
 
 def test_a_hang_lasts_without_requests_until_the_counter_moves() -> None:

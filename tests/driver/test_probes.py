@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import count, repeat
 
 import pytest
 from aiohttp import web
 
-from dev.broker import free_ports
 from sidecar.core.events import Measured
 from sidecar.driver import probes
-from sidecar.driver.hang_watch import Quiet
 from sidecar.driver.probes import EngineProbes, Prober
 from sidecar.settings.file import EngineEndpoint
 from sidecar.triton.client import EngineClient
 from sidecar.triton.gauges import EngineScrape
+from tests.driver.test_generation import begin, call
 from tests.fakes.sidecar import Sidecar, running_sidecar
 from tests.fakes.triton import FakeTriton
 from tests.triton.test_gauges import PAGE
@@ -156,20 +157,45 @@ async def test_an_engine_that_answers_probes_and_gives_nobody_a_token_is_down_an
     triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probes, "PERIOD_S", 0.001)
+    counter: Iterator[int] = repeat(1234)
+
     async with (
-        running_sidecar({"e0": triton}, progress_timeout_s=0.05) as sidecar,
+        metrics_page(lambda: PAGE.replace("} 7", "} 0").replace("1234", str(next(counter)))) as url,
+        running_sidecar({"e0": triton}, progress_timeout_s=0.2) as sidecar,
         EngineClient(triton.target) as client,
     ):
-        prober = Prober(sidecar.driver, EngineEndpoint(name="e0", target=triton.target), client, lambda *_: None)
+        engine = EngineEndpoint(name="e0", target=triton.target, metrics_url=url)
+        prober = Prober(sidecar.driver, engine, client, lambda *_: None)
         task = asyncio.create_task(prober.run())
         await sidecar.until(lambda: prober.up)
-        monkeypatch.setattr(sidecar.driver, "quiet", lambda _: Quiet(requests=2, seconds=0.06, patience_s=0.05))
+        answer = begin(sidecar, call())
+        await triton.next()  # and no token ever comes
         await sidecar.until(lambda: not prober.up)
-        assert prober.health.reason == "it hangs: 2 requests run on it and got no token for 0 s"
-        monkeypatch.setattr(sidecar.driver, "quiet", lambda _: None)
-        await sidecar.until(lambda: prober.up)  # it gets another try
+        assert prober.health.reason.startswith("it hangs: no token for 0 s with 1 in flight")
+        assert prober.health.reason.endswith("its counter of iterations stands at 1234")
+        counter = count(1235)  # it goes on
+        await sidecar.until(lambda: prober.up)
+        again = await triton.next()
+        again.tokens(4, final=True)
+        await answer
         task.cancel()
         await asyncio.wait((task,))
+
+
+@asynccontextmanager
+async def metrics_page(text: Callable[[], str]) -> AsyncIterator[str]:
+    """The address of a metrics page that says `text()`."""
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text=text())
+
+    application = web.Application()
+    application.router.add_get("/metrics", page)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/metrics"
+    await runner.cleanup()
 
 
 async def test_a_fault_of_a_probe_is_a_reason_to_be_down_and_no_end(triton: FakeTriton) -> None:
@@ -224,21 +250,18 @@ async def test_load_that_is_not_ours_is_said_and_counted(
     pages = [PAGE, PAGE.replace("} 7", "} 0")]
     scrapes = 0
 
-    async def page(_: web.Request) -> web.Response:
+    def text() -> str:
         nonlocal scrapes
         scrapes += 1
-        return web.Response(text=pages[0].replace("} 1234", f"}} {scrapes}"))  # an engine with a request iterates
+        return pages[0].replace("} 1234", f"}} {scrapes}")  # an engine with a request iterates
 
-    application = web.Application()
-    application.router.add_get("/metrics", page)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    (port,) = free_ports(1)
-    await web.TCPSite(runner, "127.0.0.1", port).start()
     monkeypatch.setattr(probes, "PERIOD_S", 0.01)
     caplog.set_level("INFO", logger=probes.__name__)
-    async with running_sidecar({"e0": triton}) as sidecar, EngineClient(triton.target) as client:
-        url = f"http://127.0.0.1:{port}/metrics"
+    async with (
+        metrics_page(text) as url,
+        running_sidecar({"e0": triton}) as sidecar,
+        EngineClient(triton.target) as client,
+    ):
         engine = EngineEndpoint(name="e0", target=triton.target, metrics_url=url)
         task = asyncio.create_task(Prober(sidecar.driver, engine, client, lambda *_: None).run())
         await sidecar.until(lambda: "7 slots are in use that are not ours" in caplog.text)
@@ -248,5 +271,4 @@ async def test_load_that_is_not_ours_is_said_and_counted(
         await sidecar.until(lambda: "no slot is in use that is not ours" in caplog.text)
         task.cancel()
         await asyncio.wait((task,))
-    await runner.cleanup()
     assert caplog.text.count("that are not ours") == 1  # said once, however often it is seen
