@@ -3,8 +3,14 @@
     python -m dev.chat_model PACKAGE_DIRECTORY MODEL_DIRECTORY
 
 The directory holds what a model's directory on the Hugging Face hub holds (tokenizer.json, tokenizer_config.json,
-generation_config.json), and model.onnx with its weights for the CPU engine. Weights are symmetric 8-bit integers in
-blocks of 32: the 16 levels of the file's Q4_1 fit into them with little loss; re-quantised to 4 bits they do not.
+generation_config.json), and model.onnx with its weights for the CPU engine.
+
+Q, K and V and the last matrix of each layer are in float32, with float32 activations. All others are symmetric 8-bit
+integers in blocks of 32, and so are their activations: the 16 levels of the file's Q4_1 fit into 8 bits with little
+loss; re-quantised to 4 bits they do not. What these two kinds read has a few large channels, beside which 8 bits keep
+little of the others in their block. Measured on ten answers, root mean square error of a logit against all in float32:
+0.33 with all in 8 bits (the scale of a block from its largest weight), 0.16 so. An iteration of 8 rows with 500 tokens
+of context takes a fifth more CPU time than with all in 8 bits; all in float32, a third more.
 """
 
 from __future__ import annotations
@@ -26,7 +32,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 Weights: TypeAlias = Mapping[str, NDArray[np.float32]]
 
-BLOCK = 32  # weights that share a scale
+BLOCK = 32  # weights that share a scale, and activations
+LARGEST = np.arange(127, 63, -1, dtype=np.float32)  # what a block's largest weight may become
+EXACT = 1e-9  # squared error ÷ squared largest weight: what float32 itself rounds
 CONTROL = 3  # the token type of GGUF whose tokens never come from text
 CONTRIB = "com.microsoft"
 END_IDS = (2, 0)  # <|im_end|> ends a turn, <|endoftext|> a document; the GGUF names only the first
@@ -121,8 +129,12 @@ class Graph:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
+    def float_linear(self, states: str, name: str, weights: NDArray[np.float32]) -> str:
+        """Multiply by weights in float32."""
+        return self.node("MatMul", [states, self.constant(f"{name}.w", weights.T)], [name])
+
     def linear(self, states: str, name: str, weights: NDArray[np.float32]) -> str:
-        """Multiply by 8-bit weights; activations are rounded to 8 bits too, a scale per 32 (accuracy_level 4)."""
+        """Multiply by 8-bit weights; activations are rounded to 8 bits too, a scale per block (accuracy_level 4)."""
         integers, scales = quantized(weights)
         inputs = [states, self.constant(f"{name}.q", integers), self.constant(f"{name}.scale", scales)]
         outputs, width = weights.shape
@@ -152,11 +164,31 @@ class Graph:
 
 
 def quantized(weights: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Symmetric 8-bit integers (128 is zero) of (outputs, blocks, 32), and the scale of each block."""
-    blocks = weights.reshape(len(weights), -1, BLOCK)
-    scales = np.abs(blocks).max(axis=-1) / np.float32(127)
-    scales[scales == 0] = 1
-    return (np.rint(blocks / scales[..., None]) + 128).astype(np.uint8), scales
+    """Symmetric 8-bit integers (128 is zero) of (outputs, blocks, 32), and the scale of each block.
+
+    The file's weights stand at even levels (Q4_1: 16 of them), so that some scales meet them far better than the one
+    whose largest integer is 127. The best of LARGEST is taken; what 8 bits hold exactly (Q8_0) stays exact.
+    """
+    blocks = weights.reshape(-1, BLOCK)
+    top = np.abs(blocks).max(axis=-1)
+    top[top == 0] = 1
+    scales = top / LARGEST[0]
+    errors = _errors(blocks, scales)
+    for largest in LARGEST[1:]:
+        (inexact,) = np.nonzero(errors > EXACT * top**2)
+        tried = top[inexact] / largest
+        found = _errors(blocks[inexact], tried)
+        better = inexact[found < errors[inexact]]
+        scales[better], errors[better] = top[better] / largest, found[found < errors[inexact]]
+    integers = (np.rint(blocks / scales[:, None]) + 128).astype(np.uint8)
+    return integers.reshape(len(weights), -1, BLOCK), scales.reshape(len(weights), -1)
+
+
+def _errors(blocks: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The squared error of each block at these scales."""
+    rounded = np.rint(blocks / scales[:, None]) * scales[:, None]
+    errors: NDArray[np.float32] = ((rounded - blocks) ** 2).sum(axis=-1)
+    return errors
 
 
 def model_of(shape: LlamaShape, weights: Weights) -> Any:
@@ -210,7 +242,7 @@ def _layer(graph: Graph, layer: int, states: str, norm: str, weights: Weights) -
     past, present = graph.cache(layer)
     attended = graph.node(
         "GroupQueryAttention",
-        [graph.linear(norm, f"{name}.qkv", qkv), "", "", *past, "last_places", "length_max", "cos", "sin"],
+        [graph.float_linear(norm, f"{name}.qkv", qkv), "", "", *past, "last_places", "length_max", "cos", "sin"],
         [f"{name}.attended", *present],
         CONTRIB,
         # GGUF's Llama files hold Q and K so that RoPE turns the pairs (2i, 2i+1).
@@ -226,7 +258,7 @@ def _layer(graph: Graph, layer: int, states: str, norm: str, weights: Weights) -
     gate = graph.node("Split", [graph.linear(norm, f"{name}.gate_up", both)], halves, axis=-1, num_outputs=2)
     bent = graph.node("Mul", [gate, graph.node("Sigmoid", [gate], [f"{name}.sigmoid"])], [f"{name}.bent"])
     gated = graph.node("Mul", [bent, halves[1]], [f"{name}.gated"])
-    down = graph.linear(gated, f"{name}.down", weights[f"{name}.ffn_down.weight"])
+    down = graph.float_linear(gated, f"{name}.down", weights[f"{name}.ffn_down.weight"])
     following = f"blk.{layer + 1}.attn_norm.weight"
     gain = weights[following] if following in weights else weights["output_norm.weight"]
     norm, states = graph.add_norm(states, down, f"{name}.next", gain)
