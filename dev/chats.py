@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -16,6 +18,8 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from dev.backlog import BAD_RECORDS
+from dev.terminal_view import View
+from sidecar.core.errors import SidecarError
 from sidecar.triton.chat_template import ChatTemplate
 from sidecar.triton.model_files import read_model_files
 
@@ -26,6 +30,8 @@ WIDE_ITERATION = 1.5  # what a token takes in a full batch ÷ what it took onlin
 ANSWERS_SHOWN = 4  # of each lane
 SHOWN_WIDTH = 240
 READ_TIMEOUT_S = 30.0
+FIRST_QUESTION = "What is the capital of France, and what is it known for?"
+FIRST_TOKENS = 80
 SYSTEM = "You are a helpful assistant."
 QUESTIONS = (
     "What is the capital of France?",
@@ -103,6 +109,25 @@ def asked_of(records: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return found
 
 
+async def ask_first(view: View, settings: Path) -> None:
+    """Ask one question with `sidecar chat`, as a reader may, and show the answer as it comes. Raises SidecarError."""
+    options = ("--config", str(settings), "--max-tokens", str(FIRST_TOKENS))
+    view.say(f'.venv/bin/sidecar chat "{FIRST_QUESTION}" {" ".join(options)}')
+    command = (sys.executable, "-m", "sidecar", "chat", FIRST_QUESTION, *options)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    letters = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with view.words() as write:
+            while part := await process.stdout.read(4096):
+                write(letters.decode(part))
+        if code := await process.wait():
+            raise SidecarError(f"sidecar chat ended with {code}")
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
 async def answers_of(bootstrap_servers: str, topic: str, asked: Mapping[str, str]) -> list[tuple[str, str]]:
     """The first labels and summaries on the results topic, half and half, each with what was asked."""
     labels: dict[str, str] = {}
@@ -127,3 +152,12 @@ def show_answers(console: Console, title: str, answers: Iterable[Mapping[str, st
     for each in answers:
         console.print(Text(f"  ? {shorten(each['asked'], SHOWN_WIDTH)}", style="bold"), soft_wrap=True)
         console.print(Text(f"    {shorten(each['answer'], SHOWN_WIDTH)}"), soft_wrap=True)
+
+
+def show_lanes(console: Console, answers: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
+    """Some answers of each lane, and where the others are; nothing if there are none."""
+    for lane, some in answers.items():
+        show_answers(console, f"Some {lane} answers", some)
+    if answers:
+        rest = "The other offline answers are on the results topic: --keep leaves it there to read, and says how."
+        console.print(Text(rest), soft_wrap=True)

@@ -27,7 +27,7 @@ from tritonclient.grpc import aio as triton_client
 
 from dev import backlog, chats
 from dev.checker import CheckerError, check
-from dev.deployment import ENGINE, GROUP, PARTITIONS, Deployment, DeploymentShape, Kafka, deployed
+from dev.deployment import ENGINE, GROUP, PARTITIONS, Deployment, DeploymentShape, Kafka, addresses, deployed
 from dev.interrupt import INTERRUPTED, on_signals
 from dev.load import Arrival, arrivals
 from dev.phases import PhaseRunner
@@ -52,8 +52,8 @@ It runs the product's default settings, and ends with what was promised, what wa
 examples:
   scripts/demo
   scripts/demo --seconds 20 --json report.json
-  scripts/demo --slots 64 --keep
-  scripts/demo --model smollm2
+  scripts/demo --model toy --slots 64 --keep
+  scripts/demo --model toy --profile 70b-tp4-a100
 
 exit codes:
   0    every promise was kept
@@ -96,15 +96,15 @@ def option_parser() -> argparse.ArgumentParser:
         "--profile",
         default=DeploymentShape().profile,
         choices=sorted(PROFILES),
-        help="whose iteration times it keeps (%(default)s)",
+        help="whose iteration times the toy keeps (%(default)s)",
     )
     parser.add_argument(
         "--model",
-        default=DeploymentShape().model,
+        default="smollm2",
         choices=MODELS,
-        help="the toy keeps a profile's times; smollm2 talks, as fast as this host computes (%(default)s)",
+        help="smollm2 talks, as fast as this host computes; the toy keeps a profile's times (%(default)s)",
     )
-    parser.add_argument("--rate", type=float, metavar="R", help="online requests per second (2; smollm2: 1)")
+    parser.add_argument("--rate", type=float, metavar="R", help="online requests per second (1; toy: 2)")
     parser.add_argument(
         "--yield-rows",
         metavar="K",
@@ -149,10 +149,12 @@ async def demo(options: DemoOptions, view: View, started_s: float) -> dict[str, 
         view.say(f"ready after {ready_s - started_s:.0f} s; logs, settings and recorded decisions are in {directory}")
         stage = PhaseRunner(deployment.server, ENGINE, view)
         lines = backlog_of(options)
+        if not options.shape.paced:
+            await chats.ask_first(view, directory / "sidecar.yaml")
         paces = await phases(stage, deployment, options, lines)
         triton_report, engine = await server_report(deployment.triton), await engine_report(deployment.triton)
         if options.keep:
-            view.say(addresses(deployment))
+            view.say(addresses(deployment, options.shape, directory))
             await interrupted()
         view.say("intake stops; what is in flight drains")
         await stage.drain()
@@ -298,36 +300,6 @@ def offline_table(offline: dict[str, Any]) -> Table:
     return table
 
 
-def addresses(deployment: Deployment) -> str:
-    """Where everything is, and one example for a caller, a producer and a reader."""
-    server, kafka = deployment.server, deployment.kafka
-    return f"""Running until Ctrl-C:
-  sidecar (gRPC, for callers)  {server.listen}
-  status page and metrics      http://{server.http}/   http://{server.http}/metrics
-  Triton itself                {deployment.triton.target} (gRPC)   {deployment.triton.metrics_url}
-  Kafka                        {kafka.bootstrap_servers}
-
-A caller, with tritonclient:
-
-.venv/bin/python - <<'EOF'
-import numpy as np, tritonclient.grpc as triton
-client = triton.InferenceServerClient("{server.listen}")
-text = triton.InferInput("text_input", [1, 1], "BYTES")
-text.set_data_from_numpy(np.array([[b"how far is the sea"]], dtype=object))
-length = triton.InferInput("max_tokens", [1, 1], "INT32")
-length.set_data_from_numpy(np.array([[32]], dtype=np.int32))
-print(client.infer("ensemble", [text, length]).as_numpy("text_output"))
-EOF
-
-A producer and a reader, with kcat:
-
-echo '{{"id": "mine-1", "prompt": "<|offline|>how far is the sea", "max_tokens": 64}}' \\
-  | kcat -P -b {kafka.bootstrap_servers} -t {kafka.topics["requests"]}
-kcat -C -b {kafka.bootstrap_servers} -t {kafka.topics["results"]} -X isolation.level=read_committed \\
-  -e -f '%p %o %k %s\\n'
-"""
-
-
 async def run(options: DemoOptions, console: Console, started_s: float) -> dict[str, Any]:
     """`demo`, ended early and cleaned up by SIGTERM as by Ctrl-C."""
     task = asyncio.current_task()
@@ -367,8 +339,7 @@ def main() -> int:
     console.print(phase_table(report["phases"]))
     console.print(interference_line(report["interference"], report["engine"]), highlight=False)
     console.print(offline_table(report["offline"]))
-    for lane, answers in report["answers"].items():
-        chats.show_answers(console, f"Some {lane} answers", answers)
+    chats.show_lanes(console, report["answers"])
     verdict = judged(report)
     for line in verdict.lines():
         style = "red" if line.startswith("BROKEN") else None

@@ -147,3 +147,35 @@ def settings(shape: DeploymentShape, triton: Triton, kafka: Kafka, directory: Pa
             "first_start": "earliest",
         },
     }
+
+
+def addresses(deployment: Deployment, shape: DeploymentShape, directory: Path) -> str:
+    """Where everything is, and one example for a caller, a producer and a reader."""
+    server, kafka = deployment.server, deployment.kafka
+    chat = f'.venv/bin/sidecar chat "What is the capital of France?" --config {directory / "sidecar.yaml"}'
+    question = "" if shape.paced else f"\nA question (--offline asks in the other lane):\n\n{chat}\n"
+    return f"""Running until Ctrl-C:
+  sidecar (gRPC, for callers)  {server.listen}
+  status page and metrics      http://{server.http}/   http://{server.http}/metrics
+  Triton itself                {deployment.triton.target} (gRPC)   {deployment.triton.metrics_url}
+  Kafka                        {kafka.bootstrap_servers}
+{question}
+A caller, with tritonclient:
+
+.venv/bin/python - <<'EOF'
+import numpy as np, tritonclient.grpc as triton
+client = triton.InferenceServerClient("{server.listen}")
+text = triton.InferInput("text_input", [1, 1], "BYTES")
+text.set_data_from_numpy(np.array([[b"how far is the sea"]], dtype=object))
+length = triton.InferInput("max_tokens", [1, 1], "INT32")
+length.set_data_from_numpy(np.array([[32]], dtype=np.int32))
+print(client.infer("ensemble", [text, length]).as_numpy("text_output"))
+EOF
+
+A producer and a reader, with kcat:
+
+echo '{{"id": "mine-1", "prompt": "how far is the sea", "max_tokens": 64}}' \\
+  | kcat -P -b {kafka.bootstrap_servers} -t {kafka.topics["requests"]}
+kcat -C -b {kafka.bootstrap_servers} -t {kafka.topics["results"]} -X isolation.level=read_committed \\
+  -e -f '%p %o %k %s\\n'
+"""

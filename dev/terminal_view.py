@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +51,17 @@ class View:
         if self._live:
             self._live.update(Text(""))
         self._console.print(Text(text), soft_wrap=True)
+
+    @contextmanager
+    def words(self) -> Iterator[Callable[[str], None]]:
+        """Within the block what is written stays in one line, word after word, and nothing is drawn in place."""
+        if self._live:
+            self._live.stop()
+        try:
+            yield lambda text: self._console.print(Text(text), end="", soft_wrap=True)
+        finally:
+            if self._live:
+                self._live.start()
 
     def show(self, moment: Moment) -> None:
         """The view shows `moment`, or a line of it if there is no terminal and it is time for one."""

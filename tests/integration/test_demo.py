@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dev.chats import FIRST_QUESTION
 from sidecar.sim.replay import replay
 from sidecar.telemetry.segment_files import segments
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.integration
 def test_the_demo_fills_the_slots_keeps_the_reservation_and_loses_nothing(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     done = subprocess.run(
-        [sys.executable, "-m", "dev.demo", "--seconds", "6", "--seed", "3", "--json", str(file)],
+        [sys.executable, "-m", "dev.demo", "--model", "toy", "--seconds", "6", "--seed", "3", "--json", str(file)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -53,7 +54,7 @@ def test_the_demo_fills_the_slots_keeps_the_reservation_and_loses_nothing(tmp_pa
 def test_with_the_chat_model_both_lanes_answer_and_some_of_it_is_shown(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     done = subprocess.run(
-        [sys.executable, "-m", "dev.demo", "--model", "smollm2", "--seconds", "8", "--json", str(file)],
+        [sys.executable, "-m", "dev.demo", "--seconds", "8", "--json", str(file)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -70,6 +71,8 @@ def test_with_the_chat_model_both_lanes_answer_and_some_of_it_is_shown(tmp_path:
     answers = [each for lane in ("online", "offline") for each in report["answers"][lane]]
     assert len(report["answers"]["online"]) >= 2
     assert len(report["answers"]["offline"]) >= 2
+    assert f'sidecar chat "{FIRST_QUESTION}"' in done.stdout
+    assert "Paris" in done.stdout
     assert all(each["answer"].strip() and "<|" not in each["answer"] for each in answers)
     assert all(" ".join(each["asked"].split()) in done.stdout for each in answers)
 
