@@ -1,8 +1,8 @@
 """The models that the CPU engine can run: a toy in three sizes, whose sums are exact, and a real one that talks.
 
 smollm2  the demo and chats: real answers, a real tokenizer and template, and iterations as long as the host makes them
-tiny     unit tests: an iteration takes a millisecond
-small    chaos and comparisons: an item cut and resumed says the same ids, and a profile's pace is kept beside Kafka
+tiny     unit tests, chaos and fuzz: cut and resumed anywhere it says the same ids, and an iteration takes a millisecond
+small    the paced demo: sums as exact, and light enough to keep a profile's pace beside Kafka
 large    the engine's bench: a step is bound by memory, as on a GPU
 
 With a PyTorch device, engine/torch_models.py says which.
