@@ -1,6 +1,7 @@
 """What the CPU engine does: iterations per second by rows, prefill, and whether 64 rows hold the pace of a 70B model.
 
 scripts/bench engine [--seconds S] [--json FILE]       # FILE "-" = standard output
+scripts/bench engine --model smollm2 [--json FILE]     # the chat model: dev/bench/_chat_model.py says what
 
 `memory_bound` is the preset whose weights exceed the last-level cache; `cost_of_8_rows` is its iteration time with
 eight rows ÷ with one, and `throughput` its tokens per second relative to one row. Iterations are timed in CPU time of
@@ -18,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from dev.bench import _chat_model
 from dev.bench._figures import one_blas_thread, ran_on, write
+from dev.triton import MODELS
 from engine.calls import EngineCall, OutputPart
 from engine.numpy_engine import NumpyEngine, NumpySettings
 from sidecar.inflight.batch import BatcherSettings
@@ -108,7 +111,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of the paced part")
     parser.add_argument("--iterations", type=int, default=40, help="per measurement of the other parts")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - = standard output")
+    parser.add_argument("--model", default="toy", choices=MODELS, help="of the engine (%(default)s)")
     options = parser.parse_args()
+    if options.model != "toy":
+        write({**_chat_model.figures(options.iterations), "ran_on": {**ran_on(), "engine_profile": None}}, options.json)
+        return
     figures = {
         "steps_per_s": {str(rows): round(1 / iteration_s("small", rows, options.iterations), 1) for rows in ROWS},
         "prefill_tokens_per_s": round(prefill_tokens_per_s("small")),

@@ -115,6 +115,21 @@ def test_it_says_what_the_plain_formula_prefers(folder: Path) -> None:
         assert logits[id_] > logits.max() - 0.15 * np.abs(logits).max()  # 8-bit activations
 
 
+def test_all_in_float32_it_is_the_plain_formula(tmp_path: Path) -> None:
+    save_model(model_of(SHAPE, WEIGHTS, float_only=True), tmp_path)
+    asked = call(1, output=12)
+    (parts,) = run(engine(tmp_path), asked)
+    said = tokens(parts)
+    assert said == tuple(int(plain(asked.input_ids + said[:place]).argmax()) for place in range(len(said)))
+
+
+def test_the_scale_of_a_block_is_the_one_that_meets_its_levels() -> None:
+    levels = np.resize(np.arange(-5, 11, dtype=np.float32), (1, 32))  # 10/127 would miss most of them
+    integers, scales = quantized(levels)
+    assert np.abs((integers.astype(np.float32) - 128) * scales[..., None] - levels).max() < 1e-5
+    assert quantized(np.zeros((1, 32), np.float32))[0].tolist() == [[[128] * 32]]
+
+
 def test_neighbours_change_nothing(folder: Path) -> None:
     calls = [call(seed, output=10 + 6 * seed, prompt=5 + 9 * seed) for seed in range(7)]
     together = run(engine(folder), *calls)
