@@ -21,6 +21,12 @@ def test_a_want_of_file_descriptors_is_said_once_a_minute() -> None:
     assert said == [True, True, False, True]
 
 
+@pytest.fixture(autouse=True)
+def heard(caplog: pytest.LogCaptureFixture) -> None:
+    """What these tests log is heard, whatever level a command of another test has left to all loggers."""
+    caplog.set_level(logging.INFO, logger="t")
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What time it is; a test sets it."""
