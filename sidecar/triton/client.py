@@ -16,14 +16,16 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from sidecar.call import Metadata
-from sidecar.errors import StreamBrokenError
+from sidecar.errors import EngineError, StreamBrokenError
 from sidecar.triton import wire
-from sidecar.triton.errors import REAL_STATUS, raise_if_error, translated_errors
+from sidecar.triton.errors import ENDED_EARLY, REAL_STATUS, raise_if_error, translated_errors
 from sidecar.triton.stops import StopLine
 
 SERVICE = "inference.GRPCInferenceService"
 Version = tuple[int, int]
 SAFE_ENDS: Version = (2, 68)
+STOP_TRIES = 3  # of a stop whose stream ended before it was taken
+REFUSAL_S = 0.1  # at the second try its request waits so long for the refusal of the stream itself, then longer
 
 # Messages may be as large as the server's. A peer that hangs is noticed by the prober, long before keepalive would.
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -111,9 +113,16 @@ class EngineClient:
 
         Raises EngineError if the engine refuses, StreamBrokenError if it does not answer in time.
         """
-        if self._stops is None or not self._stops.usable:
-            self._stops = StopLine(self._stream(metadata=self.own_metadata))
-        await self._stops.stop(stop_request(model, request_id), timeout_s)
+        for attempt in range(1, STOP_TRIES + 1):
+            if self._stops is None or not self._stops.usable:
+                self._stops = StopLine(self._stream(metadata=self.own_metadata))
+            try:
+                await self._stops.stop(stop_request(model, request_id), timeout_s, REFUSAL_S * (attempt - 1))
+            except EngineError as error:  # grpc.aio loses the status of a stream if a write meets its end
+                if attempt == STOP_TRIES or str(error) != ENDED_EARLY:
+                    raise
+            else:
+                return
 
     async def generate(self, model: str, ids: Sequence[int], output_tokens: int, timeout_s: float) -> tuple[int, ...]:
         """Prompt and output ids of one short generation, as the engine returns them. Errors as for `stop`."""

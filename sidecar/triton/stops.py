@@ -33,8 +33,8 @@ class StopLine:
         """False once the stream has ended, or left a stop without an answer: the next stop wants another line."""
         return not (self._retired or self._reader.done())
 
-    async def stop(self, request: Any, timeout_s: float) -> None:
-        """The engine has answered this stop request.
+    async def stop(self, request: Any, timeout_s: float, patience_s: float = 0.0) -> None:
+        """The engine has answered this stop request. It is sent after `patience_s`, unless the stream ends before.
 
         Raises EngineError if it refused, StreamBrokenError if it did not answer in time.
         """
@@ -45,7 +45,10 @@ class StopLine:
             self._idle.cancel()
         try:
             async with asyncio.timeout(timeout_s):
-                await self._write(request)
+                if patience_s:
+                    await asyncio.wait([answered], timeout=patience_s)
+                if not answered.done():
+                    await self._write(request)
                 await answered
         except TimeoutError:
             self._retired = True

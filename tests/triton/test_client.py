@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from grpc import StatusCode
 
-from sidecar.errors import MalformedAnswerError
+from sidecar.errors import EngineError, MalformedAnswerError
 from sidecar.triton.client import EngineClient, responses, stop_request
+from sidecar.triton.errors import ENDED_EARLY
+from sidecar.triton.stops import StopLine
 from tests.fakes.engine import FakeStream
 from tests.fakes.triton import FakeTriton
 
@@ -47,3 +50,21 @@ async def test_an_answer_that_is_no_message_is_the_engines_error() -> None:
     with pytest.raises(MalformedAnswerError, match="no message"):
         await responses(stream, stop_request("tensorrt_llm", "a"))
     assert stream.cancelled.is_set()
+
+
+async def test_a_stop_whose_refusal_was_lost_is_asked_again_until_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    patience: list[float] = []
+
+    async def stop(_: StopLine, _request: object, _timeout_s: float, patience_s: float = 0.0) -> None:
+        patience.append(patience_s)
+        raise EngineError(ENDED_EARLY if len(patience) < 3 else "This protocol is restricted", StatusCode.UNAVAILABLE)
+
+    monkeypatch.setattr(StopLine, "stop", stop)
+    async with EngineClient("127.0.0.1:1") as client:
+        with pytest.raises(EngineError, match="restricted"):
+            await client.stop("tensorrt_llm", "a", 1.0)
+        assert patience == [0, 0.1, 0.2]
+        patience[:] = [0] * 3  # another error than a lost one is not asked for again
+        with pytest.raises(EngineError, match="restricted"):
+            await client.stop("tensorrt_llm", "a", 1.0)
+    assert len(patience) == 4
