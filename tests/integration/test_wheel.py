@@ -105,7 +105,9 @@ def test_the_wheel_holds_the_sidecar_alone_and_all_that_an_installation_needs(in
     assert {name.split("/")[0] for name in names} == {"sidecar", f"backfill_sidecar-{__version__}.dist-info"}
     assert {name.removeprefix("sidecar/data/") for name in names if name.startswith("sidecar/data/")} == DATA
     beside = {name for name in names if name.startswith("sidecar/") and not name.endswith(".py")}
-    assert beside == {"sidecar/py.typed", *(f"sidecar/data/{name}" for name in DATA - {"__init__.py"})}
+    profiles = {str(path.relative_to(ROOT)) for path in (ROOT / "sidecar/inflight/profiles").glob("*.json")}
+    assert len(profiles) >= 5
+    assert beside == {"sidecar/py.typed", *(f"sidecar/data/{name}" for name in DATA - {"__init__.py"}), *profiles}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "sidecar").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
 
