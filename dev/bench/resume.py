@@ -1,14 +1,17 @@
 """Whether slices are exact and cheap: items in slices of 16 tokens against one call each, greedy, on the CPU engine.
 
-scripts/bench resume [--items N] [--json FILE]       # FILE "-" = standard output
+scripts/bench resume [--model toy|smollm2] [--items N] [--json FILE]       # FILE "-" = standard output
 
 `token_identical_ratio` compares token by token with the answer in one call, where another batch shares the iterations;
-`reused_block_ratio` is the share of a resumed prompt's blocks that were found in the cache.
+`items_identical` counts whole answers, and `again_identical` those of whole runs in another order, and so in other
+batches: a resume can be no more exact than the engine is with itself. `reused_block_ratio` is the share of a resumed
+prompt's blocks that were found in the cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,14 +19,18 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from dev.bench import _chat_model
+from dev.bench._chat_model import CONTEXT
 from dev.bench._figures import one_blas_thread, ran_on, write
 from dev.bench.engine import TOKENIZER, engine_of
 from engine.calls import EngineCall, OutputPart
-from engine.numpy_engine import NumpyEngine
+from engine.numpy_engine import NumpyEngine, NumpySettings
 from sidecar.inflight.batch import End
+from sidecar.triton.tokenizer import Tokens
 
 SLICE_TOKENS = 16
-OUTPUT_TOKENS_MAX = 1024
+OUTPUT_TOKENS_MAX = {"toy": 1024, "smollm2": 96}
+ITEMS = {"toy": 1000, "smollm2": 100}
 SUBJECTS = ("river", "engine", "harbour", "lesson", "village", "schedule", "market", "bridge")
 
 
@@ -36,18 +43,30 @@ class SlicedRun:
     resumes: list[OutputPart] = field(default_factory=list)  # the last part of each call but the first
 
 
-def prompts(count: int) -> list[tuple[int, ...]]:
-    """Different prompts of the offline kind."""
+def prompts(model: str, count: int) -> list[tuple[int, ...]]:
+    """Different prompts of the offline kind; of the chat model's at most as many as its bench has."""
+    if model == "smollm2":
+        with contextlib.closing(Tokens.load(_chat_model.FOLDER / "tokenizer.json")) as tokens:
+            return [tuple(tokens.chat_ids([("user", each)], CONTEXT)) for each in _chat_model.ASKED[:count]]
     tokenizer: Any = Tokenizer.from_file(str(Path(TOKENIZER) / "tokenizer.json"))
     texts = (f"<|offline|>Describe the {SUBJECTS[n % len(SUBJECTS)]} in case {n}." for n in range(count))
     return [tuple(tokenizer.encode(text).ids) for text in texts]
 
 
-def run(engine: NumpyEngine, items: list[SlicedRun], slice_tokens: int) -> None:
-    """Give every item its whole answer, in calls of `slice_tokens`; a finished slice is sent again at once."""
+def engine_for(model: str) -> NumpyEngine:
+    """A new engine, with nothing in its cache."""
+    if model == "toy":
+        return engine_of("small")
+    batch = replace(_chat_model.BATCHER, kv_tokens_max=64 * CONTEXT)
+    return NumpyEngine(NumpySettings(tokenizer_dir=_chat_model.FOLDER, preset=model, batcher=batch))
+
+
+def run(engine: NumpyEngine, items: list[SlicedRun], slice_tokens: int, most: int) -> None:
+    """Give every item its whole answer of at most so many tokens, in calls of `slice_tokens`; a finished slice is sent
+    again at once."""
 
     def send(item: SlicedRun) -> None:
-        rest = min(slice_tokens, OUTPUT_TOKENS_MAX - len(item.ids))
+        rest = min(slice_tokens, most - len(item.ids))
         call = EngineCall(input_ids=item.prompt + item.ids, output_tokens_max=rest, end_id=engine.language.end_id)
         engine.submit(call, heard(item))
 
@@ -56,7 +75,7 @@ def run(engine: NumpyEngine, items: list[SlicedRun], slice_tokens: int) -> None:
             if item.ids:
                 item.resumes.append(part)
             item.ids += part.ids
-            if part.end is End.LENGTH and len(item.ids) < OUTPUT_TOKENS_MAX:
+            if part.end is End.LENGTH and len(item.ids) < most:
                 send(item)
 
         return hear
@@ -67,27 +86,34 @@ def run(engine: NumpyEngine, items: list[SlicedRun], slice_tokens: int) -> None:
         pass
 
 
-def compare(count: int) -> dict[str, Any]:
+def compare(model: str, count: int) -> dict[str, Any]:
     """The figures for `count` items."""
-    sliced = [SlicedRun(prompt) for prompt in prompts(count)]
-    whole = [replace(item) for item in sliced]
-    run(engine_of("small"), whole, OUTPUT_TOKENS_MAX)
-    engine = engine_of("small")
-    run(engine, sliced, SLICE_TOKENS)
+    asked, most = prompts(model, count), OUTPUT_TOKENS_MAX[model]
+    whole, again, sliced = ([SlicedRun(prompt) for prompt in asked] for _ in range(3))
+    run(engine_for(model), whole, most, most)
+    run(engine_for(model), again[::-1], most, most)
+    engine = engine_for(model)
+    run(engine, sliced, SLICE_TOKENS, most)
     figures = [part.figures for item in sliced for part in item.resumes if part.figures is not None]
     blocks = sum(each.reused_blocks + each.new_blocks for each in figures)
     pairs = [(len(one.ids), _equal_tokens(one.ids, other.ids)) for one, other in zip(whole, sliced, strict=True)]
     return {
-        "items": count,
+        "model": model,
+        "items": len(asked),
         "output_tokens": sum(tokens for tokens, _ in pairs),
         "slice_tokens": SLICE_TOKENS,
         "resumes": len(figures),
         "token_identical_ratio": round(sum(equal for _, equal in pairs) / sum(tokens for tokens, _ in pairs), 5),
-        "items_identical": sum(one.ids == other.ids for one, other in zip(whole, sliced, strict=True)),
+        "items_identical": _equal_items(whole, sliced),
+        "again_identical": _equal_items(whole, again),
         "reused_block_ratio": round(sum(each.reused_blocks for each in figures) / blocks, 4),
         "recomputed_tokens_per_resume": round(sum(each.computed_tokens for each in figures) / len(figures), 2),
         "tokens_per_block": engine.settings.batcher.tokens_per_block,
     }
+
+
+def _equal_items(one: list[SlicedRun], other: list[SlicedRun]) -> int:
+    return sum(left.ids == right.ids for left, right in zip(one, other, strict=True))
 
 
 def _equal_tokens(left: tuple[int, ...], right: tuple[int, ...]) -> int:
@@ -97,10 +123,12 @@ def _equal_tokens(left: tuple[int, ...], right: tuple[int, ...]) -> int:
 def main() -> None:
     one_blas_thread()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=1000)
+    parser.add_argument("--model", choices=ITEMS, default="toy", help="the toy is exact; smollm2 is a real chat model")
+    parser.add_argument("--items", type=int, metavar="N", help="1000; smollm2: 100, and no more")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - = standard output")
     options = parser.parse_args()
-    write({**compare(options.items), "ran_on": ran_on()}, options.json)
+    count = ITEMS[options.model] if options.items is None else options.items
+    write({**compare(options.model, count), "ran_on": ran_on()}, options.json)
 
 
 if __name__ == "__main__":
