@@ -21,7 +21,7 @@ from sidecar.inflight.profile import profile_named
 from sidecar.sim import policies, workloads
 from sidecar.sim.driver import Observer, SimulatedDriver
 from sidecar.sim.machine import Machine
-from sidecar.sim.simulation_run import CHUNK_TOKENS, ENGINE
+from sidecar.sim.policies import CHUNK_TOKENS, ENGINE
 from sidecar.sim.workloads import SimulatedRequest
 
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "overview.svg"
