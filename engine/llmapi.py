@@ -212,7 +212,7 @@ def cut(call: EngineCall, ids: Ids, finish_reason: str | None, checked: int) -> 
 
 
 def figures_of(completion: CompletionOutput) -> Figures | None:
-    """What the call's last output says of its time and its blocks; None unless it was asked for."""
+    """Return what the last output of the call says of its time and blocks; None unless that was asked for."""
     metrics = completion.request_perf_metrics
     if metrics is None:
         return None

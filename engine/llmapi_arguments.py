@@ -67,7 +67,7 @@ class SamplingArguments(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LibrarySampler:
-    """Who draws the tokens, and what of a call it would ignore."""
+    """Sampler that draws the tokens, and what of a call it would ignore."""
 
     sampler_type: str
     penalties: bool = True

@@ -35,7 +35,7 @@ IDLE = Iteration(decoding=())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NumpySettings:
-    """One engine. `profile` None runs as fast as the arithmetic allows."""
+    """Settings of one engine. Without a `profile` it runs as fast as the arithmetic allows."""
 
     tokenizer_dir: Path
     preset: str = "small"

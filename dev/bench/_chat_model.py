@@ -28,6 +28,7 @@ from sidecar.triton.tokenizer import Tokens
 
 PACKAGE, FOLDER = ROOT / ".cache/smollm2-package", ROOT / ".cache/smollm2"
 ROWS, CONTEXT, ANSWER_TOKENS = 8, 500, 32
+END_ID = 2  # <|im_end|>
 CAPITAL = QUESTIONS[0]
 BATCHER = BatcherSettings(max_batch_size=ROWS, max_seq_len=640, max_num_tokens=256, kv_tokens_max=8192)
 THINGS = ("rain", "a train", "bread", "the moon", "a violin", "winter", "a garden", "the sea", "a letter", "coffee")
@@ -74,12 +75,12 @@ def answers(folder: Path, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int,
     engine = NumpyEngine(NumpySettings(tokenizer_dir=folder, preset="smollm2", batcher=BATCHER))
     parts: list[list[OutputPart]] = [[] for _ in prompts]
     for prompt, heard in zip(prompts, parts, strict=True):
-        call = EngineCall(input_ids=prompt, output_tokens_max=ANSWER_TOKENS, streaming=True, end_id=2)
+        call = EngineCall(input_ids=prompt, output_tokens_max=ANSWER_TOKENS, streaming=True, end_id=END_ID)
         engine.submit(call, heard.append)
     while engine.step():
         pass
     return [
-        tuple(id_ for part in heard for id_ in part.ids) + ((2,) if heard[-1].end is End.END_ID else ())
+        tuple(id_ for part in heard for id_ in part.ids) + ((END_ID,) if heard[-1].end is End.END_ID else ())
         for heard in parts
     ]
 

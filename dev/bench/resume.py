@@ -61,13 +61,15 @@ def engine_for(model: str) -> NumpyEngine:
     return NumpyEngine(NumpySettings(tokenizer_dir=_chat_model.FOLDER, preset=model, batcher=batch))
 
 
-def run(engine: NumpyEngine, items: list[SlicedRun], slice_tokens: int, most: int) -> None:
-    """Give every item its whole answer of at most so many tokens, in calls of `slice_tokens`; a finished slice is sent
-    again at once."""
+def run(model: str, items: list[SlicedRun], slice_tokens: int | None = None) -> NumpyEngine:
+    """Give every item its whole answer, in one call or in calls of `slice_tokens`; a finished slice is sent again at
+    once. Return the engine that gave them."""
+    engine, most = engine_for(model), OUTPUT_TOKENS_MAX[model]
+    end_id = engine.language.end_id if model == "toy" else _chat_model.END_ID
 
     def send(item: SlicedRun) -> None:
-        rest = min(slice_tokens, most - len(item.ids))
-        call = EngineCall(input_ids=item.prompt + item.ids, output_tokens_max=rest, end_id=engine.language.end_id)
+        rest = min(slice_tokens or most, most - len(item.ids))
+        call = EngineCall(input_ids=item.prompt + item.ids, output_tokens_max=rest, end_id=end_id)
         engine.submit(call, heard(item))
 
     def heard(item: SlicedRun) -> Callable[[OutputPart], None]:
@@ -84,16 +86,16 @@ def run(engine: NumpyEngine, items: list[SlicedRun], slice_tokens: int, most: in
         send(item)
     while engine.step():
         pass
+    return engine
 
 
 def compare(model: str, count: int) -> dict[str, Any]:
     """The figures for `count` items."""
-    asked, most = prompts(model, count), OUTPUT_TOKENS_MAX[model]
+    asked = prompts(model, count)
     whole, again, sliced = ([SlicedRun(prompt) for prompt in asked] for _ in range(3))
-    run(engine_for(model), whole, most, most)
-    run(engine_for(model), again[::-1], most, most)
-    engine = engine_for(model)
-    run(engine, sliced, SLICE_TOKENS, most)
+    run(model, whole)
+    run(model, again[::-1])
+    engine = run(model, sliced, SLICE_TOKENS)
     figures = [part.figures for item in sliced for part in item.resumes if part.figures is not None]
     blocks = sum(each.reused_blocks + each.new_blocks for each in figures)
     pairs = [(len(one.ids), _equal_tokens(one.ids, other.ids)) for one, other in zip(whole, sliced, strict=True)]

@@ -27,7 +27,7 @@ Command = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuKind:
-    """What one GPU computes and holds."""
+    """Kind of GPU: what it can compute with, and how much it holds."""
 
     sm: int  # compute capability, times ten
     usable_gib: float
@@ -38,7 +38,7 @@ GPUS = {"a100-80gb": GpuKind(sm=80, usable_gib=79.2), "h100-80gb": GpuKind(sm=90
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointShape:
-    """What a Hugging Face config.json says of a model that builds and memory depend on."""
+    """Figures of a Hugging Face config.json on which a build and its memory depend."""
 
     model_type: str
     heads: int

@@ -206,7 +206,7 @@ def _gauge_findings(engine: EngineEndpoint, measured: Measured, where: str) -> I
 
 
 def size_findings(engine: EngineEndpoint, sizes: Sequence[EngineSize]) -> Iterator[tuple[str, str]]:
-    """How the settings stand to the engine's own word."""
+    """Yield how the settings stand to the engine's own word."""
     faults, warnings = size_faults(engine, sizes), size_warnings(engine, sizes)
     yield from (("FAILED", fault) for fault in faults)
     yield from (("warning", each) for each in warnings)

@@ -23,7 +23,7 @@ Quantization = Literal["none", "int8_wo", "int4_wo", "int8_sq", "int4_awq", "fp8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingProfile:
-    """How one model is built and served. Names are those of trtllm-build and of the backend's config.pbtxt."""
+    """Profile by which one model is built and served, in the names of trtllm-build and of config.pbtxt."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
 

@@ -15,7 +15,7 @@ COUNTED = 0.25  # of the patience without gauges: where the counter stands still
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quiet:
-    """What is in flight on an engine, and for how long none of it has given a token."""
+    """Requests in flight on an engine, and for how long none of them has given a token."""
 
     requests: int
     seconds: float

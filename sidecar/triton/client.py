@@ -16,9 +16,9 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from sidecar.call import Metadata
-from sidecar.errors import EngineError, StreamBrokenError
+from sidecar.errors import StreamBrokenError
 from sidecar.triton import wire
-from sidecar.triton.errors import ENDED_EARLY, REAL_STATUS, raise_if_error, translated_errors
+from sidecar.triton.errors import REAL_STATUS, EndedEarlyError, raise_if_error, translated_errors
 from sidecar.triton.stops import StopLine
 
 SERVICE = "inference.GRPCInferenceService"
@@ -118,11 +118,10 @@ class EngineClient:
                 self._stops = StopLine(self._stream(metadata=self.own_metadata))
             try:
                 await self._stops.stop(stop_request(model, request_id), timeout_s, REFUSAL_S * (attempt - 1))
-            except EngineError as error:  # grpc.aio loses the status of a stream if a write meets its end
-                if attempt == STOP_TRIES or str(error) != ENDED_EARLY:
-                    raise
-            else:
                 return
+            except EndedEarlyError:
+                if attempt == STOP_TRIES:
+                    raise
 
     async def generate(self, model: str, ids: Sequence[int], output_tokens: int, timeout_s: float) -> tuple[int, ...]:
         """Prompt and output ids of one short generation, as the engine returns them. Errors as for `stop`."""

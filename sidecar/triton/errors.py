@@ -26,9 +26,15 @@ _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCo
 
 # grpc.aio's own words where a write meets a stream that the server has ended already: the server's status is lost then.
 STATUS_LOST = "Internal error from Core"
-ENDED_EARLY = "the engine ended the stream before it took the request"
 _RESTRICTED = "This protocol is restricted"  # how Triton refuses whoever lacks a key, with UNAVAILABLE
 _SAID = re.compile(r" \[([A-Z_]{2,32})\]$")  # by a model of ours, at the end of its text
+
+
+class EndedEarlyError(EngineError):
+    """The engine ended the stream before it took the request; grpc.aio has lost why."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine ended the stream before it took the request", grpc.StatusCode.UNAVAILABLE)
 
 
 def code_of(text: str) -> grpc.StatusCode:
@@ -69,7 +75,7 @@ def _translated(error: grpc.aio.AioRpcError) -> EngineError | StreamBrokenError:
     """Answered with an error, so the slot is free; or broken while the engine may run on."""
     message = error.details() or error.code().name
     if message == STATUS_LOST:
-        return EngineError(ENDED_EARLY, grpc.StatusCode.UNAVAILABLE)
+        return EndedEarlyError()
     if error.code() in _BROKEN and not message.startswith(_RESTRICTED):
         return StreamBrokenError(f"{error.code().name}: {message}")
     return EngineError(message, error.code())

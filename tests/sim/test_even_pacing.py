@@ -19,7 +19,7 @@ H100 = profile_named("70b-tp4-h100-measured")
 
 
 def test_on_the_measured_h100_16_rows_cost_a_tenth_for_over_a_third_of_the_ceiling() -> None:
-    # Reckoned by hand over whole requests, their own prompts included: 1.09 for 38 %, 1.15 for 54 %.
+    # Reckoned another way, by hand: 1.09 for 38 %, 1.15 for 54 %. Why the first differs by 0.02 is not known.
     paces = even_paces(H100, MIX, 64, online_rows=5, idle_ratio=0.0, ceiling_per_s=1918)
     assert (paces[15].rows, paces[23].rows) == (16, 24)
     assert paces[15].e2e_ratio == pytest.approx(1.09, abs=0.025)

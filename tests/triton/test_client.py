@@ -9,7 +9,7 @@ from grpc import StatusCode
 
 from sidecar.errors import EngineError, MalformedAnswerError
 from sidecar.triton.client import EngineClient, responses, stop_request
-from sidecar.triton.errors import ENDED_EARLY
+from sidecar.triton.errors import EndedEarlyError
 from sidecar.triton.stops import StopLine
 from tests.fakes.engine import FakeStream
 from tests.fakes.triton import FakeTriton
@@ -57,7 +57,7 @@ async def test_a_stop_whose_refusal_was_lost_is_asked_again_until_it_is_heard(mo
 
     async def stop(_: StopLine, _request: object, _timeout_s: float, patience_s: float = 0.0) -> None:
         patience.append(patience_s)
-        raise EngineError(ENDED_EARLY if len(patience) < 3 else "This protocol is restricted", StatusCode.UNAVAILABLE)
+        raise EndedEarlyError if len(patience) < 3 else EngineError("This is restricted", StatusCode.UNAVAILABLE)
 
     monkeypatch.setattr(StopLine, "stop", stop)
     async with EngineClient("127.0.0.1:1") as client:
