@@ -87,6 +87,11 @@ def test_each_id_is_decoded_with_a_few_others_however_long_the_output_is() -> No
     assert len(asked) <= 2 * 2500
 
 
+def test_a_character_whose_bytes_are_spread_over_ids_is_found_with_the_last_of_them() -> None:
+    reader = StopTexts(("né",), lambda ids: bytes(ids).decode(errors="replace"))
+    assert [reader.push(each) for each in "né".encode()] == [False, False, True]
+
+
 def test_bytes_that_never_become_a_character_are_not_held_for_ever() -> None:
     asked: list[int] = []
 
