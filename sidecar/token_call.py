@@ -42,6 +42,7 @@ class TokenCall:
     further_end_ids: tuple[int, ...] = ()  # they end the output as `end_id` does; the engine takes them as stop words
     traceparent: str | None = None
     metadata: Metadata | None = None  # the caller's, for the engine; None = the sidecar's own work, with its own keys
+    tell: Callable[[Sequence[int]], None] | None = None  # hears the ids that are kept: a caller's as they come
     resumable: bool = True  # False: runs whole, because a resume would change the answer (a seed, penalties, …)
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ import grpc
 
 from sidecar.core.errors import SettingsError
 from sidecar.driver.generation import add_word_list
-from sidecar.driver.stop_texts import INCOMPLETE
+from sidecar.driver.text_pieces import INCOMPLETE
 from sidecar.errors import StreamBrokenError
 from sidecar.settings.file import ServeSettings, is_address, load_settings, port_of
 from sidecar.triton import wire

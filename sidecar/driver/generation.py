@@ -14,7 +14,7 @@ from typing import Any
 
 from sidecar.call import Metadata, Terminal, Timeline
 from sidecar.core.events import DeadLetter, Dispatch, Failed, Reject
-from sidecar.core.request import EndReason, Request
+from sidecar.core.request import EndReason, Lane, Request
 from sidecar.driver.stop_texts import StopTexts, first_of
 from sidecar.errors import MalformedAnswerError
 from sidecar.token_call import Generated, RequestDeadError, RequestRejectedError, TokenCall
@@ -70,6 +70,7 @@ class Generation:
         texts = None if call.decode is None else StopTexts(call.stop_texts, call.decode)
         self._kept = _Output(ids=[], stop_texts=texts)
         self._slice: _Slice | None = None
+        self._told = 0  # ids that `call.tell` has heard
 
     @property
     def metadata(self) -> Metadata:
@@ -147,7 +148,15 @@ class Generation:
             part.output.ids.append(token)
             part.tokens += 1
             part.output.stopped = self._stops(part.output, token)
+        if self._request.lane is Lane.ONLINE:  # it has one dispatch, and whoever hears of it hears of its failure
+            self._tell(part.output.ids)
         return part.tokens - before
+
+    def _tell(self, ids: Sequence[int]) -> None:
+        """Whoever listens hears of those that are new."""
+        if self._call.tell is not None and len(ids) > self._told:
+            told, self._told = self._told, len(ids)
+            self._call.tell(ids[told:])
 
     def _stops(self, output: _Output, token: int) -> bool:
         """True if this last id completes a stop word, or a stop text."""
@@ -180,6 +189,7 @@ class Generation:
         part, self._slice = self._slice, None
         if part is not None and not isinstance(event, Failed) and (over or self._request.resumable):
             self._kept = part.output
+            self._tell(self._kept.ids)
         if not over or self.result.done():
             return
         if isinstance(event, Failed):

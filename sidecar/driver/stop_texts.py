@@ -1,22 +1,15 @@
 """Finds stop texts in an output while it grows, id by id, wherever they begin and end.
 
-The output is decoded piece by piece: a window of the last ids is decoded with the new one, and what is longer than
-before is the new piece of text. A piece that ends inside a character waits for its other bytes. That is how inference
-servers stream text; it costs a few ids per token however long the output is. A decoder may still write an id otherwise
-inside a whole text than at a window's edge, so a find is only a hint: `Generation` looks for it in the whole text.
+The output is decoded piece by piece. A decoder may write an id otherwise inside a whole text than at a window's edge,
+so a find is only a hint: `Generation` looks for it in the whole text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from copy import copy
+from collections.abc import Sequence
 from typing import Self
 
-INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoders write for the bytes of a character that is not complete
-HELD_MAX = 8  # ids that wait for the rest of a character: one has four bytes at most, so after these it is none
-WINDOW_MAX = 64  # ids: special tokens have no text, and a run of them must not make the window long
-
-Decode = Callable[[Sequence[int]], str]
+from sidecar.driver.text_pieces import Decode, TextPieces
 
 
 class StopTexts:
@@ -25,19 +18,18 @@ class StopTexts:
     def __init__(self, stops: Sequence[str], decode: Decode) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._longest = max((len(stop) for stop in self._stops), default=0)
-        self._decode = decode
-        self._window: tuple[int, ...] = ()  # the last ids; those before `_shown_ids` have been read already
-        self._shown_ids = 0
-        self._shown = ""  # the text of those
+        self._pieces = TextPieces(decode)
         self._tail = ""  # the end of the text: as much as can be the beginning of a stop text
 
     def copy(self) -> Self:
         """Return a reader that goes on from here, whatever becomes of this one."""
-        return copy(self)  # all it holds is immutable
+        other = type(self)(self._stops, self._pieces.decode)
+        other._pieces, other._tail = self._pieces.copy(), self._tail
+        return other
 
     def push(self, token: int) -> bool:
         """Take in the next id. Return True once a stop text is complete, and none can be that began before it."""
-        if not self._stops or not (piece := self._piece(token)):
+        if not self._stops or not (piece := self._pieces.push(token)):
             return False
         self._tail += piece
         at = first_of(self._tail, self._stops)
@@ -55,21 +47,16 @@ class StopTexts:
         rest = self._tail[at:]
         return any(stop[0] == rest[0] and stop.startswith(rest) for stop in self._stops)
 
-    def _piece(self, token: int) -> str:
-        """The text that this id adds; "" while that is not known yet."""
-        window = self._window = (*self._window, token)
-        text = self._decode(window)
-        held = len(window) - self._shown_ids
-        if text.endswith(INCOMPLETE) and held < HELD_MAX:
-            return ""
-        if len(text) <= len(self._shown) and len(window) < WINDOW_MAX:
-            return ""
-        piece = text[len(self._shown) :]
-        self._window = window[self._shown_ids :]
-        self._shown_ids, self._shown = len(self._window), self._decode(self._window)
-        return piece
-
 
 def first_of(text: str, stops: Sequence[str]) -> int | None:
     """Where the first of `stops` begins in `text`; None if none is in it."""
     return min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=None)
+
+
+def begun(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of `text` may be the beginning of one of `stops`."""
+    longest = max((len(stop) for stop in stops), default=0)
+    for held in range(min(longest - 1, len(text)), 0, -1):
+        if any(stop.startswith(text[-held:]) for stop in stops):
+            return held
+    return 0

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from sidecar.driver.stop_texts import HELD_MAX, INCOMPLETE, WINDOW_MAX, StopTexts, first_of
+from sidecar.driver.stop_texts import StopTexts, first_of
+from sidecar.driver.text_pieces import HELD_MAX, INCOMPLETE, WINDOW_MAX
 
 OURS = Path(__file__).resolve().parents[2] / "model_repository/tokenizer/tokenizer.json"
 TEXTS = st.text(st.sampled_from("teachr jons.é𝄞中'\n"), max_size=60)
