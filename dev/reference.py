@@ -27,6 +27,7 @@ from sidecar.settings.aliases import Rule
 from sidecar.settings.file import EngineEndpoint, ServeSettings, TracingSettings
 from sidecar.settings.limits import LimitSettings
 from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings
+from sidecar.settings.openai import OpenAiSettings
 from sidecar.settings.recorder import RecorderSettings
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +42,7 @@ SETTINGS: dict[str, type[Any]] = {
     "aliases.NAME[]": Rule,
     "limits": LimitSettings,
     "tracing": TracingSettings,
+    "openai": OpenAiSettings,
     "recorder": RecorderSettings,
 }
 _ATTRIBUTE = re.compile(r"(?:gen_ai|rpc|messaging|kafka|sidecar|server|error)(?:\.[a-z_]+)+")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import resource
 import signal
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -34,8 +33,9 @@ from sidecar.offline.job_counts import JobCounts
 from sidecar.offline.lane import OfflineLane
 from sidecar.offline.metrics import ItemDurations, OfflineMetrics
 from sidecar.offline.owned_partition import FinishedItem
+from sidecar.openai.server import OpenAiServer, build_openai
 from sidecar.settings.file import ServeSettings
-from sidecar.telemetry.faults import NoFileLeft
+from sidecar.telemetry.faults import prepare_for_many_connections
 from sidecar.telemetry.http import Status, serve_http, watch_loop_lag
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.recorder import Recorder
@@ -47,8 +47,6 @@ from sidecar.triton.tokenizer import Tokens
 MakeScheduler = Callable[[SchedulerSettings, Sequence[EngineSettings]], Scheduler]
 
 logger = logging.getLogger(__name__)
-_NO_FILE_LEFT = NoFileLeft()
-FILES_WANTED = 65_536  # a connection is a file
 LAST_ANSWERS_S = 2.0  # for answers that are written already, once nothing runs any more
 
 
@@ -76,6 +74,7 @@ class Sidecar:
     passthrough: Passthrough
     online: OnlineService
     server: MethodServer
+    openai: OpenAiServer | None
     watch: EngineWatch
     offline: Offline | None
     status: Status
@@ -125,6 +124,7 @@ def build(
         passthrough=passthrough,
         online=online,
         server=build_server(online, passthrough, metrics, tracing, settings.limits),
+        openai=build_openai(settings, driver, tokens, tracing, metrics.registry),
         watch=watch,
         offline=offline,
         status=_status(settings, driver, metrics, watch, recorder, offline),
@@ -312,6 +312,9 @@ async def serve(
             gc.collect()
             gc.freeze()  # what is loaded stays; full collections walked it again and held up the loop for tens of ms
             await sidecar.server.start()
+            if sidecar.openai is not None:
+                await sidecar.openai.start()
+                stack.push_async_callback(sidecar.openai.close)
             watching.append(tasks.create_task(_until_it_ends(sidecar.server, closing), name="gRPC server"))
             logger.info("serving on %s", started(settings))
             await closing.wait()
@@ -377,17 +380,6 @@ def _on_signals(close: Callable[[], None], break_off: Callable[[], object]) -> N
         loop.add_signal_handler(each, on_signal)
 
 
-def prepare_for_many_connections() -> None:
-    """The process may have many files open, and says only once a minute that it has none left.
-
-    The soft limit is often 1,024, for the sake of programs that use `select`; each process may raise it for itself.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < FILES_WANTED:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_WANTED if hard < 0 else min(hard, FILES_WANTED), hard))
-    logging.getLogger("asyncio").addFilter(_NO_FILE_LEFT)
-
-
 def started(settings: ServeSettings) -> str:
     """What serves where, and over what, in one line."""
     engines = ", ".join(f"{each.name} at {each.target} ({each.model}, {each.slots} slots)" for each in settings.engines)
@@ -395,4 +387,5 @@ def started(settings: ServeSettings) -> str:
     if (kafka := settings.offline) is not None:
         offline = f"{kafka.requests_topic} at {kafka.bootstrap_servers}, group {kafka.group}"
     recorder = "" if settings.recorder is None else f"; decisions in {settings.recorder.directory}"
-    return f"{settings.listen}; http {settings.http}; engines {engines}; offline {offline}{recorder}"
+    openai = "" if settings.openai is None else f"; OpenAI API http://{settings.openai.listen}/v1"
+    return f"{settings.listen}; http {settings.http}{openai}; engines {engines}; offline {offline}{recorder}"

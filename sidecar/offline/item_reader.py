@@ -50,7 +50,7 @@ class _Fault:
 
 def read_line(value: bytes | None, bytes_max: int) -> Line:
     """The line in `value`. Raises DeadItemError."""
-    parsed = _json(value, bytes_max)
+    parsed = read_object(value, bytes_max)
     form = _form(parsed)
     try:
         line = form.model_validate(parsed)
@@ -94,7 +94,8 @@ def _check_together(asked: ItemParameters) -> None:
 # -- JSON
 
 
-def _json(value: bytes | None, bytes_max: int) -> dict[str, Any]:
+def read_object(value: bytes | None, bytes_max: int) -> dict[str, Any]:
+    """The JSON object in `value`, no name in it stated twice. Raises DeadItemError."""
     if not value:
         raise DeadItemError(DeadReason.MISSING_PROMPT, "the value is empty")
     if len(value) > bytes_max:

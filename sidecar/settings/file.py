@@ -20,6 +20,7 @@ from sidecar.core.settings import FORBID_UNKNOWN, EngineSettings, SchedulerSetti
 from sidecar.settings.aliases import Rule, check_aliases
 from sidecar.settings.limits import LimitSettings
 from sidecar.settings.offline import OfflineSettings
+from sidecar.settings.openai import OpenAiSettings
 from sidecar.settings.recorder import RecorderSettings
 from sidecar.settings.values import mistakes
 
@@ -118,6 +119,7 @@ class ServeSettings:
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     offline: OfflineSettings | None = None  # None = no offline lane but for callers who ask for it
     tracing: TracingSettings = field(default_factory=TracingSettings)
+    openai: OpenAiSettings | None = None  # None = the OpenAI API is not served
     limits: LimitSettings = field(default_factory=LimitSettings)
     recorder: RecorderSettings | None = None  # None = decisions are not recorded
     log_format: Literal["text", "json"] = "text"  # people read it first; json for a collector of logs
@@ -142,6 +144,7 @@ class ServeSettings:
             f"offline_drain_timeout_s must be in 0..{self.drain_timeout_s}, not {self.offline_drain_timeout_s}",
         )
         require(self.offline is None or self.tokenizer is not None, "offline: items need a tokenizer")
+        require(self.openai is None or self.tokenizer is not None, "openai: prompts need a tokenizer")
         if self.offline is not None:
             known = sorted(models | self.aliases.keys())
             fault = f"offline: no engine serves model_default {self.offline.model_default}; known: {known}"

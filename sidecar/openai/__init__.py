@@ -1,0 +1,1 @@
+"""The OpenAI API over HTTP, through the same scheduler as everything else."""
