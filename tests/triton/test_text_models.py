@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from sidecar.triton.tokenizer import Tokens
 from tests.triton.model_directories import llama_like, mistral_like, qwen_like
 
 TEXT = Path(__file__).parents[2] / "model_repository/text"
+SKIPS = ("skip_special_tokens", "true")
 MODELS = ("preprocessing", "postprocessing")
 
 
@@ -101,3 +102,19 @@ def test_the_text_models_take_their_end_ids_from_one_parameter() -> None:
     for name in MODELS:
         config = (TEXT / name / "config.pbtxt").read_text()
         assert json.dumps("end_ids") in config
+
+
+@pytest.mark.parametrize("build", [llama_like, qwen_like, mistral_like])
+def test_the_pieces_of_a_stream_join_to_the_text_with_its_spaces_and_without_what_ends_it(
+    build: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = loaded("postprocessing", monkeypatch)
+    directory = build(tmp_path)
+    ours = Tokens.load(directory)
+    monkeypatch.setattr(module, "np", SimpleNamespace(__version__="1.26.4"))  # as in the server
+    parameters = {name: {"string_value": value} for name, value in (("tokenizer_dir", str(directory)), SKIPS)}
+    model = module.TritonPythonModel()
+    model.initialize({"model_repository": "/", "model_config": json.dumps({"parameters": parameters})})
+    ids = [*ours.encode_words("how far is it?"), *ours.further_end_ids, ours.end_id]
+    assert b"".join(model._text([each]) for each in ids).strip() == b"how far is it?"
+    assert model._text(ids).strip() == b"how far is it?"

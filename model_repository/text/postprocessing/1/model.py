@@ -2,6 +2,8 @@
 
 A streamed response holds only the new tokens, and this model keeps nothing between them: a character whose bytes are
 spread over several tokens comes out as replacement characters if a response ends within it, as with NVIDIA's ensemble.
+A tokenizer like SentencePiece drops the space before the first word of a text, and would drop it before each word of a
+stream. So every response is decoded behind a letter, and an answer begins with its space, streamed or not.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ class TritonPythonModel:
         # Where they are no special tokens, they are no text either.
         self._end_ids = frozenset(end_ids(parameters, folder.resolve(), self._tokenizer))
         self._skip_special_tokens = parameters["skip_special_tokens"]["string_value"].lower() == "true"
+        self._before = self._tokenizer.encode("a", add_special_tokens=False).ids
+        self._begin = self._tokenizer.decode(self._before)
 
     def execute(self, requests):
         return [self._answer(request) for request in requests]
@@ -43,7 +47,8 @@ class TritonPythonModel:
     def _text(self, ids):
         skip = self._skip_special_tokens
         shown = [each for each in ids if not (skip and each in self._end_ids)]
-        return self._tokenizer.decode(shown, skip_special_tokens=skip).encode()
+        text = self._tokenizer.decode([*self._before, *shown], skip_special_tokens=skip)
+        return text.removeprefix(self._begin).encode()
 
 
 def end_ids(parameters, folder, tokenizer):
