@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sysconfig
@@ -30,6 +31,7 @@ ENGINE_MODEL = "tensorrt_llm"
 MODELS = ("toy", "smollm2")
 # 8,192 tokens of the chat model's KV take 380 MB in float32, and each slot has a buffer of its own.
 CHAT_PARAMETERS = {"preset": "smollm2", "max_tokens_in_paged_kv_cache": "8192"}
+ABSOLUTE_TOKENIZER = re.compile(r'"tokenizer_dir" value: \{ string_value: "/')
 START_TIMEOUT_S = 60.0  # 1.4 s when idle; sixty leaves room for a machine busy with other things
 STOP_TIMEOUT_S = 10.0  # a healthy server stops in 2 to 3 s, a hanging one never
 PROBE_PERIOD_S = 1.0
@@ -237,7 +239,10 @@ async def running(directory: Path, settings: TritonSettings) -> AsyncIterator[Tr
 
 
 def lay_out(directory: Path, settings: TritonSettings) -> None:
-    """`directory` holds a backends directory of symlinks and a model repository with our parameters set."""
+    """`directory` holds a backends directory of symlinks and a model repository with our parameters set.
+
+    A model whose configuration names an absolute tokenizer_dir keeps it.
+    """
     for name in ("backends", "models"):
         shutil.rmtree(directory / name, ignore_errors=True)
     backend = directory / "backends" / "python"
@@ -259,8 +264,8 @@ def lay_out(directory: Path, settings: TritonSettings) -> None:
         text = config.read_text()
         if config.parent.name == ENGINE_MODEL:
             text = with_parameters(with_batch_size(text, settings.slots), {**common, **settings.engine_parameters})
-        elif config.parent.name != "ensemble":  # which has no tokenizer
-            text = with_parameters(text, common)
+        elif not (config.parent.name.startswith("ensemble") or ABSOLUTE_TOKENIZER.search(text)):
+            text = with_parameters(text, common)  # an ensemble has no tokenizer
         config.write_text(text)
 
 
