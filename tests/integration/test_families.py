@@ -23,6 +23,7 @@ from dev.broker import LocalKafka
 from dev.load import text_inputs
 from dev.server import serving
 from dev.triton import ENGINE_MODEL, Triton, TritonSettings, running
+from sidecar.core.latency import MAPE_MAX, R2_MIN
 from sidecar.offline.submit import submit
 from sidecar.settings.offline import OfflineSettings
 from sidecar.triton.tokenizer import Tokens
@@ -139,3 +140,31 @@ async def test_a_family_answers_alike_through_text_models_items_and_slices(
         assert (code, output.count("FAILED")) == (0, 0), output
         assert f"tokenizer: {settings['tokenizer']}, {ENDS[family]}\nok      chat template: it takes" in output
         await sidecar.drain()
+
+
+async def test_the_iteration_times_of_the_real_model_are_learnt_and_charged_or_it_is_said_why_not(
+    triton: Triton, kafka: LocalKafka, tmp_path: Path
+) -> None:
+    settings = settings_of(CHAT, triton, kafka)
+    del settings["scheduler"]
+    offline = OfflineSettings(**settings["offline"])
+    stories = ({"id": f"story-{at}", "prompt": f"Once upon a time, {at} ships", "max_tokens": 120} for at in range(16))
+    async with serving(tmp_path, settings) as sidecar, asyncio.timeout(120):
+        await submit(offline, [json.dumps(each).encode() for each in stories], {})
+        while not judged(status := await sidecar.status()):  # asked too often, it would disturb what it measures
+            await text_of(sidecar.listen, "ensemble", PROMPTS[CHAT])
+    figures = status["engines"]["e0"]["attribution"]
+    latency = figures["latency"]
+    assert latency["trusted"] == (latency["mape"] < MAPE_MAX and latency["r2"] > R2_MIN)
+    if latency["why_not"]:
+        assert "of 20 prompts" in latency["why_not"] or not latency["trusted"]
+    else:
+        assert latency["iteration_ms"] > 0
+        assert (figures["attributed"], figures["alone_ms"]) > (0, 0.0)
+
+
+def judged(status: dict[str, Any]) -> bool:
+    """True once the model's predictions have a verdict, and a request has its account if they are good."""
+    figures = status["engines"]["e0"]["attribution"]
+    latency = figures["latency"]
+    return latency["mape"] is not None and (not latency["trusted"] or figures["attributed"] > 0)
