@@ -130,9 +130,18 @@ def opened(path: Path, line_bytes_max: int) -> Iterator[ItemFile]:
         yield ItemFile(name=name, raw=raw, line_bytes_max=line_bytes_max)
 
 
+def _is_terminal(path: Path) -> bool:
+    with path.open("rb", buffering=0) as device:
+        return device.isatty()
+
+
 def _source(path: Path) -> IO[bytes]:
-    if path != STDIN and stat.S_ISREG(path.stat().st_mode):
-        return path.open("rb")
+    if path != STDIN:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            return path.open("rb")
+        if stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not _is_terminal(path)):
+            raise ItemFileError(f"{path} is a device, and may never end; give a file, a pipe or -")
     if path == STDIN and sys.stdin is None:
         raise ItemFileError("standard input is closed; give the name of a file")
     once: AbstractContextManager[Any] = nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb")

@@ -130,6 +130,11 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
     assert Path("-") == STDIN
 
 
+def test_a_device_is_refused_before_it_is_read() -> None:
+    with pytest.raises(ItemFileError, match=r"^/dev/zero is a device, and may never end; give a file, a pipe or -$"):
+        read(Path("/dev/zero"))
+
+
 def test_what_fails_beside_the_file_is_not_laid_on_it(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="the output is full"), opened(written(tmp_path, b"{}"), 9):
         raise OSError("the output is full")
