@@ -3,7 +3,8 @@
 grpc.aio 1.85 decodes the path of a call in the loop that takes all calls. A path that is not UTF-8, which one frame of
 HTTP/2 can carry, raises there, and the whole server shuts down with every call that it has. So our methods are
 registered, which leaves the comparison of paths to gRPC's core, and every other call is refused here without a look at
-its path. The classes below are grpc.aio's own and not public; grpcio is pinned, and a test sends such a path.
+its path. The classes below are grpc.aio's own and not public: pyproject.toml allows no later grpcio, and a test sends
+such a path.
 """
 
 from __future__ import annotations
