@@ -80,6 +80,15 @@ async def test_a_further_end_id_is_sent_as_a_stop_word_and_ends_the_output_as_th
     assert (done.output_ids, done.reason) == ((4, 10), EndReason.END_ID)
 
 
+async def test_a_further_end_id_alone_is_an_answer_and_no_fault_of_the_engine(
+    sidecar: Sidecar, triton: FakeTriton
+) -> None:
+    task = begin(sidecar, call(further_end_ids=(9, 10)))
+    (await triton.next()).tokens(10, final=True)
+    done = await task
+    assert (done.output_ids, done.reason, done.attempts) == ((10,), EndReason.END_ID, 1)
+
+
 async def test_an_output_that_ends_in_a_stop_word_ended_by_it(sidecar: Sidecar, triton: FakeTriton) -> None:
     task = begin(sidecar, call(stop_words=((5, 6), (9,))))
     request = await triton.next()
