@@ -82,7 +82,7 @@ def simulate(
     driver.run(begin_s + seconds)
     tokens = machine.usage.offline_tokens - before
     driver.calm()
-    driver.run(begin_s + seconds + DRAIN_S)  # online requests still in flight get their answer
+    driver.answer_online(begin_s + seconds + DRAIN_S)
     return Simulated(ttft_ms=percentiles(tally.ttft_ms), offline_tokens_per_s=tokens / seconds)
 
 

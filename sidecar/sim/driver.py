@@ -127,6 +127,11 @@ class SimulatedDriver:
         if until_s < inf:
             self.now_s = until_s
 
+    def answer_online(self, until_s: float) -> None:
+        """Run until no online request is in flight, at most to `until_s`."""
+        while self.now_s < until_s and any(each.request.lane is Lane.ONLINE for each in self.alive.values()):
+            self.run(min(until_s, self.now_s + 1.0))
+
     def at(self, when_s: float, what: Callable[[], None]) -> None:
         """Do `what` at `when_s`, after all that was planned for that moment before."""
         heappush(self._heap, (when_s, next(self._order), what))

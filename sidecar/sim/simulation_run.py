@@ -27,7 +27,7 @@ from sidecar.sim.workloads import SimulatedRequest, Workload
 
 WARM_UP_S = 300.0  # not counted for offline throughput: the batch fills in step at first, later it is spread
 PROGRESS_S = 0.25  # token counts are told four times a second instead of a hundred, to save time; first tokens as ever
-DRAIN_S = 120.0  # after the end, for online requests still in flight
+DRAIN_S = 120.0  # after the end, at most, for online requests still in flight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,10 +256,17 @@ def run(plan: RunPlan, policy: Policy) -> Result:
         requests=witness.requests,
         events=driver.events,
     )
-    driver.calm()
-    driver.run(plan.seconds + DRAIN_S)  # online requests still in flight get their answer
+    _drain(driver, plan.seconds + DRAIN_S, to_the_end=bool(witness.jobs.kept))
     result.refused = witness.refused
     return result
+
+
+def _drain(driver: SimulatedDriver, until_s: float, *, to_the_end: bool) -> None:
+    """Nothing new comes, and online requests get their answer. With jobs, what ends by `until_s` counts for them."""
+    driver.calm()
+    driver.answer_online(until_s)
+    if to_the_end:
+        driver.run(until_s)
 
 
 def _machine(plan: RunPlan, policy: Policy) -> Machine:

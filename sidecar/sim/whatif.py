@@ -136,7 +136,7 @@ def run(
         "offline_contended_share": tally.offline_of_contended / tally.contended if tally.contended else None,
     }
     driver.calm()
-    driver.run(recording.seconds + DRAIN_S)  # online requests still in flight get their answer
+    driver.answer_online(recording.seconds + DRAIN_S)
     return {"online": tally.online(), **figures}
 
 
