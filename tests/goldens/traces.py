@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from sidecar.inflight.profile import profile_named
 from sidecar.sim import policies, workloads
 from sidecar.sim.simulation_run import RunPlan, run
-from tests.sim.test_whatif import record
+from tests.sim.recorded_minute import record
 
 HERE = Path(__file__).parent
 TRACES = HERE / "traces.json"

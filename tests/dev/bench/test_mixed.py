@@ -25,7 +25,7 @@ from sidecar.sim.driver import SimulatedDriver
 from sidecar.sim.whatif import machine_of
 from sidecar.sim.workloads import by_name
 from sidecar.telemetry.recorder import Recorder
-from tests.sim.test_whatif import Recording
+from tests.sim.recorded_minute import Recording
 
 TOKENIZER = Path(__file__).parents[3] / "model_repository" / "tokenizer"
 ENGINE = EngineSettings(name="a100", slots=2, tokens_max=4096)
