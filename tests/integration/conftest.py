@@ -1,6 +1,7 @@
-"""One real Triton for the whole suite, and one sidecar in front of it. Tests that kill something start their own.
+"""One real Triton, one sidecar in front of it and one real Kafka for all tests that kill none of them.
 
-All of it lives in the session's event loop: mark such tests with `pytest.mark.asyncio(loop_scope="session")`.
+Processes that share the tests have one each. They live in the session's event loop: mark such tests with
+`pytest.mark.asyncio(loop_scope="session")`.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis  # noqa: F401 - else its plugin imports it after the tests, where ast.parse of CPython 3.11.7 failed
 import pytest
 import pytest_asyncio
 
-from dev.broker import free_ports
+from dev.broker import LocalKafka, free_ports
 from dev.server import SidecarProcess, serving
 from dev.triton import Triton, TritonSettings, running
 
 SLOTS = 8
 PARAMETERS = {"preset": "tiny", "profile": "8b-a100", "seed": "1"}  # paced, so that there is time to cancel something
+LOOK_S = 0.02  # between two looks at a state: whoever waits leaves the processor to what is waited for
 
 
 def sidecar_settings(triton: Triton, **more: Any) -> dict[str, Any]:
@@ -37,10 +40,10 @@ def sidecar_settings(triton: Triton, **more: Any) -> dict[str, Any]:
 async def status_when(
     sidecar: SidecarProcess, holds: Callable[[dict[str, Any]], bool], timeout_s: float = 60
 ) -> dict[str, Any]:
-    """The first status for which `holds`: asked again as soon as it is answered."""
+    """Return the first status for which `holds`."""
     async with asyncio.timeout(timeout_s):
-        while not holds(status := await sidecar.status()):
-            pass
+        while not holds(status := await sidecar.status()):  # noqa: ASYNC110 - another process sets no event of ours
+            await asyncio.sleep(LOOK_S)
     return status
 
 
@@ -58,3 +61,10 @@ async def sidecar(triton: Triton, tmp_path_factory: pytest.TempPathFactory) -> A
     async with serving(Path(tmp_path_factory.mktemp("sidecar")), sidecar_settings(triton)) as server:
         yield server
         await server.drain()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def kafka() -> AsyncIterator[LocalKafka]:
+    """The suite's broker; each test has topics and a group of its own."""
+    async with LocalKafka() as cluster:
+        yield cluster

@@ -6,7 +6,7 @@ import pytest
 
 from dev.chaos import ChaosOptions, run
 
-pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 
 async def test_twenty_faults_lose_nothing_and_write_nothing_twice() -> None:

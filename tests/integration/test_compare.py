@@ -12,7 +12,7 @@ from tests.integration.compare.runner import Outcome, clients, run
 from tests.integration.compare.scenario import Scenario
 from tests.integration.compare.table import SUBJECTS
 
-pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 CASES = [
     pytest.param(scenario, client, id=f"{subject.title}: {scenario.name}, {client}")
     for subject in SUBJECTS

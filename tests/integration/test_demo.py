@@ -15,7 +15,7 @@ from sidecar.sim.replay import replay
 from sidecar.telemetry.segment_files import segments
 
 ROOT = Path(__file__).parent.parent.parent
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 def test_the_demo_fills_the_slots_keeps_the_reservation_and_loses_nothing(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest_asyncio
 
 from dev.fuzz import FuzzTarget, Report, deployed, feed_items, feed_messages, footprint
 
-pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
-COUNT = 20_000
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+COUNT = 8_000
 GROWTH_MIB = 24.0  # of the second half of a feed: what a heap that was used twice may differ by
 
 

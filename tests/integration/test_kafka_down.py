@@ -17,7 +17,7 @@ from sidecar.settings.offline import OfflineSettings
 from tests.integration.conftest import sidecar_settings, status_when
 from tests.integration.test_tritonclient import text_inputs
 
-pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 
 async def online_answers(sidecar: SidecarProcess) -> bool:

@@ -47,7 +47,7 @@ async def guarded(restricted: Triton, tmp_path_factory: pytest.TempPathFactory) 
     """A sidecar with both keys, one written in the settings and one in a file."""
     directory = Path(tmp_path_factory.mktemp("sidecar"))
     (directory / "admin").write_text(f"{KEY}\n")
-    settings = sidecar_settings(restricted)
+    settings = sidecar_settings(restricted, scheduler={"retry_backoff_s": 0.01})
     settings["engines"][0] |= {"metadata": {USER: "hello"}, "metadata_files": {ADMIN: str(directory / "admin")}}
     async with serving(directory, settings) as server:
         yield server
