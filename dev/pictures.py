@@ -11,6 +11,7 @@ import sys
 from bisect import insort
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -76,6 +77,7 @@ class SlotHistory(Observer):
         return self.spans + [(slot, lane, since_s, now_s) for slot, lane, since_s in self._held.values()]
 
 
+@cache
 def run() -> list[tuple[int, Lane, float, float]]:
     """Return who had which slot in the SHOWN_S seconds of a run that had most online work beside offline work."""
     profile, workload, policy = profile_named("70b-tp4-a100"), workloads.by_name("origin"), policies.by_name("ours")

@@ -16,6 +16,7 @@ import sys
 import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,15 @@ def default(each: Field[Any]) -> str:
 
 def used(pattern: re.Pattern[str]) -> set[str]:
     """Return the texts in the product's code that are names of this form."""
+    return {text for text in texts() if pattern.fullmatch(text)}
+
+
+@cache
+def texts() -> frozenset[str]:
+    """Return every text in the product's code."""
     trees = (ast.parse(path.read_text()) for path in (ROOT / "sidecar").rglob("*.py"))
     nodes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
-    return {node.value for node in nodes if isinstance(node.value, str) and pattern.fullmatch(node.value)}
+    return frozenset(node.value for node in nodes if isinstance(node.value, str))
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:

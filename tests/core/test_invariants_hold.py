@@ -207,6 +207,7 @@ def scenes(draw: st.DrawFn) -> tuple[SchedulerSettings, list[EngineSettings]]:
 
 
 # Shrinking a run of a hundred steps takes minutes; the message of the broken invariant says enough.
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(scenes(), st.data())
 def test_invariants_hold_after_each_step_and_everything_drains(

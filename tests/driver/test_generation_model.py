@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,6 +112,7 @@ FATES = st.tuples(st.sampled_from(["final", "fails", "breaks", "malformed", "emp
 TEXTS = st.text("ab cé", min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     output=st.lists(st.sampled_from([each for each in BYTES if each != END]), min_size=1, max_size=20),

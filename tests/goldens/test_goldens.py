@@ -14,6 +14,7 @@ def test_every_run_has_its_hash_and_every_hash_its_run() -> None:
     assert list(json.loads(TRACES.read_text())) == CASES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_decides_as_it_did(case: str) -> None:
     assert trace(case) == json.loads(TRACES.read_text())[case]

@@ -163,6 +163,7 @@ def test_an_override_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     assert mistake(tmp_path, {"SIDECAR__LISTEN": "["}, engines=[ENGINE]) == "SIDECAR__LISTEN is not YAML"
 
 
+@pytest.mark.slow
 def test_the_program_ends_with_2_and_one_line_per_mistake(tmp_path: Path) -> None:
     file = written(tmp_path, engines=[{**ENGINE, "slot": 8}], http=":1")
     run = subprocess.run(

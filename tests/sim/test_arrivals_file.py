@@ -122,6 +122,7 @@ def rows(tenant: str, count: int = 40) -> str:
     return "".join(f"{1.5 * number},{tenant},50,4,16\n" for number in range(count))
 
 
+@pytest.mark.slow
 def test_a_tenant_of_any_name_is_compared_and_the_figures_have_the_name_of_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,11 +11,12 @@ from sidecar.sim.policies import ENGINE, EngineShape, Policy
 from sidecar.sim.simulation_run import Result, RunPlan, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [8, 64])
 def test_the_account_of_online_requests_is_what_the_same_ones_take_alone(slots: int) -> None:
     """No queue forms here, so from dispatch to end is from arrival to end."""
     workload, profile = workloads.by_name("constant-1.0"), profile_named("70b-tp4-a100")
-    plan = RunPlan(workload=workload, profile=profile, slots=slots, hours=0.2, seed=5)
+    plan = RunPlan(workload=workload, profile=profile, slots=slots, hours=0.1, seed=5)
     made: list[Scheduler] = []
 
     def decider(shape: EngineShape) -> Scheduler:

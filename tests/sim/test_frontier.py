@@ -78,6 +78,7 @@ def test_the_plot_is_well_formed_and_holds_every_point_and_its_name() -> None:
         assert 0 <= float(circle.attrib["cx"]) <= 760
 
 
+@pytest.mark.slow
 def test_the_command_sweeps_prints_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, plot = tmp_path / "out.json", tmp_path / "front.svg"
     arguments = "simulate --frontier --knob window_ms=5,20 --slots 8 --seeds 1 --hours 0.01"

@@ -22,6 +22,7 @@ def kept(ended_s: float, *, warned_s: float = inf, forecasts: tuple[tuple[float,
     return Kept(batch=batch, left=0, ended_s=ended_s, warned_s=warned_s, forecasts=list(forecasts))
 
 
+@pytest.mark.slow
 def test_a_week_fits_into_any_number_of_hours_with_as_many_requests_per_hour() -> None:
     week, short = (DIURNAL.online(1, hours) for hours in (168.0, 16.8))
     assert len(short) == pytest.approx(len(week) / 10, rel=0.1)
@@ -64,6 +65,7 @@ def test_the_spread_is_the_farthest_end_from_their_mean_in_days_of_the_week() ->
     assert spread_days([[]], time_scale=1.0) is None
 
 
+@pytest.mark.slow
 def test_a_run_says_when_its_jobs_end_before_they_do() -> None:
     hours = 0.15
     plan = RunPlan(

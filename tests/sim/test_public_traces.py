@@ -150,6 +150,7 @@ def test_blocks_that_requests_share_are_reused_and_no_others(tmp_path: Path) -> 
     assert reused(one, other) == 0
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_trace_at_a_rate(tmp_path: Path) -> None:
     trace = written(tmp_path, steady(3000, 0.2), "busy.csv")
     out = tmp_path / "out.json"

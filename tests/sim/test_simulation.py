@@ -65,6 +65,7 @@ def test_every_policy_answers_every_online_request(name: str) -> None:
     assert len(result.served) == len(PLAN.workload.online(1, PLAN.hours))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [8, 64])
 def test_ours_keeps_the_promise_to_offline_and_its_own_accounts(slots: int) -> None:
     result = run(replace(PLAN, slots=slots, hours=0.3), policies.by_name("ours"))
@@ -96,6 +97,7 @@ def test_resuming_wastes_less_than_restarting() -> None:
     assert resumed.wasted_ratio < restarted.wasted_ratio
 
 
+@pytest.mark.slow
 def test_the_command_prints_every_figure_for_each_policy(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     arguments = f"simulate --workload origin --policies ours,bands --seeds 2 --hours 0.05 --json {out}"
@@ -111,6 +113,7 @@ def test_the_command_prints_every_figure_for_each_policy(tmp_path: Path) -> None
     assert rows["online-only"]["e2e_added_ms"] == {"p50": 0.0, "p99": 0.0}
 
 
+@pytest.mark.slow
 def test_processes_share_the_runs_and_change_nothing(tmp_path: Path) -> None:
     arguments = "simulate --policies ours,bands --seeds 2 --hours 0.02"
     reports = []
@@ -133,6 +136,7 @@ def die(_plan: RunPlan, _policy: Policy) -> Result:
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_simulation_with_a_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +182,7 @@ def test_the_bound_is_the_time_in_which_online_leaves_the_engine_idle(tmp_path: 
     assert bound["offline_tokens_per_s"] == pytest.approx(bound["harvest"] * bound["ceiling_tokens_per_s"])
 
 
+@pytest.mark.slow
 def test_sliced_items_set_the_ceiling_where_whole_ones_reserve_too_much(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     arguments = "simulate --workload kv-tight --policies ours --seeds 1 --hours 0.1 --json"

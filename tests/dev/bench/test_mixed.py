@@ -136,6 +136,7 @@ def test_overruns_are_counted_between_two_readings_of_growing_counters() -> None
     assert mixed._overrun_ratio(after, after) == 0.0
 
 
+@pytest.mark.slow
 def test_a_simulator_fitted_to_a_run_predicts_another_of_the_same_engine(prompts: Prompts, tmp_path: Path) -> None:
     """Both runs come out of the simulator here, so what remains of error is the fit's."""
     engine = EngineSettings(name="a100", slots=8, tokens_max=4096, kv_tokens=100_000)
