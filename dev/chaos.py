@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,6 +80,22 @@ class ChaosOptions:
     verbose: bool = False
 
 
+def schedule(kinds: Sequence[str], options: ChaosOptions, draw: random.Random) -> list[str]:
+    """Draw the faults of a run: each of `kinds`, as far as their number allows; with a break only what reveals it."""
+    if options.broken is not None:
+        return [draw.choice(REVEALING[options.broken]) for _ in range(options.faults)]
+    first = draw.sample(kinds, k=len(kinds))[: options.faults]
+    growing = sum(each in GROWING for each in first)
+    while len(first) < options.faults:
+        kind = draw.choice(kinds)
+        if kind in GROWING and growing == PARTITIONS_MAX - PARTITIONS:
+            continue
+        growing += kind in GROWING
+        first.append(kind)
+    draw.shuffle(first)
+    return first
+
+
 class Chaos:
     """One run: a cluster, its proxies, the sidecars, and a steady stream of items."""
 
@@ -131,7 +148,8 @@ class Chaos:
         self._sidecars += [self._sidecar(f"sidecar-{number}") for number in range(self._options.sidecars)]
         await asyncio.gather(*(each.start() for each in self._sidecars))
         await until(lambda: all(each.count("executions") > 0 for each in self._sidecars), 30.0)
-        for kind in self._schedule():
+        kinds = [each for each in self._faults.kinds if self._triton is None or each not in ONLY_FAST]
+        for kind in schedule(kinds, self._options, self._random):
             if producing.done():
                 break  # with an error, which is raised below
             self._say(f"fault: {kind}")
@@ -144,22 +162,6 @@ class Chaos:
         await self._settle()
         self._say("draining")
         await asyncio.gather(*(each.end(signal.SIGTERM) for each in self._sidecars))
-
-    def _schedule(self) -> list[str]:
-        """Every kind at least once, as far as the number of faults allows; with a break only what reveals it."""
-        if self._options.broken is not None:
-            return [self._random.choice(REVEALING[self._options.broken]) for _ in range(self._options.faults)]
-        kinds = [each for each in self._faults.kinds if self._triton is None or each not in ONLY_FAST]
-        first = self._random.sample(kinds, k=len(kinds))[: self._options.faults]
-        growing = sum(each in GROWING for each in first)
-        while len(first) < self._options.faults:
-            kind = self._random.choice(kinds)
-            if kind in GROWING and growing == PARTITIONS_MAX - PARTITIONS:
-                continue
-            growing += kind in GROWING
-            first.append(kind)
-        self._random.shuffle(first)
-        return first
 
     # -- around them
 

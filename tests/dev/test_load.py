@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from dev.backlog import OFFLINE_LIKE, records
 from dev.load import arrivals
 
 
@@ -21,14 +18,3 @@ def test_arrivals_are_in_order_inside_the_phase_and_near_their_rate() -> None:
     assert due_s == sorted(due_s)
     assert 0 < due_s[0] < due_s[-1] < 100
     assert len(due_s) == pytest.approx(5000, rel=0.1)
-
-
-def test_half_of_the_items_declare_a_stop_word_and_some_records_are_bad() -> None:
-    values = [value for _, value in records(items=600, seed=1, stop_word=" so")]
-    bad = [value for number, value in enumerate(values) if number % 100 == 99]
-    good = [json.loads(value) for number, value in enumerate(values) if number % 100 != 99]
-    bodies = [line.get("body", line) for line in good]
-
-    assert len(bad) == 6
-    assert sum("stop" in body for body in bodies) == pytest.approx(300, abs=10)
-    assert all(body["prompt"].startswith(OFFLINE_LIKE) and body["max_tokens"] == 1024 for body in bodies)
