@@ -68,7 +68,6 @@ UNTESTED = {
         "aimd arrivals attribution engine errors events forecasts invariants limits prefill_pace prefixes "
         "request request_table served_model settings snapshot step tenant_queue window yield_limit"
     ).split(),
-    "sidecar.sim": "comparison policies report simulate simulation_run".split(),
 }
 TESTS_PER_LINE_MIN = {"frontend": 0.9, "offline": 0.9, "triton": 0.9}  # lines of tests for a line of the room
 
