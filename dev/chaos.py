@@ -41,6 +41,7 @@ from dev.chaos_faults import (
 from dev.chaos_sidecars import ChaosSidecar
 from dev.checker import TopicCount, check, is_finished
 from dev.endtxn_proxy import FaultProxy, ProxyFaults
+from dev.figures import write
 from dev.interrupt import run_until_told
 from dev.triton import Triton, TritonSettings, running
 
@@ -310,11 +311,7 @@ def main() -> int:
         verbose=True,
     )
     figures = run_until_told(run(options))
-    text = json.dumps(figures, indent=2)
-    if arguments.json and arguments.json != "-":
-        Path(arguments.json).write_text(text + "\n")
-    else:
-        print(text)
+    write(figures, arguments.json)
     harmed = figures["lost"] + figures["duplicated"] + figures["unfinished"] > 0
     if options.broken:
         return 0 if figures["lost"] + figures["duplicated"] > 0 else 1

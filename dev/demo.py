@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from tritonclient.grpc import aio as triton_client
 from dev import backlog, chats
 from dev.checker import CheckerError, check
 from dev.deployment import ENGINE, GROUP, PARTITIONS, Deployment, DeploymentShape, Kafka, addresses, deployed
+from dev.figures import write
 from dev.interrupt import INTERRUPTED, on_signals
 from dev.load import Arrival, arrivals
 from dev.phases import PhaseRunner
@@ -344,7 +344,8 @@ def main() -> int:
     for line in verdict.lines():
         style = "red" if line.startswith("BROKEN") else None
         console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
-    write(report, options.json_path)
+    if options.json_path is not None:
+        write(report, options.json_path)
     return verdict.exit_code
 
 
@@ -353,14 +354,6 @@ def leaves(error: Exception) -> list[Exception]:
     if not isinstance(error, ExceptionGroup):
         return [error]
     return [leaf for each in error.exceptions for leaf in leaves(each)]
-
-
-def write(report: dict[str, Any], path: str | None) -> None:
-    """The report is where `--json` wants it."""
-    if path == "-":
-        print(json.dumps(report, indent=2))
-    elif path is not None:
-        Path(path).write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from google.protobuf.message import DecodeError
 
 from dev.broker import LocalKafka
 from dev.checker import TopicCount, check, is_finished, records
+from dev.figures import write
 from dev.interrupt import run_until_told
 from dev.mutations import good_line, good_message, odd_message, odd_record
 from dev.server import SidecarProcess, serving
@@ -382,11 +383,7 @@ def main() -> int:
     parser.add_argument("--keep-logs", type=Path, metavar="DIR", help="copy the logs of sidecar and Triton there")
     options = parser.parse_args()
     figures = run_until_told(run(**{name: value for name, value in vars(options).items() if name != "json"}))
-    text = json.dumps(figures, indent=2)
-    if options.json and options.json != "-":
-        Path(options.json).write_text(text + "\n")
-    else:
-        print(text)
+    write(figures, options.json)
     reports = [*figures["items"], *figures["messages"]]
     return int(any(each["wrong"] for each in reports) or figures["log"]["tracebacks"] > 0)
 

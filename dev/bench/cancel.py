@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dev.figures import ran_on, write
 from dev.interrupt import run_until_told
 from dev.triton import Triton, TritonSettings, running
 from sidecar.call import Outcome, Timeline
@@ -96,7 +94,7 @@ async def main(options: argparse.Namespace) -> dict[str, Any]:
         "stop_call_ms": spread(client.call_ms),  # until the server has answered: the engine knows of it before
         "confirmed_as": watch.ended_by,
         "engine": {"profile": options.profile, "slots": SLOTS},
-        "ran_on": {"python": platform.python_version(), "triton": "2.51.0", "cores": os.cpu_count()},
+        "ran_on": {**ran_on(), "triton": "2.51.0"},
     }
 
 
@@ -142,13 +140,10 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench cancel", description="From stop to a free slot.")
     parser.add_argument("--stops", type=int, default=400, help="how many (400)")
     parser.add_argument("--profile", default="8b-a100", help="iteration times of the engine (8b-a100)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there; - is stdout")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - = standard output")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     given = parsed()
-    figures = json.dumps(run_until_told(main(given)), indent=2)
-    if given.json and given.json != "-":
-        Path(given.json).write_text(figures + "\n")
-    print(figures)
+    write(run_until_told(main(given)), given.json)

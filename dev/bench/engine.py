@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dev.bench import _chat_model
-from dev.bench._figures import one_blas_thread, ran_on, write
+from dev.figures import one_blas_thread, ran_on, write
 from dev.triton import MODELS
 from engine.calls import EngineCall, OutputPart
 from engine.numpy_engine import NumpyEngine, NumpySettings

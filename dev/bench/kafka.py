@@ -22,8 +22,8 @@ from typing import Any, Literal
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 
-from dev.bench._figures import ran_on, write
 from dev.broker import LocalKafka
+from dev.figures import ran_on, write
 from dev.interrupt import run_until_told
 from sidecar.offline.item import Record, result_headers
 from sidecar.offline.kafka_client import KafkaLog
@@ -119,7 +119,7 @@ async def exactly_once(settings: OfflineSettings, items: int, txn_size: int) -> 
         for record in await log.fetch([PARTITION], txn_size - len(owned.finished), 0.2):
             if owned.progress.deliver(record.offset):
                 owned.take(record)
-                owned.finish(record.offset, _finished(settings, record))
+                owned.finish(record.offset, finished(settings, record))
         if len(owned.finished) >= min(txn_size, items - owned.progress.committed.watermark):
             batch = owned.committable(owned.progress)
             state = owned.marked(owned.progress.after(batch), settings)
@@ -133,7 +133,7 @@ async def exactly_once(settings: OfflineSettings, items: int, txn_size: int) -> 
     return rate
 
 
-def _finished(settings: OfflineSettings, record: Record) -> FinishedItem:
+def finished(settings: OfflineSettings, record: Record) -> FinishedItem:
     return FinishedItem(
         record=record,
         outgoing=Outgoing(

@@ -31,7 +31,6 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from dev.bench._figures import ran_on, write
 from dev.bench._mixed_load import OnlineLoad, Prompts
 from dev.bench._mixed_prediction import (
     FILL_TIMEOUT_S,
@@ -43,6 +42,7 @@ from dev.bench._mixed_prediction import (
 from dev.bench._mixed_worker import BASELINES
 from dev.demo import engine_report, server_report
 from dev.deployment import ENGINE, PARTITIONS, DeploymentShape, Kafka, broker, settings
+from dev.figures import ran_on, write
 from dev.interrupt import run_until_told
 from dev.load import LoadResult, percentiles, run_load
 from dev.server import SidecarProcess, serving

@@ -12,9 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -28,6 +25,7 @@ import grpc.aio
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from dev.broker import free_ports
+from dev.figures import ran_on, write
 from dev.interrupt import run_until_told
 from dev.server import serving
 from sidecar.settings.limits import LimitSettings
@@ -95,7 +93,7 @@ def report(found: dict[str, list[Round]], options: argparse.Namespace) -> dict[s
             share: round(rows["sidecar"]["ttft_ms"][share] - rows["bare"]["ttft_ms"][share], 2)
             for share in ("p50", "p99")
         },
-        "ran_on": {"python": platform.python_version(), "grpc": grpc.__version__, "cores": os.cpu_count()},
+        "ran_on": {**ran_on(), "grpc": grpc.__version__},
     }
 
 
@@ -231,7 +229,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=16, help="concurrent streams (16)")
     parser.add_argument("--tokens", type=int, default=400, help="tokens per stream (400)")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each (5)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there; - is stdout")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - = standard output")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--target", help=argparse.SUPPRESS)
@@ -244,7 +242,4 @@ if __name__ == "__main__":
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(play(given.role, given.port, given.target))
         sys.exit(0)
-    figures = json.dumps(run_until_told(main(given)), indent=2)
-    if given.json and given.json != "-":
-        Path(given.json).write_text(figures + "\n")
-    print(figures)
+    write(run_until_told(main(given)), given.json)

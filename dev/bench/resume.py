@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 
 from dev.bench import _chat_model
 from dev.bench._chat_model import CONTEXT
-from dev.bench._figures import one_blas_thread, ran_on, write
 from dev.bench.engine import TOKENIZER, engine_of
+from dev.figures import one_blas_thread, ran_on, write
 from engine.calls import EngineCall, OutputPart
 from engine.numpy_engine import NumpyEngine, NumpySettings
 from sidecar.inflight.batch import End

@@ -13,16 +13,12 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
-import platform
 import statistics
-import sys
 import time
 from dataclasses import replace
 from heapq import heappop, heappush
-from pathlib import Path
 
+from dev.figures import ran_on, write
 from sidecar.core.events import Arrived, Dispatch, Ended, EngineUp, Event, Preempt, Progressed, Stopped
 from sidecar.core.request import EndReason, Lane, Request
 from sidecar.core.scheduler import Scheduler
@@ -171,18 +167,9 @@ def main() -> None:
         "per_reference": {name: round(each["mean"] / reference_us, 2) for name, each in costs.items()},
         "clock_us": round(clock_us, 2),
         "us_per_token": measure_tokens(max(1, options.events // SLOTS)),
-        "ran_on": {
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],
-        },
+        "ran_on": ran_on(),
     }
-    text = json.dumps(figures, indent=2)
-    if options.json and options.json != "-":
-        Path(options.json).write_text(text + "\n")
-    else:
-        sys.stdout.write(text + "\n")
+    write(figures, options.json)
 
 
 if __name__ == "__main__":

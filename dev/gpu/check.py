@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dev.bench._figures import ran_on
+from dev.figures import ran_on
 from dev.gpu.runs import BLOCK_TOKENS, CardRun, paired, run
 from dev.gpu.table import table
 from dev.interrupt import run_until_told

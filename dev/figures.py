@@ -1,4 +1,4 @@
-"""What every bench says beside its figures, and where it writes them."""
+"""What every bench says beside its figures, and where figures are written."""
 
 from __future__ import annotations
 
