@@ -26,7 +26,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from dev.broker import ROOT, LocalKafka, free_ports
+from dev.broker import ROOT, LocalKafka
 from dev.chaos_faults import (
     GROWING,
     ONLY_FAST,
@@ -40,6 +40,7 @@ from dev.chaos_faults import (
 )
 from dev.chaos_sidecars import ChaosSidecar
 from dev.checker import TopicCount, check, is_finished
+from dev.deployment import sidecar_settings
 from dev.endtxn_proxy import FaultProxy, ProxyFaults
 from dev.figures import write
 from dev.interrupt import run_until_told
@@ -218,7 +219,9 @@ class Chaos:
         seed = self._random.randrange(1 << 30)
         if self._triton is None:
             return ChaosSidecar(name, self._directory, settings, seed)
-        return ChaosSidecar(name, self._directory, _serving(self._triton, settings), seed)
+        offline = settings | {"model_default": "tensorrt_llm"}
+        whole = sidecar_settings(self._triton, {"slots": TRITON_SLOTS}, offline=offline)
+        return ChaosSidecar(name, self._directory, whole, seed)
 
     def _figures(self, verdict: TopicCount, seconds: float) -> dict[str, Any]:
         everyone = [*self._sidecars, *self._gone]
@@ -245,18 +248,6 @@ class Chaos:
         if self._options.verbose:
             done = sum(each.count("done") for each in [*self._sidecars, *self._gone])
             print(f"chaos: {time.monotonic() - self._begun_s:6.1f} s, {done} done: {text}", file=sys.stderr, flush=True)
-
-
-def _serving(triton: Triton, offline: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a whole sidecar before this Triton."""
-    listen, http = free_ports(2)
-    return {
-        "listen": f"127.0.0.1:{listen}",
-        "http": f"127.0.0.1:{http}",
-        "tokenizer": str(triton.tokenizer),
-        "engines": [{"name": "e0", "target": triton.target, "slots": TRITON_SLOTS}],
-        "offline": offline | {"model_default": "tensorrt_llm"},
-    }
 
 
 def scratch_copy(directory: Path, broken: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,33 +120,33 @@ async def topics_of_our_own(bootstrap_servers: str, directory: Path) -> Kafka:
     )
 
 
-def settings(shape: DeploymentShape, triton: Triton, kafka: Kafka, directory: Path) -> dict[str, Any]:
-    """The settings file of the sidecar."""
+def sidecar_settings(triton: Triton, engine: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return the settings file of a sidecar before `triton`, on free ports. `engine` says what is not usual of it."""
     listen, http = free_ports(2)
+    usual = {"name": "e0", "target": triton.target, "metrics_url": triton.metrics_url, "slots": triton.settings.slots}
     return {
         "listen": f"127.0.0.1:{listen}",
         "http": f"127.0.0.1:{http}",
         "tokenizer": str(triton.tokenizer),
-        "engines": [
-            {
-                "name": ENGINE,
-                "target": triton.target,
-                "metrics_url": triton.metrics_url,
-                "slots": shape.slots,
-                **({} if shape.yield_rows is None else {"yield_rows": shape.yield_rows}),
-            }
-        ],
-        "recorder": {"directory": str(directory / "decisions")},
-        "offline": {
-            "bootstrap_servers": kafka.bootstrap_servers,
-            "requests_topic": kafka.topics["requests"],
-            "results_topic": kafka.topics["results"],
-            "dead_letter_topic": kafka.topics["dlq"],
-            "group": GROUP,
-            "instance_id": "demo-0",
-            "first_start": "earliest",
-        },
+        "engines": [{**usual, **engine}],
+        **more,
     }
+
+
+def settings(shape: DeploymentShape, triton: Triton, kafka: Kafka, directory: Path) -> dict[str, Any]:
+    """Return the settings file of the demo's sidecar."""
+    offline = {
+        "bootstrap_servers": kafka.bootstrap_servers,
+        "requests_topic": kafka.topics["requests"],
+        "results_topic": kafka.topics["results"],
+        "dead_letter_topic": kafka.topics["dlq"],
+        "group": GROUP,
+        "instance_id": "demo-0",
+        "first_start": "earliest",
+    }
+    yields = {} if shape.yield_rows is None else {"yield_rows": shape.yield_rows}
+    recorder = {"directory": str(directory / "decisions")}
+    return sidecar_settings(triton, {"name": ENGINE, **yields}, recorder=recorder, offline=offline)
 
 
 def addresses(deployment: Deployment, shape: DeploymentShape, directory: Path) -> str:

@@ -29,11 +29,12 @@ from google.protobuf.message import DecodeError
 
 from dev.broker import LocalKafka
 from dev.checker import TopicCount, check, is_finished, records
+from dev.deployment import sidecar_settings
 from dev.figures import write
 from dev.interrupt import run_until_told
 from dev.mutations import good_line, good_message, odd_message, odd_record
 from dev.server import SidecarProcess, serving
-from dev.triton import Triton, TritonSettings, free_ports, running
+from dev.triton import Triton, TritonSettings, running
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE, EngineClient, responses
 
@@ -112,20 +113,14 @@ async def deployed(directory: Path) -> AsyncIterator[FuzzTarget]:
 
 
 def _settings(kafka: LocalKafka, triton: Triton) -> dict[str, Any]:
-    listen, http = free_ports(2)
-    return {
-        "listen": f"127.0.0.1:{listen}",
-        "http": f"127.0.0.1:{http}",
-        "tokenizer": str(triton.tokenizer),
-        "engines": [{"name": "e0", "target": triton.target, "metrics_url": triton.metrics_url, "slots": SLOTS}],
-        "scheduler": {"retry_backoff_s": 0.01},  # an item that fails for good has had its attempts soon
-        "offline": {
-            "bootstrap_servers": kafka.bootstrap_servers,
-            "group": GROUP,
-            "first_start": "earliest",
-            "max_tokens_default": 8,
-        },
+    offline = {
+        "bootstrap_servers": kafka.bootstrap_servers,
+        "group": GROUP,
+        "first_start": "earliest",
+        "max_tokens_default": 8,
     }
+    soon = {"retry_backoff_s": 0.01}  # an item that fails for good has had its attempts soon
+    return sidecar_settings(triton, {}, scheduler=soon, offline=offline)
 
 
 async def _texts(triton: Triton) -> dict[str, str]:

@@ -15,7 +15,8 @@ import hypothesis  # noqa: F401 - else its plugin imports it after the tests, wh
 import pytest
 import pytest_asyncio
 
-from dev.broker import LocalKafka, free_ports
+from dev import deployment
+from dev.broker import LocalKafka
 from dev.server import SidecarProcess, serving
 from dev.triton import Triton, TritonSettings, running
 
@@ -26,15 +27,7 @@ LOOK_S = 0.02  # between two looks at a state: whoever waits leaves the processo
 
 def sidecar_settings(triton: Triton, **more: Any) -> dict[str, Any]:
     """The settings of a sidecar in front of this Triton, on free ports."""
-    listen, http = free_ports(2)
-    engine = {"name": "e0", "target": triton.target, "metrics_url": triton.metrics_url, "slots": SLOTS}
-    return {
-        "listen": f"127.0.0.1:{listen}",
-        "http": f"127.0.0.1:{http}",
-        "tokenizer": str(triton.tokenizer),
-        "engines": [engine],
-        **more,
-    }
+    return deployment.sidecar_settings(triton, {}, **more)
 
 
 async def status_when(

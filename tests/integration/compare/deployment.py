@@ -6,9 +6,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dev.broker import free_ports
+from dev.deployment import sidecar_settings
 from dev.server import SidecarProcess, serving
 from dev.triton import Triton, TritonError, TritonSettings, running
 
@@ -58,7 +57,7 @@ class Guarded:
 async def main_pair(directory: Path) -> AsyncIterator[Pair]:
     """Triton as it comes, and a sidecar without an offline lane."""
     settings = TritonSettings(slots=SLOTS, parameters=PARAMETERS)
-    async with running(directory, settings) as triton, serving(directory, _settings(triton)) as server:
+    async with running(directory, settings) as triton, serving(directory, sidecar_settings(triton, {})) as server:
         yield Pair(direct=triton.target, through=server.listen, triton=triton)
 
 
@@ -69,7 +68,8 @@ async def guarded_pair(directory: Path) -> AsyncIterator[Guarded]:
     triton = Triton(directory, settings)
     try:
         await triton.start()
-        async with serving(directory, _settings(triton, dict(map(header, (ADMIN, INFERENCE))))) as server:
+        keys = dict(map(header, (ADMIN, INFERENCE)))
+        async with serving(directory, sidecar_settings(triton, {"metadata": keys})) as server:
             yield Guarded(pair=Pair(direct=triton.target, through=server.listen, triton=triton), server=server)
     finally:
         await triton.stop()
@@ -78,21 +78,3 @@ async def guarded_pair(directory: Path) -> AsyncIterator[Guarded]:
 def header(key: tuple[str, str]) -> tuple[str, str]:
     """What a caller sends to be let in."""
     return f"triton-grpc-protocol-{key[0]}", key[1]
-
-
-def _settings(triton: Triton, keys: dict[str, str] | None = None) -> dict[str, Any]:
-    listen, http = free_ports(2)
-    engine: dict[str, Any] = {
-        "name": ENGINE,
-        "target": triton.target,
-        "metrics_url": triton.metrics_url,
-        "slots": SLOTS,
-    }
-    if keys:
-        engine["metadata"] = keys
-    return {
-        "listen": f"127.0.0.1:{listen}",
-        "http": f"127.0.0.1:{http}",
-        "tokenizer": str(triton.tokenizer),
-        "engines": [engine],
-    }
