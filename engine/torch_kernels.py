@@ -1,7 +1,5 @@
 """Decode attention over paged KV, in OpenAI Triton: flash decoding (Dao et al. 2023) with a table of blocks per row."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -14,7 +14,7 @@ from engine.serving import build_engine
 from sidecar.inflight.batch import BatcherSettings
 from tests.engine.builders import FOLDER, ids_of, run, tokens
 
-torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed: no CPU wheel of a sane size is on PyPI")
+torch: Any = pytest.importorskip("torch", reason="no PyTorch here: see scripts/setup --torch")
 
 BATCHER = BatcherSettings(max_batch_size=8, max_seq_len=512, max_num_tokens=64, kv_tokens_max=8192, tokens_per_block=8)
 CALLS = [EngineCall(input_ids=ids_of(f"Describe the river {n} and the sea"), output_tokens_max=60) for n in range(8)]
@@ -61,6 +61,7 @@ def test_a_large_model_on_a_device_is_a_matter_of_parameters_and_an_unknown_one_
     assert built.settings.device == "cpu"
 
 
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # the interpreter's own
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="TRITON_INTERPRET is not 1")
 @pytest.mark.parametrize(
     ("rows", "heads", "kv_heads", "head_dim", "blocks"), [(3, 8, 2, 16, 5), (40, 4, 2, 16, 2), (1, 16, 2, 128, 40)]
