@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,34 +22,11 @@ from torch.nn import functional
 from engine.transformer import FlatBatch, Floats, Ints
 
 Tensor: TypeAlias = Any
-Attend: TypeAlias = Callable[..., Tensor]
 
 BUCKETS = (
     *(1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 640, 768),
     *(1024, 1536, 2048),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TorchShape:
-    """The sizes of a model. `vocab` are the rows of its output layer."""
-
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    vocab: int
-    rope_base: float = 500_000.0
-    epsilon: float = 1e-5
-
-
-SHAPES = {
-    "8b": TorchShape(layers=32, width=4096, heads=32, kv_heads=8, head_dim=128, ffn=14336, vocab=128_256),
-    # What one of four tensor-parallel GPUs computes of a 70B. The two all-reduces of each layer are missing.
-    "70b-tp4-shard": TorchShape(layers=80, width=8192, heads=16, kv_heads=2, head_dim=128, ffn=7168, vocab=32_064),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,50 +43,17 @@ class TorchLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchWeights:
-    """A whole model."""
+    """A whole model, on its device."""
 
-    shape: TorchShape
+    heads: int
+    kv_heads: int
+    epsilon: float
     embedding: Tensor
     head: Tensor
     gain: Tensor
     layers: list[TorchLayer]
+    turns: tuple[Tensor, Tensor]  # RoPE: cosine and sine of each position, (positions, head_dim / 2)
     places: Tensor | None = None  # a vector per position, which the toy adds to its embeddings
-
-    @property
-    def nbytes(self) -> int:
-        each = [getattr(layer, name) for layer in self.layers for name in ("qkv", "out", "gate_up", "down")]
-        return sum(matrix.numel() * matrix.element_size() for matrix in (*each, self.head))
-
-
-def random_weights(shape: TorchShape, device: str, seed: int) -> TorchWeights:
-    """Return weights that make no sense and take a real model's time."""
-    draw = torch.Generator(device=device)
-    draw.manual_seed(seed)
-    dtype = dtype_on(device)
-
-    def matrix(rows: int, columns: int) -> Tensor:
-        empty = torch.empty(rows, columns, device=device, dtype=dtype)
-        return empty.normal_(0, 1 / math.sqrt(columns), generator=draw)
-
-    ones = torch.ones(shape.width, device=device, dtype=dtype)
-    layers = [
-        TorchLayer(
-            attention_gain=ones,
-            ffn_gain=ones,
-            qkv=matrix((shape.heads + 2 * shape.kv_heads) * shape.head_dim, shape.width),
-            out=matrix(shape.width, shape.heads * shape.head_dim),
-            gate_up=matrix(2 * shape.ffn, shape.width),
-            down=matrix(shape.width, shape.ffn),
-        )
-        for _ in range(shape.layers)
-    ]
-    embedding, head = matrix(shape.vocab, shape.width), matrix(shape.vocab, shape.width)
-    return TorchWeights(shape=shape, embedding=embedding, head=head, gain=ones, layers=layers)
-
-
-def dtype_on(device: str) -> Any:
-    """bfloat16 on a GPU, float32 on a CPU."""
-    return torch.float32 if device == "cpu" else torch.bfloat16
 
 
 @dataclass(slots=True, eq=False)
@@ -131,34 +74,29 @@ class TorchTransformer:
     device: str
     blocks: int
     block_tokens: int
-    tokens_max: int  # of one sequence
     columns: Tensor | None  # the ids whose logits are wanted; None = all
-    attend: Attend
-    _keys: list[Tensor] = field(init=False)
-    _values: list[Tensor] = field(init=False)
-    _turns: tuple[Tensor, Tensor] = field(init=False)
+    attend: Callable[..., Tensor]
+    _caches: list[tuple[Tensor, Tensor]] = field(init=False)  # keys and values of each layer
     _graphs: dict[int, CapturedGraph] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shape, dtype = self.weights.shape, dtype_on(self.device)
+        cos = self.weights.turns[0]
         # One block more than the batcher knows of: rows that only fill a bucket write there.
-        size = ((self.blocks + 1) * self.block_tokens, shape.kv_heads, shape.head_dim)
-        self._keys = [torch.zeros(size, device=self.device, dtype=dtype) for _ in self.weights.layers]
-        self._values = [torch.zeros(size, device=self.device, dtype=dtype) for _ in self.weights.layers]
-        half = torch.arange(shape.head_dim // 2, device=self.device, dtype=torch.float32) / (shape.head_dim // 2)
-        places = torch.arange(self.tokens_max, device=self.device, dtype=torch.float32)
-        angles = places[:, None] * (1 / shape.rope_base**half)
-        self._turns = angles.cos().to(dtype), angles.sin().to(dtype)
+        size = ((self.blocks + 1) * self.block_tokens, self.weights.kv_heads, 2 * cos.shape[1])
+        both = [torch.zeros(2, *size, device=self.device, dtype=cos.dtype) for _ in self.weights.layers]
+        self._caches = [(each[0], each[1]) for each in both]
 
     @property
     def weight_bytes(self) -> int:
-        return self.weights.nbytes
+        layers = [(each.qkv, each.out, each.gate_up, each.down) for each in self.weights.layers]
+        matrices = [self.weights.head, *(matrix for layer in layers for matrix in layer)]
+        return sum(matrix.numel() * matrix.element_size() for matrix in matrices)
 
     def copy_block(self, source: int, target: int) -> None:
         """Make block `target` hold what `source` holds."""
         size = self.block_tokens
         with torch.inference_mode():
-            for cache in (*self._keys, *self._values):
+            for cache in (each for both in self._caches for each in both):
                 cache[target * size : (target + 1) * size] = cache[source * size : (source + 1) * size]
 
     def forget(self, row: str) -> None:
@@ -166,113 +104,87 @@ class TorchTransformer:
 
     def logits(self, batch: FlatBatch) -> Floats:
         """Compute the new tokens of `batch` into the cache; the logits of its wanted places."""
+        numbers, tables = map(torch.from_numpy, self._rows(batch))
         with torch.inference_mode():
-            numbers, tables = self._rows(batch)
-            found = (
-                self._replayed(numbers, tables) if self._graphs else self._forward(*map(self._sent, (numbers, tables)))
-            )
-            wanted: Floats = np.array(found.cpu())[batch.wanted]
+            if graph := self._graphs.get(numbers.shape[1]):
+                graph.numbers.copy_(numbers.pin_memory(), non_blocking=True)
+                graph.tables[:, : tables.shape[1]].copy_(tables.pin_memory(), non_blocking=True)
+                graph.replay()
+                found = graph.logits
+            else:  # a CPU
+                found = self._forward(numbers.to(self.device), tables.to(self.device))
+            wanted: Floats = found[torch.from_numpy(batch.wanted).to(self.device)].cpu().numpy()
         return wanted
 
-    def capture(self, tokens_most: int) -> None:
-        """Compile the kernels and capture a graph for each bucket up to `tokens_most`; nothing on a CPU."""
+    def capture(self, tokens_most: int, tokens_max: int) -> None:
+        """Capture a graph for each bucket up to `tokens_most`, for sequences of `tokens_max`; nothing on a CPU."""
         if self.device == "cpu":
             return
-        pool = None
+        pool, side = None, torch.cuda.Stream()
         with torch.inference_mode():
             for rows in sorted({each for each in BUCKETS if each < tokens_most} | {tokens_most}):
-                graph, captured = torch.cuda.CUDAGraph(), self._example(rows)
-                self.on_a_side_stream(partial(self._forward, *captured))
+                numbers, tables = map(torch.from_numpy, self._spare(rows, -(-tokens_max // self.block_tokens)))
+                inputs = numbers.to(self.device), tables.to(self.device)
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):  # CUDA wants two runs outside of any graph: they compile and allocate
+                    self._forward(*inputs)
+                    self._forward(*inputs)
+                torch.cuda.current_stream().wait_stream(side)
+                torch.cuda.synchronize()
+                graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                    logits = self._forward(*captured)
+                    logits = self._forward(*inputs)
                 pool = pool or graph.pool()
-                self._graphs[rows] = CapturedGraph(*captured, graph.replay, logits)
+                self._graphs[rows] = CapturedGraph(*inputs, graph.replay, logits)
             torch.cuda.synchronize()
 
-    def _example(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Return the inputs of an iteration whose rows all write into the spare block."""
-        numbers = torch.zeros(4, rows, dtype=torch.long, device=self.device)
+    def _spare(self, rows: int, columns: int) -> tuple[Ints, Any]:
+        """Return the numbers and tables of rows that all write into the spare block."""
+        numbers = np.zeros((4, rows), np.int64)
         numbers[2], numbers[3] = self.blocks * self.block_tokens, 1
-        size = (rows, -(-self.tokens_max // self.block_tokens))
-        return numbers, torch.full(size, self.blocks, dtype=torch.int32, device=self.device)
-
-    def on_a_side_stream(self, work: Callable[[], object]) -> None:
-        """Run `work` twice outside of any graph, as CUDA wants it before a capture: it compiles and allocates."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            work()
-            work()
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
+        return numbers, np.full((rows, columns), self.blocks, np.int32)
 
     def _rows(self, batch: FlatBatch) -> tuple[Ints, Any]:
         """Return a row for each new token: its numbers, and the blocks of its sequence."""
         tokens = len(batch.ids)
         rows = min((each for each in self._graphs if each >= tokens), default=tokens)
         lengths = [len(table) for table in batch.tables] + [len(chunk.table) for chunk in batch.chunks]
-        tables = np.full((rows, max(lengths)), self.blocks, np.int32)
+        numbers, tables = self._spare(rows, max(lengths))
         for row, table in enumerate(batch.tables):
             tables[row, : len(table)] = table
         for chunk in batch.chunks:
             tables[chunk.begin : chunk.begin + chunk.tokens, : len(chunk.table)] = chunk.table
-        numbers = np.zeros((4, rows), np.int64)
-        numbers[2], numbers[3] = self.blocks * self.block_tokens, 1
         numbers[0, :tokens] = batch.ids % len(self.weights.embedding)  # the toy's ids may be more than a model's rows
         numbers[1, :tokens], numbers[2, :tokens] = batch.positions, batch.slots
         numbers[3, :tokens] = batch.positions + 1
         return numbers, tables
 
-    def _sent(self, values: Any) -> Tensor:
-        tensor = torch.from_numpy(values)
-        return tensor if self.device == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
-
-    def _replayed(self, numbers: Ints, tables: Any) -> Tensor:
-        graph = self._graphs[numbers.shape[1]]
-        graph.numbers.copy_(torch.from_numpy(numbers).pin_memory(), non_blocking=True)
-        graph.tables[:, : tables.shape[1]].copy_(torch.from_numpy(tables).pin_memory(), non_blocking=True)
-        graph.replay()
-        return graph.logits
-
     def _forward(self, numbers: Tensor, tables: Tensor) -> Tensor:
         """Return the logits of every row in float32."""
-        weights, shape = self.weights, self.weights.shape
-        ids, positions, places, lengths = numbers[0], numbers[1], numbers[2], numbers[3].to(torch.int32)
+        weights, (ids, positions, places) = self.weights, numbers[:3]
+        lengths, turned_heads = numbers[3].to(torch.int32), weights.heads + weights.kv_heads
         states = functional.embedding(ids, weights.embedding)
         if weights.places is not None:
             states = states + weights.places[positions]
-        turn = self._turns[0][positions][:, None], self._turns[1][positions][:, None]
-        for layer, keys, values in zip(weights.layers, self._keys, self._values, strict=True):
+        cos, sin = (each[positions][:, None] for each in weights.turns)
+        for layer, (keys, values) in zip(weights.layers, self._caches, strict=True):
             qkv = functional.linear(self._norm(states, layer.attention_gain), layer.qkv)
-            qkv = qkv.view(len(ids), shape.heads + 2 * shape.kv_heads, shape.head_dim)
-            turned = rotated(qkv[:, : shape.heads + shape.kv_heads], *turn)
-            keys.index_copy_(0, places, turned[:, shape.heads :])
-            values.index_copy_(0, places, qkv[:, shape.heads + shape.kv_heads :])
-            queries = turned[:, : shape.heads].contiguous()
+            qkv = qkv.view(len(ids), turned_heads + weights.kv_heads, keys.shape[-1])
+            turned = rotated(qkv[:, :turned_heads], cos, sin)
+            keys.index_copy_(0, places, turned[:, weights.heads :])
+            values.index_copy_(0, places, qkv[:, turned_heads:])
+            queries = turned[:, : weights.heads].contiguous()
             mixed = self.attend(queries, keys, values, tables, lengths, self.block_tokens)
             states = states + functional.linear(mixed.reshape(len(ids), -1), layer.out)
-            states = states + self._fed_forward(states, layer)
+            gate, up = functional.linear(self._norm(states, layer.ffn_gain), layer.gate_up).chunk(2, -1)
+            states = states + functional.linear(functional.silu(gate) * up, layer.down)
         logits = functional.linear(self._norm(states, weights.gain), weights.head)
         return (logits if self.columns is None else logits.index_select(1, self.columns)).float()
 
-    def linear_layers(self, states: Tensor) -> Tensor:
-        """Run only what all tokens share, the linear layers and norms: the part of an iteration that a curve shows."""
-        shape = self.weights.shape
-        for layer in self.weights.layers:
-            qkv = functional.linear(self._norm(states, layer.attention_gain), layer.qkv)
-            states = states + functional.linear(qkv[:, : shape.heads * shape.head_dim], layer.out)
-            states = states + self._fed_forward(states, layer)
-        return states
-
-    def _fed_forward(self, states: Tensor, layer: TorchLayer) -> Tensor:
-        gate, up = functional.linear(self._norm(states, layer.ffn_gain), layer.gate_up).chunk(2, -1)
-        return functional.linear(functional.silu(gate) * up, layer.down)
-
     def _norm(self, states: Tensor, gain: Tensor) -> Tensor:
-        epsilon = self.weights.shape.epsilon
         if hasattr(functional, "rms_norm"):
-            return functional.rms_norm(states, (states.shape[-1],), gain, epsilon)
-        return states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + epsilon) * gain  # PyTorch before 2.4
+            return functional.rms_norm(states, (states.shape[-1],), gain, self.weights.epsilon)
+        return states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.weights.epsilon) * gain  # before 2.4
 
 
 def rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
