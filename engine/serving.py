@@ -17,7 +17,8 @@ from engine.llmapi import LlmApiEngine
 from engine.numpy_engine import NumpyEngine, NumpySettings
 from engine.parameters import EngineParameters
 from sidecar.inflight.batch import BatcherSettings, CapacityPolicy
-from sidecar.inflight.profile import profile_named
+from sidecar.inflight.measured import measured_profile
+from sidecar.inflight.profile import IterationTimes, profile_named
 
 
 class ServedEngine(Protocol):
@@ -70,7 +71,17 @@ def numpy_settings(parameters: EngineParameters, model_dir: Path, device: str | 
         tokenizer_dir=(model_dir / parameters.text("tokenizer_dir", "../../tokenizer")).resolve(),
         preset=parameters.text("preset", "small"),
         seed=parameters.number("seed", 0),
-        profile=profile_named(profile_name) if profile_name and device is None else None,
+        profile=_profile(profile_name, model_dir) if profile_name and device is None else None,
         device=device,
         batcher=batcher,
     )
+
+
+def _profile(name: str, model_dir: Path) -> IterationTimes:
+    """Return the profile of that name, or the one in the file if it ends in .json. Raises ValueError."""
+    if not name.endswith(".json"):
+        return profile_named(name)
+    try:
+        return measured_profile((model_dir / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"parameter 'profile' is {name}: {error}") from error

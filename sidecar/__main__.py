@@ -6,7 +6,7 @@ import os
 import sys
 
 try:
-    from sidecar.cli import build_engine, chat, fill, init, items, main, operate, plan, topics
+    from sidecar.cli import build_engine, chat, fill, init, items, main, operate, plan, profile, topics
     from sidecar.sim.replay import register_replay
     from sidecar.sim.simulate import register_simulate
 except KeyboardInterrupt:  # loading takes a second or two on a busy machine
@@ -23,6 +23,7 @@ COMMANDS = (
     chat.register_chat,
     operate.register_status,
     operate.register_doctor,
+    profile.register_profile,
     plan.register_plan,
     register_simulate,
     register_replay,

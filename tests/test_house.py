@@ -51,7 +51,7 @@ LINES = {
     "offline": 5887,
     "openai": 650,
     "telemetry": 2324,
-    "cli": 2209,
+    "cli": 2330,
     "engine": 2584,
     "dev": 7281,
 }

@@ -53,7 +53,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'sidecar chat "Name three rivers." --config sidecar.yaml --offline --max-tokens 60',
     ),
     "status": ("sidecar status --watch", "sidecar status --http 10.0.0.7:9100"),
-    "doctor": ("sidecar doctor --config sidecar.yaml",),
+    "doctor": ("sidecar doctor --config sidecar.yaml", "sidecar doctor --config sidecar.yaml --profile ours.json"),
+    "profile": ("sidecar profile http://127.0.0.1:8102 --gpu 'A100 80 GB' -o ours.json",),
     "simulate": (
         "sidecar simulate --workload origin --slots 8 --seeds 5 --hours 0.5",
         "sidecar simulate --arrivals monday.csv --policies online-only,ours --json -",

@@ -16,6 +16,7 @@ import aiohttp
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from sidecar.cli.profile_findings import profile_findings
 from sidecar.core.errors import SettingsError, SidecarError
 from sidecar.core.events import Measured
 from sidecar.errors import EngineError, StreamBrokenError
@@ -64,6 +65,7 @@ def register_doctor(subparsers: Any) -> None:
         "doctor", help="check the settings, and that engines and Kafka can be reached; starts nothing"
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the settings, as YAML")
+    parser.add_argument("--profile", metavar="NAME|FILE", help="iteration times, of simulate or `sidecar profile`")
     parser.set_defaults(run=_doctor)
 
 
@@ -85,8 +87,8 @@ def _status(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     return 0
 
 
-async def _fetch(address: str) -> str:
-    """The status in words. Raises StatusError."""
+async def status_document(address: str) -> dict[str, Any]:
+    """The status as the sidecar at `address` gives it. Raises StatusError."""
     url = f"http://{address}/status.json"
     try:
         async with (
@@ -94,15 +96,21 @@ async def _fetch(address: str) -> str:
             http.get(url) as answer,
         ):
             answer.raise_for_status()
-            document = json.loads(await _bounded(answer))
+            document: dict[str, Any] = json.loads(await _bounded(answer))
+            return document
     except (aiohttp.ClientError, TimeoutError) as error:
         raise StatusError(f"no sidecar answers on http://{address}: {error or type(error).__name__}") from None
     except (ValueError, RecursionError):
         raise StatusError(f"{url} is no status of a sidecar") from None
+
+
+async def _fetch(address: str) -> str:
+    """The status in words. Raises StatusError."""
+    document = await status_document(address)
     try:
         return status_text(document)
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise StatusError(f"{url} is no status of a sidecar of this version") from None
+        raise StatusError(f"http://{address}/status.json is no status of a sidecar of this version") from None
 
 
 async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
@@ -118,6 +126,8 @@ async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
 def _doctor(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     settings = load_settings(options.config, environment)
     print(f"ok      settings: {options.config}")
+    for verdict, finding in profile_findings(options.profile, settings) if options.profile else ():
+        print(f"{verdict:7} {finding}")
     return asyncio.run(_examine(settings))
 
 

@@ -126,7 +126,7 @@ def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, RunPl
         if file not in (None, "-"):
             _check_writable(name, Path(file))
     chosen_workloads = [workloads.by_name(name) for name in names]
-    profiles = [_profile(options.profile or each.profile) for each in chosen_workloads]
+    profiles = [profile_of(options.profile or each.profile) for each in chosen_workloads]
     arrivals = None if options.arrivals is None else _arrivals(options, names, profiles[0])
     plans = {}
     for name, workload, profile in zip(names, chosen_workloads, profiles, strict=True):
@@ -154,7 +154,7 @@ def _plans(options: argparse.Namespace, names: Sequence[str]) -> dict[str, RunPl
     return plans
 
 
-def _profile(name: str) -> IterationTimes:
+def profile_of(name: str) -> IterationTimes:
     """Return the profile of that name or, for a name that ends in .json, the one that the file holds."""
     path = Path(name)
     try:
