@@ -79,7 +79,7 @@ class NoFileLeft(logging.Filter):
         return True
 
 
-_NO_FILE_LEFT_FILTER = NoFileLeft()
+_ONLY_ONCE_A_MINUTE = NoFileLeft()
 
 
 def prepare_for_many_connections() -> None:
@@ -90,4 +90,4 @@ def prepare_for_many_connections() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < FILES_WANTED:
         resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_WANTED if hard < 0 else min(hard, FILES_WANTED), hard))
-    logging.getLogger("asyncio").addFilter(_NO_FILE_LEFT_FILTER)
+    logging.getLogger("asyncio").addFilter(_ONLY_ONCE_A_MINUTE)
