@@ -31,6 +31,7 @@ from sidecar.frontend.service import OnlineService
 from sidecar.offline.gates import ModelGates
 from sidecar.offline.job_counts import JobCounts
 from sidecar.offline.lane import OfflineLane
+from sidecar.offline.last_dead_letters import LastDeadLetters
 from sidecar.offline.metrics import ItemDurations, OfflineMetrics
 from sidecar.offline.owned_partition import FinishedItem
 from sidecar.openai.server import OpenAiServer, build_openai
@@ -38,6 +39,7 @@ from sidecar.settings.file import ServeSettings
 from sidecar.telemetry.faults import prepare_for_many_connections
 from sidecar.telemetry.http import Status, serve_http, watch_loop_lag
 from sidecar.telemetry.metrics import Metrics
+from sidecar.telemetry.recent import Recent
 from sidecar.telemetry.recorder import Recorder
 from sidecar.telemetry.tracing import Tracing
 from sidecar.triton.client import EngineClient
@@ -60,6 +62,7 @@ class Offline:
     lane: OfflineLane
     figures: OfflineMetrics
     counts: JobCounts
+    dead: LastDeadLetters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +108,9 @@ def build(
     tracing = _tracing(settings, scheduler, spans, stack)
     recorder = _recorder(settings, scheduler, stack)
     metrics = _metrics(settings, config_hash, scheduler, tracing, recorder)
-    tokens = _tokens(settings, stack)
+    tokens, recent = _tokens(settings, stack), Recent(settings.engines, scheduler)
     gates, suspected = ModelGates(), {name: asyncio.Event() for name in clients}
-    listeners = [each for each in (metrics, tracing, recorder, *watchers) if each is not None]
+    listeners = [each for each in (metrics, tracing, recorder, recent, *watchers) if each is not None]
     driver = _driver(settings, instance, scheduler, clients, listeners, tracing, gates, suspected)
     unscheduled = Unscheduled(settings.engines, clients, tuple(serving(settings.engines)))
     passthrough = Passthrough(clients, serving(settings.engines), refused=unscheduled.refused)
@@ -127,7 +130,7 @@ def build(
         openai=build_openai(settings, driver, tokens, tracing, metrics.registry),
         watch=watch,
         offline=offline,
-        status=_status(settings, driver, metrics, watch, recorder, offline),
+        status=_status(settings, driver, metrics, watch, recorder, offline, recent),
         stack=stack,
     )
 
@@ -239,12 +242,13 @@ def _offline(
     """The offline lane; None if the settings name no Kafka."""
     if settings.offline is None or tokens is None:
         return None
-    topic, counts = settings.offline.requests_topic, JobCounts()
+    topic, counts, dead = settings.offline.requests_topic, JobCounts(), LastDeadLetters()
     durations = ItemDurations(metrics.registry, topic)
 
     def on_committed(done: FinishedItem) -> None:
         durations.committed(done)
         counts.committed(done)
+        dead.committed(done)
 
     lane = OfflineLane(
         settings.offline,
@@ -257,7 +261,7 @@ def _offline(
         jobs=driver.scheduler.jobs_named,
         gates=gates,
     )
-    return Offline(lane=lane, figures=OfflineMetrics(metrics.registry, topic, lane), counts=counts)
+    return Offline(lane=lane, figures=OfflineMetrics(metrics.registry, topic, lane), counts=counts, dead=dead)
 
 
 def _status(
@@ -267,16 +271,26 @@ def _status(
     watch: EngineWatch,
     recorder: Recorder | None,
     offline: Offline | None,
+    recent: Recent,
 ) -> Status:
     snapshot, parts = driver.scheduler.snapshot, dict[str, Callable[[], Any]]()
     looks = [DriverMetrics(metrics.registry, driver, {each.name: each.model for each in settings.engines}).look]
     if recorder is not None:
         parts["recorder"] = recorder.document
     if offline is None:
-        return Status(snapshot, metrics, __version__, engines=watch, parts=parts, looks=looks)
-    parts["offline"], counts = offline.figures.document, offline.counts.of
+        return Status(snapshot, metrics, __version__, engines=watch, parts=parts, looks=looks, recent=recent)
+    parts |= {"offline": offline.figures.document, "last_dead_letters": offline.dead.document}
     looks.append(offline.figures.look)
-    return Status(snapshot, metrics, __version__, engines=watch, parts=parts, looks=looks, job_counts=counts)
+    return Status(
+        snapshot,
+        metrics,
+        __version__,
+        engines=watch,
+        parts=parts,
+        looks=looks,
+        job_counts=offline.counts.of,
+        recent=recent,
+    )
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------------

@@ -50,10 +50,10 @@ LINES = {
     "frontend": 2900,
     "offline": 5887,
     "openai": 650,
-    "telemetry": 2324,
+    "telemetry": 3080,
     "cli": 2330,
     "engine": 2584,
-    "dev": 7281,
+    "dev": 7700,
 }
 FILE_LINES_MAX, FUNCTION_LINES_MAX = 400, 50
 # Modules without a test file of their own name. Whoever writes one strikes the module here; nobody adds one.

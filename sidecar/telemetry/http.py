@@ -14,9 +14,11 @@ from aiohttp import web
 from sidecar.core.request import Lane
 from sidecar.core.snapshot import Snapshot
 from sidecar.settings.limits import LimitSettings
+from sidecar.telemetry.banners import verdict, why_held
 from sidecar.telemetry.connections import HttpServer
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.page import HEADERS, page
+from sidecar.telemetry.recent import Recent
 
 STATUS_SCHEMA = 2
 LAG_PERIOD_S = 0.1
@@ -55,10 +57,11 @@ class Status:
         parts: Mapping[str, Callable[[], Any]] | None = None,
         job_counts: Callable[[str, str], dict[str, Any]] = lambda _tenant, _job: {},
         looks: Sequence[Callable[[], None]] = (),
+        recent: Recent | None = None,
     ) -> None:
         """`parts` are further sections of the document. `job_counts` says what of a job has ended.
 
-        `looks` read what a scrape, which runs in a thread, shows besides the snapshot.
+        `looks` read what a scrape, which runs in a thread, shows besides the snapshot. `recent` adds the history.
         """
         self._snapshot = snapshot
         self._metrics = metrics
@@ -67,6 +70,7 @@ class Status:
         self._parts = parts or {}
         self._job_counts = job_counts
         self._looks = looks
+        self._recent = recent
 
     def snapshot(self) -> Snapshot:
         """The scheduler's state now; the next rendering of the metrics shows the same."""
@@ -82,7 +86,9 @@ class Status:
         state, offline = state_of(snapshot), str(parts.get("offline", {}).get("state", ""))
         if state == "serving" and offline.startswith(NOT_WHOLE):
             state = f"degraded: the offline lane is {offline}"
-        return {
+        rows = {} if self._recent is None else self._recent.rows()
+        engines = {name: self._engine(name, each, snapshot.now_s) for name, each in snapshot.engines.items()}
+        document = {
             "schema": STATUS_SCHEMA,
             "version": self._version,
             "now_s": snapshot.now_s,
@@ -92,11 +98,13 @@ class Status:
             "dead_letters": snapshot.dead_letters,
             "retries": snapshot.retries,
             "rejects": dict(snapshot.rejects),
-            "engines": {name: self._engine(name, each, snapshot.now_s) for name, each in snapshot.engines.items()},
+            "engines": {name: each | {"rows": rows.get(name, [])} for name, each in engines.items()},
             "lanes": [dataclasses.asdict(each) for each in snapshot.lanes],
             "jobs": [{**dataclasses.asdict(each), **self._job_counts(each.tenant, each.job)} for each in snapshot.jobs],
             **parts,
+            **({} if self._recent is None else self._recent.parts(snapshot)),
         }
+        return document | {"verdict": verdict(document)}
 
     def health(self) -> tuple[bool, str]:
         """Whether callers are served, and one line for all, for each engine, and for the offline lane and each of its
@@ -128,6 +136,7 @@ class Status:
             "reason": reason,
             "since_s": None if since_s is None else round(since_s, 3),
             "faults": [] if self._engines is None else self._engines.faults(name),
+            "held": why_held(engine.limit_binding),
             "slots_busy": engine.slots_busy,
             "slot_seconds": {lane: round(each.at(now_s), 3) for lane, each in usage.items()},
             "output_tokens": {lane: each.output_tokens for lane, each in usage.items()},
