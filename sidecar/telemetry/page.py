@@ -12,12 +12,24 @@ from typing import Any
 
 from sidecar.telemetry.status_text import status_text
 
-DOCUMENT = resources.files("sidecar.data").joinpath("page.html").read_text()
+
+def _document() -> str:
+    """One document: a proxy that serves it under another path, or a browser that is offline a moment later, needs no
+    second file."""
+    files = resources.files("sidecar.data")
+    parts = {
+        f"@{name}@": files.joinpath(f"page.{end}").read_text() for name, end in (("STYLE", "css"), ("SCRIPT", "js"))
+    }
+    return re.sub("@STYLE@|@SCRIPT@", lambda mark: parts[mark[0]], files.joinpath("page.html").read_text())
+
+
+DOCUMENT = _document()
 
 
 def page(document: Mapping[str, Any]) -> str:
     """The page for a browser; one without scripts sees the state as text and asks again every five seconds."""
-    shown = {"@STATE@": html.escape(str(document["state"])), "@TEXT@": html.escape(status_text(document))}
+    state = document.get("verdict", {}).get("text", document["state"])
+    shown = {"@STATE@": html.escape(str(state)), "@TEXT@": html.escape(status_text(document))}
     return re.sub("@STATE@|@TEXT@", lambda mark: shown[mark[0]], DOCUMENT)  # in one go: a name may hold a mark
 
 

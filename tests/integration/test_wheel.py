@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).parent / "uv"
 TIMEOUT_S = 180.0  # for one command; the slowest installs seventy packages, which a cold cache has to fetch
 DATA = {
-    *("__init__.py", "page.html", "sidecar.example.yaml", "topics.yaml", "compose.yml"),
+    *("__init__.py", "page.html", "page.css", "page.js", "sidecar.example.yaml", "topics.yaml", "compose.yml"),
     *("item.schema.json", "progress.schema.json", "result.schema.json"),
 }
 IMPORT_ALL = """
