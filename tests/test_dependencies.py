@@ -83,10 +83,6 @@ def test_the_server_counts_tokens_with_the_version_that_the_sidecar_counts_with(
     assert pins("model_repository/requirements.txt")["tokenizers"] == pins("constraints.txt")["tokenizers"]
 
 
-def test_the_wheel_asks_for_nothing_that_only_the_demo_shows() -> None:
-    assert "rich" not in {Requirement(text).name for text in PROJECT["dependencies"]}
-
-
 def test_the_changelog_begins_with_this_version() -> None:
     first = next(line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## "))
     assert first == f"## {__version__}"

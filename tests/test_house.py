@@ -51,7 +51,7 @@ LINES = {
     "offline": 5887,
     "openai": 650,
     "telemetry": 3080,
-    "cli": 2330,
+    "cli": 2440,
     "engine": 2584,
     "dev": 7700,
 }

@@ -8,14 +8,17 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
+from rich.console import Console, RenderableType
 
+from sidecar.cli import status_view
 from sidecar.cli.profile_findings import profile_findings
 from sidecar.core.errors import SettingsError, SidecarError
 from sidecar.core.events import Measured
@@ -41,7 +44,7 @@ from sidecar.triton.gauges import block_fault, measure
 from sidecar.triton.models import look, shares
 from sidecar.triton.tokenizer import Tokens
 
-CLEAR = "\x1b[H\x1b[2J"
+Shown = TypeVar("Shown")
 WATCH_S = 1.0
 STATUS_BYTES_MAX = 16 << 20
 PROBE_TIMEOUT_S = 5.0
@@ -77,14 +80,28 @@ def _status(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
         print(asyncio.run(_fetch(options.http)))
         return 0
     with contextlib.suppress(KeyboardInterrupt):  # the usual end
+        if sys.stdout.isatty():
+            status_view.watch(partial(_drawn, options.http), Console(), WATCH_S)
         while True:
             try:
                 shown = asyncio.run(_fetch(options.http))
             except StatusError as error:  # it may be starting again
                 shown = str(error)
-            print(f"{CLEAR if sys.stdout.isatty() else ''}{shown}", flush=True)
+            print(shown, flush=True)
             time.sleep(WATCH_S)
     return 0
+
+
+def _drawn(address: str, width: int, height: int) -> RenderableType:
+    """One screen of `status --watch`. Raises StatusError."""
+    document = asyncio.run(status_document(address))
+    return _understood(address, lambda: status_view.view(document, width, height))
+
+
+async def _fetch(address: str) -> str:
+    """The status in words. Raises StatusError."""
+    document = await status_document(address)
+    return _understood(address, lambda: status_text(document))
 
 
 async def status_document(address: str) -> dict[str, Any]:
@@ -102,13 +119,15 @@ async def status_document(address: str) -> dict[str, Any]:
         raise StatusError(f"no sidecar answers on http://{address}: {error or type(error).__name__}") from None
     except (ValueError, RecursionError):
         raise StatusError(f"{url} is no status of a sidecar") from None
+    if not isinstance(document, dict):
+        raise StatusError(f"{url} is no status of a sidecar")
+    return document
 
 
-async def _fetch(address: str) -> str:
-    """The status in words. Raises StatusError."""
-    document = await status_document(address)
+def _understood(address: str, shown: Callable[[], Shown]) -> Shown:
+    """What `shown` makes of a document. Raises StatusError where it has not what is shown."""
     try:
-        return status_text(document)
+        return shown()
     except (KeyError, TypeError, AttributeError, ValueError):
         raise StatusError(f"http://{address}/status.json is no status of a sidecar of this version") from None
 

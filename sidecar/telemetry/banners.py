@@ -14,6 +14,7 @@ from sidecar.telemetry.wording import duration, printable
 LEVELS = ("ok", "note", "warn", "bad")
 LATE_SHARE = 0.05  # the objective is one of the 95th percentile
 LATE_MIN = 20  # first tokens in the last minute, before a share of them says anything
+DOWN = "down: "  # how the fault of an engine begins that says why it is down, with advice
 STARTING_S = 30.0  # a lane that starts for longer is worth a line
 
 WHY_HELD = {  # by Limit; a value that is not here is shown as it is
@@ -105,18 +106,21 @@ def _engines(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     engines = document["engines"]
     for name, engine in engines.items():
         if not engine["up"]:
+            told_down = (each.removeprefix(DOWN) for each in engine.get("faults", ()) if each.startswith(DOWN))
             others = any(each["up"] for each in engines.values() if each["model"] == engine["model"])
             since = f" for {duration(engine['since_s'])}" if engine["since_s"] is not None else ""
             yield banner(
                 "warn" if others else "bad",
                 f"Engine {printable(name)} has been down{since}" if since else f"Engine {printable(name)} is down",
-                engine["reason"] or "Nobody has reached it yet.",
+                next(told_down, engine["reason"] or "Nobody has reached it yet."),
                 callers="Other engines of the model serve them."
                 if others
                 else "They get UNAVAILABLE at once. Items wait, with the tokens that they have.",
                 act="Look at Triton and its log. The sidecar asks again every few seconds, and goes on by itself.",
             )
         for fault in engine.get("faults", ()):
+            if fault.startswith(DOWN):
+                continue  # told above
             yield banner("warn", f"Engine {printable(name)} is not as it should be", fault)
 
 

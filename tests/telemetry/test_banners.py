@@ -52,6 +52,14 @@ def test_with_another_engine_of_the_model_it_is_a_warning() -> None:
     assert found["banners"][0]["callers"] == "Other engines of the model serve them."
 
 
+def test_the_advice_of_the_engine_watch_is_in_the_banner_once() -> None:
+    document = scene("engine_down")
+    document["engines"]["a100-0"]["faults"] = ["down: UNAVAILABLE: refused (is Triton up?)", "it has other slots"]
+    first, second = verdict(document)["banners"]
+    assert first["text"] == "UNAVAILABLE: refused (is Triton up?)"
+    assert second["text"] == "it has other slots"
+
+
 def test_an_overload_says_since_when_how_many_and_how_old_the_oldest_is() -> None:
     found = verdict(scene("overload"))
     assert found["text"].startswith("Overload for ")
