@@ -48,7 +48,7 @@ class SidecarProcess:
         Raises ServerError if it ends or is not ready in time.
         """
         config, log = directory / "sidecar.yaml", directory / "sidecar.log"
-        config.write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+        config.write_text(yaml.safe_dump({"log_format": "text", **settings}, sort_keys=False))
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", *command, "--config", str(config)),

@@ -36,8 +36,9 @@ from sidecar.offline.metrics import ItemDurations, OfflineMetrics
 from sidecar.offline.owned_partition import FinishedItem
 from sidecar.openai.server import OpenAiServer, build_openai
 from sidecar.settings.file import ServeSettings
+from sidecar.telemetry.event_log import EventLog, no_trace
 from sidecar.telemetry.faults import prepare_for_many_connections
-from sidecar.telemetry.http import Status, serve_http, watch_loop_lag
+from sidecar.telemetry.http import Status, no_counts, serve_http, watch_loop_lag
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.recent import Recent
 from sidecar.telemetry.recorder import Recorder
@@ -110,7 +111,8 @@ def build(
     metrics = _metrics(settings, config_hash, scheduler, tracing, recorder)
     tokens, recent = _tokens(settings, stack), Recent(settings.engines, scheduler)
     gates, suspected = ModelGates(), {name: asyncio.Event() for name in clients}
-    listeners = [each for each in (metrics, tracing, recorder, recent, *watchers) if each is not None]
+    told = EventLog(settings.scheduler.ttft_objective_ms, tracing.trace_id if tracing is not None else no_trace)
+    listeners = [each for each in (metrics, tracing, recorder, recent, told, *watchers) if each is not None]
     driver = _driver(settings, instance, scheduler, clients, listeners, tracing, gates, suspected)
     unscheduled = Unscheduled(settings.engines, clients, tuple(serving(settings.engines)))
     passthrough = Passthrough(clients, serving(settings.engines), refused=unscheduled.refused)
@@ -277,19 +279,12 @@ def _status(
     looks = [DriverMetrics(metrics.registry, driver, {each.name: each.model for each in settings.engines}).look]
     if recorder is not None:
         parts["recorder"] = recorder.document
-    if offline is None:
-        return Status(snapshot, metrics, __version__, engines=watch, parts=parts, looks=looks, recent=recent)
-    parts |= {"offline": offline.figures.document, "last_dead_letters": offline.dead.document}
-    looks.append(offline.figures.look)
+    counts = no_counts if offline is None else offline.counts.of
+    if offline is not None:
+        parts |= {"offline": offline.figures.document, "last_dead_letters": offline.dead.document}
+        looks.append(offline.figures.look)
     return Status(
-        snapshot,
-        metrics,
-        __version__,
-        engines=watch,
-        parts=parts,
-        looks=looks,
-        job_counts=offline.counts.of,
-        recent=recent,
+        snapshot, metrics, __version__, engines=watch, parts=parts, looks=looks, job_counts=counts, recent=recent
     )
 
 

@@ -126,7 +126,7 @@ def _add_common(parser: argparse.ArgumentParser, *, verbose: Any, log_format: An
         "--log-format",
         choices=("text", "json"),
         default=log_format,
-        help="of stderr; the setting log_format, else text",
+        help="of stderr; else the setting log_format; the default is text on a terminal, and json elsewhere for serve",
     )
 
 

@@ -122,7 +122,7 @@ class ServeSettings:
     openai: OpenAiSettings | None = None  # None = the OpenAI API is not served
     limits: LimitSettings = field(default_factory=LimitSettings)
     recorder: RecorderSettings | None = None  # None = decisions are not recorded
-    log_format: Literal["text", "json"] = "text"  # people read it first; json for a collector of logs
+    log_format: Literal["auto", "text", "json"] = "auto"  # for people on a terminal; JSON for a collector elsewhere
     stop_timeout_s: float = 2.0  # the engine confirms a stop within its call and two iterations
     progress_timeout_s: float = (
         PROGRESS_TIMEOUT_S  # a dispatch that gives no token for so long is given up; 0 = none is

@@ -14,19 +14,23 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-LogFormat = Literal["text", "json"]
+LogFormat = Literal["auto", "text", "json"]
 REPEATED_S = 60.0  # of a library: aiokafka tells each failed attempt to connect, several times a second
 REPEATED_MAX = 500  # kinds of messages that are remembered
+_COLOURS = {logging.DEBUG: "90", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "1;31"}
 _STANDARD = frozenset((*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asctime", "taskName"))
 
 
 def configure(log_format: LogFormat, *, verbose: bool, libraries: bool = True) -> None:
-    """Log to stderr from here on. `verbose` shows INFO of the libraries, and our DEBUG.
+    """Log to stderr from here on. `auto` is for people on a terminal, and JSON elsewhere.
+
+    `verbose` shows INFO of the libraries, and our DEBUG.
 
     Without `libraries` theirs are shown to the verbose alone: a command that ends tells its errors itself.
     """
     handler = _Stderr()
-    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    auto = TerminalFormatter() if sys.stderr.isatty() else JsonFormatter()
+    handler.setFormatter({"auto": auto, "json": JsonFormatter(), "text": TextFormatter()}[log_format])
     handler.addFilter(OnceAMinute(time.monotonic))
     root, ours = logging.getLogger(), logging.getLogger("sidecar")
     for each in root.handlers[:]:
@@ -50,14 +54,29 @@ class _Stderr(logging.StreamHandler[Any]):
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-11-25 08:00:00,123 WARNING sidecar.app: …`; a traceback follows on lines of its own."""
+    """`2026-11-25 08:00:00,123 WARNING sidecar.app: … (trace 4bf9…)`; a traceback follows on lines of its own."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    def __init__(self, line: str = "%(asctime)s %(levelname)s %(name)s: %(message)s", date: str | None = None) -> None:
+        super().__init__(line, date)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The line, with what a terminal would obey spelt out."""
         record.message = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in record.message)
+        if trace_id := getattr(record, "trace_id", ""):
+            record.message += f" (trace {trace_id})"
+        return super().formatMessage(record)
+
+
+class TerminalFormatter(TextFormatter):
+    """`08:00:00 WARNING …` for whoever sits before it: the level in colour, no names of modules."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(colour)s%(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The line; INFO is what a line is if it says nothing else."""
+        colour = _COLOURS.get(record.levelno, "")
+        record.colour = f"\x1b[{colour}m{record.levelname}\x1b[0m " if colour else ""
         return super().formatMessage(record)
 
 

@@ -174,6 +174,11 @@ class Tracing:
             return ()
         return ((TRACEPARENT, f"00-{traced.trace.trace_id:032x}-{traced.attempts[-1].span_id:016x}-01"),)
 
+    def trace_id(self, request_id: str) -> str:
+        """Return the trace of a request that is alive, sampled or not; "" if it has none."""
+        traced = self._requests.get(request_id)
+        return "" if traced is None else f"{traced.trace.trace_id:032x}"
+
     def exemplar(self, request_id: str) -> dict[str, str] | None:
         """Which span a measurement of this request belongs to; None if that is not sampled, for nobody could open
         it."""

@@ -24,6 +24,7 @@ from sidecar.frontend.server import bind
 from sidecar.settings.aliases import Rule
 from sidecar.settings.file import EngineEndpoint, ServeSettings, TracingSettings
 from sidecar.settings.limits import LimitSettings
+from sidecar.telemetry.http import Status
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
 from sidecar.triton import wire
@@ -43,6 +44,7 @@ class Sidecar:
     passthrough: Passthrough
     held: HeldBytes
     tracing: Tracing | None
+    status: Status
 
     def stream(self, **options: Any) -> Any:
         """A ModelStreamInfer call."""
@@ -134,6 +136,7 @@ async def running_sidecar(
                     passthrough=made.passthrough,
                     held=made.online.held,
                     tracing=made.tracing,
+                    status=made.status,
                 )
             made.driver.close()
         checked.check_idle()

@@ -96,3 +96,21 @@ def test_json_is_one_object_per_line_with_its_fields_and_its_traceback() -> None
     assert document["time"].endswith("+00:00")
     assert "ValueError: odd" in document["error"]
     assert json.loads(JsonFormatter().format(record("lib", "%s", object())))["level"] == "WARNING"
+
+
+@pytest.mark.parametrize(("terminal", "first"), [(True, "WARNING"), (False, '{"time"')])
+def test_people_read_a_terminal_and_a_collector_the_rest(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool, first: str
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    configure("auto", verbose=False)
+    logging.getLogger("sidecar.app").warning("engine %s", "e\x1b[2J", extra={"trace_id": "4bf9"})
+    shown = capsys.readouterr().err
+    assert first in shown
+    assert shown.count("\n") == 1
+    assert "\x1b[2J" not in shown
+    if terminal:
+        assert shown.endswith("engine e\\x1b[2J (trace 4bf9)\n")
+        assert "sidecar.app" not in shown
+    else:
+        assert json.loads(shown)["trace_id"] == "4bf9"
