@@ -263,7 +263,8 @@ def _offline(
         jobs=driver.scheduler.jobs_named,
         gates=gates,
     )
-    return Offline(lane=lane, figures=OfflineMetrics(metrics.registry, topic, lane), counts=counts, dead=dead)
+    figures = OfflineMetrics(metrics.registry, topic, lane, counts)
+    return Offline(lane=lane, figures=figures, counts=counts, dead=dead)
 
 
 def _status(

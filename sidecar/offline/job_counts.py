@@ -31,3 +31,8 @@ class JobCounts:
         """`done` and `failed` of one job; both are unknown (None) while none of its items has ended here."""
         counts = self._ends.get((tenant, job))
         return {"done": None, "failed": None} if counts is None else {name: counts[name] for name in ("done", "failed")}
+
+    def newest(self, count: int) -> list[tuple[JobKey, dict[str, int]]]:
+        """Return `done` and `failed` of the jobs of which an item ended last, at most `count` of them."""
+        newest = list(self._ends.items())[-count:]
+        return [(key, {name: counts[name] for name in ("done", "failed")}) for key, counts in newest]

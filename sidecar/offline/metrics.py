@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from sidecar.offline.item import DeadReason
+from sidecar.offline.job_counts import JobCounts
+from sidecar.offline.job_progress import JobKey
 from sidecar.offline.lane import OfflineLane
 from sidecar.offline.lane_state import LaneState, Phase
 from sidecar.offline.owned_partition import FinishedItem, PartitionView
 from sidecar.telemetry.metric_row import Labelled, MetricRow, Scraped
+from sidecar.telemetry.metric_table import JOBS_SHOWN, tenant_label
 
 DRAIN_S = 300.0  # time constant of the running mean
 PROCESS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
@@ -60,8 +63,14 @@ class ItemDurations:
 class OfflineMetrics:
     """Families of one offline lane, read off it at each scrape."""
 
-    def __init__(self, registry: CollectorRegistry, topic: str, lane: OfflineLane) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, topic: str, lane: OfflineLane, jobs: JobCounts | None = None
+    ) -> None:
+        """`jobs` counts how the items of each job ended."""
         self._lane = lane
+        self._jobs = jobs or JobCounts()
+        self._stats = lane.stats
+        self._job_ends: Sequence[tuple[JobKey, Mapping[str, int]]] = []
         self._topic = topic
         self._owned_partitions: list[PartitionView] = []
         self._state = LaneState()
@@ -74,6 +83,8 @@ class OfflineMetrics:
         self._owned_partitions = self._lane.owned_partitions()
         self._state = self._lane.state_now
         self._ends = dict(self._lane.stats.items)
+        self._stats = dataclasses.replace(self._lane.stats)
+        self._job_ends = self._jobs.newest(JOBS_SHOWN)
         self._drain.look(sum(self._ends.values()), time.monotonic())
 
     # ---- the readers of the table below, as of the last look ---------------------------------------------------------
@@ -128,6 +139,36 @@ class OfflineMetrics:
             elif owned_partition.lag == 0:
                 yield (self._topic, str(owned_partition.partition)), 0
 
+    def commits(self) -> Iterator[Labelled]:
+        """Yield what happened to transactions and owned partitions."""
+        yield (self._topic, "committed"), self._stats.commits
+        yield (self._topic, "fenced"), self._stats.fenced
+        yield (self._topic, "reopened"), self._stats.reopens
+        yield (self._topic, "rebalanced"), self._stats.rebalances
+
+    def watermarks(self) -> Iterator[Labelled]:
+        """Yield the watermark of each partition of which it is known."""
+        for each in self._owned_partitions:
+            if each.watermark is not None:
+                yield (self._topic, str(each.partition)), each.watermark
+
+    def gaps(self) -> Iterator[Labelled]:
+        """Yield the gaps of each partition of which they are known."""
+        for each in self._owned_partitions:
+            if each.gaps is not None:
+                yield (self._topic, str(each.partition)), each.gaps
+
+    def bytes_held(self) -> Iterator[Labelled]:
+        """Yield what the taken items of each partition hold of the memory."""
+        for each in self._owned_partitions:
+            yield (self._topic, str(each.partition)), each.bytes_held
+
+    def job_ends(self) -> Iterator[Labelled]:
+        """Yield how the items of the jobs ended of which one ended last."""
+        for (tenant, job), counts in self._job_ends:
+            for outcome, count in counts.items():
+                yield (self._topic, tenant_label(tenant), tenant_label(job), outcome), count
+
     def document(self) -> dict[str, Any]:
         """The lane as the status page shows it. What is not known is null."""
         now_s = self._lane.now_s
@@ -181,6 +222,19 @@ SCRAPED = (
         _PARTITION, OfflineMetrics.lags),
     MetricRow("sidecar_kafka_oldest_age_seconds", "gauge", "Age of the oldest item whose result is not committed.",
         _PARTITION, OfflineMetrics.ages),
+    MetricRow("sidecar_offline_partition_events", "counter",
+        "Transactions committed, and partitions fenced, reopened and rebalanced.", ("topic", "event"),
+        OfflineMetrics.commits),
+    MetricRow("sidecar_kafka_watermark_offset", "gauge",
+        "Offset below which every item of the partition has a committed result or dead letter.", _PARTITION,
+        OfflineMetrics.watermarks),
+    MetricRow("sidecar_kafka_gaps", "gauge", "Items that are not done, from the watermark to the highest item that is.",
+        _PARTITION, OfflineMetrics.gaps),
+    MetricRow("sidecar_offline_held_bytes", "gauge", "Memory of the items and results that are not committed.",
+        _PARTITION, OfflineMetrics.bytes_held),
+    MetricRow("sidecar_job_ended_items", "counter",
+        f"Items of a job that ended here since the start; the {JOBS_SHOWN} jobs with the newest ends.",
+        ("topic", "tenant", "job", "outcome"), OfflineMetrics.job_ends),
 )
 # fmt: on
 METRICS = (DURATION, *SCRAPED)

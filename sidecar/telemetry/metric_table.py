@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from sidecar.core.deadlines import JobVerdict
 from sidecar.core.engine import Limit
 from sidecar.core.latency import MAPE_MAX
 from sidecar.core.request import Lane
-from sidecar.core.snapshot import EngineSnapshot, LaneSnapshot, Snapshot
+from sidecar.core.snapshot import OTHERS, EngineSnapshot, JobSnapshot, LaneSnapshot, Snapshot
 from sidecar.telemetry.metric_row import Labelled, MetricRow, value
 
 _DURATION_S = tuple(0.01 * 2**power for power in range(14))  # 10 ms to 82 s
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _TPOT_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 _RPC_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+JOBS_SHOWN = 50  # producers choose the names of jobs, and a metric's labels must be bounded
 _WAIT_ONLINE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 WAIT_OFFLINE_S = (0.5, 1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
 _SLOWDOWN = (0.9, 1, 1.02, 1.05, 1.1, 1.15, 1.25, 1.5, 2, 3, 5)
@@ -35,6 +37,7 @@ class Scrape:
     dropped_spans: int
     recorder: Mapping[str, Any] | None
     loop_lag_s: float
+    weights: Mapping[str, float] = field(default_factory=dict)  # of the tenants that the settings name
 
 
 Row = MetricRow[Scrape]
@@ -76,17 +79,21 @@ HELD = Row("sidecar_offline_held", "counter",
 SLO_TARGET = Row("sidecar_slo_target_seconds", "gauge", "Objective of a request that does not state its own.", ("slo",))
 SLO_EVENTS = Row("sidecar_slo_events", "counter", "Online requests that met or missed an objective.",
     ("model", "slo", "verdict"))
+DEADLINES = Row("sidecar_deadlines", "counter", "Requests with a deadline that ended before it (met) or not (missed).",
+    ("model", "lane", "verdict"))
 BUILD = Row("sidecar_build_info", "gauge", "Version and hash of the settings that run.", ("version", "config_hash"))
 # fmt: on
 
 KEPT = (
     *(DURATION, TTFT, TPOT, RPC_SERVER, RPC_CLIENT, QUEUE_WAIT, REQUESTS, TOKENS, DISPATCHES, PREEMPTIONS),
-    *(OFFLINE_MAX_WAIT, INTERFERENCE, SLOWDOWN, HELD, SLO_TARGET, SLO_EVENTS, BUILD),
+    *(OFFLINE_MAX_WAIT, INTERFERENCE, SLOWDOWN, HELD, SLO_TARGET, SLO_EVENTS, DEADLINES, BUILD),
 )
 
 # ---- read at a scrape ------------------------------------------------------------------------------------------------
 
 _ENGINE = ("model", "engine")
+_TENANT = ("model", "lane", "tenant")
+_JOB = ("model", "tenant", "job")
 
 
 def _engine(read: Callable[[EngineSnapshot], float | None]) -> Reader:
@@ -142,6 +149,46 @@ def _tenants_waiting(scrape: Scrape) -> Iterator[Labelled]:
 def tenant_label(tenant: str) -> str:
     """Return the name as a label: one that cannot be encoded would cost everybody the page."""
     return tenant.encode(errors="backslashreplace").decode()
+
+
+def _tenants_slots(scrape: Scrape) -> Iterator[Labelled]:
+    for lane in scrape.snapshot.lanes:
+        for row in lane.tenants:
+            yield (lane.model, lane.lane, tenant_label(row.tenant)), row.slots
+
+
+def _tenants_weights(scrape: Scrape) -> Iterator[Labelled]:
+    for lane in scrape.snapshot.lanes:
+        for row in lane.tenants:
+            if row.tenant != OTHERS:  # several tenants together have no weight of their own
+                yield (lane.model, lane.lane, tenant_label(row.tenant)), scrape.weights.get(row.tenant, 1.0)
+
+
+def _shown_jobs(jobs: Iterable[JobSnapshot]) -> list[JobSnapshot]:
+    """Return the jobs that have labels: those that will miss their deadline, then those with most items."""
+    late = (JobVerdict.AT_RISK, JobVerdict.INFEASIBLE)
+    named = (each for each in jobs if each.job)
+    return sorted(named, key=lambda each: (each.verdict not in late, -each.items, each.tenant, each.job))[:JOBS_SHOWN]
+
+
+def _job_by(read: Callable[[JobSnapshot], Iterable[tuple[str, float | None]]]) -> Reader:
+    """Read numbers off each job that has labels, as `_engine_by` does."""
+
+    def samples(scrape: Scrape) -> Iterator[Labelled]:
+        for each in _shown_jobs(scrape.snapshot.jobs):
+            for label, number in read(each):
+                if number is not None:
+                    names = (each.model, tenant_label(each.tenant), tenant_label(each.job))
+                    yield (*names, *([label] if label else [])), number
+
+    return samples
+
+
+def _late(job: JobSnapshot) -> Iterator[tuple[str, float | None]]:
+    if job.verdict is JobVerdict.ON_TIME:
+        yield "", 0
+    elif job.verdict in (JobVerdict.AT_RISK, JobVerdict.INFEASIBLE):
+        yield "", 1
 
 
 def _reserved(engine: EngineSnapshot) -> Iterator[tuple[str, int]]:
@@ -231,6 +278,37 @@ SCRAPED: tuple[Row, ...] = (
         _recorder(lambda found: found["dropped"])),
     Row("sidecar_event_loop_lag_seconds", "gauge", "Longest delay of the event loop since the last scrape.", (),
         value(lambda each: each.loop_lag_s)),
+    Row("sidecar_resumed_tokens", "counter", "Tokens of unfinished items that were sent again when the items went on.",
+        _ENGINE, _engine(lambda each: each.resumed_tokens)),
+    Row("sidecar_redone_tokens", "counter",
+        "Tokens that the engine computed twice: context that had left its KV cache (recomputed), or output that was "
+        "thrown away (discarded).", (*_ENGINE, "cause"),
+        _engine_by(lambda each: [("recomputed", each.recomputed_tokens), ("discarded", each.discarded_tokens)])),
+    Row("sidecar_yields", "counter", "Offline chunks that were stopped because online requests were resident.", _ENGINE,
+        _engine(lambda each: each.yields)),
+    Row("sidecar_contended_dispatches", "counter", "Dispatches that both lanes wanted, by the lane that got them.",
+        (*_ENGINE, "lane"), _engine_by(lambda each: [(Lane.OFFLINE, each.offline_of_contended),
+            (Lane.ONLINE, each.contended - each.offline_of_contended)])),
+    Row("sidecar_worst_window_share_ratio", "gauge",
+        "Smallest share of the offline lane in a whole window of contended dispatches since the start.", _ENGINE,
+        _engine(lambda each: each.worst_window_share)),
+    Row("sidecar_window_violations", "counter",
+        "Windows of contended dispatches with fewer offline ones than promised.",
+        _ENGINE, _engine(lambda each: each.window_violations)),
+    Row("sidecar_starvation_gap_seconds", "gauge",
+        "Longest time that the offline lane waited for a dispatch on the engine since the start.", _ENGINE,
+        _engine(lambda each: each.starvation_gap_s)),
+    Row("sidecar_tenant_slots", "gauge", "Slots that a tenant has now.", _TENANT, _tenants_slots),
+    Row("sidecar_tenant_weight", "gauge", "Weight of a tenant by the settings: its share against the others that wait.",
+        _TENANT, _tenants_weights),
+    Row("sidecar_job_items", "gauge", f"Items of a job that wait or run; at most {JOBS_SHOWN} jobs, late ones first.",
+        _JOB, _job_by(lambda each: [("", each.items)])),
+    Row("sidecar_job_eta_seconds", "gauge", "Time until a job is done, as likely as not (p50) or in nine of ten cases.",
+        (*_JOB, "percentile"), _job_by(lambda each: [("p50", each.eta_p50_s), ("p90", each.eta_p90_s)])),
+    Row("sidecar_job_deadline_seconds", "gauge", "Time until the earliest deadline of a job; negative once it is over.",
+        _JOB, _job_by(lambda each: [("", each.deadline_in_s)])),
+    Row("sidecar_job_at_risk", "gauge", "1 if a job will probably miss its deadline, 0 if it will probably meet it.",
+        _JOB, _job_by(_late)),
 )
 # fmt: on
 

@@ -41,7 +41,7 @@ from sidecar.errors import EngineError
 from sidecar.settings.file import EngineEndpoint
 from sidecar.telemetry import metric_table as table
 from sidecar.telemetry.metric_row import Scraped
-from sidecar.telemetry.slo_metrics import SloMetrics
+from sidecar.telemetry.slo_metrics import DeadlineMetrics, SloMetrics
 from sidecar.telemetry.tenant_metrics import TenantMetrics
 
 _OUTCOMES = ("ok", "error", "cancelled", "expired", "rejected")
@@ -121,6 +121,8 @@ class Metrics:
         firm = promised.reservation_mode is ReservationMode.FIRM
         models = sorted({engine.model for engine in engines})
         self._slos = SloMetrics(self.registry, models, promised)
+        self._deadlines = DeadlineMetrics(self.registry, models)
+        self._weights = {name: tenant.weight for name, tenant in promised.tenants.items()}
         for model in models:
             self.preemptions.labels(model, "online")
             self.offline_max_wait.labels(model).set(0.0 if firm else promised.postpone_max_s)
@@ -217,6 +219,7 @@ class Metrics:
         self.duration.labels(*gen_ai, request.lane, error_type).observe(end_s - timeline.arrived_s, exemplar)
         self.requests.labels(request.model, request.lane, outcome.outcome, error_type).inc()
         self._slos.finished(request, timeline, outcome)
+        self._deadlines.finished(request, timeline, outcome)
         if timeline.first_token_s is None:
             return
         lane.input_tokens.inc(request.prompt_tokens)
@@ -262,6 +265,7 @@ class Metrics:
             dropped_spans=self.dropped_spans(),
             recorder=None if self.recorder is None else self.recorder(),
             loop_lag_s=lag_s,
+            weights=self._weights,
         )
 
     def render(self, accept: str = "") -> tuple[bytes, str]:

@@ -6,6 +6,7 @@ From a histogram it could only be read where the objective is the boundary of a 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 
 from prometheus_client import CollectorRegistry
 
@@ -13,7 +14,7 @@ from sidecar.call import Outcome, Timeline
 from sidecar.core.events import RejectReason
 from sidecar.core.request import Lane, Request
 from sidecar.core.settings import SchedulerSettings
-from sidecar.telemetry.metric_table import SLO_EVENTS, SLO_TARGET
+from sidecar.telemetry.metric_table import DEADLINES, SLO_EVENTS, SLO_TARGET
 
 SLOS = ("ttft", "e2e", "availability")
 NOT_OURS = frozenset((RejectReason.TOO_LARGE, RejectReason.UNKNOWN_MODEL))  # the caller's own fault
@@ -47,3 +48,23 @@ class SloMetrics:
     def _count(self, model: str, slo: str, good: bool) -> None:
         if (verdicts := self._events.get((model, slo))) is not None:
             verdicts[good].inc()
+
+
+class DeadlineMetrics:
+    """The family `sidecar_deadlines`: of both lanes, for requests that have a deadline."""
+
+    def __init__(self, registry: CollectorRegistry, models: Iterable[str]) -> None:
+        counter = DEADLINES.counter(registry)
+        self._verdicts = {
+            (model, lane): (counter.labels(model, lane, "missed"), counter.labels(model, lane, "met"))
+            for model in models
+            for lane in Lane
+        }
+
+    def finished(self, request: Request, timeline: Timeline, outcome: Outcome) -> None:
+        """Count a request that is over; one that was cancelled says nothing about its deadline."""
+        verdicts = self._verdicts.get((request.model, request.lane))
+        if verdicts is None or request.deadline_s == inf or outcome.outcome == "cancelled":
+            return
+        end_s = inf if timeline.finished_s is None else timeline.finished_s
+        verdicts[outcome.outcome == "ok" and end_s <= request.deadline_s].inc()

@@ -34,3 +34,10 @@ def test_of_too_many_jobs_the_one_that_was_quiet_for_longest_is_forgotten(monkey
     for name in ("a", "b", "c", "a", "d"):
         counts.committed(finished(of_job(0, name)))
     assert [counts.of("lab", name)["done"] for name in "abcd"] == [2, None, 1, 1]
+
+
+def test_the_newest_jobs_are_those_of_which_an_item_ended_last() -> None:
+    counts = JobCounts()
+    for name in ("a", "b", "c", "a"):
+        counts.committed(finished(of_job(0, name)))
+    assert counts.newest(2) == [(("lab", "c"), {"done": 1, "failed": 0}), (("lab", "a"), {"done": 2, "failed": 0})]

@@ -12,20 +12,27 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
 from sidecar.offline.dead_letters import DeadReason
+from sidecar.offline.job_counts import JobCounts
 from sidecar.offline.kafka_errors import LogError
 from sidecar.offline.lane import OfflineLane
 from sidecar.offline.lane_state import Cause, LaneState, Phase
 from sidecar.offline.metrics import Drain, ItemDurations, OfflineMetrics
 from sidecar.offline.owned_partition import LaneStats, PartitionView
 from tests.fakes.log import FakeCluster
-from tests.offline.builders import finished, record
+from tests.offline.builders import finished, of_job, record
 from tests.offline.test_lane import lane, running, until
 
 
 def samples(figures: OfflineMetrics, registry: CollectorRegistry) -> list[str]:
     figures.look()
     lines = generate_latest(registry).decode().splitlines()
-    names = ("sidecar_offline_state", "sidecar_offline_partition_state", "sidecar_kafka", "sidecar_offline_eta")
+    names = (
+        "sidecar_offline_state",
+        "sidecar_offline_partition_state",
+        "sidecar_kafka_lag",
+        "sidecar_kafka_oldest",
+        "sidecar_offline_eta",
+    )
     return sorted(line for line in lines if line.startswith(names))
 
 
@@ -209,3 +216,20 @@ def test_an_item_counts_with_its_reason_from_its_consumption_to_its_commit() -> 
     assert total is not None
     assert 7 <= total < 60
     assert registry.get_sample_value(f"{name}_count", labels | {"error_type": "poison"}) == 1
+
+
+async def test_what_is_committed_shows_in_the_watermark_the_events_and_the_ends_of_jobs() -> None:
+    cluster = FakeCluster(items=4, partitions=1)
+    registry, counts = CollectorRegistry(), JobCounts()
+    offline = lane(cluster)
+    figures = OfflineMetrics(registry, "t", offline, counts)
+    counts.committed(finished(of_job(0, "nightly")))
+    async with running(offline):
+        await until(cluster, lambda: [each.watermark for each in offline.owned_partitions()] == [4])
+        figures.look()
+        page = generate_latest(registry).decode()
+    assert 'sidecar_kafka_watermark_offset{partition="0",topic="t"} 4.0' in page
+    assert 'sidecar_kafka_gaps{partition="0",topic="t"} 0.0' in page
+    assert 'sidecar_offline_held_bytes{partition="0",topic="t"}' in page
+    assert 'sidecar_offline_partition_events_total{event="fenced",topic="t"} 0.0' in page
+    assert 'sidecar_job_ended_items_total{job="nightly",outcome="done",tenant="lab",topic="t"} 1.0' in page

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from sidecar.core.deadlines import JobVerdict
 from sidecar.core.engine import Limit
 from sidecar.core.events import Arrived, EngineUp
 from sidecar.core.request import Lane, Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
-from sidecar.core.snapshot import EngineSnapshot, Snapshot
+from sidecar.core.snapshot import EngineSnapshot, JobSnapshot, Snapshot
 from sidecar.telemetry.metric_row import Labelled, MetricRow, Scraped
-from sidecar.telemetry.metric_table import KEPT, METRICS, SCRAPED, Scrape, tenant_label
+from sidecar.telemetry.metric_table import JOBS_SHOWN, KEPT, METRICS, SCRAPED, Scrape, tenant_label
 
 UNITS = ("seconds", "usd", "ratio", "info")
 ROWS = {row.name: row for row in METRICS}
@@ -188,3 +189,55 @@ def test_every_result_of_a_reserved_dispatch_and_every_term_is_there_at_zero() -
     assert [key[2] for key in read("sidecar_latency_model_seconds", scrape())] == [
         *("iteration", "row", "context_1000", "prefill_token", "prefill_square")
     ]
+
+
+def job(name: str, *, verdict: JobVerdict = JobVerdict.ON_TIME, items: int = 1, **known: float) -> JobSnapshot:
+    seconds: dict[str, float | None] = {"deadline_in_s": None, "eta_p50_s": None, "eta_p90_s": None, **known}
+    return JobSnapshot(model="m", tenant="t", job=name, items=items, verdict=verdict, **seconds)
+
+
+def of_jobs(*jobs: JobSnapshot) -> Scrape:
+    return scrape(snapshot=replace(snapshot(), jobs=jobs))
+
+
+def test_of_ten_thousand_jobs_fifty_have_labels_and_a_late_one_is_among_them() -> None:
+    jobs = [job(f"j{number}", items=10) for number in range(10_000)]
+    shown = read("sidecar_job_items", of_jobs(*jobs, job("late", verdict=JobVerdict.AT_RISK)))
+    assert len(shown) == JOBS_SHOWN
+    assert ("m", "t", "late") in shown
+
+
+def test_a_job_says_when_it_is_due_and_done_and_nothing_that_is_not_known() -> None:
+    found = of_jobs(job("a", deadline_in_s=-5.0, eta_p50_s=60.0, eta_p90_s=90.0), job("b"))
+    assert read("sidecar_job_deadline_seconds", found) == {("m", "t", "a"): -5.0}
+    assert read("sidecar_job_eta_seconds", found) == {("m", "t", "a", "p50"): 60.0, ("m", "t", "a", "p90"): 90.0}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "at_risk"),
+    [
+        (JobVerdict.ON_TIME, [0.0]),
+        (JobVerdict.AT_RISK, [1.0]),
+        (JobVerdict.INFEASIBLE, [1.0]),
+        (JobVerdict.UNKNOWN, []),
+        (JobVerdict.NO_DEADLINE, []),
+    ],
+)
+def test_a_job_is_at_risk_only_where_a_deadline_was_judged(verdict: JobVerdict, at_risk: list[float]) -> None:
+    assert list(read("sidecar_job_at_risk", of_jobs(job("a", verdict=verdict))).values()) == at_risk
+
+
+def test_requests_without_the_name_of_a_job_are_no_job() -> None:
+    assert read("sidecar_job_items", of_jobs(job(""))) == {}
+
+
+def test_a_tenant_has_the_weight_of_the_settings_and_the_others_together_have_none() -> None:
+    weights = read("sidecar_tenant_weight", scrape(weights={"a": 3.0}))
+    online = {tenant: weight for (_, lane, tenant), weight in weights.items() if lane == "online"}
+    assert online == {"a": 3.0, "b\\ud800": 1.0}
+    assert {key[2] for key in read("sidecar_tenant_slots", scrape())} == {"a", "b\\ud800", "other"}
+
+
+def test_contended_dispatches_are_split_between_the_lanes() -> None:
+    split = read("sidecar_contended_dispatches", of_engine(contended=10, offline_of_contended=3))
+    assert split == {("tensorrt_llm", "e", "offline"): 3.0, ("tensorrt_llm", "e", "online"): 7.0}

@@ -11,7 +11,7 @@ from sidecar.call import Outcome, Timeline
 from sidecar.core.events import RejectReason
 from sidecar.core.request import Lane, Request
 from sidecar.core.settings import SchedulerSettings
-from sidecar.telemetry.slo_metrics import SLOS, SloMetrics
+from sidecar.telemetry.slo_metrics import SLOS, DeadlineMetrics, SloMetrics
 
 PROMISED = SchedulerSettings(ttft_objective_ms=500, e2e_objective_ms=4_000)
 OK = Outcome(outcome="ok")
@@ -102,3 +102,38 @@ def test_every_verdict_is_there_before_the_first_request_and_the_promises_are_to
     assert [sample.value for sample in samples] == [0.0] * 6
     targets = {slo: judged.registry.get_sample_value("sidecar_slo_target_seconds", {"slo": slo}) for slo in SLOS}
     assert targets == {"ttft": 0.5, "e2e": 4.0, "availability": None}
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "outcome", "end_s", "verdicts"),
+    [
+        (4.0, "ok", 4.0, {"met": 1.0}),
+        (4.0, "ok", 4.1, {"missed": 1.0}),
+        (4.0, "expired", 4.0, {"missed": 1.0}),
+        (4.0, "error", 1.0, {"missed": 1.0}),
+        (4.0, "ok", None, {"missed": 1.0}),
+        (4.0, "cancelled", 1.0, {}),
+        (float("inf"), "ok", 1.0, {}),
+    ],
+)
+def test_a_deadline_is_met_or_missed_once(
+    deadline_s: float, outcome: Any, end_s: float | None, verdicts: dict[str, float]
+) -> None:
+    registry = CollectorRegistry()
+    asked = Request(
+        id="r",
+        lane=Lane.OFFLINE,
+        model="m",
+        arrived_s=0.0,
+        prompt_tokens=1,
+        output_tokens_max=1,
+        deadline_s=deadline_s,
+    )
+    DeadlineMetrics(registry, ["m"]).finished(asked, took(0.5, end_s), Outcome(outcome=outcome))
+    found = {
+        verdict: registry.get_sample_value(
+            "sidecar_deadlines_total", {"model": "m", "lane": "offline", "verdict": verdict}
+        )
+        for verdict in ("met", "missed")
+    }
+    assert {verdict: count for verdict, count in found.items() if count} == verdicts
