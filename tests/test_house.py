@@ -53,7 +53,7 @@ LINES = {
     "telemetry": 3290,
     "cli": 2440,
     "engine": 2584,
-    "dev": 7700,
+    "dev": 9900,  # 1,600 of them are the boards, 700 draw and run what they show
 }
 FILE_LINES_MAX, FUNCTION_LINES_MAX = 400, 50
 # Modules without a test file of their own name. Whoever writes one strikes the module here; nobody adds one.
