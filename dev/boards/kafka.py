@@ -54,7 +54,7 @@ def _verdict() -> list[Panel]:
             steps=high_is_bad(1, 100),
             size=(4, 4),
             shows="Items that ended as dead letters in the chosen time.",
-            do="See the reasons below. `sidecar items` shows them, and sends them again.",
+            do="See the reasons below. Their headers say more.",
         ),
         stat(
             "Fenced",
@@ -150,7 +150,7 @@ def _items() -> list[Panel]:
             "In flight",
             {"items": total("sidecar_offline_in_flight")},
             shows="Items that were taken in and are not committed.",
-            do="Bounded by offline.in_flight_max. 0 while items are left: the lane is held, see its state.",
+            do="Bounded by offline.pending_max per partition. 0 while items are left: the lane is held, see its state.",
         ),
         lines(
             "Memory of items",
