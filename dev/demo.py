@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from dev.deployment import ENGINE, GROUP, PARTITIONS, Deployment, DeploymentShap
 from dev.figures import write
 from dev.interrupt import INTERRUPTED, on_signals
 from dev.load import Arrival, arrivals
+from dev.observe.pipeline import Pipeline, observed
 from dev.phases import PhaseRunner
 from dev.report import interference, interference_line, phase_table
 from dev.terminal_view import View
@@ -75,6 +77,7 @@ class DemoOptions:
     json_path: str | None
     keep: bool
     bootstrap_servers: str | None
+    observe: bool
     shape: DeploymentShape
 
 
@@ -110,6 +113,9 @@ def option_parser() -> argparse.ArgumentParser:
         metavar="K",
         help="rows left to offline beside online, auto or never (auto)",
     )
+    parser.add_argument(
+        "--observe", action="store_true", help="run Prometheus, an OpenTelemetry collector and Jaeger beside it"
+    )
     parser.add_argument("--install-prerequisites", action="store_true", help="on Debian: Python 3.11, Java 17, Maven")
     return parser
 
@@ -138,13 +144,18 @@ def parse(arguments: Sequence[str]) -> DemoOptions:
         json_path=options.json_path,
         keep=options.keep,
         bootstrap_servers=options.bootstrap_servers,
+        observe=options.observe,
     )
 
 
 async def demo(options: DemoOptions, view: View, started_s: float) -> dict[str, Any]:
     """The report of one whole run. Everything it started has ended when it returns or raises."""
     directory = Path(tempfile.mkdtemp(prefix="sidecar-demo-"))
-    async with deployed(options.shape, options.bootstrap_servers, directory) as deployment:
+    async with contextlib.AsyncExitStack() as stack:
+        pipeline = await watched(stack, directory, view) if options.observe else None
+        deployment = await stack.enter_async_context(
+            deployed(options.shape, options.bootstrap_servers, directory, pipeline)
+        )
         ready_s = time.monotonic()
         view.say(f"ready after {ready_s - started_s:.0f} s; logs, settings and recorded decisions are in {directory}")
         stage = PhaseRunner(deployment.server, ENGINE, view)
@@ -173,6 +184,14 @@ async def demo(options: DemoOptions, view: View, started_s: float) -> dict[str, 
         "seconds": {"setup": round(ready_s - started_s, 1), "run": round(time.monotonic() - ready_s, 1)},
     }
     return {**report, "verdict": judged(report).document()}
+
+
+async def watched(stack: contextlib.AsyncExitStack, directory: Path, view: View) -> Pipeline:
+    """What can be had of the pipeline runs until the stack ends; where, and what is missing, is said."""
+    view.say("the pipeline starts; what Go has to build takes some minutes, once")
+    pipeline = await stack.enter_async_context(observed(directory / "observe"))
+    view.say("\n".join(["watched by", pipeline.addresses(), *(f"  not there: {each}" for each in pipeline.missing)]))
+    return pipeline
 
 
 async def phases(

@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 
 from dev.broker import ROOT, BrokerError, LocalKafka, create_topics
 from dev.chats import ITERATION_S
+from dev.observe.pipeline import Pipeline
 from dev.server import SidecarProcess, serving
 from dev.triton import Triton, TritonSettings, free_ports, running
 from sidecar.inflight.profile import profile_named
@@ -22,6 +23,7 @@ from sidecar.inflight.profile import profile_named
 ENGINE = "a100"
 PARTITIONS = 4
 GROUP = "demo"
+USD_PER_HOUR = 2.0  # about the rent of an A100, so that the boards of money show something
 KINDS = {"requests": "requests", "results": "results", "dlq": "requests.dlq"}
 
 
@@ -65,17 +67,30 @@ class Deployment:
 
 
 @contextlib.asynccontextmanager
-async def deployed(shape: DeploymentShape, bootstrap_servers: str | None, directory: Path) -> AsyncIterator[Deployment]:
-    """Broker, Triton and sidecar run, and are ready; all are gone after the block."""
+async def deployed(
+    shape: DeploymentShape,
+    bootstrap_servers: str | None,
+    directory: Path,
+    pipeline: Pipeline | None = None,
+    **more: Any,
+) -> AsyncIterator[Deployment]:
+    """Broker, Triton and sidecar run, and are ready; all are gone after the block. The pipeline, if any, sees them.
+
+    `more` are further settings of the sidecar.
+    """
     async with contextlib.AsyncExitStack() as stack:
         kafka = await stack.enter_async_context(broker(bootstrap_servers, directory))
         triton_settings = TritonSettings(
             model=shape.model,
             slots=shape.slots,
             parameters={"profile": shape.profile} if shape.paced else {},
+            trace_url=pipeline.otlp_http or None if pipeline else None,
         )
         triton = await stack.enter_async_context(running(directory, triton_settings))
-        server = await stack.enter_async_context(serving(directory, settings(shape, triton, kafka, directory)))
+        document = {**settings(shape, triton, kafka, directory), **more}
+        server = await stack.enter_async_context(serving(directory, seen(document, pipeline) if pipeline else document))
+        if pipeline is not None:
+            pipeline.scrape(sidecar=[server.http], triton=[triton.metrics_url.removeprefix("http://").split("/")[0]])
         yield Deployment(kafka=kafka, triton=triton, server=server)
 
 
@@ -147,6 +162,14 @@ def settings(shape: DeploymentShape, triton: Triton, kafka: Kafka, directory: Pa
     yields = {} if shape.yield_rows is None else {"yield_rows": shape.yield_rows}
     recorder = {"directory": str(directory / "decisions")}
     return sidecar_settings(triton, {"name": ENGINE, **yields}, recorder=recorder, offline=offline)
+
+
+def seen(document: dict[str, Any], pipeline: Pipeline) -> dict[str, Any]:
+    """Return the settings with a price, and with every span sent to the pipeline."""
+    engines = [{**engine, "usd_per_hour": USD_PER_HOUR} for engine in document["engines"]]
+    ratios = {"online_ratio": 1.0, "offline_ratio": 1.0, "broker_ratio": 0.1}
+    tracing = {"tracing": {"endpoint": pipeline.otlp_grpc, **ratios}} if pipeline.otlp_grpc else {}
+    return {**document, "engines": engines, **tracing}
 
 
 def addresses(deployment: Deployment, shape: DeploymentShape, directory: Path) -> str:
