@@ -15,12 +15,13 @@ from typing import Protocol
 
 from sidecar.core.snapshot import JobSnapshot
 from sidecar.offline.dead_letters import DeadItemError, DeadReason
-from sidecar.offline.job_progress import JobKey, JobTally, Outlook, counted, encoded, job_of, outlook
+from sidecar.offline.job_progress import ItemEnd, JobKey, JobTally, Outlook, counted, encoded, job_of, outlook
 from sidecar.offline.kafka_errors import RecordRefusedError
 from sidecar.offline.kafka_opening import Outgoing
 from sidecar.offline.lane_state import Cause, Phase
 from sidecar.offline.offsets import Committed, PartitionOffsets
 from sidecar.offline.owned_partition import FinishedItem, LaneStats, OwnedPartition
+from sidecar.offline.receipts import outcome_digest
 from sidecar.offline.refusals import WrittenForm
 from sidecar.offline.runner import ItemRuns
 from sidecar.offline.spans import KafkaSpans
@@ -169,7 +170,7 @@ class Commits:
             for key in owned_partition.jobs
             if key is not None
         }
-        tallies = counted(owned_partition.tallies, ((done.record, done.outcome == "done") for done in batch), outlooks)
+        tallies = counted(owned_partition.tallies, map(_end, batch), outlooks)
         ending = Counter(job_of(done.record) for done in batch)
         told = []
         for job, tally in tallies.items():
@@ -183,6 +184,18 @@ class Commits:
         self._stats.retried += done.retries
         self._stats.output_tokens += done.output_tokens
         self._on_committed(done)
+
+
+def _end(done: FinishedItem) -> ItemEnd:
+    """What the counts of its job have to know of an item, as it is written."""
+    return ItemEnd(
+        done.record,
+        well=done.outcome == "done",
+        cancelled=done.outcome == "cancelled",
+        prompt_tokens=done.prompt_tokens,
+        output_tokens=done.output_tokens,
+        digest=outcome_digest(done.record.partition, done.record.offset, done.outgoing.value),
+    )
 
 
 def _cut(done: FinishedItem, bytes_max: int) -> Outgoing:

@@ -30,6 +30,7 @@ class DeadReason(StrEnum):
     UNKNOWN_MODEL = "unknown_model"  # no engine and no alias has this name
     TOO_LONG = "too_long"  # prompt + max_tokens do not fit the model
     EXPIRED = "expired"  # its deadline passed before it ran
+    CANCELLED = "cancelled"  # its job was cancelled before it ended
     FAILED = "failed"  # the engine refused it for good, or each attempt failed
     EMPTY_OUTPUT = "empty_output"  # each attempt ended well and without a token
     POISON = "poison"  # it ran alone when the process was killed
@@ -44,6 +45,7 @@ _OPENAI_CODES = {
     DeadReason.UNKNOWN_MODEL: "model_not_found",
     DeadReason.TOO_LONG: "context_length_exceeded",
     DeadReason.EXPIRED: "batch_expired",
+    DeadReason.CANCELLED: "batch_cancelled",
     DeadReason.FAILED: "server_error",
 }
 _OURS = {DeadReason.FAILED, DeadReason.EMPTY_OUTPUT, DeadReason.POISON}  # not the producer's to mend

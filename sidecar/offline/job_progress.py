@@ -11,13 +11,14 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from sidecar.core.deadlines import JobVerdict
 from sidecar.core.snapshot import JobSnapshot
 from sidecar.offline.dead_letters import DeadItemError
 from sidecar.offline.item import TENANT_DEFAULT, Record
+from sidecar.offline.receipts import DIGEST_BYTES, MODULUS
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,36 @@ class JobTally:
     """What of one job is committed on one partition, since the topic began, and what was last said about its end."""
 
     done: int = 0
-    dead: int = 0  # expired ones included
+    dead: int = 0  # expired and cancelled ones included
     at_risk: bool = False
+    # What follows from the same ends: two tallies with the same counts are the same.
+    cancelled: int = field(default=0, compare=False)
+    prompt_tokens: int = field(default=0, compare=False)  # of results
+    output_tokens: int = field(default=0, compare=False)
+    digest: int = field(default=0, compare=False)  # the sum over all outcomes: see receipts.py
+
+    def with_end(self, end: ItemEnd) -> JobTally:
+        """The tally with one more item that has ended."""
+        return replace(
+            self,
+            done=self.done + end.well,
+            dead=self.dead + (not end.well),
+            cancelled=self.cancelled + end.cancelled,
+            prompt_tokens=self.prompt_tokens + end.prompt_tokens,
+            output_tokens=self.output_tokens + end.output_tokens,
+            digest=(self.digest + end.digest) % MODULUS,
+        )
+
+
+class ItemEnd(NamedTuple):
+    """How one item ended, as far as its job's counts go."""
+
+    record: Record
+    well: bool
+    cancelled: bool = False
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    digest: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,17 +102,16 @@ def _stretched(job: JobSnapshot, unread: int) -> Outlook:
 
 
 def counted(
-    tallies: Mapping[JobKey, JobTally], ended: Iterable[tuple[Record, bool]], outlooks: Mapping[JobKey, Outlook]
+    tallies: Mapping[JobKey, JobTally], ended: Iterable[ItemEnd], outlooks: Mapping[JobKey, Outlook]
 ) -> dict[JobKey, JobTally]:
-    """The tallies that are other ones once these records have ended, each well or not, and the outlooks are told.
+    """The tallies that are other ones once these items have ended, and the outlooks are told.
 
     The cost follows from what ended: a topic may hold the tallies of any number of jobs.
     """
     new: dict[JobKey, JobTally] = {}
-    for record, well in ended:
-        if (key := job_of(record)) is not None:
-            tally = new.get(key) or tallies.get(key) or JobTally()
-            new[key] = replace(tally, done=tally.done + well, dead=tally.dead + (not well))
+    for end in ended:
+        if (key := job_of(end.record)) is not None:
+            new[key] = (new.get(key) or tallies.get(key) or JobTally()).with_end(end)
     for key, each in outlooks.items():
         new[key] = replace(new.get(key) or tallies.get(key) or JobTally(), at_risk=each.at_risk)
     return {key: tally for key, tally in new.items() if tally != tallies.get(key, JobTally())}
@@ -97,6 +125,10 @@ def encoded(key: JobKey, partition: int, tally: JobTally, waiting: int, outlook:
         "partition": partition,
         "done": tally.done,
         "dead": tally.dead,
+        "cancelled": tally.cancelled,
+        "prompt_tokens": tally.prompt_tokens,
+        "output_tokens": tally.output_tokens,
+        "digest": f"{tally.digest:0{2 * DIGEST_BYTES}x}",
         "waiting": waiting,
         "eta_p50_s": outlook.eta_p50_s,
         "eta_p90_s": outlook.eta_p90_s,
@@ -137,9 +169,18 @@ def _job(key: bytes | None) -> JobKey | None:
 def _tally(value: bytes) -> JobTally | None:
     match _json(value):
         case {"done": int(done), "dead": int(dead), "at_risk": bool(at_risk)} if min(done, dead) >= 0:
-            return JobTally(done=done, dead=dead, at_risk=at_risk)
+            return JobTally(done=done, dead=dead, at_risk=at_risk, **_further(_json(value)))
         case _:
             return None
+
+
+def _further(told: Mapping[str, Any]) -> dict[str, int]:
+    """What an older version did not tell counts as 0."""
+    found = {name: told.get(name) for name in ("cancelled", "prompt_tokens", "output_tokens")}
+    counts = {name: count for name, count in found.items() if isinstance(count, int) and count >= 0}
+    with contextlib.suppress(ValueError, TypeError):
+        counts["digest"] = int(told.get("digest", "0"), 16) % MODULUS
+    return counts
 
 
 def _json(text: bytes | None) -> Any:

@@ -24,7 +24,7 @@ BYTES_MAX = "max.message.bytes"  # of a batch as it is stored, so after compress
 
 def bytes_needed(settings: OfflineSettings, topic: str) -> int | None:
     """Return the `max.message.bytes` that takes every record of the lane, or None where records are short."""
-    if topic == settings.progress_topic:
+    if topic in (settings.progress_topic, settings.jobs_topic):
         return None
     return settings.message_bytes_max + (HEADERS_BYTES if topic == settings.dead_letter_topic else 0)
 
@@ -87,7 +87,7 @@ class Topics:
 async def look(client: AIOKafkaClient, settings: OfflineSettings) -> Topics:
     """The topics now. Raises LogError if one is missing or may not be seen, and KafkaError; call it within `call`."""
     names = [settings.requests_topic, settings.results_topic, settings.dead_letter_topic]
-    names += filter(None, [settings.progress_topic])
+    names += filter(None, [settings.progress_topic, settings.jobs_topic])
     node = client.get_random_node()
     answer = (await client.send(node, MetadataRequest(names, allow_auto_topic_creation=False))).to_object()
     partitions = {each["topic"]: _partitions(each) for each in answer["topics"]}
@@ -96,7 +96,8 @@ async def look(client: AIOKafkaClient, settings: OfflineSettings) -> Topics:
             raise LogError(f"topic {name} does not exist", Cause.TOPIC_MISSING)
     limits = await _bytes_max(client, names)
     requests, *targets = (Topic(name=n, partitions=partitions[n], bytes_max=limits.get(n)) for n in names)
-    return Topics(cluster_id=str(answer.get("cluster_id") or ""), requests=requests, targets=tuple(targets))
+    written = tuple(each for each in targets if each.name != settings.jobs_topic)  # its partitions are its own
+    return Topics(cluster_id=str(answer.get("cluster_id") or ""), requests=requests, targets=written)
 
 
 async def require_topic(client: AIOKafkaClient, name: str) -> None:

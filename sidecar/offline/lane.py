@@ -24,6 +24,8 @@ from sidecar.offline.commits import Commits
 from sidecar.offline.gates import ModelGates
 from sidecar.offline.intake import Intake, Source
 from sidecar.offline.item import ItemRules
+from sidecar.offline.job_orders import JobOrders
+from sidecar.offline.job_topic import follow_orders
 from sidecar.offline.kafka_client import KafkaLog
 from sidecar.offline.kafka_errors import LogError, StuckError, cause_of
 from sidecar.offline.lane_state import OPERATOR, Cause, LaneState, Phase, Stated, together
@@ -79,8 +81,14 @@ class OfflineLane:
         aliases: Aliases | None = None,
         jobs: Callable[[str, str], Iterable[JobSnapshot]] = lambda _tenant, _job: (),
         gates: ModelGates | None = None,
+        follow: Callable[[OfflineSettings, JobOrders], Coroutine[Any, Any, None]] = follow_orders,
     ) -> None:
-        """`jobs` forecasts those of one name: `Scheduler.jobs_named`. `gates` hold items back for the driver."""
+        """`jobs` forecasts those of one name: `Scheduler.jobs_named`. `gates` hold items back for the driver.
+
+        `follow` keeps the orders of jobs as the jobs topic has them, until it is cancelled.
+        """
+        self.orders = JobOrders(known=not settings.jobs_topic)
+        self._follow = follow
         self.stats = LaneStats()
         self._stated = Stated("the offline lane", clock)
         self._settings = settings
@@ -88,7 +96,8 @@ class OfflineLane:
         self._make_log = make_log
         self._spans = KafkaSpans(settings, tracing, clock)
         rules = ItemRules.of(settings, tokens_max, aliases)
-        self._runs = ItemRuns(settings, rules, driver, tokens, self._spans, self.stats, clock, gates or ModelGates())
+        common_runs = (settings, rules, driver, tokens, self._spans, self.stats, clock)
+        self._runs = ItemRuns(*common_runs, gates or ModelGates(), self.orders)
         self._owned_partitions: dict[int, OwnedPartition] = {}
         common = (settings, self._runs, self._spans, self.stats)
         self._intake = Intake(
@@ -131,9 +140,15 @@ class OfflineLane:
         """Returns after `drain`. Whatever it raises is a programming error, and then the state says so."""
         try:
             async with asyncio.TaskGroup() as self._items:
+                following = None
+                if self._settings.jobs_topic:
+                    orders = self._follow(self._settings, self.orders)
+                    following = self._items.create_task(orders, name="offline job orders")
                 try:
                     await self._sessions()
                 finally:
+                    if following is not None:
+                        following.cancel()
                     for owned_partition in self._owned_partitions.values():
                         self._drop(owned_partition)
             self._stated.become(Phase.STOPPED)

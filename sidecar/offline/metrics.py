@@ -95,8 +95,9 @@ class OfflineMetrics:
 
     def items(self) -> Iterator[Labelled]:
         """Yield how many items ended so; each known end is there from the start."""
-        zero = {("done", ""): 0, ("expired", DeadReason.EXPIRED.value): 0}
-        zero |= {("dlq", reason.value): 0 for reason in DeadReason if reason is not DeadReason.EXPIRED}
+        named = (DeadReason.EXPIRED, DeadReason.CANCELLED)
+        zero = {("done", ""): 0} | {(reason.value, reason.value): 0 for reason in named}
+        zero |= {("dlq", reason.value): 0 for reason in DeadReason if reason not in named}
         for end, count in (zero | self._ends | {("retried", ""): self._lane.stats.retried}).items():
             yield (self._topic, *end), count
 

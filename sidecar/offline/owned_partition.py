@@ -27,12 +27,13 @@ class FinishedItem:
 
     record: Record
     outgoing: Outgoing
-    outcome: str  # done, dlq or expired
+    outcome: str  # done, dlq, expired or cancelled
     reason: str  # "" for done
     retries: int
     output_tokens: int
     taken_s: float
     trace: ItemTrace | None = None  # None without tracing
+    prompt_tokens: int = 0  # of a result
 
 
 @dataclass(slots=True)

@@ -28,8 +28,11 @@ from sidecar.offline.item import (
     result_headers,
     result_value,
 )
+from sidecar.offline.job_orders import JobOrders, JobPausedError
+from sidecar.offline.job_progress import job_of
 from sidecar.offline.kafka_opening import Outgoing
 from sidecar.offline.owned_partition import FinishedItem, LaneStats
+from sidecar.offline.receipts import value_hash
 from sidecar.offline.spans import KafkaSpans, dead_context, result_context
 from sidecar.settings.offline import OfflineSettings
 from sidecar.telemetry.tracing import ItemTrace
@@ -66,6 +69,7 @@ class ItemRuns:
         stats: LaneStats,
         clock: Callable[[], float],
         gates: ModelGates,
+        orders: JobOrders | None = None,
     ) -> None:
         self._settings = settings
         self._driver = driver
@@ -79,6 +83,7 @@ class ItemRuns:
         self._minted = 0
         self._ahead_s = -inf
         self._gates = gates
+        self._orders = orders or JobOrders()
 
     def look(self) -> None:
         """Dead letters that were only counted are told when it is time. To be called now and then."""
@@ -92,6 +97,7 @@ class ItemRuns:
         """Its result or its dead letter; nothing is left of it when cancelled."""
         taken_s, stage, trace = self._clock(), "read", self._spans.item(record)
         try:
+            await self._orders.turn(job_of(record))
             async with self._turn(record):
                 item = await asyncio.to_thread(read_item, record, self._rules, self._tokens)
             stage = "run"
@@ -117,25 +123,31 @@ class ItemRuns:
 
     async def _generated(self, record: Record, item: Item, taken_s: float, trace: ItemTrace | None) -> Generated:
         while True:
-            await self._gates.wait(item.model)
-            self._stats.executions += 1
+            await self._orders.turn(job_of(record))
             try:
-                request = self._request(record, item, taken_s)
-                self._spans.adopt(request.id, trace)
-                return await self._driver.generate(request, item.call)
+                async with self._orders.hold(job_of(record)):
+                    await self._gates.wait(item.model)
+                    self._stats.executions += 1
+                    request = self._request(record, item, taken_s)
+                    self._spans.adopt(request.id, trace)
+                    return await self._driver.generate(request, item.call)
+            except JobPausedError:
+                continue  # what it had computed is computed again: its slot and its place in the queue are free
             except RequestDeadError as error:
                 reason = DeadReason.EMPTY_OUTPUT if EMPTY_OUTPUT in error.reason else DeadReason.FAILED
                 raise DeadItemError(reason, error.reason, error.attempts) from None
             except RequestRejectedError as error:
                 self._stats.executions -= 1
+                if error.reason == "expired" and self._may_wait(record, request):
+                    continue
                 _raise_if_final(error)
                 await asyncio.sleep(error.retry_after_s or RETRY_REJECTED_S)
 
     def _request(self, record: Record, item: Item, taken_s: float) -> Request:
         self._minted += 1
-        deadline_s = float("inf")
-        if item.deadline is not None:
-            deadline_s = item.deadline.timestamp() - self._wall_ahead_s()
+        deadline_s, deadline = inf, self._orders.deadline(job_of(record)) or item.deadline
+        if deadline is not None:
+            deadline_s = deadline.timestamp() - self._wall_ahead_s()
         return Request(
             id=f"{record.source}#{self._minted}",
             lane=Lane.OFFLINE,
@@ -149,6 +161,11 @@ class ItemRuns:
             job=item.job or "",
             prefix_key=item.prefix_key,
         )
+
+    def _may_wait(self, record: Record, request: Request) -> bool:
+        """Return True if somebody has given the job a later deadline since the request was made."""
+        deadline = self._orders.deadline(job_of(record))
+        return deadline is not None and deadline.timestamp() - self._wall_ahead_s() > request.deadline_s
 
     def _wall_ahead_s(self) -> float:
         """Return by how much the wall clock is ahead of the driver's: one number until somebody sets the wall clock.
@@ -165,7 +182,8 @@ class ItemRuns:
         self, record: Record, item: Item, generated: Generated, taken_s: float, trace: ItemTrace | None
     ) -> FinishedItem:
         value = await asyncio.to_thread(result_value, record, item, generated, self._tokens)
-        headers = result_context(result_headers(record, self._settings.group), trace)
+        own = (*result_headers(record, self._settings.group), ("x-result-hash", value_hash(value)))
+        headers = result_context(own, trace)
         outgoing = Outgoing(topic=self._settings.results_topic, key=record.key, value=value, headers=headers)
         if outgoing.size > self._settings.message_bytes_max:
             message = (
@@ -181,6 +199,7 @@ class ItemRuns:
             output_tokens=len(generated.output_ids),
             taken_s=taken_s,
             trace=trace,
+            prompt_tokens=len(item.call.prompt_ids),
         )
 
     def dead(
@@ -207,7 +226,7 @@ class ItemRuns:
         return FinishedItem(
             record=record,
             outgoing=outgoing,
-            outcome="expired" if error.reason is DeadReason.EXPIRED else "dlq",
+            outcome=error.reason.value if error.reason in (DeadReason.EXPIRED, DeadReason.CANCELLED) else "dlq",
             reason=error.reason.value,
             retries=max(0, error.attempts - 1),
             output_tokens=0,

@@ -8,7 +8,7 @@ import hashlib
 import json
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 
 from sidecar.core.errors import SidecarError
 from sidecar.offline.item import Headers
-from sidecar.offline.item_file import Digest, ItemFile, ItemFileError
+from sidecar.offline.item_file import Digest, ItemFileError, ItemLines
 from sidecar.offline.kafka_errors import translated
 from sidecar.offline.kafka_options import client_options
 from sidecar.offline.kafka_topics import require_topic
@@ -30,6 +30,7 @@ PREFIX_CHARS = 256  # prompts that begin alike get one key, so that they meet on
 # … for so many lines: more than an engine has slots, so that the prefix is reused, and few enough that a file with one
 # system prompt throughout goes to all partitions.
 PREFIX_LINES = 64
+LINE = "x-line"  # the header that says where an item stood in its file: results come back in that order
 INTERRUPTED = "interrupted"
 FLUSH_S = 10.0  # for what is on its way when the sending is broken off
 
@@ -86,9 +87,18 @@ async def submit(settings: OfflineSettings, values: Iterable[bytes], headers: di
 
 
 async def send_file(
-    settings: OfflineSettings, file: ItemFile, digest: str, headers: Headers, *, first_line: int, sent: Sent
+    settings: OfflineSettings,
+    file: ItemLines,
+    digest: str,
+    headers: Headers,
+    *,
+    first_line: int,
+    sent: Sent,
+    wanted: Callable[[int], bool] | None = None,
 ) -> None:
     """The file's items from `first_line` on are sent, or `sent` says how many were. Ends early at a SIGINT.
+
+    With `wanted` only the lines for which it holds are sent, and each item says its line.
 
     Raises SubmitError if the file is another one than the `digest` was made of, LogError if its topic is not there,
     KafkaError if no broker answers.
@@ -98,13 +108,14 @@ async def send_file(
     def lines() -> Iterator[tuple[int, bytes]]:
         for number, value in file.lines():
             read.add(value)
-            if number >= first_line:
+            if number >= first_line and (wanted is None or wanted(number)):
                 yield number, value
 
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, _stop_at, stop, loop)
+    with contextlib.suppress(RuntimeError):  # a loop in another thread than the main one hears no signals
+        loop.add_signal_handler(signal.SIGINT, _stop_at, stop, loop)
     try:
-        await send(settings, lines(), headers, sent, stop)
+        await send(settings, lines(), headers, sent, stop, lined=wanted is not None)
     except ItemFileError as error:
         raise SubmitError(f"{error}; {told(sent, first_line)}") from None
     finally:
@@ -129,9 +140,18 @@ def told(sent: Sent, first_line: int) -> str:
 
 
 async def send(
-    settings: OfflineSettings, lines: Iterable[tuple[int, bytes]], headers: Headers, sent: Sent, stop: asyncio.Event
+    settings: OfflineSettings,
+    lines: Iterable[tuple[int, bytes]],
+    headers: Headers,
+    sent: Sent,
+    stop: asyncio.Event,
+    *,
+    lined: bool = False,
 ) -> None:
-    """The lines are sent, IN_FLIGHT_MAX at a time, until one fails or `stop` is set; `sent` says how far it came."""
+    """The lines are sent, IN_FLIGHT_MAX at a time, until one fails or `stop` is set; `sent` says how far it came.
+
+    `lined`: each item says its line in a header.
+    """
     producer = AIOKafkaProducer(
         **client_options(settings),
         enable_idempotence=True,
@@ -143,7 +163,7 @@ async def send(
         await producer.start()
         await require_topic(producer.client, settings.requests_topic)
         while batch := [*islice(waiting, IN_FLIGHT_MAX)]:
-            await _send_batch(producer, settings.requests_topic, batch, headers, sent, stop)
+            await _send_batch(producer, settings.requests_topic, batch, headers, sent, stop, lined)
             if sent.error:
                 return
             if stop.is_set() and (left := next(waiting, None)) is not None:
@@ -162,13 +182,15 @@ async def _send_batch(
     headers: Headers,
     sent: Sent,
     stop: asyncio.Event,
+    lined: bool,
 ) -> None:
     """Every line of the batch has an answer, or had FLUSH_S for it after `stop`."""
     futures: list[asyncio.Future[Any]] = []
     refused: Exception | None = None
     for number, value in batch:
         try:
-            futures.append(await producer.send(topic, value, key=prefix_key(value, number), headers=list(headers)))
+            own = [*headers, (LINE, b"%d" % number)] if lined else list(headers)
+            futures.append(await producer.send(topic, value, key=prefix_key(value, number), headers=own))
         except KafkaError as error:
             refused = error
             break

@@ -25,6 +25,7 @@ ROLES = {
     "results_topic": "inference.results",
     "dead_letter_topic": "inference.requests.dlq",
     "progress_topic": "inference.progress",
+    "jobs_topic": "inference.jobs",
 }
 REPLICAS_USUAL = 3
 _KEY = re.compile(r"[a-z][a-z.]*[a-z]")

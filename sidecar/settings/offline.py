@@ -68,6 +68,7 @@ class OfflineSettings:
     results_topic: str = "inference.results"  # at least as many partitions as requests
     dead_letter_topic: str = "inference.requests.dlq"  # likewise
     progress_topic: str = ""  # how far each job is; "" = not told; compacted, and as many partitions as requests
+    jobs_topic: str = ""  # what was submitted, and what is ordered of it; "" = jobs cannot be cancelled; compacted
     group: str = "sidecar"  # the consumer group; its offsets say what is done
     instance_id: str = ""  # stable per process (a StatefulSet's pod name): a restart then costs no rebalance
     first_start: Literal["refuse", "earliest", "latest"] = "refuse"  # a group without offsets, or one that lost them
@@ -100,10 +101,11 @@ class OfflineSettings:
         for server in self.bootstrap_servers.split(","):
             require(_is_server(server.strip()), f"kafka: bootstrap_servers must be {SERVERS}, not {server.strip()!r}")
         topics = ("requests_topic", "results_topic", "dead_letter_topic")
-        for name in (*topics, "progress_topic") if self.progress_topic else topics:
+        further = tuple(name for name in ("progress_topic", "jobs_topic") if getattr(self, name))
+        for name in (*topics, *further):
             topic = getattr(self, name)
             require(_TOPIC.fullmatch(topic) is not None, f"kafka: {name} must be {TOPIC_RULE}, not {topic!r:.60}")
-        names = [getattr(self, name) for name in topics] + [self.progress_topic] * bool(self.progress_topic)
+        names = [getattr(self, name) for name in (*topics, *further)]
         twice = sorted({topic for topic in names if names.count(topic) > 1})
         # What the lane writes would be read as items, or as something else than it is.
         require(not twice, f"kafka: each topic needs a name of its own, but {', '.join(twice)} is named twice")

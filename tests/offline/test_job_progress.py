@@ -14,7 +14,7 @@ import pytest
 from sidecar.core.deadlines import JobVerdict
 from sidecar.core.request import Request
 from sidecar.core.snapshot import JobSnapshot
-from sidecar.offline.job_progress import JobTally, Outlook, counted, decoded, outlook
+from sidecar.offline.job_progress import ItemEnd, JobTally, Outlook, counted, decoded, outlook
 from sidecar.offline.kafka_opening import Outgoing
 from sidecar.offline.lane import OfflineLane
 from sidecar.settings.offline import OfflineSettings
@@ -210,7 +210,7 @@ def test_what_a_commit_tells_is_counted_from_what_ended_and_from_nothing_else() 
 
     record = of_job(1).records[0][0]
     tallies = Counting({NIGHTLY: JobTally(done=5), ("acme", "other"): JobTally(dead=1)})
-    assert counted(tallies, [(record, True), (record, False)], {}) == {NIGHTLY: JobTally(done=6, dead=1)}
+    assert counted(tallies, [ItemEnd(record, True), ItemEnd(record, False)], {}) == {NIGHTLY: JobTally(done=6, dead=1)}
     assert counted(tallies, [], {("acme", "other"): Outlook(at_risk=True)}) == {
         ("acme", "other"): JobTally(dead=1, at_risk=True)
     }

@@ -135,8 +135,9 @@ def test_every_way_to_end_is_at_zero_before_the_first_item_ends() -> None:
     }
     assert ends["done", ""] == ends["expired", "expired"] == ends["dlq", "invalid"] == 0
     assert (ends["dlq", "poison"], ends["retried", ""]) == (2, 3)
-    assert ends.keys() == {("done", ""), ("retried", ""), ("expired", "expired")} | {
-        ("dlq", reason.value) for reason in DeadReason if reason is not DeadReason.EXPIRED
+    named = {DeadReason.EXPIRED, DeadReason.CANCELLED}
+    assert ends.keys() == {("done", ""), ("retried", ""), *((reason.value, reason.value) for reason in named)} | {
+        ("dlq", reason.value) for reason in DeadReason if reason not in named
     }
 
 
