@@ -6,7 +6,7 @@ import os
 import sys
 
 try:
-    from sidecar.cli import build_engine, chat, fill, init, items, main, operate, plan, profile, topics
+    from sidecar.cli import build_engine, chat, fill, init, items, jobs, main, operate, plan, profile, results, topics
     from sidecar.sim.replay import register_replay
     from sidecar.sim.simulate import register_simulate
 except KeyboardInterrupt:  # loading takes a second or two on a busy machine
@@ -19,6 +19,9 @@ COMMANDS = (
     main.register_serve,
     items.register_submit,
     items.register_offsets,
+    jobs.register_jobs,
+    jobs.register_job,
+    results.register_results,
     topics.register_topics,
     chat.register_chat,
     operate.register_status,

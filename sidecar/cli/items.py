@@ -5,32 +5,33 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shlex
 import sys
-import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from aiokafka.errors import KafkaError
-
+from sidecar.batch.submission import Submission, submit_job
+from sidecar.batch.tables import FORMATS, columns_of, table_of
+from sidecar.cli.jobs import require_board, watch_job
 from sidecar.cli.offsets import PartitionPlace, reset, show
+from sidecar.cli.ticker import LOOK_S, Ticker, Ticking
+from sidecar.cli.where import Answer, Environment, add_where, next_where, offline_settings, run
 from sidecar.core.errors import SettingsError
 from sidecar.offline.dead_letters import DeadItemError
-from sidecar.offline.item import NAME_RULE, ItemRules, deadline_of, is_name
+from sidecar.offline.item import NAME_RULE, TENANT_DEFAULT, ItemRules, deadline_of, is_name
 from sidecar.offline.item_fields import INT32_MAX
 from sidecar.offline.item_file import Checked, ItemFileError, check, names_of, opened
-from sidecar.offline.kafka_errors import LogError, hear_aiokafka, translated
+from sidecar.offline.kafka_errors import LogError
 from sidecar.offline.offsets import Committed
 from sidecar.offline.submit import INTERRUPTED, Sent, SubmitError, send_file, told
-from sidecar.settings.file import ServeSettings, load_settings
+from sidecar.settings.file import ServeSettings
 from sidecar.settings.offline import OfflineSettings
 from sidecar.telemetry.wording import counted, verb
 from sidecar.triton.tokenizer import Tokens
 
-Environment = Mapping[str, str]
-Answer = TypeVar("Answer")
 HEADERS = ("tenant", "job", "deadline", "model")
 JOB_OF_DIGEST = "file-{}"
 INTERRUPTED_CODE = 130  # as the shell has it: 128 + SIGINT
@@ -38,14 +39,16 @@ INTERRUPTED_CODE = 130  # as the shell has it: 128 + SIGINT
 
 HELP = """
 Every line is read as the lane will read it (kafka/item.schema.json, docs/kafka.md), before the first one is sent.
-If one is at fault, it is said where and what to do, and nothing is sent. FILE may be gzip, bzip2 or xz; - is standard
-input.
+If one is at fault, it is said where and what to do, and nothing is sent. FILE is JSONL, CSV, TSV or Parquet, plain or
+gzip, bzip2, xz or zstd; - is standard input. With a jobs_topic in the settings the same file twice is one job, and a
+call that broke off goes on when it is repeated.
 
 examples:
   sidecar submit batch.jsonl --config sidecar.yaml --job nightly --deadline 2030-12-01T06:00:00Z
   sidecar submit batch.jsonl --config sidecar.yaml --model tensorrt_llm   # whatever model the lines name
   sidecar submit batch.jsonl --config sidecar.yaml --check                # send nothing
-  zstd -dc batch.jsonl.zst | sidecar submit - --bootstrap-servers kafka:9092
+  sidecar submit reviews.csv --config sidecar.yaml --map id=review --map prompt=text --wait
+  jq -c . prompts.json | sidecar submit - --bootstrap-servers kafka:9092
 
 exit codes:
   0    every item is acknowledged (with --check: every line is an item)
@@ -64,7 +67,7 @@ def register_submit(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="one item per line")
-    _add_where(parser)
+    add_where(parser)
     parser.add_argument("--topic", help="instead of the settings' requests_topic")
     parser.add_argument("--tenant", help="whose items these are; fair shares are per tenant")
     parser.add_argument(
@@ -77,6 +80,15 @@ def register_submit(subparsers: Any) -> None:
         "--from", dest="first_line", type=int, default=1, metavar="LINE", help="send from this line on (all is checked)"
     )
     parser.add_argument("--allow-duplicates", action="store_true", help="take an id that is there twice")
+    parser.add_argument("--format", choices=FORMATS, help="of the file; by default as its name or its beginning says")
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="FIELD=COLUMN",
+        help="the column of a table that holds this field of an item, as prompt=text; repeatable",
+    )
+    parser.add_argument("--wait", action="store_true", help="end when each item has its outcome; needs a jobs_topic")
     parser.set_defaults(run=_submit)
 
 
@@ -85,7 +97,7 @@ def register_offsets(subparsers: Any) -> None:
     parser = subparsers.add_parser("offsets", help="show, decode or reset what the group has committed")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     shown = actions.add_parser("show", help="watermark, gaps and lag of each partition")
-    _add_where(shown)
+    add_where(shown)
     shown.add_argument("--json", action="store_true", help="as JSON, with every gap")
     shown.set_defaults(run=_show)
     decoded = actions.add_parser("decode", help="read the metadata of one committed offset")
@@ -93,34 +105,12 @@ def register_offsets(subparsers: Any) -> None:
     decoded.add_argument("metadata")
     decoded.set_defaults(run=_decode)
     again = actions.add_parser("reset", help="begin elsewhere; what is done above will be done again")
-    _add_where(again)
+    add_where(again)
     again.add_argument("--to", required=True, metavar="OFFSET", help="earliest, latest or a number")
     again.add_argument(
         "--partition", type=int, action="append", default=[], metavar="N", help="only this one; repeatable"
     )
     again.set_defaults(run=_reset)
-
-
-def _add_where(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the sidecar's settings; its offline part is used")
-    parser.add_argument("--bootstrap-servers", metavar="HOST:PORT,…", help="instead of the settings'")
-
-
-def _settings(options: argparse.Namespace, environment: Environment) -> tuple[OfflineSettings, ServeSettings | None]:
-    """The offline part, and the whole file if there is one."""
-    settings, whole = OfflineSettings(), None
-    if options.config is not None:
-        whole = load_settings(options.config, environment)
-        if whole.offline is None:
-            raise SettingsError(f"{options.config} has no offline part, so there is no Kafka to speak to")
-        settings = whole.offline
-    if options.bootstrap_servers is not None:
-        settings = replace(settings, bootstrap_servers=options.bootstrap_servers)
-    return settings, whole
-
-
-def _where(options: argparse.Namespace, environment: Environment) -> OfflineSettings:
-    return _settings(options, environment)[0]
 
 
 def _submit(options: argparse.Namespace, environment: Environment) -> int:
@@ -133,12 +123,17 @@ def _submit(options: argparse.Namespace, environment: Environment) -> int:
 
 
 def _submitted(options: argparse.Namespace, environment: Environment, sent: Sent) -> int:
-    settings, whole = _settings(options, environment)
+    settings, whole = offline_settings(options, environment)
     if options.topic is not None:
         settings = replace(settings, requests_topic=options.topic)
     stated = _stated_headers(options)
     rules, tokens = _rules(settings, whole, options.model)
-    with opened(options.file, settings.item_bytes_max) as file:
+    columns = columns_of(options.map)
+    if options.wait:
+        require_board(settings)
+    with opened(options.file, settings.item_bytes_max) as raw:
+        ticker = Ticker("checked")
+        file = Ticking(table_of(raw, options.format, columns), ticker)
         headers = names_of({"x-job": JOB_OF_DIGEST.format("0" * 16)} | stated)  # as long as the real one
         checked = check(
             file,
@@ -148,6 +143,7 @@ def _submitted(options: argparse.Namespace, environment: Environment, sent: Sent
             record_bytes_max=settings.message_bytes_max,
             allow_duplicates=options.allow_duplicates,
         )
+        ticker.end()
         _refuse_faults(file.name, checked, options, rules)
         if tokens is None:
             print("sidecar: lengths are not checked without --config and its tokenizer", file=sys.stderr)
@@ -155,16 +151,61 @@ def _submitted(options: argparse.Namespace, environment: Environment, sent: Sent
             print(f"{counted(checked.items, 'item')} {verb(checked.items)} valid; nothing was sent")
             return 0
         job = {"x-job": JOB_OF_DIGEST.format(checked.digest)} | stated
-        sending = send_file(settings, file, checked.digest, names_of(job), first_line=options.first_line, sent=sent)
+        file.ticker = None
+        managed = bool(settings.jobs_topic) and options.first_line == 1
+        if managed:
+            sending: Coroutine[Any, Any, object] = submit_job(settings, file, checked, job, sent)
+        else:
+            first = options.first_line
+            sending = send_file(settings, file, checked.digest, names_of(job), first_line=first, sent=sent)
         try:
-            _run(sending)
+            submission = run(_ticked(sending, sent, checked.items))
         except LogError as error:
-            raise SubmitError(f"{error}; {told(sent, options.first_line)}") from None
+            raise SubmitError(f"{error}; {_told(sent, options, managed)}") from None
     if sent.error:
-        print(f"sidecar: {sent.error}; {told(sent, options.first_line)}", file=sys.stderr)
+        print(f"sidecar: {sent.error}; {_told(sent, options, managed)}", file=sys.stderr)
         return INTERRUPTED_CODE if sent.error == INTERRUPTED else 1
-    print(f"{counted(sent.acknowledged, 'item')} sent to {settings.requests_topic} as job {job['x-job']}")
-    return 0
+    return _sent(options, settings, sent, job, submission)
+
+
+def _told(sent: Sent, options: argparse.Namespace, managed: bool) -> str:
+    """What was sent, and how to go on."""
+    if managed:
+        there = f"{counted(sent.acknowledged, 'item')} {verb(sent.acknowledged)} acknowledged"
+        return f"{there}; the same command goes on where it ended"
+    return told(sent, options.first_line)
+
+
+def _sent(
+    options: argparse.Namespace, settings: OfflineSettings, sent: Sent, job: dict[str, str], submission: object
+) -> int:
+    """Say what was sent and what to do next; wait for the job's end if that is asked for."""
+    name = job["x-job"]
+    if isinstance(submission, Submission) and submission.again:
+        print(f"job {name} has these {counted(submission.before, 'item')} already; nothing was sent")
+    else:
+        before = submission.before if isinstance(submission, Submission) else 0
+        more = f", {before} were there before" if before else ""
+        print(f"{counted(sent.acknowledged, 'item')} sent to {settings.requests_topic} as job {name}{more}")
+    where = next_where(options) + (f" --tenant {shlex.quote(options.tenant)}" if options.tenant else "")
+    print(f"next: sidecar results --job {shlex.quote(name)} -o {name}.results.jsonl --follow{where}")
+    return run(watch_job(settings, (job.get("x-tenant", TENANT_DEFAULT), name))) if options.wait else 0
+
+
+async def _ticked(sending: Coroutine[Any, Any, Answer], sent: Sent, items: int) -> Answer:
+    """The sending, while a line on stderr says how far it is."""
+    ticker = Ticker("sent", items)
+    task = asyncio.create_task(sending, name="sending")
+    try:
+        while not task.done():
+            await asyncio.wait([task], timeout=LOOK_S)
+            ticker.tell(sent.acknowledged)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    finally:
+        ticker.end()
+    return await task
 
 
 def _stated_headers(options: argparse.Namespace) -> dict[str, str]:
@@ -220,7 +261,7 @@ def _refuse_faults(name: str, checked: Checked, options: argparse.Namespace, rul
 
 
 def _show(options: argparse.Namespace, environment: Environment) -> int:
-    places = _run(show(_where(options, environment)))
+    places = run(show(offline_settings(options, environment)[0]))
     if options.json:
         print(json.dumps([_document(each) for each in places], indent=2))
         return 0
@@ -248,7 +289,9 @@ def _decode(options: argparse.Namespace, environment: Environment) -> int:
 def _reset(options: argparse.Namespace, environment: Environment) -> int:
     if options.to not in ("earliest", "latest") and not (options.to.isascii() and options.to.isdecimal()):
         raise SettingsError(f"--to must be earliest, latest or an offset, not {options.to!r}")
-    for partition, offset in _run(reset(_where(options, environment), options.to, options.partition)).items():
+    for partition, offset in run(
+        reset(offline_settings(options, environment)[0], options.to, options.partition)
+    ).items():
         print(f"partition {partition} begins at {offset}")
     return 0
 
@@ -266,13 +309,3 @@ def _document(place: PartitionPlace) -> dict[str, Any]:
 
 def _committed(committed: Committed) -> dict[str, Any]:
     return {name: getattr(committed, name) for name in ("watermark", "high", "gaps", "restarts", "suspect")}
-
-
-def _run(command: Coroutine[Any, Any, Answer]) -> Answer:
-    """What the command gives. Raises LogError if Kafka does not answer, with the last cause."""
-    hear_aiokafka()
-    begun_s = time.monotonic()
-    try:
-        return asyncio.run(command)
-    except (KafkaError, OSError) as error:
-        raise LogError(f"Kafka: {translated(error, begun_s)}") from None

@@ -1,7 +1,7 @@
 """A file of items, one JSON object a line: read in bounded memory, as often as needed, and checked as the lane would.
 
-Plain, gzip, bzip2 and xz; a byte order mark, CRLF and empty lines are skipped. What cannot be two passes over a file
-(standard input, a pipe) is copied to a temporary one first.
+Plain, gzip, bzip2, xz and zstd; a byte order mark, CRLF and empty lines are skipped. What cannot be read twice
+(standard input, a pipe) is copied to a temporary file first.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import bz2
 import contextlib
 import gzip
 import hashlib
+import importlib
 import lzma
 import shutil
 import stat
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -40,10 +41,26 @@ _OPENERS: dict[bytes, Callable[[Any], Any]] = {
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\x00": lzma.LZMAFile,
 }
-_ZSTD = "compressed by zstd; send it as: zstd -dc {path} | sidecar submit -"
+_ZSTD = (b"\x28\xb5\x2f\xfd", *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60)))  # pzstd: a skip first
+
+
+def _optional(name: str) -> Any:
+    """The module of an extra; None if it is not installed."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(name)
+    return None
+
+
+_zstd = _optional("backports.zstd")
+_UNREADABLE: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    *(() if _zstd is None else (_zstd.ZstdError,)),
+)
+_NO_ZSTD = "{path} is compressed by zstd: pip install 'backfill-sidecar[files]', or zstd -dc {path} | sidecar submit -"
 _NO_TEXT = {
-    b"\x28\xb5\x2f\xfd": _ZSTD,
-    **{bytes([first]) + b"\x2a\x4d\x18": _ZSTD for first in range(0x50, 0x60)},  # a skippable frame first, as by pzstd
     b"\x04\x22\x4d\x18": "compressed by lz4; send it as: lz4 -dc {path} | sidecar submit -",
     b"\xff\x06\x00\x00sNaPpY": "compressed by snappy; send it as: snzip -dc {path} | sidecar submit -",
     b"\x1f\x9d": "compressed by compress; send it as: gzip -dc {path} | sidecar submit -",
@@ -64,6 +81,17 @@ class ItemFileError(SettingsError):
     """The file cannot be read as items; nothing of it was sent."""
 
 
+class ItemLines(Protocol):
+    """Items, one a line, that can be read again and again."""
+
+    @property
+    def name(self) -> str:
+        """What people call the file."""
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """(its number, its bytes) of each item; numbers grow. Raises ItemFileError."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemFile:
     """An open file. `lines` may be called again and again."""
@@ -77,9 +105,7 @@ class ItemFile:
 
         Raises ItemFileError.
         """
-        try:
-            self.raw.seek(0)
-            text = self._plain(self.raw)
+        with self.plain() as text:
             self._refuse_other_kinds(text)
             number = 0
             while line := text.readline(self.line_bytes_max + 2):  # with CR and LF
@@ -90,14 +116,28 @@ class ItemFile:
                 if value := (line.removeprefix(BOM) if number == 1 else line).strip():
                     self._refuse_bare_returns(value)
                     yield number, value
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+
+    @contextmanager
+    def plain(self) -> Iterator[Any]:
+        """The file from its beginning, decompressed. Raises ItemFileError, also for what the caller's reads raise."""
+        try:
+            self.raw.seek(0)
+            yield self._plain(self.raw)
+        except _UNREADABLE as error:
             raise ItemFileError(f"cannot read {self.name}: {getattr(error, 'strerror', None) or error}") from None
 
     def _plain(self, raw: IO[bytes]) -> Any:
         head = raw.read(HEAD_BYTES)
         raw.seek(0)
+        if head.startswith(_ZSTD):
+            return self._zstd(raw)
         opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
         return raw if opener is None else opener(raw)
+
+    def _zstd(self, raw: IO[bytes]) -> Any:
+        if _zstd is None:
+            raise ItemFileError(_NO_ZSTD.format(path=self.name))
+        return _zstd.ZstdFile(raw)
 
     def _refuse_other_kinds(self, text: Any) -> None:
         head = text.read(HEAD_BYTES)
@@ -172,7 +212,7 @@ class Checked:
 
 
 def check(
-    file: ItemFile,
+    file: ItemLines,
     rules: ItemRules,
     tokens: Tokens | None,
     headers: Headers,
