@@ -30,6 +30,7 @@ from sidecar.settings.limits import LimitSettings
 from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings
 from sidecar.settings.openai import OpenAiSettings
 from sidecar.settings.recorder import RecorderSettings
+from sidecar.settings.tls import ClientTlsSettings, ServerTlsSettings, TlsSettings
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference.md"
@@ -42,6 +43,9 @@ SETTINGS: dict[str, type[Any]] = {
     "offline.security": KafkaSecuritySettings,
     "aliases.NAME[]": Rule,
     "limits": LimitSettings,
+    "tls": TlsSettings,
+    "tls.listen, tls.http": ServerTlsSettings,
+    "tls.engines, tls.tracing": ClientTlsSettings,
     "tracing": TracingSettings,
     "openai": OpenAiSettings,
     "recorder": RecorderSettings,

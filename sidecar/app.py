@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import signal
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -28,6 +27,7 @@ from sidecar.frontend.passthrough import Passthrough
 from sidecar.frontend.rpc import HeldBytes
 from sidecar.frontend.server import bind, build_server
 from sidecar.frontend.service import OnlineService
+from sidecar.lifecycle import on_signals, prepare_for_many_connections
 from sidecar.offline.gates import ModelGates
 from sidecar.offline.job_counts import JobCounts
 from sidecar.offline.lane import OfflineLane
@@ -37,12 +37,12 @@ from sidecar.offline.owned_partition import FinishedItem
 from sidecar.openai.server import OpenAiServer, build_openai
 from sidecar.settings.file import ServeSettings
 from sidecar.telemetry.event_log import EventLog, no_trace
-from sidecar.telemetry.faults import prepare_for_many_connections
 from sidecar.telemetry.http import Status, no_counts, serve_http, watch_loop_lag
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.recent import Recent
 from sidecar.telemetry.recorder import Recorder
 from sidecar.telemetry.tracing import Tracing
+from sidecar.tls import material
 from sidecar.triton.client import EngineClient
 from sidecar.triton.models import Unscheduled
 from sidecar.triton.tokenizer import Tokens
@@ -144,7 +144,8 @@ def for_scheduler(settings: ServeSettings) -> list[EngineSettings]:
 
 def _clients(settings: ServeSettings, stack: AsyncExitStack) -> dict[str, EngineClient]:
     """A channel to each engine, closed with `stack`."""
-    clients = {each.name: EngineClient(each.target, each.own_metadata()) for each in settings.engines}
+    tls = material(settings.tls.engines, "tls.engines")
+    clients = {each.name: EngineClient(each.target, each.own_metadata(), tls) for each in settings.engines}
     for client in clients.values():
         stack.push_async_exit(client)
     return clients
@@ -163,6 +164,7 @@ def _tracing(
         ttft_objective_ms=settings.scheduler.ttft_objective_ms,
         processor=spans,
         queue_of=scheduler.queue_of,
+        tls=material(settings.tls.tracing, "tls.tracing"),
     )
     stack.push_async_callback(tracing.close)
     return tracing
@@ -306,12 +308,13 @@ async def serve(
     sidecar = build(settings, instance=instance, config_hash=config_hash, scheduler=scheduler)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(sidecar.close)
-        bind(sidecar.server, settings.listen)
-        runner = await serve_http(settings.http, sidecar.status, sidecar.metrics, settings.limits)
+        bind(sidecar.server, settings.listen, material(settings.tls.listen, "tls.listen"))
+        tls = material(settings.tls.http, "tls.http")
+        runner = await serve_http(settings.http, sidecar.status, sidecar.metrics, settings.limits, tls=tls)
         stack.push_async_callback(runner.cleanup)
         async with asyncio.TaskGroup() as tasks:
             obeying = tasks.create_task(sidecar.driver.run(), name="driver")
-            _on_signals(closing.set, obeying.cancel)
+            on_signals(closing.set, obeying.cancel)
             watching = [
                 tasks.create_task(watch_loop_lag(sidecar.metrics), name="loop lag"),
                 tasks.create_task(sidecar.watch.run(), name="engine watch"),
@@ -374,20 +377,6 @@ async def _read_items(lane: OfflineLane) -> None:
         logger.error(
             "the offline lane is %s (%s)", lane.state, places
         )  # without the text: it may hold a part of an item
-
-
-def _on_signals(close: Callable[[], None], break_off: Callable[[], object]) -> None:
-    """The first SIGTERM or SIGINT closes, the second breaks off."""
-    signals_seen = 0
-
-    def on_signal() -> None:
-        nonlocal signals_seen
-        signals_seen += 1
-        close() if signals_seen == 1 else break_off()
-
-    loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, on_signal)
 
 
 def started(settings: ServeSettings) -> str:

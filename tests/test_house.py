@@ -22,15 +22,17 @@ BELOW: dict[str, set[str]] = {
     "call": {"core"},
     "token_call": {"core", "call"},
     "settings": {"core"},
-    "telemetry": {"core", "call", "errors", "settings"},
-    "triton": {"core", "call", "errors", "settings"},
-    "driver": {"core", "call", "token_call", "errors", "settings", "triton", "telemetry"},
+    "tls": {"core", "settings"},
+    "telemetry": {"core", "call", "errors", "settings", "tls"},
+    "triton": {"core", "call", "errors", "settings", "tls"},
+    "driver": {"core", "call", "token_call", "errors", "settings", "tls", "triton", "telemetry"},
 }
 BELOW["frontend"] = BELOW["driver"] | {"driver"}
 BELOW["offline"] = BELOW["driver"]
 BELOW["batch"] = BELOW["offline"] | {"offline"}
 BELOW["openai"] = BELOW["frontend"] | {"offline", "batch"}
-BELOW["app"] = BELOW["frontend"] | {"frontend", "offline", "openai"}
+BELOW["lifecycle"] = {"telemetry"}
+BELOW["app"] = BELOW["frontend"] | {"frontend", "offline", "openai", "lifecycle"}
 BELOW["cli"] = BELOW["app"] | {"app", "batch", "sim", "inflight", "plan", "data"}
 BELOW["__main__"] = {"cli", "sim"}
 BELOW["engine"] = {"inflight"}
@@ -45,7 +47,7 @@ LINES = {
     "inflight": 1135,
     "plan": 233,
     "sim": 4907,
-    "settings": 613,
+    "settings": 760,
     "triton": 1846,
     "driver": 1728,
     "frontend": 2900,

@@ -19,6 +19,7 @@ from sidecar.frontend.rpc import Calls, RpcObserver
 from sidecar.frontend.service import OnlineService
 from sidecar.settings.limits import LimitSettings
 from sidecar.telemetry.tracing import Tracing
+from sidecar.tls import Material
 from sidecar.triton.client import SERVICE
 
 ABOUT_A_MODEL = {
@@ -66,9 +67,11 @@ def build_server(
     return server
 
 
-def bind(server: MethodServer, address: str) -> int:
+def bind(server: MethodServer, address: str, tls: Material | None = None) -> int:
     """Bind the server to `address` (host:port), and return its port. Raises SettingsError if it is taken."""
     try:
+        if tls is not None:
+            return server.add_secure_port(address, tls.server_credentials())
         return server.add_insecure_port(address)
     except RuntimeError as error:
         raise SettingsError(f"listen: cannot bind {address}: {error}") from None

@@ -22,6 +22,7 @@ from sidecar.settings.limits import LimitSettings
 from sidecar.settings.offline import OfflineSettings
 from sidecar.settings.openai import OpenAiSettings
 from sidecar.settings.recorder import RecorderSettings
+from sidecar.settings.tls import TlsSettings
 from sidecar.settings.values import mistakes
 
 _METADATA_NAME = re.compile(r"[0-9a-z_.-]+")  # gRPC's own rules, which it tells only when the call is made
@@ -121,6 +122,7 @@ class ServeSettings:
     tracing: TracingSettings = field(default_factory=TracingSettings)
     openai: OpenAiSettings | None = None  # None = the OpenAI API is not served
     limits: LimitSettings = field(default_factory=LimitSettings)
+    tls: TlsSettings = field(default_factory=TlsSettings)
     recorder: RecorderSettings | None = None  # None = decisions are not recorded
     log_format: Literal["auto", "text", "json"] = "auto"  # for people on a terminal; JSON for a collector elsewhere
     stop_timeout_s: float = 2.0  # the engine confirms a stop within its call and two iterations

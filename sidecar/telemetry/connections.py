@@ -17,6 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from sidecar.core.errors import SettingsError
 from sidecar.settings.limits import LimitSettings
 from sidecar.telemetry.faults import FaultLog
+from sidecar.tls import Material
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -91,14 +92,19 @@ class HttpServer:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         self._listening: asyncio.Server | None = None
 
-    async def start(self, address: str) -> None:
+    async def start(self, address: str, tls: Material | None = None) -> None:
         """It listens on `address` (host:port). Raises SettingsError if the port is taken."""
         await self._runner.setup()
         manager, (host, _, port) = self._runner.server, address.rpartition(":")
         assert manager is not None, "setup makes it"
         try:
             self._listening = await asyncio.get_running_loop().create_server(
-                lambda: Connection(self, manager, self.limits), host, int(port), backlog=BACKLOG
+                lambda: Connection(self, manager, self.limits),
+                host,
+                int(port),
+                backlog=BACKLOG,
+                ssl=None if tls is None else tls.server_context(),
+                ssl_handshake_timeout=None if tls is None else self.limits.http_idle_s,
             )
         except OSError as error:
             await self.cleanup()

@@ -19,6 +19,7 @@ from sidecar.telemetry.connections import HttpServer
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.page import HEADERS, page
 from sidecar.telemetry.recent import Recent
+from sidecar.tls import Material
 
 STATUS_SCHEMA = 2
 LAG_PERIOD_S = 0.1
@@ -170,7 +171,14 @@ def _since(seconds: float | None) -> str:
     return "" if seconds is None else f", since {seconds:.0f} s"
 
 
-async def serve_http(address: str, status: Status, metrics: Metrics, limits: LimitSettings | None = None) -> HttpServer:
+async def serve_http(
+    address: str,
+    status: Status,
+    metrics: Metrics,
+    limits: LimitSettings | None = None,
+    *,
+    tls: Material | None = None,
+) -> HttpServer:
     """A running server. Raises SettingsError if the port is taken. Clean it up with `cleanup()`."""
     app = web.Application()
     app.add_routes(
@@ -183,7 +191,7 @@ async def serve_http(address: str, status: Status, metrics: Metrics, limits: Lim
         )
     )
     server = HttpServer(app, limits or LimitSettings())
-    await server.start(address)
+    await server.start(address, tls)
     return server
 
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+from sidecar.tls import Material
 
 SPANS_MAX = 8192  # that wait to be sent
 EXPORT_TIMEOUT_S = 3  # of one batch, and of all that is left at the end
@@ -17,11 +19,11 @@ EXPORT_TIMEOUT_S = 3  # of one batch, and of all that is left at the end
 class Exporting(BatchSpanProcessor):
     """Sends from a thread of its own; when the collector is away spans are dropped and counted, never waited for."""
 
-    def __init__(self, endpoint: str | None) -> None:
+    def __init__(self, endpoint: str | None, tls: Material | None = None) -> None:
         # They would warn that nobody listens, and of each queue that is full; whoever misses spans sees it there.
         logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").setLevel(logging.CRITICAL)
         logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.CRITICAL)
-        self._otlp = _Counting(endpoint=endpoint, insecure=True, timeout=EXPORT_TIMEOUT_S)
+        self._otlp = _Counting(endpoint, tls)
         self._overflown = 0
         super().__init__(
             self._otlp,
@@ -50,16 +52,41 @@ class Exporting(BatchSpanProcessor):
         giving_up.cancel()
 
 
-class _Counting(OTLPSpanExporter):
-    """Counts the spans of batches that failed."""
+class _Counting(SpanExporter):
+    """Counts the spans of batches that failed. With certificates that have changed it connects anew."""
 
-    failed = 0
+    def __init__(self, endpoint: str | None, tls: Material | None) -> None:
+        self.failed = 0
+        self._endpoint = endpoint
+        self._tls = tls
+        self._tls_version = 0
+        self._over = threading.Event()
+        self._exporter = self._connected()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = SpanExportResult.FAILURE  # also if it raises: the channel may be closed under it
         try:
-            result = super().export(spans)
+            if self._tls is not None and self._tls.refresh() != self._tls_version and not self._over.is_set():
+                self._exporter.shutdown()
+                self._exporter = self._connected()
+            result = self._exporter.export(spans)
         finally:
             if result is not SpanExportResult.SUCCESS:
                 self.failed += len(spans)
         return result
+
+    def shutdown(self) -> None:
+        self._over.set()
+        self._exporter.shutdown()
+
+    def _connected(self) -> OTLPSpanExporter:
+        if self._tls is None:
+            return OTLPSpanExporter(endpoint=self._endpoint, insecure=True, timeout=EXPORT_TIMEOUT_S)
+        self._tls_version = self._tls.refresh()
+        return OTLPSpanExporter(
+            endpoint=self._endpoint,
+            insecure=False,
+            credentials=self._tls.channel_credentials(),
+            timeout=EXPORT_TIMEOUT_S,
+            channel_options=self._tls.channel_options(),  # type: ignore[arg-type]  # the exporter says: of one pair
+        )

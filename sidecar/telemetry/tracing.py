@@ -32,6 +32,7 @@ from sidecar.core.events import Action, Arrived, Dispatch, Ended, Event, Failed,
 from sidecar.core.request import Lane, Request
 from sidecar.settings.file import TracingSettings
 from sidecar.telemetry.span_export import Exporting
+from sidecar.tls import Material
 
 CURRENT: ContextVar[Trace | None] = ContextVar("trace of the RPC being served", default=None)
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.45.0"
@@ -111,6 +112,7 @@ class Tracing:
         processor: SpanProcessor | None = None,
         seed: int | None = None,
         queue_of: Callable[[str, Lane], tuple[int, str]] = lambda _model, _lane: (0, ""),
+        tls: Material | None = None,
     ) -> None:
         """Online requests that begin later than `ttft_objective_ms`, or than their own objective, are always kept.
 
@@ -124,7 +126,7 @@ class Tracing:
         self._time = asyncio.get_running_loop().time
         resource = Resource.create({"service.name": "sidecar", "service.version": version})
         self._provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
-        self._processor = processor or Exporting(settings.endpoint)
+        self._processor = processor or Exporting(settings.endpoint, tls)
         self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer("sidecar", version, SCHEMA_URL)
         self._requests: dict[str, _Traced] = {}

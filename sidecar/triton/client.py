@@ -6,6 +6,7 @@ stream) and what gives each its own trace parent. Stops share one.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,7 @@ from tritonclient.grpc import service_pb2
 
 from sidecar.call import Metadata
 from sidecar.errors import StreamBrokenError
+from sidecar.tls import Material
 from sidecar.triton import wire
 from sidecar.triton.errors import REAL_STATUS, EndedEarlyError, raise_if_error, translated_errors
 from sidecar.triton.stops import StopLine
@@ -25,6 +27,7 @@ SERVICE = "inference.GRPCInferenceService"
 Version = tuple[int, int]
 SAFE_ENDS: Version = (2, 68)
 STOP_TRIES = 3  # of a stop whose stream ended before it was taken
+RETIRED_S = 600.0  # what runs on a channel with older certificates has so long to end
 REFUSAL_S = 0.1  # at the second try its request waits so long for the refusal of the stream itself, then longer
 
 # Messages may be as large as the server's. A peer that hangs is noticed by the prober, long before keepalive would.
@@ -47,16 +50,14 @@ class EngineClient:
     caller's calls carry the caller's metadata instead: nobody gains a right by going through the sidecar.
     """
 
-    def __init__(self, target: str, own_metadata: Metadata = ()) -> None:
+    def __init__(self, target: str, own_metadata: Metadata = (), tls: Material | None = None) -> None:
+        """Without `tls` nothing is encrypted."""
         self.target = target
         self.own_metadata = tuple(own_metadata)
         self.version: Version | None = None  # of its Triton, as `look_up_version` found it
-        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-        self._stream = self._channel.stream_stream(
-            f"/{SERVICE}/ModelStreamInfer",
-            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
-            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
-        )
+        self._tls = tls
+        self._connect()
+        self._retired: set[asyncio.Task[None]] = set()  # channels with older certificates, until nothing runs there
         self._stops: StopLine | None = None
 
     async def __aenter__(self) -> Self:
@@ -67,7 +68,37 @@ class EngineClient:
     ) -> None:
         if self._stops is not None:
             await self._stops.close()
-        await self._channel.close()
+        for each in self._retired:
+            each.cancel()
+        await self._open_channel.close()
+
+    def _connect(self) -> None:
+        if self._tls is None:
+            self._open_channel = grpc.aio.insecure_channel(self.target, options=CHANNEL_OPTIONS)
+        else:
+            self._tls_version = self._tls.refresh()
+            options = (*CHANNEL_OPTIONS, *self._tls.channel_options())
+            self._open_channel = grpc.aio.secure_channel(self.target, self._tls.channel_credentials(), options=options)
+        self._open_stream = self._open_channel.stream_stream(
+            f"/{SERVICE}/ModelStreamInfer",
+            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+        )
+
+    @property
+    def _channel(self) -> grpc.aio.Channel:
+        """The channel for what begins now. What runs ends on the channel where it began."""
+        if self._tls is not None and self._tls.refresh() != self._tls_version:
+            old = self._open_channel
+            self._connect()
+            retired = asyncio.get_running_loop().create_task(old.close(RETIRED_S), name=f"retire {self.target}")
+            self._retired.add(retired)
+            retired.add_done_callback(self._retired.discard)
+        return self._open_channel
+
+    def _stream(self, *, metadata: Metadata, timeout: float | None = None) -> grpc.aio.StreamStreamCall[Any, Any]:
+        _ = self._channel  # with certificates that have changed it is another one
+        return self._open_stream(metadata=metadata, timeout=timeout)
 
     @property
     def ends_streams_safely(self) -> bool:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import grpc.aio
 import pytest
 from opentelemetry.sdk.trace import SpanProcessor
@@ -27,6 +28,7 @@ from sidecar.settings.limits import LimitSettings
 from sidecar.telemetry.http import Status
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
+from sidecar.tls import material
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE, Version
 from tests.fakes.checked import Checked
@@ -84,6 +86,7 @@ async def running_sidecar(
     limits: LimitSettings | None = None,
     prefill_slice_tokens: int | None = None,
     version: Version = (2, 71),
+    credentials: grpc.ChannelCredentials | None = None,
     **options: Any,
 ) -> AsyncIterator[Sidecar]:
     """A sidecar whose engines are up, unless told otherwise. Nobody probes them."""
@@ -117,7 +120,7 @@ async def running_sidecar(
     made = build(settings, instance="t-", config_hash="test", scheduler=core, watchers=watchers, spans=spans)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(made.close)
-        port = bind(made.server, settings.listen)
+        port = bind(made.server, settings.listen, material(settings.tls.listen, "tls.listen"))
         await made.server.start()
         stack.push_async_callback(made.server.stop, None)
         async with asyncio.TaskGroup() as tasks:
@@ -127,7 +130,7 @@ async def running_sidecar(
                 made.passthrough.engine_is(name, True)
                 made.clients[name].version = version
             address = f"127.0.0.1:{port}"
-            async with grpc.aio.insecure_channel(address) as channel:
+            async with _channel(address, credentials) as channel:
                 yield Sidecar(
                     driver=made.driver,
                     metrics=made.metrics,
@@ -140,6 +143,10 @@ async def running_sidecar(
                 )
             made.driver.close()
         checked.check_idle()
+
+
+def _channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(address) if credentials is None else grpc.aio.secure_channel(address, credentials)
 
 
 @pytest.fixture

@@ -97,7 +97,12 @@ class FakeRequest:
 class FakeTriton:
     """Serves `ModelStreamInfer` by hand, and a few passed-through methods by rote."""
 
-    def __init__(self, engine_model: str = "tensorrt_llm", text_model: str = "ensemble") -> None:
+    def __init__(
+        self,
+        engine_model: str = "tensorrt_llm",
+        text_model: str = "ensemble",
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
         self.engine_model, self.text_model = engine_model, text_model
         self._arrived: asyncio.Queue[FakeRequest] = asyncio.Queue()
         self.running: dict[str, FakeRequest] = {}
@@ -122,7 +127,11 @@ class FakeTriton:
         self.slow_cancelled = asyncio.Event()  # and was cancelled; nothing else ends it
         self.slow_deadline_s: float | None = None
         self._server = grpc.aio.server()
-        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        if credentials is None:
+            port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = self._server.add_secure_port("127.0.0.1:0", credentials)
+        self.target = f"127.0.0.1:{port}"
         unary = {
             "ModelConfig": self._model_config,
             "ServerMetadata": self._server_metadata,
