@@ -6,11 +6,13 @@ an action which one of them forgets fails type checking. The duties that go with
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from sidecar.core.deadlines import JobVerdict
 from sidecar.core.request import DispatchKind, EndReason, Request
+from sidecar.core.settings import TenantSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,15 @@ class Woke:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TenantsChanged:
+    """The weights and limits of tenants are these from here on, as if the settings had said so. What waits or runs
+    stays, also where a tenant has more of it than it may now."""
+
+    tenants: Mapping[str, TenantSettings]
+    tenant_default: TenantSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Closing:
     """No new request from here on: arrivals are rejected, online drains, offline ends at its next slice."""
 
@@ -123,6 +134,7 @@ Event = (
     | EngineDown
     | Measured
     | Woke
+    | TenantsChanged
     | Closing
 )
 

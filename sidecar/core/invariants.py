@@ -11,7 +11,7 @@ Both drivers' tests use it; it shares no state and no code with the scheduler.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from heapq import heappop, heappush
 from math import inf
 
@@ -37,6 +37,7 @@ from sidecar.core.events import (
     Reject,
     RejectReason,
     Stopped,
+    TenantsChanged,
 )
 from sidecar.core.request import DispatchKind, EndReason, Lane, Request
 from sidecar.core.settings import EngineSettings, OnDeadline, ReservationMode, SchedulerSettings
@@ -122,13 +123,14 @@ class Invariants:
             case Failed(request_id=request_id):
                 self._failed(request_id)
             case Cancelled(request_id=request_id):
-                record = self.requests.get(request_id)
-                if record and record.dispatch is None:
+                if (record := self.requests.get(request_id)) and record.dispatch is None:
                     record.ending = Ending.CANCELLED
             case EngineUp(engine=name):
                 self.up.add(name)
             case EngineDown(engine=name):
                 self.up.discard(name)
+            case TenantsChanged(tenants=tenants, tenant_default=default):
+                self.settings = replace(self.settings, tenants=tenants, tenant_default=default)
             case Closing():
                 self.closing = True
             case _:

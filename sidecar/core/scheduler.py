@@ -55,6 +55,7 @@ from sidecar.core.events import (
     Reject,
     RejectReason,
     Stopped,
+    TenantsChanged,
     Woke,
 )
 from sidecar.core.forecasts import Forecasts
@@ -130,6 +131,8 @@ class Scheduler:
                 self._engine_down(name)
             case Measured():
                 self._measured(event)
+            case TenantsChanged():
+                self._limit_tenants(event)
             case Closing():
                 self._close()
             case _:
@@ -349,6 +352,12 @@ class Scheduler:
                 what.move(RequestState.WAITING)
                 self._requests.enqueue(what)
             self._step.changed.append(served)
+
+    def _limit_tenants(self, event: TenantsChanged) -> None:
+        for served in self._served_models.values():
+            for queue in (served.online, served.offline):
+                queue.tenants.limit(event.tenants, event.tenant_default)
+        self._fill_all()
 
     def _close(self) -> None:
         """From here on arrivals are rejected, online drains, and offline that waits is handed back."""

@@ -11,8 +11,8 @@ Counters only grow. So the heaps below may hold old ones: an entry is put right 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count
 
@@ -156,6 +156,15 @@ class Tenants:
                 self._forget()
             account = self._accounts[name] = self._opened(name)
         return account
+
+    def limit(self, tenants: Mapping[str, TenantSettings], tenant_default: TenantSettings) -> None:
+        """The weights and limits of all tenants are these from now on. What was charged stays charged."""
+        self._settings = replace(self._settings, tenants=tenants, tenant_default=tenant_default)
+        for account in self._accounts.values():
+            account.limits = self._limits(account.name)
+            account.input_price = self._settings.tenant_input_price / account.limits.weight
+            account.output_price = self._settings.tenant_output_price / account.limits.weight
+            self.grew(account)
 
     def known(self, name: str) -> Account | None:
         """The account of tenant `name`, if there is one already."""

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from sidecar.core import tenants
 from sidecar.core.errors import SettingsError
-from sidecar.core.events import Action, Arrived, Dispatch, Ended, Progressed, RejectReason, Stopped
+from sidecar.core.events import (
+    Action,
+    Arrived,
+    Dispatch,
+    Ended,
+    Progressed,
+    RejectReason,
+    Stopped,
+    TenantsChanged,
+)
 from sidecar.core.lane_queue import LaneQueue
 from sidecar.core.request import EndReason, Lane
 from sidecar.core.settings import SchedulerSettings, TenantSettings
@@ -252,3 +261,65 @@ def _served(snapshot: Snapshot) -> dict[tuple[Lane, str], tuple[int, int]]:
 
 def _ids(actions: Sequence[Action]) -> list[str]:
     return [each.request_id for each in actions if isinstance(each, Dispatch)]
+
+
+# ---- weights and limits that change ----------------------------------------------------------------------------------
+
+
+def changed(**named: TenantSettings) -> TenantsChanged:
+    return TenantsChanged(tenants=named, tenant_default=TenantSettings())
+
+
+def test_a_tenant_whose_limit_on_slots_is_lifted_gets_them_at_once() -> None:
+    subject = scheduler(slots=3, tenants={"t": TenantSettings(slots_max=1)})
+    for number in range(3):
+        subject.handle(Arrived(request=online(f"o{number}", tenant="t")), 0.0)
+    assert subject.snapshot().in_flight == 1
+    found = subject.handle(changed(t=TenantSettings(slots_max=2)), 0.1)
+    assert [each.request_id for each in found if isinstance(each, Dispatch)] == ["o1"]
+
+
+def test_a_tenant_that_may_have_less_keeps_what_runs_and_gets_no_more() -> None:
+    subject = scheduler(slots=3)
+    for number in range(2):
+        subject.handle(Arrived(request=online(f"o{number}", tenant="t")), 0.0)
+    assert subject.handle(changed(t=TenantSettings(slots_max=1)), 0.1) == []
+    assert subject.handle(Arrived(request=online("o2", tenant="t")), 0.2) == []
+    assert subject.snapshot().in_flight == 2
+
+
+def test_a_tenant_that_is_made_heavier_is_served_more_often_from_then_on() -> None:
+    queue = LaneQueue(SchedulerSettings())
+    number = 0
+
+    def served(count: int) -> list[str]:
+        nonlocal number
+        found = []
+        for _ in range(count):
+            for tenant in ("light", "heavy"):
+                number += 1
+                request = offline(f"b{number}", tenant=tenant, prompt_tokens=10, output_tokens_max=1)
+                queue.push(TrackedRequest(request, number, 0.0))
+            head = queue.head()
+            assert head is not None
+            queue.dispatch(head)
+            queue.finish(head)
+            found.append(head.request.tenant)
+        return found
+
+    assert served(40).count("heavy") == 20
+    queue.tenants.limit({"heavy": TenantSettings(weight=3)}, TenantSettings())
+    assert served(40).count("heavy") == 30
+
+
+def test_who_is_crowding_is_judged_by_the_weights_of_now() -> None:
+    queue = LaneQueue(SchedulerSettings())
+    for number, tenant in enumerate(("a", "a", "b", "b", "b")):
+        request = offline(f"b{number}", tenant=tenant, prompt_tokens=10, output_tokens_max=1)
+        queue.push(TrackedRequest(request, number, 0.0))
+    first = queue.tenants.largest()
+    queue.tenants.limit({"a": TenantSettings(weight=0.5)}, TenantSettings())
+    second = queue.tenants.largest()
+    assert first is not None
+    assert second is not None
+    assert (first.name, second.name) == ("b", "a")
