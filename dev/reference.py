@@ -26,6 +26,7 @@ from sidecar.offline.dead_letters import DeadReason
 from sidecar.offline.lane_state import Cause
 from sidecar.settings.aliases import Rule
 from sidecar.settings.file import EngineEndpoint, ServeSettings, TracingSettings
+from sidecar.settings.keys import KeySettings, KeysSettings
 from sidecar.settings.limits import LimitSettings
 from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings
 from sidecar.settings.openai import OpenAiSettings
@@ -43,6 +44,8 @@ SETTINGS: dict[str, type[Any]] = {
     "offline.security": KafkaSecuritySettings,
     "aliases.NAME[]": Rule,
     "limits": LimitSettings,
+    "keys": KeysSettings,
+    "keys.file, each line": KeySettings,
     "tls": TlsSettings,
     "tls.listen, tls.http": ServerTlsSettings,
     "tls.engines, tls.tracing": ClientTlsSettings,

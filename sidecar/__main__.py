@@ -6,7 +6,21 @@ import os
 import sys
 
 try:
-    from sidecar.cli import build_engine, chat, fill, init, items, jobs, main, operate, plan, profile, results, topics
+    from sidecar.cli import (
+        build_engine,
+        chat,
+        fill,
+        init,
+        items,
+        jobs,
+        keys,
+        main,
+        operate,
+        plan,
+        profile,
+        results,
+        topics,
+    )
     from sidecar.sim.replay import register_replay
     from sidecar.sim.simulate import register_simulate
 except KeyboardInterrupt:  # loading takes a second or two on a busy machine
@@ -23,6 +37,7 @@ COMMANDS = (
     jobs.register_job,
     results.register_results,
     topics.register_topics,
+    keys.register_keys,
     chat.register_chat,
     operate.register_status,
     operate.register_doctor,

@@ -21,12 +21,14 @@ from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.driver.driver import Driver
 from sidecar.driver.engine_watch import EngineWatch
 from sidecar.driver.metrics import DriverMetrics
+from sidecar.frontend.access import Access
 from sidecar.frontend.grpc_server import MethodServer
 from sidecar.frontend.models import scheduled_models, serving
 from sidecar.frontend.passthrough import Passthrough
 from sidecar.frontend.rpc import HeldBytes
 from sidecar.frontend.server import bind, build_server
 from sidecar.frontend.service import OnlineService
+from sidecar.keys import Keyring
 from sidecar.lifecycle import on_signals, prepare_for_many_connections
 from sidecar.offline.gates import ModelGates
 from sidecar.offline.job_counts import JobCounts
@@ -35,7 +37,8 @@ from sidecar.offline.last_dead_letters import LastDeadLetters
 from sidecar.offline.metrics import ItemDurations, OfflineMetrics
 from sidecar.offline.owned_partition import FinishedItem
 from sidecar.openai.server import OpenAiServer, build_openai
-from sidecar.settings.file import ServeSettings
+from sidecar.reload import follow_keys
+from sidecar.settings.file import ServeSettings, is_loopback
 from sidecar.telemetry.event_log import EventLog, no_trace
 from sidecar.telemetry.http import Status, no_counts, serve_http, watch_loop_lag
 from sidecar.telemetry.metrics import Metrics
@@ -77,6 +80,7 @@ class Sidecar:
     tracing: Tracing | None
     passthrough: Passthrough
     online: OnlineService
+    keyring: Keyring | None
     server: MethodServer
     openai: OpenAiServer | None
     watch: EngineWatch
@@ -111,14 +115,17 @@ def build(
     metrics = _metrics(settings, config_hash, scheduler, tracing, recorder)
     tokens, recent = _tokens(settings, stack), Recent(settings.engines, scheduler)
     gates, suspected = ModelGates(), {name: asyncio.Event() for name in clients}
+    keyring = None if settings.keys is None else Keyring(settings.keys)
     told = EventLog(settings.scheduler.ttft_objective_ms, tracing.trace_id if tracing is not None else no_trace)
-    listeners = [each for each in (metrics, tracing, recorder, recent, told, *watchers) if each is not None]
+    listeners = [each for each in (metrics, tracing, recorder, recent, told, keyring, *watchers) if each is not None]
     driver = _driver(settings, instance, scheduler, clients, listeners, tracing, gates, suspected)
+    if keyring is not None:
+        follow_keys(keyring, driver, settings.scheduler)
     unscheduled = Unscheduled(settings.engines, clients, tuple(serving(settings.engines)))
     passthrough = Passthrough(clients, serving(settings.engines), refused=unscheduled.refused)
     changed = passthrough.engine_is
     watch = EngineWatch(driver, settings.engines, clients, unscheduled, suspected=suspected, changed=changed)
-    online = _online(settings, driver, tokens, passthrough, tracing)
+    online = _online(settings, driver, tokens, passthrough, tracing, keyring)
     offline = _offline(settings, driver, tokens, metrics, tracing, gates)
     return Sidecar(
         settings=settings,
@@ -128,6 +135,7 @@ def build(
         tracing=tracing,
         passthrough=passthrough,
         online=online,
+        keyring=keyring,
         server=build_server(online, passthrough, metrics, tracing, settings.limits),
         openai=build_openai(settings, driver, tokens, tracing, metrics.registry),
         watch=watch,
@@ -227,12 +235,16 @@ def _driver(
 
 
 def _online(
-    settings: ServeSettings, driver: Driver, tokens: Tokens | None, passthrough: Passthrough, tracing: Tracing | None
+    settings: ServeSettings,
+    driver: Driver,
+    tokens: Tokens | None,
+    passthrough: Passthrough,
+    tracing: Tracing | None,
+    keyring: Keyring | None,
 ) -> OnlineService:
-    held = HeldBytes(settings.limits)
-    return OnlineService(
-        driver, scheduled_models(settings.engines, tokens), passthrough, tracing, settings.aliases, held
-    )
+    access = None if keyring is None else Access(keyring)
+    models, held = scheduled_models(settings.engines, tokens), HeldBytes(settings.limits)
+    return OnlineService(driver, models, passthrough, tracing, settings.aliases, held, access)
 
 
 def _offline(
@@ -310,7 +322,10 @@ async def serve(
         stack.push_async_callback(sidecar.close)
         bind(sidecar.server, settings.listen, material(settings.tls.listen, "tls.listen"))
         tls = material(settings.tls.http, "tls.http")
-        runner = await serve_http(settings.http, sidecar.status, sidecar.metrics, settings.limits, tls=tls)
+        seen_by = sidecar.keyring.operates if settings.keys and settings.keys.http and sidecar.keyring else None
+        runner = await serve_http(
+            settings.http, sidecar.status, sidecar.metrics, settings.limits, tls=tls, seen_by=seen_by
+        )
         stack.push_async_callback(runner.cleanup)
         async with asyncio.TaskGroup() as tasks:
             obeying = tasks.create_task(sidecar.driver.run(), name="driver")
@@ -330,6 +345,8 @@ async def serve(
                 stack.push_async_callback(sidecar.openai.close)
             watching.append(tasks.create_task(_until_it_ends(sidecar.server, closing), name="gRPC server"))
             logger.info("serving on %s", started(settings))
+            if settings.keys is None and not is_loopback(settings.listen):
+                logger.warning("no keys: whoever reaches %s may send requests, as any tenant", settings.listen)
             await closing.wait()
             await _drain(sidecar, obeying, reading)
             for task in watching:
@@ -387,4 +404,7 @@ def started(settings: ServeSettings) -> str:
         offline = f"{kafka.requests_topic} at {kafka.bootstrap_servers}, group {kafka.group}"
     recorder = "" if settings.recorder is None else f"; decisions in {settings.recorder.directory}"
     openai = "" if settings.openai is None else f"; OpenAI API http://{settings.openai.listen}/v1"
-    return f"{settings.listen}; http {settings.http}{openai}; engines {engines}; offline {offline}{recorder}"
+    callers = "anybody" if settings.keys is None else f"by the keys in {settings.keys.file}"
+    callers += "" if settings.tls.listen is None else ", over TLS"
+    http = f"{settings.http}{'' if settings.tls.http is None else ' over TLS'}{openai}"
+    return f"{settings.listen}; callers {callers}; http {http}; engines {engines}; offline {offline}{recorder}"

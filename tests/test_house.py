@@ -27,13 +27,15 @@ BELOW: dict[str, set[str]] = {
     "triton": {"core", "call", "errors", "settings", "tls"},
     "driver": {"core", "call", "token_call", "errors", "settings", "tls", "triton", "telemetry"},
 }
-BELOW["frontend"] = BELOW["driver"] | {"driver"}
+BELOW["keys"] = {"core", "call", "settings", "tls"}
+BELOW["frontend"] = BELOW["driver"] | {"driver", "keys"}
 BELOW["offline"] = BELOW["driver"]
 BELOW["batch"] = BELOW["offline"] | {"offline"}
 BELOW["openai"] = BELOW["frontend"] | {"offline", "batch"}
 BELOW["lifecycle"] = {"telemetry"}
-BELOW["app"] = BELOW["frontend"] | {"frontend", "offline", "openai", "lifecycle"}
-BELOW["cli"] = BELOW["app"] | {"app", "batch", "sim", "inflight", "plan", "data"}
+BELOW["reload"] = BELOW["driver"] | {"driver", "keys"}
+BELOW["app"] = BELOW["frontend"] | {"frontend", "offline", "openai", "lifecycle", "reload"}
+BELOW["cli"] = BELOW["app"] | {"app", "batch", "keys", "tls", "sim", "inflight", "plan", "data"}
 BELOW["__main__"] = {"cli", "sim"}
 BELOW["engine"] = {"inflight"}
 PURE = ("core", "inflight", "plan")
@@ -50,7 +52,7 @@ LINES = {
     "settings": 760,
     "triton": 1846,
     "driver": 1728,
-    "frontend": 2900,
+    "frontend": 3080,
     "offline": 6306,
     "openai": 650,
     "telemetry": 3290,

@@ -49,6 +49,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "sidecar offsets reset --config sidecar.yaml --partition 3 --to 1200",
     ),
     "jobs": ("sidecar jobs --config sidecar.yaml", "sidecar jobs --bootstrap-servers kafka:9092 --running --json"),
+    "keys": ("sidecar keys new --tenant labels --lanes offline", "sidecar keys check keys.yaml"),
     "chat": (
         'sidecar chat "What is the capital of France?" --config sidecar.yaml',
         'sidecar chat "Name three rivers." --config sidecar.yaml --offline --max-tokens 60',

@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 
 from sidecar.call import Metadata
+from sidecar.frontend.access import CALLER, Access
 from sidecar.frontend.statuses import CallerError
 from sidecar.settings.limits import LimitSettings
 from sidecar.telemetry.faults import FaultLog, leaves
@@ -67,13 +68,19 @@ class Calls:
     """All inbound calls: how many are open, and how each is served."""
 
     def __init__(
-        self, observer: RpcObserver, tracing: Tracing | None, held: HeldBytes, limits: LimitSettings | None = None
+        self,
+        observer: RpcObserver,
+        tracing: Tracing | None,
+        held: HeldBytes,
+        limits: LimitSettings | None = None,
+        access: Access | None = None,
     ) -> None:
         self._observer = observer
         self._tracing = tracing
         self._held = held
         self._calls_max = (limits or LimitSettings()).calls_max
         self._open = 0
+        self._access = access
         self._faults = FaultLog(logger)
 
     def infer(self, handler: Handler, method: str) -> Handler:
@@ -88,9 +95,11 @@ class Calls:
             if (name := unreadable_metadata(context.invocation_metadata())) is not None:
                 await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"metadata '{name}' is no printable ASCII")
             try:
+                if self._access is not None:
+                    self._access.enter(method, context)
                 self._held.take(size)
-            except CallerError as full:
-                await refuse(context, full.code, str(full), full.trailing)
+            except CallerError as error:
+                await refuse(context, error.code, str(error), error.trailing)
             self._open += 1
             try:
                 return await handler(request, context)
@@ -148,9 +157,13 @@ def details(text: str) -> str:
 
 
 def forwardable(metadata: Any) -> Metadata:
-    """The metadata that belongs to the caller and the server, not to one hop between them."""
+    """The metadata that belongs to the caller and the server, not to one hop between them.
+
+    A key that was shown here is not Triton's to see.
+    """
+    kept_back = _NOT_FORWARDED if CALLER.get() is None else _NOT_FORWARDED | {"authorization"}
     return tuple(
-        (key, value) for key, value in metadata or () if key not in _NOT_FORWARDED and not key.startswith(_HOP_BY_HOP)
+        (key, value) for key, value in metadata or () if key not in kept_back and not key.startswith(_HOP_BY_HOP)
     )
 
 

@@ -40,7 +40,7 @@ def build_server(
     """Return a server with all methods. It has no port yet, and does not run."""
     limits = limits or LimitSettings()
     server = MethodServer(limits.server_options())
-    calls = Calls(observer, tracing, online.held, limits)
+    calls = Calls(observer, tracing, online.held, limits, online.access)
     health = Health(passthrough, online.models)
     methods = {name: _passed_through(passthrough, name) for name in PASSED_THROUGH}
     for name, message in ABOUT_A_MODEL.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -23,6 +23,7 @@ from sidecar.core.request import Lane, Request
 from sidecar.driver.driver import Driver
 from sidecar.errors import BadRequestError, EngineError, ModelRefusesError
 from sidecar.frontend import statuses
+from sidecar.frontend.access import Access
 from sidecar.frontend.caller_request import CallerRequest, asked_by, check_well_formed, parse
 from sidecar.frontend.models import Models, ScheduledModel, check_joinable, given_by, request_of, stated, tenant_of
 from sidecar.frontend.offline_call import sliced_call, token_call
@@ -78,12 +79,17 @@ class Stoppable:
         if not owners:
             self._owners.pop(booked.caller_id, None)
 
-    def named(self, caller_id: str, peer: str, tenant: str, engine_models: Sequence[str]) -> list[str]:
-        """The ids of the requests that a stop of this caller is meant for."""
+    def named(
+        self, caller_id: str, peer: str, tenant: str, engine_models: Sequence[str], *, strict: bool = False
+    ) -> list[str]:
+        """The ids of the requests that a stop of this caller is meant for.
+
+        `strict`: callers of several tenants may share a connection, as those of a proxy do, and must not meet.
+        """
         found = {
             request_id: owner
             for request_id, owner in self._owners.get(caller_id, {}).items()
-            if owner.engine_model in engine_models and (owner.peer == peer or owner.tenant == tenant)
+            if owner.engine_model in engine_models and (owner.tenant == tenant or (owner.peer == peer and not strict))
         }
         return [request_id for request_id, owner in found.items() if owner.peer == peer] or list(found)
 
@@ -99,12 +105,14 @@ class OnlineService:
         tracing: Tracing | None = None,
         aliases: Aliases | None = None,
         held: HeldBytes | None = None,
+        access: Access | None = None,
     ) -> None:
         self._driver = driver
         self._tracing = tracing
         self.models = Models(models, aliases or {})
         self._passthrough = passthrough
         self.held = held or HeldBytes()
+        self.access = access
         self.unread = Unread()
         self._stoppable = Stoppable()
         self._faults = FaultLog(logger)
@@ -121,7 +129,7 @@ class OnlineService:
             try:
                 await self.check_unscheduled(asked)
             except CallerError as unserved:
-                await refuse(context, unserved.code, str(unserved))
+                await refuse(context, unserved.code, str(unserved), unserved.trailing)
             return await self._passthrough.unary("ModelInfer", raw, context)
         peer = context.peer()  # once: asked after the RPC is over, grpc.aio crashes the process (measured, 1.85.1)
         found: list[Any] = []
@@ -155,6 +163,8 @@ class OnlineService:
 
     async def check_unscheduled(self, asked: CallerRequest) -> None:
         """Raise CallerError unless a request for a model that is not scheduled may be passed through."""
+        if self.access is not None:
+            self.access.check(asked)
         if why := self._passthrough.refused.get(asked.model):
             raise CallerError(grpc.StatusCode.FAILED_PRECONDITION, asked_by(asked.id) + why)
         try:
@@ -192,6 +202,8 @@ class OnlineService:
         await schemas.check_classes(asked, model.name)
         if "stop" in asked.inputs and is_stop(asked):
             return self._stop(asked, model, peer, metadata)
+        if self.access is not None:
+            self.access.check(asked)
         arguments = (asked, model, metadata, context.time_remaining(), await schemas.of(model.engine_model))
         if asked.size > LARGE_REQUEST_BYTES:
             request, tokens, model = await asyncio.to_thread(self._request, *arguments)
@@ -222,11 +234,15 @@ class OnlineService:
     def _arrive(self, peer: str, booked: Booked, request: Request, call: Call) -> None:
         if self._tracing is not None and (trace := CURRENT.get()) is not None:
             self._tracing.adopt(request.id, trace)
+        if self.access is not None:
+            self.access.book(request, booked.caller_id)
         self._stoppable.add(booked, peer, request)  # before it arrives, which may end it at once
         try:
             self._driver.arrive(request, call)
         except BaseException:
             self._stoppable.discard(booked)
+            if self.access is not None:
+                self.access.forget(request.id)
             raise
 
     def _request(
@@ -240,7 +256,7 @@ class OnlineService:
         """The request as the scheduler sees it, by token ids if it can run in slices, and the model that an alias led
         it to."""
         check_well_formed(asked)
-        given = given_by(asked, metadata)
+        given = self._given(asked, metadata)
         lengths, now_s = model.lengths(asked, None if engine is None else engine.beams_max), self._driver.now_s
         model = self.models.final(asked, model, lengths, tenant_of(asked, given), partial(stated, asked, given))
         request = request_of(
@@ -256,9 +272,15 @@ class OnlineService:
         tokens = token_call(asked, model, excludes_input=excludes_input) if request.lane is Lane.OFFLINE else None
         return request if tokens is None else replace(request, resumable=True, splits_prompt=True), tokens, model
 
+    def _given(self, asked: CallerRequest, metadata: Metadata) -> Mapping[str, str]:
+        """What the metadata says, as far as the caller's key grants it."""
+        given = given_by(asked, metadata)
+        return given if self.access is None else self.access.narrowed(asked, given)
+
     def _stop(self, asked: CallerRequest, model: ScheduledModel, peer: str, metadata: Metadata) -> Stop:
-        tenant, engine_models = tenant_of(asked, given_by(asked, metadata)), self.models.engine_models(asked.model)
-        for request_id in self._stoppable.named(asked.id, peer, tenant, engine_models):
+        tenant, engine_models = tenant_of(asked, self._given(asked, metadata)), self.models.engine_models(asked.model)
+        strict = self.access is not None
+        for request_id in self._stoppable.named(asked.id, peer, tenant, engine_models, strict=strict):
             self._driver.cancel(request_id)
         request = asked.for_engine(model.name, self._driver.mint("s"))
         return Stop(request=request, caller_id=asked.id, model=model.name)

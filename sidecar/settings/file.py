@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from sidecar.core.errors import SettingsError
 from sidecar.core.settings import FORBID_UNKNOWN, EngineSettings, SchedulerSettings, require
 from sidecar.settings.aliases import Rule, check_aliases
+from sidecar.settings.keys import KeysSettings
 from sidecar.settings.limits import LimitSettings
 from sidecar.settings.offline import OfflineSettings
 from sidecar.settings.openai import OpenAiSettings
@@ -123,6 +124,7 @@ class ServeSettings:
     openai: OpenAiSettings | None = None  # None = the OpenAI API is not served
     limits: LimitSettings = field(default_factory=LimitSettings)
     tls: TlsSettings = field(default_factory=TlsSettings)
+    keys: KeysSettings | None = None  # None = whoever reaches the port may send requests, as any tenant
     recorder: RecorderSettings | None = None  # None = decisions are not recorded
     log_format: Literal["auto", "text", "json"] = "auto"  # for people on a terminal; JSON for a collector elsewhere
     stop_timeout_s: float = 2.0  # the engine confirms a stop within its call and two iterations
@@ -181,6 +183,12 @@ def is_address(text: str) -> bool:
     return _ADDRESS.fullmatch(text) is not None and port_of(text) < 65_536
 
 
+def is_loopback(address: str) -> bool:
+    """True for the `host:port` that nobody else reaches."""
+    host = address.rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def port_of(address: str) -> int:
     """The port of `host:port`."""
     return int(address.rpartition(":")[2])
@@ -202,10 +210,10 @@ class _OncePerKey(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_settings(path: Path, environment: Mapping[str, str]) -> ServeSettings:
-    """The settings of `path`, overridden by `environment`. Raises SettingsError, one line per mistake."""
+def read_yaml(path: Path) -> Any:
+    """The document in a file. Raises SettingsError, without a word of what the file holds."""
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_OncePerKey)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_OncePerKey)
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:  # without the line itself: a key may stand in it
@@ -215,6 +223,11 @@ def load_settings(path: Path, environment: Mapping[str, str]) -> ServeSettings:
         raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise SettingsError(f"{path} is not YAML: it is nested too deeply") from None
+
+
+def load_settings(path: Path, environment: Mapping[str, str]) -> ServeSettings:
+    """The settings of `path`, overridden by `environment`. Raises SettingsError, one line per mistake."""
+    document = read_yaml(path)
     if not isinstance(document, dict):
         raise SettingsError(f"{path} must hold a mapping of settings")
     for name, value in sorted(environment.items()):
@@ -223,7 +236,7 @@ def load_settings(path: Path, environment: Mapping[str, str]) -> ServeSettings:
     try:
         settings = TypeAdapter(ServeSettings).validate_python(document)
     except ValidationError as error:
-        raise SettingsError("\n".join(_line(each) for each in error.errors())) from None
+        raise SettingsError("\n".join(mistake(each) for each in error.errors())) from None
     if found := list(mistakes(document, settings)):
         raise SettingsError("\n".join(found))
     return settings
@@ -244,10 +257,11 @@ def _override(document: dict[str, Any], name: str, value: str) -> None:
         raise SettingsError(f"{name} leads to no setting") from None
 
 
-def _line(error: Any) -> str:
+def mistake(error: Any) -> str:
+    """One of pydantic's errors as a line that names the setting."""
     where = ".".join(str(part) for part in error["loc"])
     value = error["input"]
-    secret = {"metadata", "security"} & set(error["loc"]) or isinstance(value, Mapping | list | tuple)
+    secret = {"metadata", "security", "key"} & set(error["loc"]) or isinstance(value, Mapping | list | tuple)
     if secret and error["type"] not in _ABOUT_NAMES:  # a key or a password may stand in it
         return f"{where}: {error['msg']}"
     match error["type"]:

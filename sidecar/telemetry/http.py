@@ -23,6 +23,7 @@ from sidecar.tls import Material
 
 STATUS_SCHEMA = 2
 LAG_PERIOD_S = 0.1
+HEALTH_PATHS = ("/healthz", "/readyz")  # probes have no key
 NOT_WHOLE = ("stopped", "waiting", "degraded")  # states of the offline lane in which items do not get on as they should
 
 
@@ -178,8 +179,12 @@ async def serve_http(
     limits: LimitSettings | None = None,
     *,
     tls: Material | None = None,
+    seen_by: Callable[[str], bool] | None = None,
 ) -> HttpServer:
-    """A running server. Raises SettingsError if the port is taken. Clean it up with `cleanup()`."""
+    """A running server. Raises SettingsError if the port is taken. Clean it up with `cleanup()`.
+
+    `seen_by` judges the header Authorization of whoever asks for more than health; None = everybody may.
+    """
     app = web.Application()
     app.add_routes(
         (
@@ -190,9 +195,25 @@ async def serve_http(
             web.get("/status.json", _status_handler(status)),
         )
     )
+    if seen_by is not None:
+        app.middlewares.append(_asks_for_a_key(seen_by))
     server = HttpServer(app, limits or LimitSettings())
     await server.start(address, tls)
     return server
+
+
+def _asks_for_a_key(seen_by: Callable[[str], bool]) -> Any:
+    """Refuses whoever may not see more than whether this process lives and serves."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+        if request.path not in HEALTH_PATHS and not seen_by(request.headers.get("Authorization", "")):
+            asks = {"WWW-Authenticate": 'Basic realm="sidecar: the key of an operator as password"'}
+            raise web.HTTPUnauthorized(text="the key of an operator is needed\n", headers=asks)
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    return check
 
 
 def _metrics_handler(status: Status, metrics: Metrics) -> Callable[[web.Request], Any]:

@@ -166,7 +166,8 @@ def test_the_first_line_of_a_server_says_what_serves_where_and_over_what(tmp_pat
     engine = EngineEndpoint(name="a100", target="triton:8001")
     tokenizer = ROOT / "model_repository/tokenizer/tokenizer.json"
     assert started(ServeSettings(engines=(engine,))) == (
-        "127.0.0.1:8101; http 127.0.0.1:8102; engines a100 at triton:8001 (tensorrt_llm, 8 slots); offline none"
+        "127.0.0.1:8101; callers anybody; http 127.0.0.1:8102; "
+        "engines a100 at triton:8001 (tensorrt_llm, 8 slots); offline none"
     )
     full = ServeSettings(
         engines=(engine,),

@@ -306,3 +306,22 @@ def test_label_sets_stay_finite_whatever_callers_send() -> None:
     metrics.served("inference.GRPCInferenceService/ModelInfer", "OK", 0.1)
     metrics.served("inference.GRPCInferenceService/ModelInfer", "OK", 0.2)
     assert metrics.render()[0].count(b"rpc_server_call_duration_seconds_count") == before + 1
+
+
+async def test_where_a_key_is_asked_for_only_health_is_told_without_one(sidecar: Sidecar) -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    status = Status(sidecar.driver.scheduler.snapshot, sidecar.metrics, "test")
+    server = await serve_http(address, status, sidecar.metrics, seen_by=lambda sent: sent == "Bearer right")
+    found = {}
+    async with aiohttp.ClientSession() as session:
+        for sent in ("", "Bearer wrong", "Bearer right"):
+            for path in ("/", "/metrics", "/status.json", "/healthz", "/readyz", "/other"):
+                async with session.get(f"http://{address}{path}", headers={"Authorization": sent}) as answer:
+                    found[sent, path] = answer.status
+                    if answer.status == 401:
+                        assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+    await server.cleanup()
+    for sent in ("", "Bearer wrong"):
+        assert [found[sent, path] for path in ("/", "/metrics", "/status.json", "/other")] == [401] * 4
+    assert [found["Bearer right", path] for path in ("/", "/metrics", "/status.json", "/other")] == [200, 200, 200, 404]
+    assert {status for (_, path), status in found.items() if path in ("/healthz", "/readyz")} == {200}
