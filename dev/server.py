@@ -88,6 +88,14 @@ class SidecarProcess:
             document: dict[str, Any] = await answer.json()
             return document
 
+    def signal(self, number: signal.Signals) -> None:
+        """The process gets this signal."""
+        self._process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Wait for its end, and return its exit code."""
+        return await self._process.wait()
+
     async def drain(self) -> None:
         """SIGTERM: intake stops, what is in flight ends, results are committed. Raises ServerError if unclean."""
         if self._process.returncode is None:

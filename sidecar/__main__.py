@@ -18,6 +18,7 @@ try:
         operate,
         plan,
         profile,
+        reload,
         results,
         topics,
     )
@@ -38,6 +39,7 @@ COMMANDS = (
     results.register_results,
     topics.register_topics,
     keys.register_keys,
+    reload.register_reload,
     chat.register_chat,
     operate.register_status,
     operate.register_doctor,

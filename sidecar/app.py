@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from opentelemetry.sdk.trace import SpanProcessor
 
 from sidecar import __version__
 from sidecar.call import Listener
-from sidecar.core.errors import SidecarError
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.driver.driver import Driver
@@ -29,7 +27,7 @@ from sidecar.frontend.rpc import HeldBytes
 from sidecar.frontend.server import bind, build_server
 from sidecar.frontend.service import OnlineService
 from sidecar.keys import Keyring
-from sidecar.lifecycle import on_signals, prepare_for_many_connections
+from sidecar.lifecycle import Signals, prepare_for_many_connections, read_items, until_idle, until_it_ends
 from sidecar.offline.gates import ModelGates
 from sidecar.offline.job_counts import JobCounts
 from sidecar.offline.lane import OfflineLane
@@ -37,8 +35,9 @@ from sidecar.offline.last_dead_letters import LastDeadLetters
 from sidecar.offline.metrics import ItemDurations, OfflineMetrics
 from sidecar.offline.owned_partition import FinishedItem
 from sidecar.openai.server import OpenAiServer, build_openai
-from sidecar.reload import follow_keys
+from sidecar.reload import Reloader, follow_keys
 from sidecar.settings.file import ServeSettings, is_loopback
+from sidecar.telemetry.connections import HttpServer
 from sidecar.telemetry.event_log import EventLog, no_trace
 from sidecar.telemetry.http import Status, no_counts, serve_http, watch_loop_lag
 from sidecar.telemetry.metrics import Metrics
@@ -307,93 +306,80 @@ def _status(
 
 
 async def serve(
-    settings: ServeSettings, *, instance: str, config_hash: str, make_scheduler: MakeScheduler = Scheduler
-) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal breaks off what still runs.
+    settings: ServeSettings,
+    *,
+    instance: str,
+    config_hash: str,
+    make_scheduler: MakeScheduler = Scheduler,
+    read_again: Callable[[], ServeSettings] | None = None,
+) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain. Return False if a second signal ended it before it had drained.
 
     `make_scheduler` builds what decides; a bench puts a baseline there. `instance` is unique among the sidecars of
-    these engines. Raises SettingsError before anything is served.
+    these engines. `read_again` reads the settings at SIGHUP. Raises SettingsError before anything is served.
     """
-    closing = asyncio.Event()
     prepare_for_many_connections()
     scheduler = make_scheduler(settings.scheduler, for_scheduler(settings))
     sidecar = build(settings, instance=instance, config_hash=config_hash, scheduler=scheduler)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(sidecar.close)
         bind(sidecar.server, settings.listen, material(settings.tls.listen, "tls.listen"))
-        tls = material(settings.tls.http, "tls.http")
-        seen_by = sidecar.keyring.operates if settings.keys and settings.keys.http and sidecar.keyring else None
-        runner = await serve_http(
-            settings.http, sidecar.status, sidecar.metrics, settings.limits, tls=tls, seen_by=seen_by
-        )
-        stack.push_async_callback(runner.cleanup)
+        stack.push_async_callback((await _open_http(sidecar)).cleanup)
         async with asyncio.TaskGroup() as tasks:
             obeying = tasks.create_task(sidecar.driver.run(), name="driver")
-            on_signals(closing.set, obeying.cancel)
+            signals = Signals(None if read_again is None else _reload(sidecar, read_again).reload)
             watching = [
                 tasks.create_task(watch_loop_lag(sidecar.metrics), name="loop lag"),
                 tasks.create_task(sidecar.watch.run(), name="engine watch"),
             ]
             reading = None
             if sidecar.offline is not None:
-                reading = tasks.create_task(_read_items(sidecar.offline.lane), name="offline lane")
+                reading = tasks.create_task(read_items(sidecar.offline.lane), name="offline lane")
             gc.collect()
             gc.freeze()  # what is loaded stays; full collections walked it again and held up the loop for tens of ms
             await sidecar.server.start()
             if sidecar.openai is not None:
                 await sidecar.openai.start()
                 stack.push_async_callback(sidecar.openai.close)
-            watching.append(tasks.create_task(_until_it_ends(sidecar.server, closing), name="gRPC server"))
+            watching.append(tasks.create_task(until_it_ends(sidecar.server, signals.closing), name="gRPC server"))
             logger.info("serving on %s", started(settings))
             if settings.keys is None and not is_loopback(settings.listen):
                 logger.warning("no keys: whoever reaches %s may send requests, as any tenant", settings.listen)
-            await closing.wait()
-            await _drain(sidecar, obeying, reading)
+            await signals.closing.wait()
+            draining = tasks.create_task(_drain(sidecar, obeying, reading), name="drain")
+            if not await signals.done_before_the_second(draining):
+                watching += [draining, obeying, *filter(None, (reading,))]
+                await sidecar.server.stop(0)
             for task in watching:
                 task.cancel()
-        logger.info("drained")
+        logger.info("drained" if signals.drained else "ended at once, without draining")
+        return signals.drained
+
+
+async def _open_http(sidecar: Sidecar) -> HttpServer:
+    settings, keyring = sidecar.settings, sidecar.keyring
+    seen_by = keyring.operates if settings.keys and settings.keys.http and keyring else None
+    tls = material(settings.tls.http, "tls.http")
+    return await serve_http(settings.http, sidecar.status, sidecar.metrics, settings.limits, tls=tls, seen_by=seen_by)
+
+
+def _reload(sidecar: Sidecar, read_again: Callable[[], ServeSettings]) -> Reloader:
+    return Reloader(sidecar.settings, read_again, sidecar.driver, sidecar.keyring)
 
 
 async def _drain(sidecar: Sidecar, obeying: asyncio.Task[None], reading: asyncio.Task[None] | None) -> None:
     """Take no new request, let what runs end in time, then stop the callers' server."""
     settings, driver, passthrough = sidecar.settings, sidecar.driver, sidecar.passthrough
-    logger.info("draining, for at most %g s; a second signal breaks off what still runs", settings.drain_timeout_s)
+    logger.info("draining, for at most %g s; a second signal ends it at once", settings.drain_timeout_s)
     until_s = driver.now_s + settings.drain_timeout_s
     passthrough.readiness.drain()
     driver.close()
     if sidecar.offline is not None and reading is not None and not reading.done():
         await sidecar.offline.lane.drain(settings.offline_drain_timeout_s)
-    await _until_idle(driver, obeying, max(until_s - driver.now_s, 0.0))
+    await until_idle(driver, obeying, max(until_s - driver.now_s, 0.0))
     passthrough.readiness.end()
     left_s = max(until_s - driver.now_s, LAST_ANSWERS_S)
     await sidecar.server.stop(left_s if passthrough.running else LAST_ANSWERS_S)
-
-
-async def _until_it_ends(server: MethodServer, closing: asyncio.Event) -> None:
-    """Raise SidecarError if the callers' server ends by itself: a sidecar that nobody can call must not live on."""
-    await asyncio.shield(server.wait_for_termination())  # cancelled, it would cancel the server's own future
-    if not closing.is_set():
-        raise SidecarError("the gRPC server for callers has ended")
-
-
-async def _until_idle(driver: Driver, obeying: asyncio.Task[None], timeout_s: float) -> None:
-    """Nothing runs any more: it ended by itself, or was broken off after the timeout."""
-    done, _ = await asyncio.wait({obeying}, timeout=timeout_s)
-    if not done:
-        logger.warning("%d dispatches still run after %g s; breaking off", driver.in_flight, timeout_s)
-        obeying.cancel()
-        await asyncio.wait({obeying})
-
-
-async def _read_items(lane: OfflineLane) -> None:
-    """Run the lane. Only a defect stops it, and then it says so; online goes on."""
-    try:
-        await lane.run()
-    except Exception as error:
-        places = "; ".join(f"{each.filename}:{each.lineno}" for each in traceback.extract_tb(error.__traceback__))
-        logger.error(
-            "the offline lane is %s (%s)", lane.state, places
-        )  # without the text: it may hold a part of an item
 
 
 def started(settings: ServeSettings) -> str:

@@ -101,15 +101,22 @@ class Keyring:
         self._meters: dict[str, _Meters] = {}
         self._booked: dict[str, tuple[_Meters, int]] = {}  # request id → tokens booked
         self._changed: list[Callable[[], None]] = []
+        self._scheduler = SchedulerSettings()
         self._take(load_keys(settings.file))
 
     def on_change(self, heard: Callable[[], None]) -> None:
         """`heard` is called whenever other keys are valid, or grant something else."""
         self._changed.append(heard)
 
-    def refresh(self) -> None:
-        """Take the file as it is by now; a file that cannot be used changes nothing."""
-        stamp = self._files.changed()
+    def rebase(self, scheduler: SchedulerSettings) -> None:
+        """What the keys say of tenants is said over these settings from now on."""
+        self._scheduler = scheduler
+        for heard in self._changed:
+            heard()
+
+    def refresh(self, *, now: bool = False) -> None:
+        """Take the file as it is by now; a file that cannot be used changes nothing. `now`: however soon."""
+        stamp = self._files.changed(now=now)
         if stamp is None:
             return
         try:
@@ -165,14 +172,15 @@ class Keyring:
         found = self.of_key(sent.strip())
         return found is not None and found.operator
 
-    def tenants(self, scheduler: SchedulerSettings) -> dict[str, TenantSettings]:
-        """The weights and limits of all tenants: as the scheduler's settings say, and the keys say more."""
+    def tenants(self) -> tuple[dict[str, TenantSettings], TenantSettings]:
+        """The weights and limits of tenants, and those of all others: as the settings say, where the keys do not."""
+        scheduler = self._scheduler
         found = dict(scheduler.tenants)
         for key in self._keys.values():
             said = {name: getattr(key, name) for name in _OF_TENANT if getattr(key, name) is not None}
             if said:
                 found[key.tenant] = replace(found.get(key.tenant, scheduler.tenant_default), **said)
-        return found
+        return found, scheduler.tenant_default
 
     # ---- how much it uses --------------------------------------------------------------------------------------------
 

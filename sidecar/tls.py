@@ -38,10 +38,10 @@ class ChangingFiles:
         """Return what tells one content of the files from another, without reading them."""
         return tuple(map(_stamp_of, self._paths))
 
-    def changed(self) -> _Stamp | None:
-        """Return the stamp of the new content; None if nothing changed, or nobody looked because it is too soon."""
+    def changed(self, *, now: bool = False) -> _Stamp | None:
+        """Return the stamp of the new content; None if nothing changed, or, unless `now`, if it is too soon to look."""
         now_s = self._time_s()
-        if now_s < self._look_at_s:
+        if now_s < self._look_at_s and not now:
             return None
         self._look_at_s = now_s + LOOK_PERIOD_S
         stamp = self.stamp()

@@ -152,7 +152,10 @@ def test_the_tenants_have_what_the_keys_say_over_what_the_settings_say(path: Pat
         tenants={"a": TenantSettings(waiting_max=5), "d": TenantSettings(weight=7)},
         tenant_default=TenantSettings(slots_max=2),
     )
-    assert ring.tenants(scheduler) == {
+    ring.rebase(scheduler)
+    found, default = ring.tenants()
+    assert default == TenantSettings(slots_max=2)
+    assert found == {
         "a": TenantSettings(weight=3, waiting_max=5, slots_max=4),
         "b": TenantSettings(waiting_max=9, slots_max=2),
         "d": TenantSettings(weight=7),

@@ -22,6 +22,7 @@ from typing import Any
 from sidecar import __version__
 from sidecar.app import serve
 from sidecar.core.errors import SettingsError, SidecarError
+from sidecar.lifecycle import ENDED_AT_ONCE
 from sidecar.settings.file import ServeSettings, load_settings
 from sidecar.telemetry.logs import configure
 
@@ -50,6 +51,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "jobs": ("sidecar jobs --config sidecar.yaml", "sidecar jobs --bootstrap-servers kafka:9092 --running --json"),
     "keys": ("sidecar keys new --tenant labels --lanes offline", "sidecar keys check keys.yaml"),
+    "reload": ("sidecar reload --config sidecar.yaml", "sidecar reload --config sidecar.yaml --pid 1"),
     "chat": (
         'sidecar chat "What is the capital of France?" --config sidecar.yaml',
         'sidecar chat "Name three rivers." --config sidecar.yaml --offline --max-tokens 60',
@@ -185,13 +187,15 @@ def _serve(options: argparse.Namespace, environment: Environment) -> int:
     settings = load_settings(options.config, environment)
     configure(options.log_format or settings.log_format, verbose=options.verbose)
     config_hash = hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
-    asyncio.run(_serve_once(settings, config_hash))
-    return 0
+    drained = asyncio.run(_serve_once(settings, config_hash, lambda: load_settings(options.config, environment)))
+    return 0 if drained else ENDED_AT_ONCE
 
 
-async def _serve_once(settings: ServeSettings, config_hash: str) -> None:
+async def _serve_once(settings: ServeSettings, config_hash: str, read_again: Callable[[], ServeSettings]) -> bool:
     """As `serve`. All is done by then: a signal that comes while the process ends does not make it a failure."""
-    await serve(settings, instance=f"{uuid.uuid4().hex[:6]}-", config_hash=config_hash)
+    instance = f"{uuid.uuid4().hex[:6]}-"
+    drained = await serve(settings, instance=instance, config_hash=config_hash, read_again=read_again)
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().remove_signal_handler(each)
         signal.signal(each, signal.SIG_IGN)
+    return drained
