@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 import grpc
+from google.rpc import error_details_pb2, status_pb2
 
 from sidecar.call import Metadata, Terminal
 from sidecar.core.events import DeadLetter, Failed, Lost, Reject, RejectReason
@@ -17,6 +18,8 @@ from sidecar.frontend.caller_request import asked_by
 from sidecar.token_call import RequestDeadError, RequestRejectedError
 
 RETRY_HINT = "retry-after-ms"  # in the trailing metadata
+STATUS_DETAILS = "grpc-status-details-bin"  # where gRPC's clients look for more than a code and a text
+RICH_TEXT_BYTES_MAX = 512  # the text then goes twice, and a client takes 8 KiB of metadata in all
 _CODES = {
     RejectReason.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RejectReason.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
@@ -66,10 +69,22 @@ class CallerError(Exception):
 
     @property
     def trailing(self) -> Metadata:
-        """The hint as metadata, if there is one."""
+        """The hint as metadata, if there is one: as a number, and as google.rpc.RetryInfo, which clients know."""
         if self.retry_after_s is None:
             return ()
-        return ((RETRY_HINT, str(round(self.retry_after_s * 1000))),)
+        hint = ((RETRY_HINT, str(round(self.retry_after_s * 1000))),)
+        if len(str(self).encode(errors="replace")) > RICH_TEXT_BYTES_MAX:
+            return hint
+        return (*hint, (STATUS_DETAILS, _rich(self.code, str(self), self.retry_after_s)))
+
+
+def _rich(code: grpc.StatusCode, text: str, retry_after_s: float) -> bytes:
+    """A google.rpc.Status that says when to try again. Its code and text must be those of the gRPC status."""
+    status = status_pb2.Status(code=code.value[0], message=text.encode(errors="replace").decode())
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromMilliseconds(round(retry_after_s * 1000))
+    status.details.add().Pack(info)
+    return bytes(status.SerializeToString())
 
 
 def rejected(reason: str, message: str, retry_after_s: float | None, booked: Booked) -> CallerError:

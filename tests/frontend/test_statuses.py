@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 
 from sidecar.core.events import DeadLetter, Ended, Failed, Lost, Reject, RejectReason
 from sidecar.core.request import EndReason
@@ -73,7 +74,19 @@ def test_what_the_scheduler_refuses_begins_as_tritons_errors_do(reason: RejectRe
     assert error.ran is (reason in (RejectReason.EXPIRED, RejectReason.TOO_LARGE))
     again = of_generation(RequestRejectedError(reason, "no", 2.0), MINE)
     assert str(again) == f"{error}; try again in 2 s"
-    assert dict(again.trailing) == {"retry-after-ms": "2000"}
+    assert dict(again.trailing)["retry-after-ms"] == "2000"
+
+
+def test_the_hint_is_google_rpcs_too_with_the_code_and_the_text_of_the_status() -> None:
+    error = CallerError(grpc.StatusCode.RESOURCE_EXHAUSTED, "many wait\ud800", 2.5)
+    found = status_pb2.Status.FromString(dict(error.trailing)["grpc-status-details-bin"])
+    info = error_details_pb2.RetryInfo()
+    assert found.details[0].Unpack(info)
+    assert (found.code, found.message) == (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], "many wait?")
+    assert info.retry_delay.ToMilliseconds() == 2500
+    assert CallerError(grpc.StatusCode.RESOURCE_EXHAUSTED, "no hint").trailing == ()
+    long = CallerError(grpc.StatusCode.RESOURCE_EXHAUSTED, "x" * 2_000, 1.0)
+    assert [name for name, _ in long.trailing] == ["retry-after-ms"]  # a client would not take both texts
 
 
 def test_what_a_generation_raises_is_told_in_the_callers_words() -> None:
