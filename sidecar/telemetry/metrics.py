@@ -7,6 +7,7 @@ looked up once: `labels()` on each call would treble the cost of an observation 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -135,6 +136,8 @@ class Metrics:
         self._queue_of, self._exemplar = queue_of, exemplar
         self.dropped_spans, self.recorder = dropped_spans, recorder
         self.began_s = time.monotonic()  # the loop's clock
+        self._spending = threading.Lock()
+        self._spent: dict[str, dict[str, float]] = {}  # US dollars by engine and who had its slots, as last told
         self._requests: dict[str, Request] = {}
         self._exemplars: dict[str, dict[str, str]] = {}  # of the sampled requests among them
         self._running: dict[str, tuple[LaneUsage, Dispatch, float]] = {}
@@ -238,14 +241,20 @@ class Metrics:
     # ---- the page ----------------------------------------------------------------------------------------------------
 
     def rents(self) -> Iterable[tuple[str, str, Mapping[str, float]]]:
-        """Model and name of each engine whose price is known, and US dollars since the start by who had its slots."""
+        """Model and name of each engine whose price is known, and US dollars since the start by who had its slots.
+
+        Nobody's dollars ever become fewer: Prometheus would take that for a restart, and count all of them again.
+        """
         now_s = time.monotonic()
         for name, engine in self._engines.items():
             if engine.usd_per_hour:
                 usd_per_s = engine.usd_per_hour / 3600
                 spent = {lane.value: usd_per_s * self.usage[name, lane].at(now_s) / engine.slots for lane in Lane}
-                spent["idle"] = max(usd_per_s * (now_s - self.began_s) - sum(spent.values()), 0.0)
-                yield engine.model, name, spent
+                spent["idle"] = usd_per_s * (now_s - self.began_s) - sum(spent.values())
+                with self._spending:  # two scrapes may be rendered at once, each in a thread
+                    known = self._spent.setdefault(name, dict.fromkeys(spent, 0.0))
+                    known |= {who: max(known[who], usd) for who, usd in spent.items()}
+                    yield engine.model, name, dict(known)
 
     def address(self, engine: str) -> str:
         """Where an engine is, as the label says it."""

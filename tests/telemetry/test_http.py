@@ -217,6 +217,17 @@ def test_the_rent_is_split_by_who_had_the_slots_and_the_rest_is_idle() -> None:
     )
 
 
+def test_no_dollar_is_taken_back_when_more_slots_end_than_there_were() -> None:
+    """A counter that goes back is a restart for Prometheus, which then counts all of it again."""
+    metrics = Metrics((EngineEndpoint(name="e0", slots=1, usd_per_hour=3600.0),), version="test", config_hash="test")
+    metrics.began_s = 0.0
+    ((_, _, before),) = metrics.rents()
+    metrics.usage["e0", Lane.ONLINE].change(3, 0.0)  # those that drain are in use beside those that follow them
+    ((_, _, after),) = metrics.rents()
+    assert after["idle"] == before["idle"] > 0
+    assert after["online"] > before["online"]
+
+
 async def test_the_sidecar_is_ready_while_an_engine_is_up(sidecar: Sidecar, get: Any) -> None:
     lane = "offline lane: <running>\n"
     assert (await get("/readyz"))[:2] == (200, f"serving\nengine e0 (tensorrt_llm): up\n{lane}")
