@@ -113,9 +113,9 @@ CASES = {
         fires_at="42m",
     ),
     "DeadlineAtRisk": Case(
-        bad={f'sidecar_job_at_risk{{{MODEL}, tenant="a", job="j"}}': ON_OFF},
-        quiet={f'sidecar_job_at_risk{{{MODEL}, tenant="a", job="j"}}': "0x120"},
-        labels={"model": "m", "tenant": "a", "job": "j"},
+        bad={f'sidecar_job_at_risk{{{MODEL}, tenant="a", job_name="j"}}': ON_OFF},
+        quiet={f'sidecar_job_at_risk{{{MODEL}, tenant="a", job_name="j"}}': "0x120"},
+        labels={"model": "m", "tenant": "a", "job_name": "j"},
     ),
     "PartitionStuck": Case(
         bad={f"sidecar_kafka_lag{{{PARTITION}}}": "9x120", f"sidecar_kafka_watermark_offset{{{PARTITION}}}": MOVING},

@@ -185,7 +185,7 @@ def _shares() -> list[Panel]:
     served = grown("sidecar_tenant_tokens_total", "lane, tenant", lane="~$lane", tenant="~$tenant")
     share = f"{served} / on (lane) group_left () ({grown('sidecar_tenant_tokens_total', 'lane')} > 0)"
     usd = f"{share} * on (lane) group_left () {grown('sidecar_cost_usd_total', 'lane')}"
-    ended = grown("sidecar_job_ended_items_total", "tenant, job")
+    ended = grown("sidecar_job_ended_items_total", "tenant, job_name")
     all_ended, rent = grown("sidecar_job_ended_items_total"), grown("sidecar_cost_usd_total", lane="offline")
     jobs = f"{ended} / scalar({all_ended} > 0) * scalar({rent})"
     return [
@@ -202,7 +202,7 @@ def _shares() -> list[Panel]:
         table(
             "Jobs",
             {"items": (ended, "short"), "dollars": (jobs, "currencyUSD")},
-            keys=("tenant", "job"),
+            keys=("tenant", "job_name"),
             size=(12, 9),
             shows="Items of each job that ended in the chosen time, and the rent of the offline lane by the "
             "share of items.",

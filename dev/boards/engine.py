@@ -164,6 +164,7 @@ def _model() -> list[Panel]:
             },
             "percentunit",
             dashed=("trusted below",),
+            size=(8, 8),
             shows="Relative error of its last predictions.",
             do="Above the line it decides nothing. A foreign process on the card, or changing clocks, are the "
             "usual causes.",
@@ -172,6 +173,7 @@ def _model() -> list[Panel]:
             "What it has learnt",
             {"{{term}}": together("avg", of("sidecar_latency_model_seconds"), "term")},
             "s",
+            size=(8, 8),
             shows="The terms of an iteration's time.",
             do="A step without a change of the engine: power or thermal limits of the card.",
         ),
@@ -179,6 +181,7 @@ def _model() -> list[Panel]:
             "Foreign load",
             {"slots of others": total("sidecar_slots_foreign"), "slots of ours": total("sidecar_slots_in_use")},
             stacked=True,
+            size=(8, 8),
             shows="Slots in use by this sidecar and by others, where the engine's gauges tell.",
             do="Others should be 0.",
         ),
@@ -196,6 +199,7 @@ def _gpu() -> list[Panel]:
             },
             "percentunit",
             most=1.0,
+            size=(8, 8),
             shows="Share of the cycles in which streaming multiprocessors, tensor cores and memory work (DCGM).",
             do="SM high is not enough. Decoding is bound by memory, prompts by tensor cores: what is low is "
             "left to harvest.",
@@ -205,6 +209,7 @@ def _gpu() -> list[Panel]:
             {"{{gpu}}": together("sum", of("DCGM_FI_DEV_POWER_USAGE"), "gpu")},
             "watt",
             stacked=True,
+            size=(8, 8),
             shows="Power draw by card.",
             do="At the card's limit clocks fall, and every iteration takes longer.",
         ),
@@ -213,6 +218,7 @@ def _gpu() -> list[Panel]:
             {"{{gpu}}": "{} * 1024 * 1024".format(together("sum", of("DCGM_FI_DEV_FB_USED"), "gpu"))}
             | {"engine {{memory_type}}": together("max", of("nv_trt_llm_runtime_memory_metrics"), "memory_type")},
             "bytes",
+            size=(8, 8),
             shows="Memory of the card in use, and the engine's own account.",
             do="TensorRT-LLM takes its KV cache at the start, so that this hardly moves.",
         ),
@@ -251,7 +257,7 @@ def _relay() -> list[Panel]:
         ),
         lines(
             "Contained faults",
-            {"{{where}}": rate("sidecar_contained_faults_total", "where")}
+            {"faults {{where}}": f"{rate('sidecar_contained_faults_total', 'where')} or vector(0)"}
             | {"spans": rate("sidecar_dropped_spans_total")},
             "ops",
             shows="Exceptions that were contained to one request, and spans that were dropped.",

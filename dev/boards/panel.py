@@ -107,12 +107,13 @@ def stat(
     defaults = panel["fieldConfig"]["defaults"]
     if decimals is not None:
         defaults["decimals"] = decimals
+    defaults["mappings"] = [{"type": "special", "options": {"match": "nan", "result": {"text": "no traffic"}}}]
     if words:
         options = {
             value: {"text": text, "color": colour, "index": n}
             for n, (value, (text, colour)) in enumerate(words.items())
         }
-        defaults["mappings"] = [{"type": "value", "options": options}]
+        defaults["mappings"].append({"type": "value", "options": options})
     if board:
         defaults["links"] = [{"title": "Why", "url": f"/d/sidecar-{board}?${{__url_time_range}}&${{__all_variables}}"}]
     for name, said in (names or {}).items():

@@ -235,7 +235,7 @@ SCRAPED = (
         _PARTITION, OfflineMetrics.bytes_held),
     MetricRow("sidecar_job_ended_items", "counter",
         f"Items of a job that ended here since the start; the {JOBS_SHOWN} jobs with the newest ends.",
-        ("topic", "tenant", "job", "outcome"), OfflineMetrics.job_ends),
+        ("topic", "tenant", "job_name", "outcome"), OfflineMetrics.job_ends),
 )
 # fmt: on
 METRICS = (DURATION, *SCRAPED)

@@ -93,7 +93,7 @@ KEPT = (
 
 _ENGINE = ("model", "engine")
 _TENANT = ("model", "lane", "tenant")
-_JOB = ("model", "tenant", "job")
+_JOB = ("model", "tenant", "job_name")  # `job` is Prometheus' own label
 
 
 def _engine(read: Callable[[EngineSnapshot], float | None]) -> Reader:

@@ -233,4 +233,4 @@ async def test_what_is_committed_shows_in_the_watermark_the_events_and_the_ends_
     assert 'sidecar_kafka_gaps{partition="0",topic="t"} 0.0' in page
     assert 'sidecar_offline_held_bytes{partition="0",topic="t"}' in page
     assert 'sidecar_offline_partition_events_total{event="fenced",topic="t"} 0.0' in page
-    assert 'sidecar_job_ended_items_total{job="nightly",outcome="done",tenant="lab",topic="t"} 1.0' in page
+    assert 'sidecar_job_ended_items_total{job_name="nightly",outcome="done",tenant="lab",topic="t"} 1.0' in page

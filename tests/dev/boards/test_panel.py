@@ -30,7 +30,8 @@ def test_a_tile_that_shows_names_says_them_in_words() -> None:
 
 def test_a_value_with_a_word_has_its_colour() -> None:
     panel = stat("t", "q", words={"0": ("down", "red")}, **SAID)
-    [mapping] = panel["fieldConfig"]["defaults"]["mappings"]
+    nan, mapping = panel["fieldConfig"]["defaults"]["mappings"]
+    assert nan["options"]["match"] == "nan"
     assert mapping["options"]["0"] == {"text": "down", "color": "red", "index": 0}
 
 
