@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import time
 import traceback
 from collections import Counter
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 from math import inf
 from pathlib import Path
 
-FILES_WANTED = 65_536  # a connection is a file
 LOG_AGAIN_S = 60.0  # a fault at the same place is logged again no sooner
 
 
@@ -77,17 +75,3 @@ class NoFileLeft(logging.Filter):
             return False
         self._logged_s = now_s
         return True
-
-
-_ONLY_ONCE_A_MINUTE = NoFileLeft()
-
-
-def prepare_for_many_connections() -> None:
-    """The process may have many files open, and says only once a minute that it has none left.
-
-    The soft limit is often 1,024, for the sake of programs that use `select`; each process may raise it for itself.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < FILES_WANTED:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_WANTED if hard < 0 else min(hard, FILES_WANTED), hard))
-    logging.getLogger("asyncio").addFilter(_ONLY_ONCE_A_MINUTE)
