@@ -136,7 +136,7 @@ def build(
         online=online,
         keyring=keyring,
         server=build_server(online, passthrough, metrics, tracing, settings.limits),
-        openai=build_openai(settings, driver, tokens, tracing, metrics.registry),
+        openai=build_openai(settings, driver, tokens, tracing, metrics.registry, keyring),
         watch=watch,
         offline=offline,
         status=_status(settings, driver, metrics, watch, recorder, offline, recent),
@@ -389,7 +389,7 @@ def started(settings: ServeSettings) -> str:
     if (kafka := settings.offline) is not None:
         offline = f"{kafka.requests_topic} at {kafka.bootstrap_servers}, group {kafka.group}"
     recorder = "" if settings.recorder is None else f"; decisions in {settings.recorder.directory}"
-    openai = "" if settings.openai is None else f"; OpenAI API http://{settings.openai.listen}/v1"
+    openai = "" if settings.openai is None else f"; OpenAI API at {settings.openai.listen}"
     callers = "anybody" if settings.keys is None else f"by the keys in {settings.keys.file}"
     callers += "" if settings.tls.listen is None else ", over TLS"
     http = f"{settings.http}{'' if settings.tls.http is None else ' over TLS'}{openai}"

@@ -18,7 +18,7 @@ from sidecar.offline.item_reader import read_object
 from sidecar.triton.tokenizer import Tokens
 
 FLEX = "flex"
-_TIERS = {None: Lane.ONLINE, "auto": Lane.ONLINE, "default": Lane.ONLINE, FLEX: Lane.OFFLINE}
+_TIERS = {None: None, "auto": None, "default": Lane.ONLINE, FLEX: Lane.OFFLINE}  # None = the usual lane
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +32,13 @@ class Asked:
     usage: bool  # a stream ends with a chunk that counts tokens
 
 
-def read_asked(body: bytes, url: str, headers: Mapping[str, str], id: str, rules: ItemRules, tokens: Tokens) -> Asked:
-    """The request in `body`. Raises DeadItemError, naming the field. CPU-bound (the tokenizer): call it in a thread."""
+def read_asked(
+    body: bytes, url: str, headers: Mapping[str, str], id: str, rules: ItemRules, tokens: Tokens, usual: Lane
+) -> Asked:
+    """The request in `body`, in its `usual` lane unless it names one. Raises DeadItemError, naming the field.
+
+    CPU-bound (the tokenizer): call it in a thread.
+    """
     asked = read_object(body, rules.item_bytes_max)
     stream = _flag(asked, "stream")
     options = asked.pop("stream_options", None)
@@ -53,7 +58,7 @@ def read_asked(body: bytes, url: str, headers: Mapping[str, str], id: str, rules
     )
     bytes_max = len(record.value or b"")  # it is within the bound already, and a line is longer than its body
     item = read_item(record, replace(rules, item_bytes_max=bytes_max), tokens)
-    return Asked(id=id, item=item, lane=_TIERS[tier], stream=stream, usage=usage)
+    return Asked(id=id, item=item, lane=_TIERS[tier] or usual, stream=stream, usage=usage)
 
 
 def _flag(asked: dict[str, Any], name: str) -> bool:

@@ -13,7 +13,9 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from sidecar.core.request import Lane, Request
+from sidecar.keys import Keyring
 from sidecar.offline.item import ItemRules
+from sidecar.openai.access import KeyHolder, holder_of
 from sidecar.openai.answers import DONE, Answer, event
 from sidecar.openai.api_error import api_error
 from sidecar.openai.asked import Asked, read_asked
@@ -45,7 +47,16 @@ class Adopter(Protocol):
 class Completions:
     """Reads, runs and answers one request after another, any number at once."""
 
-    def __init__(self, driver: Generator, rules: ItemRules, tokens: Tokens, tracing: Adopter | None = None) -> None:
+    def __init__(
+        self,
+        driver: Generator,
+        rules: ItemRules,
+        tokens: Tokens,
+        tracing: Adopter | None = None,
+        keyring: Keyring | None = None,
+    ) -> None:
+        """Without a `keyring` whoever reaches the port may send requests, as any tenant."""
+        self._keyring = keyring
         self._driver = driver
         self._rules = rules
         self._tokens = tokens
@@ -54,10 +65,13 @@ class Completions:
 
     async def answer(self, http: web.Request, url: str, trace: Trace | None) -> web.StreamResponse:
         """The answer, complete or as a stream that has ended. Raises ApiError before anything is sent."""
+        holder = None if self._keyring is None else holder_of(self._keyring, http.headers.get("Authorization", ""))
         body = await http.read()
         arrived_s = self._driver.now_s
-        asked = await self._read(body, url, http.headers)
+        asked = await self._read(body, url, http.headers, holder)
         request = self._request(asked, arrived_s)
+        if holder is not None:
+            holder.book(request)
         if self._tracing is not None and trace is not None:
             self._tracing.adopt(request.id, trace)
         if asked.stream:
@@ -65,12 +79,18 @@ class Completions:
         generated = await self._driver.generate(request, asked.item.call)
         return web.json_response(Answer(asked).whole(self._text(generated), generated))
 
-    async def _read(self, body: bytes, url: str, headers: Mapping[str, str]) -> Asked:
+    async def _read(self, body: bytes, url: str, headers: Mapping[str, str], holder: KeyHolder | None) -> Asked:
+        if holder is not None:
+            headers = holder.headers(headers)
+            holder.count()
+        usual = Lane.ONLINE if holder is None else holder.lane(None)
         id = f"{'chatcmpl' if 'chat' in url else 'cmpl'}-{secrets.token_hex(12)}"
-        arguments: Any = (body, url, headers, id, self._rules, self._tokens)
-        if len(body) > LARGE_BODY_BYTES:
-            return await asyncio.to_thread(read_asked, *arguments)
-        return read_asked(*arguments)
+        arguments: Any = (body, url, headers, id, self._rules, self._tokens, usual)
+        large = len(body) > LARGE_BODY_BYTES
+        asked = await asyncio.to_thread(read_asked, *arguments) if large else read_asked(*arguments)
+        if holder is not None:
+            holder.lane(asked.lane)
+        return asked
 
     def _request(self, asked: Asked, arrived_s: float) -> Request:
         item = asked.item

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from sidecar.core.errors import SettingsError
 from sidecar.driver.driver import Driver
+from sidecar.keys import Keyring
 from sidecar.offline.item import ItemRules
 from sidecar.offline.item_format import CHAT, COMPLETIONS
 from sidecar.openai.api_error import ApiError, api_error
@@ -22,6 +23,7 @@ from sidecar.settings.file import ServeSettings
 from sidecar.settings.openai import OpenAiSettings
 from sidecar.telemetry.faults import FaultLog
 from sidecar.telemetry.tracing import Trace, Tracing
+from sidecar.tls import Material
 from sidecar.triton.tokenizer import Tokens
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -44,7 +46,9 @@ class OpenAiServer:
         models: Sequence[str],
         tracing: Tracing | None = None,
         served: Served = lambda _method, _route, _status, _seconds: None,
+        tls: Material | None = None,
     ) -> None:
+        self._tls = tls
         self._settings = settings
         self._completions = completions
         self._models = models
@@ -74,7 +78,8 @@ class OpenAiServer:
         host, _, port = self._settings.listen.rpartition(":")
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
+            context = None if self._tls is None else self._tls.server_context()
+            await web.TCPSite(self._runner, host.strip("[]"), int(port), ssl_context=context).start()
         except OSError as error:
             await self._runner.cleanup()
             raise SettingsError(f"openai: cannot bind {self._settings.listen}: {error.strerror}") from None
@@ -152,7 +157,12 @@ class OpenAiServer:
 
 
 def build_openai(
-    settings: ServeSettings, driver: Driver, tokens: Tokens | None, tracing: Tracing | None, registry: CollectorRegistry
+    settings: ServeSettings,
+    driver: Driver,
+    tokens: Tokens | None,
+    tracing: Tracing | None,
+    registry: CollectorRegistry,
+    keyring: Keyring | None = None,
 ) -> OpenAiServer | None:
     """The server that the settings ask for; it does not run yet. None if they ask for none."""
     if (own := settings.openai) is None or tokens is None:
@@ -164,5 +174,6 @@ def build_openai(
         item_bytes_max=own.body_bytes_max,
         max_tokens_default=own.max_tokens_default,
     )
-    completions = Completions(driver, rules, tokens, tracing)
-    return OpenAiServer(own, completions, rules.models, tracing, HttpMetrics(registry).served)
+    completions = Completions(driver, rules, tokens, tracing, keyring)
+    tls = None if settings.tls.openai is None else Material(settings.tls.openai, "tls.openai")
+    return OpenAiServer(own, completions, rules.models, tracing, HttpMetrics(registry).served, tls)

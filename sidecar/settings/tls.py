@@ -49,5 +49,6 @@ class TlsSettings:
 
     listen: ServerTlsSettings | None = None  # the callers' port
     http: ServerTlsSettings | None = None  # the port of metrics, health and status
+    openai: ServerTlsSettings | None = None  # the port of the OpenAI API
     engines: ClientTlsSettings | None = None  # the gRPC port of every engine's Triton
     tracing: ClientTlsSettings | None = None  # the collector of spans

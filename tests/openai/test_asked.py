@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ RULES = ItemRules(tokens_max={"m": 64}, model_default="m", item_bytes_max=2000, 
 CHAT_BODY = {"messages": [{"role": "user", "content": "a question"}]}
 
 
-def read(body: dict[str, Any], url: str = CHAT, **headers: str) -> Asked:
-    return read_asked(json.dumps(body).encode(), url, headers, "chatcmpl-1", RULES, WordTokens())
+def read(body: dict[str, Any], url: str = CHAT, usual: Lane = Lane.ONLINE, headers: Mapping[str, str] = {}) -> Asked:
+    return read_asked(json.dumps(body).encode(), url, headers, "chatcmpl-1", RULES, WordTokens(), usual)
 
 
 def test_a_chat_is_online_and_whole_unless_it_says_otherwise() -> None:
@@ -31,6 +32,8 @@ def test_a_chat_is_online_and_whole_unless_it_says_otherwise() -> None:
 def test_flex_is_the_offline_lane_and_other_tiers_are_refused() -> None:
     assert read({**CHAT_BODY, "service_tier": "flex"}).lane is Lane.OFFLINE
     assert read({**CHAT_BODY, "service_tier": "auto"}).lane is Lane.ONLINE
+    assert read(CHAT_BODY, usual=Lane.OFFLINE).lane is Lane.OFFLINE
+    assert read({**CHAT_BODY, "service_tier": "default"}, usual=Lane.OFFLINE).lane is Lane.ONLINE
     wrong: list[Any] = ["priority", 1, [], {}]
     for tier in wrong:
         with pytest.raises(DeadItemError, match="service_tier must be"):
@@ -66,17 +69,19 @@ def test_what_cannot_be_served_is_refused_by_its_name(more: dict[str, Any], para
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b'{"n":1,"n":1}', b"x" * 2001])
 def test_what_is_no_object_within_the_bound_is_refused(body: bytes) -> None:
     with pytest.raises(DeadItemError):
-        read_asked(body, COMPLETIONS, {}, "cmpl-1", RULES, WordTokens())
+        read_asked(body, COMPLETIONS, {}, "cmpl-1", RULES, WordTokens(), Lane.ONLINE)
 
 
 def test_the_tenant_is_the_headers_and_a_job_is_for_batches() -> None:
-    asked = read(CHAT_BODY, **{"X-Tenant": "reports", "x-job": "weekly"})
+    asked = read(CHAT_BODY, headers={"X-Tenant": "reports", "x-job": "weekly"})
     assert (asked.item.tenant, asked.item.job) == ("reports", None)
 
 
 def test_two_requests_without_a_seed_draw_differently() -> None:
     one, other = (
-        read_asked(json.dumps(CHAT_BODY).encode(), CHAT, {}, id, RULES, WordTokens()).item.call.sampling.seed
+        read_asked(
+            json.dumps(CHAT_BODY).encode(), CHAT, {}, id, RULES, WordTokens(), Lane.ONLINE
+        ).item.call.sampling.seed
         for id in ("chatcmpl-1", "chatcmpl-2")
     )
     assert one != other

@@ -14,6 +14,7 @@ import pytest
 
 from sidecar.core.events import RejectReason
 from sidecar.core.request import Lane, Request
+from sidecar.keys import Keyring
 from sidecar.openai.completions import Completions
 from sidecar.openai.server import OpenAiServer
 from sidecar.settings.openai import OpenAiSettings
@@ -51,12 +52,12 @@ class Client:
 
 
 @asynccontextmanager
-async def client(run: Run | None = None, **settings: Any) -> AsyncIterator[Client]:
+async def client(run: Run | None = None, keyring: Keyring | None = None, **settings: Any) -> AsyncIterator[Client]:
     driver = HttpDriver(run)
     found: list[tuple[str, str, int]] = []
     server = OpenAiServer(
         OpenAiSettings(listen="127.0.0.1:0", **settings),
-        Completions(driver, RULES, WordTokens()),
+        Completions(driver, RULES, WordTokens(), keyring=keyring),
         RULES.models,
         served=lambda method, route, status, _seconds: found.append((method, route, status)),
     )
