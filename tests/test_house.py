@@ -50,7 +50,7 @@ LINES = {
     "plan": 233,
     "sim": 4907,
     "settings": 760,
-    "triton": 1846,
+    "triton": 1991,
     "driver": 1728,
     "frontend": 3080,
     "offline": 6306,

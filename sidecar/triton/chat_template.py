@@ -23,14 +23,18 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from sidecar.core.errors import SidecarError
+from sidecar.triton import template_growth
 
 RENDER_S = 2.0  # of one rendering; a template that asks for more is at fault
 PRIVATE = range(0xE000, 0xF8FF)  # characters that mean nothing, so that texts hardly hold them
 PROBE = "probe"
 PRODUCT_MAX = 1e9
+GROWTH_MAX, GROWTH_LEAST = 16, 1 << 20  # times the longest prompt, and characters, that one rendering may make
 _TIMED = "while there is time"  # a filter that no template can name
+_JOINED = "joined within the budget"  # another one
 _UNTIL: ContextVar[float] = ContextVar("until")
 Messages = Sequence[tuple[str, str]]  # role and content
 
@@ -147,6 +151,7 @@ def _bounded(template: Template, variables: Mapping[str, Any], characters_max: i
     pieces: list[str] = []
     size, until = 0, time.monotonic() + RENDER_S
     _UNTIL.set(until)
+    template_growth.allow(GROWTH_MAX * characters_max + GROWTH_LEAST)
     try:
         for piece in template.generate(**variables, tools=None, documents=None, add_generation_prompt=True):
             size += len(piece)
@@ -171,10 +176,18 @@ def _check_time() -> None:
 
 
 def _timed(tree: nodes.Template) -> nodes.Template:
-    """Make each loop of the template end once the time is over: Jinja calls nothing of ours between two rounds."""
+    """Make each loop end once the time is over, and each `~` cost what it makes: Jinja asks nobody about either."""
     for loop in tree.find_all(nodes.For):
         loop.iter = nodes.Filter(loop.iter, _TIMED, [], [], None, None, lineno=loop.lineno)
-    return tree
+    bounded: nodes.Template = _Joins().visit(tree)
+    return bounded
+
+
+class _Joins(NodeTransformer):
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 (Jinja looks for this name)
+        """`a ~ b` becomes a filter over [a, b]."""
+        values = nodes.List([self.visit(each) for each in node.nodes], lineno=node.lineno)
+        return nodes.Filter(values, _JOINED, [], [], None, None, lineno=node.lineno)
 
 
 def _while_there_is_time(values: Iterable[Any]) -> Iterator[Any]:
@@ -186,7 +199,8 @@ def _while_there_is_time(values: Iterable[Any]) -> Iterator[Any]:
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja as transformers sets it up. Each look-up, call, product and round ends once the time is over."""
 
-    intercepted_binops = frozenset(("*", "**"))
+    intercepted_binops = frozenset(("*", "**", "+", "%"))
+    concat = staticmethod(template_growth.joined)  # blocks that are set, and macros
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Return the attribute, while there is time."""
@@ -199,13 +213,17 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
     def call(self, context: Any, obj: Any, *args: Any, **named: Any) -> Any:
-        """Call, while there is time."""
+        """Call, while there is time, and within the budget of text."""
         _check_time()
+        template_growth.spend_on_call(obj, args, named)
         return super().call(context, obj, *args, **named)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Numbers alone are multiplied: a text times a number needs any amount of memory."""
+        """Numbers alone are multiplied: a text times a number needs any amount of memory. A sum costs its length."""
         _check_time()
+        if operator == "+" or (isinstance(left, str) and operator == "%"):
+            template_growth.spend_on_operator(operator, left, right)
+            return super().call_binop(context, operator, left, right)
         numbers = all(isinstance(each, int | float) and abs(each) < PRODUCT_MAX for each in (left, right))
         if not numbers or (operator == "**" and abs(right) > 16):
             raise SecurityError(f"{operator} is for small numbers")
@@ -227,7 +245,9 @@ def _environment() -> _Environment:
     extensions = ["jinja2.ext.loopcontrols", _Generation]
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _tojson
-    environment.filters[_TIMED] = _while_there_is_time
+    environment.filters |= {name: template_growth.bounded(name, each) for name, each in environment.filters.items()}
+    environment.filters |= {_TIMED: _while_there_is_time, _JOINED: template_growth.joined}
+    del environment.globals["lipsum"]  # text in any amount
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
