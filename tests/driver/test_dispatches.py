@@ -49,6 +49,23 @@ async def test_tokens_of_one_tick_are_one_event_with_first_tokens_and_gaps() -> 
     made.ticks.close()
 
 
+async def test_tokens_found_at_once_after_a_pause_of_ours_are_told_with_equal_gaps() -> None:
+    made, a, b = Ticks(), dispatched("a"), dispatched("b")
+    made.ticks.note(a, 1, 10.0)
+    made.ticks.note(b, 1, 10.0)
+    made.ticks.flush("e")
+    made.take()
+    for now_s in (10.75, 10.75, 10.75):  # three iterations of a quarter of a second, all read after the third
+        made.ticks.note(a, 1, now_s)
+    made.ticks.note(b, 2, 10.75)  # one iteration that gave two tokens
+    made.ticks.flush("e")
+    assert made.take()[0].gaps_s == (0.25, 0.25, 0.25, 0.75)
+    made.ticks.note(a, 1, 11.0)
+    made.ticks.flush("e")
+    assert made.take()[0].gaps_s == (0.25,)
+    made.ticks.close()
+
+
 async def test_an_engine_that_streamed_nothing_tells_nothing() -> None:
     made = Ticks()
     made.ticks.flush("e")
