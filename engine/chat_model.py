@@ -5,6 +5,11 @@ itself. Each row in the batch has a buffer of its own, where the graph appends k
 store beside it holds a copy of every token under the batcher's blocks: from there a new row takes the blocks that it
 reuses. A row's sums do not depend on its neighbours (measured: 1 row, and 2, 3, 4 and 8, have the same bits), but a
 token computed in a prompt and the same token decoded may differ in their last bits.
+
+Tried: keys and values as 8-bit integers (GroupQueryAttention takes them, with a scale per channel). An iteration of
+8 rows with 500 tokens of context takes 65 ms of CPU time instead of 91, on a busy host, and 97.1 % of the greedy tokens
+on 50 prompts are those of float32 instead of 97.7 %. But it depends on the texts that the scales are taken from whether
+the capital of France is told in English, or something else in French.
 """
 
 from __future__ import annotations
