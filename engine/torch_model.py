@@ -57,16 +57,6 @@ class TorchWeights:
 
 
 @dataclass(slots=True, eq=False)
-class CapturedGraph:
-    """A CUDA graph of one bucket, with the tensors that it reads and writes."""
-
-    numbers: Tensor  # ids, positions, places in the cache, lengths: a column per row
-    tables: Tensor
-    replay: Callable[[], None]
-    logits: Tensor
-
-
-@dataclass(slots=True, eq=False)
 class TorchTransformer:
     """Weights and KV cache of one model, behind the same `logits` as the CPU engine's models."""
 
@@ -77,7 +67,8 @@ class TorchTransformer:
     columns: Tensor | None  # the ids whose logits are wanted; None = all
     attend: Callable[..., Tensor]
     _caches: list[tuple[Tensor, Tensor]] = field(init=False)  # keys and values of each layer
-    _graphs: dict[int, CapturedGraph] = field(default_factory=dict)
+    # Per bucket a CUDA graph's inputs (see `_rows`), its replay, and its logits.
+    _graphs: dict[int, tuple[Tensor, Tensor, Callable[[], None], Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         cos = self.weights.turns[0]
@@ -106,11 +97,11 @@ class TorchTransformer:
         """Compute the new tokens of `batch` into the cache; the logits of its wanted places."""
         numbers, tables = map(torch.from_numpy, self._rows(batch))
         with torch.inference_mode():
-            if graph := self._graphs.get(numbers.shape[1]):
-                graph.numbers.copy_(numbers.pin_memory(), non_blocking=True)
-                graph.tables[:, : tables.shape[1]].copy_(tables.pin_memory(), non_blocking=True)
-                graph.replay()
-                found = graph.logits
+            if numbers.shape[1] in self._graphs:
+                graph_numbers, graph_tables, replay, found = self._graphs[numbers.shape[1]]
+                graph_numbers.copy_(numbers.pin_memory(), non_blocking=True)
+                graph_tables[:, : tables.shape[1]].copy_(tables.pin_memory(), non_blocking=True)
+                replay()
             else:  # a CPU
                 found = self._forward(numbers.to(self.device), tables.to(self.device))
             wanted: Floats = found[torch.from_numpy(batch.wanted).to(self.device)].cpu().numpy()
@@ -135,7 +126,7 @@ class TorchTransformer:
                 with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                     logits = self._forward(*inputs)
                 pool = pool or graph.pool()
-                self._graphs[rows] = CapturedGraph(*inputs, graph.replay, logits)
+                self._graphs[rows] = (*inputs, graph.replay, logits)
             torch.cuda.synchronize()
 
     def _spare(self, rows: int, columns: int) -> tuple[Ints, Any]:
@@ -145,7 +136,7 @@ class TorchTransformer:
         return numbers, np.full((rows, columns), self.blocks, np.int32)
 
     def _rows(self, batch: FlatBatch) -> tuple[Ints, Any]:
-        """Return a row for each new token: its numbers, and the blocks of its sequence."""
+        """Return a row for each new token: id, position, place in the cache, length; and the blocks of its sequence."""
         tokens = len(batch.ids)
         rows = min((each for each in self._graphs if each >= tokens), default=tokens)
         lengths = [len(table) for table in batch.tables] + [len(chunk.table) for chunk in batch.chunks]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -72,54 +73,39 @@ def random_weights(shape: TorchShape, tokens_max: int, device: str, seed: int) -
     """Return weights that make no sense and take a real model's time."""
     draw = torch.Generator(device=device)
     draw.manual_seed(seed)
+    sizes = {
+        "qkv": ((shape.heads + 2 * shape.kv_heads) * shape.head_dim, shape.width),
+        "out": (shape.width, shape.heads * shape.head_dim),
+        "gate_up": (2 * shape.ffn, shape.width),
+        "down": (shape.width, shape.ffn),
+        "embedding": (shape.vocab, shape.width),
+        "head": (shape.vocab, shape.width),
+    }
 
-    def matrix(rows: int, columns: int) -> Tensor:
-        empty = torch.empty(rows, columns, device=device, dtype=dtype_on(device))
-        return empty.normal_(0, columns**-0.5, generator=draw)
+    def part(name: str, _: int) -> Tensor:
+        if name not in sizes:
+            return torch.ones(shape.width, device=device, dtype=dtype_on(device))
+        empty = torch.empty(sizes[name], device=device, dtype=dtype_on(device))
+        return empty.normal_(0, sizes[name][1] ** -0.5, generator=draw)
 
-    ones = _sent(np.ones(shape.width), device)
-    layers = [
-        TorchLayer(
-            attention_gain=ones,
-            ffn_gain=ones,
-            qkv=matrix((shape.heads + 2 * shape.kv_heads) * shape.head_dim, shape.width),
-            out=matrix(shape.width, shape.heads * shape.head_dim),
-            gate_up=matrix(2 * shape.ffn, shape.width),
-            down=matrix(shape.width, shape.ffn),
-        )
-        for _ in range(shape.layers)
-    ]
-    return TorchWeights(
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        epsilon=1e-5,
-        embedding=matrix(shape.vocab, shape.width),
-        head=matrix(shape.vocab, shape.width),
-        gain=ones,
-        layers=layers,
-        turns=_turns(500_000.0, shape.head_dim, tokens_max, device),
-    )
+    turns = _turns(500_000.0, shape.head_dim, tokens_max, device)
+    return _weights(part, shape.layers, heads=shape.heads, kv_heads=shape.kv_heads, epsilon=1e-5, turns=turns)
 
 
 def toy_weights(toy: Transformer, tokens_max: int, device: str) -> TorchWeights:
     """Return the CPU engine's weights without their 8-bit steps of activations."""
-    ones = _sent(np.ones(toy.shape.width), device)
-    names = ("qkv", "out", "gate_up", "down")
-    layers = [
-        {name: _sent((getattr(layer, name).integers * getattr(layer, name).worth).T, device) for name in names}
-        for layer in toy.layers
-    ]
-    return TorchWeights(
-        heads=toy.shape.heads,
-        kv_heads=toy.shape.kv_heads,
-        epsilon=1e-6,
-        embedding=_sent(toy.embedding, device),
-        head=_sent((toy.head.integers * toy.head.worth).T, device),
-        gain=ones,
-        layers=[TorchLayer(attention_gain=ones, ffn_gain=ones, **each) for each in layers],
-        turns=_turns(10_000.0, toy.shape.head_dim, tokens_max, device),
-        places=_sent(toy.places, device),
-    )
+
+    def part(name: str, layer: int) -> Tensor:
+        if name.endswith("gain"):
+            return _sent(np.ones(toy.shape.width), device)
+        if name == "embedding":
+            return _sent(toy.embedding, device)
+        matrix = toy.head if name == "head" else getattr(toy.layers[layer], name)
+        return _sent((matrix.integers * matrix.worth).T, device)
+
+    turns, places = _turns(10_000.0, toy.shape.head_dim, tokens_max, device), _sent(toy.places, device)
+    heads = {"heads": toy.shape.heads, "kv_heads": toy.shape.kv_heads}
+    return _weights(part, len(toy.layers), **heads, epsilon=1e-6, turns=turns, places=places)
 
 
 def chat_weights(folder: Path, tokens_max: int, device: str) -> TorchWeights:
@@ -137,39 +123,38 @@ def chat_weights(folder: Path, tokens_max: int, device: str) -> TorchWeights:
     found = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
     attentions = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
     sizes = {each.name: each.i for each in attentions[0].attribute}
-    heads, kv_heads = sizes["num_heads"], sizes["kv_num_heads"]
+    heads = {"heads": sizes["num_heads"], "kv_heads": sizes["kv_num_heads"]}
+    turned_heads = sum(heads.values())
 
-    def floats(name: str) -> Any:
-        if f"{name}.w" in found:
-            return found[f"{name}.w"].T
-        integers = found[f"{name}.q"].astype(np.float32) - 128
-        return (integers * found[f"{name}.scale"].reshape(*integers.shape[:2], 1)).reshape(len(integers), -1)
+    def part(name: str, layer: int) -> Tensor:
+        """Of a layer, or of the whole model: its norms are behind the last layer, its head is named `logits`."""
+        if name in ("gain", "attention_gain"):
+            return _sent(found[f"blk.{layer - 1}.next.gain" if layer else "first.gain"], device)
+        if name == "ffn_gain":
+            return _sent(found[f"blk.{layer}.ffn.gain"], device)
+        stored = {"embedding": "embedding", "head": "logits"}.get(name, f"blk.{layer}.{name}")
+        if f"{stored}.w" in found:
+            matrix = found[f"{stored}.w"].T
+        else:  # 8-bit integers around 128, in blocks with a scale each
+            integers = found[f"{stored}.q"].astype(np.float32) - 128
+            matrix = (integers * found[f"{stored}.scale"].reshape(*integers.shape[:2], 1)).reshape(len(integers), -1)
+        if name == "qkv":  # RoPE turns pairs that are neighbours there and in two halves of a head here
+            turned = turned_heads * 2 * found["cos"].shape[1]
+            pairs = matrix[:turned].reshape(turned_heads, -1, 2, matrix.shape[1])
+            matrix = np.concatenate((pairs.swapaxes(1, 2).reshape(turned, -1), matrix[turned:]))
+        return _sent(matrix, device)
 
-    def halves(qkv: Any) -> Any:
-        """What RoPE turns together stands in two halves of a head here, and side by side in the graph."""
-        turned = (heads + kv_heads) * 2 * found["cos"].shape[1]
-        pairs = qkv[:turned].reshape(heads + kv_heads, -1, 2, qkv.shape[1])
-        return np.concatenate((pairs.swapaxes(1, 2).reshape(turned, -1), qkv[turned:]))
+    turns = _sent(found["cos"][:tokens_max], device), _sent(found["sin"][:tokens_max], device)
+    return _weights(part, len(attentions), **heads, epsilon=1e-5, turns=turns)
 
-    gains = ["first.gain", *(f"blk.{layer}.next.gain" for layer in range(len(attentions)))]
-    layers = [
-        TorchLayer(
-            attention_gain=_sent(found[gains[layer]], device),
-            ffn_gain=_sent(found[f"blk.{layer}.ffn.gain"], device),
-            qkv=_sent(halves(floats(f"blk.{layer}.qkv")), device),
-            **{name: _sent(floats(f"blk.{layer}.{name}"), device) for name in ("out", "gate_up", "down")},
-        )
-        for layer in range(len(attentions))
-    ]
+
+def _weights(part: Callable[[str, int], Tensor], layers: int, **more: Any) -> TorchWeights:
+    """Put a model together from its parts, which have the names of the fields."""
+    names = [each.name for each in fields(TorchLayer)]
     return TorchWeights(
-        heads=heads,
-        kv_heads=kv_heads,
-        epsilon=1e-5,
-        embedding=_sent(floats("embedding"), device),
-        head=_sent(floats("logits"), device),
-        gain=_sent(found[gains[-1]], device),
-        layers=layers,
-        turns=(_sent(found["cos"][:tokens_max], device), _sent(found["sin"][:tokens_max], device)),
+        layers=[TorchLayer(**{name: part(name, layer) for name in names}) for layer in range(layers)],
+        **{name: part(name, layers) for name in ("embedding", "head", "gain")},
+        **more,
     )
 
 

