@@ -76,6 +76,9 @@ def _fill(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     place = ServingPlace(
         engine_dir=options.engine_dir, tokenizer_dir=options.tokenizer_dir, grpc_address=options.grpc_address
     )
+    for each in options.triton or ():
+        if not is_address(each):
+            raise SettingsError(f"--triton must be host:port, not {each!r}")
     try:
         settings = options.settings.read_text(encoding="utf-8") if options.settings else EXAMPLE
     except UnicodeDecodeError:

@@ -21,6 +21,7 @@ _MODEL = re.compile(r"([\w.-]+)(?:=(\d+\.?\d*),(\d+),(\d+),(\d+))?:(\d+)")
 PROFILE_OF = {"7b": "8b-a100", "8b": "8b-a100"}  # whose o and c a model has; the 70B's, if it is not named
 UTILISATIONS = (0.2, 0.4, 0.6, 0.8)
 SLOTS = 64  # of an engine: more sequences than it decodes together save nothing
+ABOVE_0 = "gpu_gib length slo_ms wait_share users tpot_ms tokens_per_s stream_tokens_per_s peak_to_mean".split()
 DISK_BYTES_PER_S = 5e9  # what a fast network disk gives to a replica that starts
 
 
@@ -81,6 +82,9 @@ def _plan(options: argparse.Namespace, _: Mapping[str, str]) -> int:
 
 def figures(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that is reckoned. Raises ValueError for numbers that make no sense."""
+    for name in ABOVE_0:
+        if (value := getattr(options, name)) is not None and not 0 < value < inf:
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0, not {value:g}")
     plans = [_memory(options, each) for each in (options.model, options.against) if each]
     cost, batches = _cost(options, plans[0].model.name), [int(each) for each in options.batches.split(",")]
     prices = [float(each) for each in options.usd_per_hour.split(",")]

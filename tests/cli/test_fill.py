@@ -285,6 +285,7 @@ def test_the_command_writes_one_directory_for_both_containers(
         (("70b-tp8", "--project", "{tmp}"), "known: none in"),
         (("70b-tp8", "--engine-dir", "engine"), "engine_dir must be an absolute path"),
         (("70b-tp8", "--grpc-address", "8001"), "grpc_address must be host:port"),
+        (("70b-tp8", "--triton", "nonsense"), "--triton must be host:port, not 'nonsense'"),
         (("70b-tp8", "--settings", "{tmp}/list.yaml"), "must be a mapping"),
         (("70b-tp8", "--settings", "{tmp}/latin.yaml"), "latin.yaml is not UTF-8"),
     ],

@@ -71,7 +71,13 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(capsys: pytest.Capture
         ("--usd-per-hour nan", "above 0"),
         ("--usd-per-hour 3,2", "one for all batches, or one for each"),
         ("--users 500 --tpot-ms 1", "cannot be: T(1) is"),
-        ("--users 500 --peak-to-mean 0", "division by zero"),
+        ("--users 500 --peak-to-mean 0", "--peak-to-mean must be above 0, not 0"),
+        ("--peak-to-mean nan", "--peak-to-mean must be above 0, not nan"),
+        ("--slo-ms nan", "--slo-ms must be above 0, not nan"),
+        ("--slo-ms -1", "--slo-ms must be above 0, not -1"),
+        ("--length 0", "--length must be above 0, not 0"),
+        ("--users 0", "--users must be above 0, not 0"),
+        ("--tokens-per-s inf", "--tokens-per-s must be above 0, not inf"),
     ],
 )
 def test_nonsense_is_one_line(capsys: pytest.CaptureFixture[str], arguments: str, says: str) -> None:
