@@ -24,9 +24,8 @@ def _paged_decode(
     per = (tiles + SPLITS - 1) // SPLITS
     first, last = split * per, tl.minimum(split * per + per, tiles)
     g, d, t = tl.arange(0, GP), tl.arange(0, D), tl.arange(0, BS)
-    queries = tl.load(
-        q + (row * heads + head * G + g[:, None]) * D + d[None, :], mask=g[:, None] < G, other=0.0
-    )  # fmt: skip
+    asked = (row * heads + head * G + g[:, None]) * D + d[None, :]
+    queries = tl.load(q + asked, mask=g[:, None] < G, other=0.0)
     best = tl.full([GP], -1.0e30, tl.float32)
     total = tl.zeros([GP], tl.float32)
     mixed = tl.zeros([GP, D], tl.float32)
@@ -48,12 +47,6 @@ def _paged_decode(
     tl.store(total_out + base + g, total)
 
 
-def splits_for(rows: int, kv_heads: int) -> int:
-    """Return into how many shares the blocks of each row are cut, so that the GPU has enough programs."""
-    wanted = max(1, PROGRAMS // max(1, rows * kv_heads))
-    return min(SPLITS_MAX, 1 << (wanted - 1).bit_length())
-
-
 def paged_decode(q, k, v, tables, lengths, block_tokens):
     """Return the attention of one new token per row, (rows, heads, head_dim).
 
@@ -62,7 +55,8 @@ def paged_decode(q, k, v, tables, lengths, block_tokens):
     """
     rows, heads, head_dim = q.shape
     kv_heads = k.shape[1]
-    splits = splits_for(rows, kv_heads)
+    # So many shares of each row's blocks that the GPU has enough programs, a power of two.
+    splits = min(SPLITS_MAX, 1 << (max(1, PROGRAMS // (rows * kv_heads)) - 1).bit_length())
     mixed = torch.empty(rows, kv_heads, splits, GROUP_MIN, head_dim, device=q.device, dtype=torch.float32)
     best = torch.empty(rows, kv_heads, splits, GROUP_MIN, device=q.device, dtype=torch.float32)
     total = torch.empty_like(best)

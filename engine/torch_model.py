@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,20 +76,19 @@ class TorchTransformer:
         cos = self.weights.turns[0]
         # One block more than the batcher knows of: rows that only fill a bucket write there.
         size = ((self.blocks + 1) * self.block_tokens, self.weights.kv_heads, 2 * cos.shape[1])
-        both = [torch.zeros(2, *size, device=self.device, dtype=cos.dtype) for _ in self.weights.layers]
-        self._caches = [(each[0], each[1]) for each in both]
+        empty = partial(torch.zeros, size, device=self.device, dtype=cos.dtype)
+        self._caches = [(empty(), empty()) for _ in self.weights.layers]
 
     @property
     def weight_bytes(self) -> int:
-        layers = [(each.qkv, each.out, each.gate_up, each.down) for each in self.weights.layers]
-        matrices = [self.weights.head, *(matrix for layer in layers for matrix in layer)]
-        return sum(matrix.numel() * matrix.element_size() for matrix in matrices)
+        layers = ((each.qkv, each.out, each.gate_up, each.down) for each in self.weights.layers)
+        return sum(each.numel() * each.element_size() for each in (self.weights.head, *chain(*layers)))
 
     def copy_block(self, source: int, target: int) -> None:
         """Make block `target` hold what `source` holds."""
         size = self.block_tokens
         with torch.inference_mode():
-            for cache in (each for both in self._caches for each in both):
+            for cache in chain(*self._caches):
                 cache[target * size : (target + 1) * size] = cache[source * size : (source + 1) * size]
 
     def forget(self, row: str) -> None:

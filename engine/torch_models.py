@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,7 @@ from sidecar.inflight.batch import BatcherSettings
 CHAT = "smollm2"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TorchShape:
+class TorchShape(NamedTuple):
     """The sizes of a model with random weights. `vocab` are the rows of its output layer."""
 
     layers: int
@@ -32,9 +32,9 @@ class TorchShape:
 
 
 SHAPES = {
-    "8b": TorchShape(layers=32, width=4096, heads=32, kv_heads=8, head_dim=128, ffn=14336, vocab=128_256),
+    "8b": TorchShape(32, 4096, heads=32, kv_heads=8, head_dim=128, ffn=14336, vocab=128_256),
     # What one of four tensor-parallel GPUs computes of a 70B. The two all-reduces of each layer are missing.
-    "70b-tp4-shard": TorchShape(layers=80, width=8192, heads=16, kv_heads=2, head_dim=128, ffn=7168, vocab=32_064),
+    "70b-tp4-shard": TorchShape(80, 8192, heads=16, kv_heads=2, head_dim=128, ffn=7168, vocab=32_064),
 }
 
 
@@ -57,14 +57,8 @@ def torch_model_of(
     else:
         known = ", ".join((CHAT, *PRESETS, *SHAPES))
         raise ValueError(f"parameter 'preset' must be one of {known}, not {preset!r}")
-    model = TorchTransformer(
-        weights=weights,
-        device=device,
-        blocks=batcher.blocks_max,
-        block_tokens=batcher.tokens_per_block,
-        columns=columns,
-        attend=plain_decode if device == "cpu" else kernel(),
-    )
+    attend = plain_decode if device == "cpu" else kernel()
+    model = TorchTransformer(weights, device, batcher.blocks_max, batcher.tokens_per_block, columns, attend)
     model.capture(max(batcher.max_num_tokens, batcher.max_batch_size), tokens_max)
     return language, model
 
@@ -96,10 +90,8 @@ def toy_weights(toy: Transformer, tokens_max: int, device: str) -> TorchWeights:
     """Return the CPU engine's weights without their 8-bit steps of activations."""
 
     def part(name: str, layer: int) -> Tensor:
-        if name.endswith("gain"):
-            return _sent(np.ones(toy.shape.width), device)
-        if name == "embedding":
-            return _sent(toy.embedding, device)
+        if name.endswith("gain") or name == "embedding":
+            return _sent(toy.embedding if name == "embedding" else np.ones(toy.shape.width), device)
         matrix = toy.head if name == "head" else getattr(toy.layers[layer], name)
         return _sent((matrix.integers * matrix.worth).T, device)
 
@@ -173,7 +165,5 @@ def _sent(values: Any, device: str) -> Tensor:
 
 
 def kernel() -> Any:
-    """Return attention in OpenAI Triton, which comes with PyTorch for CUDA."""
-    from engine.torch_kernels import paged_decode
-
-    return paged_decode
+    """Return attention in OpenAI Triton, which comes with PyTorch for CUDA alone."""
+    return import_module("engine.torch_kernels").paged_decode

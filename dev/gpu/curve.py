@@ -50,17 +50,12 @@ def batch_of(settings: BatcherSettings, rows: int, context: int, prompt: int) ->
 def curve(preset: str, device: str, budget_s: float) -> dict[str, Any]:
     """Measure within the budget: first whole iterations, then the curve of tokens."""
     begin_s, cuda = time.monotonic(), device != "cpu"
-    settings = BatcherSettings(
-        max_batch_size=64,
-        max_num_tokens=2048 if cuda else 512,
-        max_seq_len=4096 if cuda else 512,
-        kv_tokens_max=240_000 if cuda else 16_384,
-        tokens_per_block=64,
-    )
-    _, model = model_of(TOKENIZER[preset == CHAT], preset, 0, settings, device)
+    most, longest, cache = (2048, 4096, 240_000) if cuda else (512, 512, 16_384)
+    sizes = BatcherSettings(max_num_tokens=most, max_seq_len=longest, kv_tokens_max=cache, tokens_per_block=64)
+    _, model = model_of(TOKENIZER[preset == CHAT], preset, 0, sizes, device)
 
     def iteration_ms(rows: int, context: int, prompt: int) -> float:
-        batch, found = batch_of(settings, rows, context, prompt), []
+        batch, found = batch_of(sizes, rows, context, prompt), []
         for _ in range(1 + (7 if cuda else 2)):
             at_s = time.perf_counter()
             model.logits(batch)  # it ends with a copy to the CPU
@@ -106,5 +101,5 @@ def attention(points: list[list[float]], whole: list[dict[str, float]]) -> dict[
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    Path(given[1]).write_text(json.dumps(curve(given[0], given[2], float(given[3]))) + "\n")
+    preset_, file, device_, seconds = sys.argv[1:]
+    Path(file).write_text(json.dumps(curve(preset_, device_, float(seconds))) + "\n")
