@@ -73,10 +73,9 @@ def learnt_profile(name: str, engine: Mapping[str, Any], source: str, gpu: str) 
         raise NotLearntError(f"engine {name}: its iteration times are not known well enough yet: {told}")
     error = model.get("error", model.get("mape"))
     seen = model.get("tokens_seen", engine["slots"])
-    points = model.get("points") or [
-        [1, model["iteration_ms"] + model.get("token_ms", 0.0)],
-        [max(2, seen), model["iteration_ms"] + model.get("token_ms", 0.0) * max(2, seen)],
-    ]
+    seen = max(2, seen)
+    last_ms = model["iteration_ms"] + model.get("token_ms", 0.0) * seen
+    points = model.get("points") or [[1, model["iteration_ms"]], [seen, last_ms]]
     terms = {  # what the sidecar's model calls it, and in which unit
         "row_ms": model.get("row_ms", 0.0),
         "context_token_ms": model["context_1000_ms"] / 1e3,

@@ -88,7 +88,8 @@ def test_a_written_file_is_read_by_simulate_by_a_paced_engine_and_by_doctor(
 
 
 @pytest.mark.parametrize(
-    ("more", "ms"), [({}, 20 + 0.05 * 260), ({"points": [[1, 20.0], [256, 24.0], [512, 60.0]]}, 24 + 36 * 4 / 256)]
+    ("more", "ms"),
+    [({}, 20 + 25.6 * 259 / 511), ({"points": [[1, 20.0], [256, 24.0], [512, 60.0]]}, 24 + 36 * 4 / 256)],
 )
 def test_a_model_over_the_tokens_of_an_iteration_is_written_as_its_curve(more: dict[str, Any], ms: float) -> None:
     written = learnt_profile("a", engine_status(iteration={**CURVE, **more}), "here", "a GPU")
