@@ -184,6 +184,7 @@ def test_statistics_that_fail_are_told_and_read_again(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(llmapi, "STATS_PERIOD_S", 0.01)
+    caplog.set_level("WARNING")  # a command that ran in this process before has silenced the libraries
     loaded.llm.statistics += [RuntimeError("queue closed"), STATS]
     output, _ = loaded.run(CALL)
     for _ in range(3):
