@@ -38,12 +38,12 @@ from sidecar.openai.server import OpenAiServer, build_openai
 from sidecar.reload import Reloader, follow_keys
 from sidecar.settings.file import ServeSettings, is_loopback
 from sidecar.telemetry.connections import HttpServer
-from sidecar.telemetry.event_log import EventLog, no_trace
+from sidecar.telemetry.event_log import EventLog
 from sidecar.telemetry.http import Status, no_counts, serve_http, watch_loop_lag
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.recent import Recent
 from sidecar.telemetry.recorder import Recorder
-from sidecar.telemetry.tracing import Tracing
+from sidecar.telemetry.tracing import Tracing, no_trace
 from sidecar.tls import material
 from sidecar.triton.client import EngineClient
 from sidecar.triton.models import Unscheduled
@@ -110,12 +110,13 @@ def build(
     stack = AsyncExitStack()
     clients = _clients(settings, stack)
     tracing = _tracing(settings, scheduler, spans, stack)
-    recorder = _recorder(settings, scheduler, stack)
+    trace_of = tracing.trace_id if tracing is not None else no_trace
+    recorder = _recorder(settings, scheduler, trace_of, stack)
     metrics = _metrics(settings, config_hash, scheduler, tracing, recorder)
     tokens, recent = _tokens(settings, stack), Recent(settings.engines, scheduler)
     gates, suspected = ModelGates(), {name: asyncio.Event() for name in clients}
     keyring = None if settings.keys is None else Keyring(settings.keys)
-    told = EventLog(settings.scheduler.ttft_objective_ms, tracing.trace_id if tracing is not None else no_trace)
+    told = EventLog(settings.scheduler.ttft_objective_ms, trace_of)
     listeners = [each for each in (metrics, tracing, recorder, recent, told, keyring, *watchers) if each is not None]
     driver = _driver(settings, instance, scheduler, clients, listeners, tracing, gates, suspected)
     if keyring is not None:
@@ -177,11 +178,13 @@ def _tracing(
     return tracing
 
 
-def _recorder(settings: ServeSettings, scheduler: Scheduler, stack: AsyncExitStack) -> Recorder | None:
+def _recorder(
+    settings: ServeSettings, scheduler: Scheduler, trace_of: Callable[[str], str], stack: AsyncExitStack
+) -> Recorder | None:
     """The decision recorder, closed with `stack`. None without a directory for it."""
     if settings.recorder is None:
         return None
-    recorder = Recorder(settings.recorder, scheduler)
+    recorder = Recorder(settings.recorder, scheduler, trace_of=trace_of)
     stack.callback(recorder.close)
     return recorder
 

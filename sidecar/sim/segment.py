@@ -57,6 +57,7 @@ class Header:
     nodes: int
     missing: int  # records between the segment before and this one
     missing_why: str
+    wall_s: float | None  # added to a time of the records it is one since 1970; None = not recorded
 
 
 @dataclass(slots=True)
@@ -101,10 +102,17 @@ class Segment:
                 return
             yield self._record(number, plain)
 
+    def raw(self) -> Iterator[bytes]:
+        """The lines of the records as they were written, with that of the end if there is one. Not checked."""
+        for _, raw in self._lines:
+            yield raw
+
     def _record(self, number: int, plain: Any) -> Record | DamagedRecordError:
         try:
             match plain:
-                case [float() | int() as now_s, event, [*actions]] if isfinite(now_s) and now_s is not True:
+                case [float() | int() as now_s, event, [*actions], *trace] if (
+                    isfinite(now_s) and now_s is not True and len(trace) <= 1
+                ):
                     return float(now_s), decode_event(event), tuple([decode_action(each) for each in actions])
                 case _:
                     raise RecordError(f"no record: {shown(plain)}")
@@ -158,6 +166,7 @@ def _header(path: Path, plain: Any) -> Header:
                     nodes=nodes,
                     missing=missing["records"] if missing else 0,
                     missing_why=missing["why"] if missing else "",
+                    wall_s=plain["wall_s"] if isinstance(plain.get("wall_s"), float) else None,
                 )
             case _:
                 raise RecordError(f"no header of the recorder: {shown(plain)}")

@@ -33,11 +33,6 @@ class Muted:
     fields: dict[str, Any] | None = None
 
 
-def no_trace(_request_id: str) -> str:
-    """Without tracing no request has a trace."""
-    return ""
-
-
 class EventLog:
     """A listener of the driver. `trace_of` gives the trace id of a request that is alive; "" = it has none."""
 

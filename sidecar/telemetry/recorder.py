@@ -20,13 +20,14 @@ from typing import Any
 from sidecar.call import Outcome, Timeline
 from sidecar.core.checkpoint import Captured, capture
 from sidecar.core.errors import SettingsError
-from sidecar.core.events import Action, Event, Failed, Progressed
+from sidecar.core.events import Action, Arrived, Event, Failed, Progressed
 from sidecar.core.record import encode
 from sidecar.core.request import Request
 from sidecar.core.scheduler import Scheduler
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.settings.recorder import RecorderSettings
 from sidecar.telemetry.segment_files import SegmentFiles, line
+from sidecar.telemetry.tracing import no_trace
 
 logger = logging.getLogger(__name__)
 QUEUE_MAX = 20_000  # records; at 500 events per second forty seconds of a disk that stands still
@@ -59,8 +60,10 @@ class Recorder:
         retry_s: float = RETRY_S,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
         in_thread: bool = True,
+        trace_of: Callable[[str], str] = no_trace,
     ) -> None:
-        """`in_thread` False leaves it to the caller to `look` now and then."""
+        """`in_thread` False leaves it to the caller to `look` now and then. `trace_of` is `Tracing.trace_id`."""
+        self._trace_of = trace_of
         self._directory = settings.directory
         self._segment_records_max = settings.segment_records_max
         self._scheduler = scheduler
@@ -117,7 +120,8 @@ class Recorder:
             self._miss()
             self._stopped("the disk does not keep up with the events")
             return
-        self._queue.append((now_s, event, tuple(actions), parts))
+        trace_id = self._trace_of(event.request.id) if type(event) is Arrived else ""
+        self._queue.append((now_s, event, tuple(actions), parts, trace_id))
         self._parts_in += parts
         self._recorded += 1
         if self._recorded >= self._segment_records_max:
@@ -195,13 +199,14 @@ class Recorder:
                 lines = []
                 self._begin_file(taken)
                 continue
-            now_s, event, actions, parts = taken
+            now_s, event, actions, parts, trace_id = taken
             self._parts_out += parts
             if not self._files.is_open:
                 self._lose(1)
                 continue
             self._pending += 1
-            lines.append(line([now_s, encode(event), [encode(each) for each in actions]]))
+            trace = [trace_id] if trace_id else []
+            lines.append(line([now_s, encode(event), [encode(each) for each in actions], *trace]))
             if len(lines) >= BATCH:
                 self._put(lines)
                 lines = []

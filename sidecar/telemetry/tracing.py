@@ -40,6 +40,11 @@ _W3C = TraceContextTextMapPropagator()
 Attributes = Mapping[str, str | int | float | bool | Sequence[str]]
 
 
+def no_trace(_request_id: str) -> str:
+    """Without tracing no request has a trace."""
+    return ""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Trace:
     """One span of ours that others hang from: the RPC of a caller, or the processing of an item."""

@@ -68,6 +68,20 @@ def rewrite(path: Path, change: Callable[[list[str]], None]) -> None:
         file.write("\n".join(lines) + "\n")
 
 
+def test_an_arrival_has_its_trace_and_replays_with_it(tmp_path: Path) -> None:
+    scheduler = Scheduler(SETTINGS, ENGINES)
+    recorder = Recorder(RecorderSettings(directory=tmp_path), scheduler, trace_of=lambda name: f"trace-of-{name}")
+    for now_s, event in events():
+        recorder.handled(now_s, event, scheduler.handle(event, now_s))
+    recorder.close()
+    (file,) = segments(tmp_path)
+    with gzip.open(file, "rt") as opened:
+        traces = [line for line in opened if "trace-of-" in line]
+    assert len(traces) == 40
+    assert traces[3].rstrip().endswith(',"trace-of-w3"]')
+    assert (replayed(file).mismatches, replayed(file).truncated) == (0, False)
+
+
 def test_a_recording_replays_without_a_mismatch(tmp_path: Path) -> None:
     record(tmp_path)
     (file,) = segments(tmp_path)
