@@ -22,6 +22,7 @@ try:
         results,
         topics,
     )
+    from sidecar.sim.explain import register_explain
     from sidecar.sim.replay import register_replay
     from sidecar.sim.simulate import register_simulate
 except KeyboardInterrupt:  # loading takes a second or two on a busy machine
@@ -47,6 +48,7 @@ COMMANDS = (
     plan.register_plan,
     register_simulate,
     register_replay,
+    register_explain,
 )
 
 

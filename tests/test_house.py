@@ -48,7 +48,7 @@ LINES = {
     "core": 6121,
     "inflight": 1135,
     "plan": 233,
-    "sim": 4907,
+    "sim": 5480,
     "settings": 760,
     "triton": 1991,
     "driver": 1728,

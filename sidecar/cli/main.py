@@ -72,6 +72,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "sidecar replay decisions/decisions-000001.jsonl.gz --check",
         "sidecar replay decisions/*.gz --what-if slots=16 window_ms=5 --profile 70b-tp4-a100",
     ),
+    "explain": (
+        "sidecar explain 4bf92f3577b34da6a3ce929d0e0e4736 decisions/*.gz",
+        "sidecar explain c123 decisions/decisions-000001.jsonl.gz --no-replay",
+    ),
 }
 
 

@@ -65,6 +65,18 @@ def read(scheduler: Scheduler, records: Iterable[Record]) -> Recording:
     return reader.recording(settings)
 
 
+def of_window(
+    settings: SchedulerSettings, engines: Sequence[EngineSettings], alive: Iterable[Request], records: Iterable[Record]
+) -> Recording:
+    """A part of a recording, before which these requests were alive. Of them nothing is known to be done."""
+    reader = _Reader(tuple(engines))
+    for request in alive:
+        reader.seen[request.id] = _Seen(request)
+    for now_s, event, actions in records:
+        reader.take(now_s, event, actions)
+    return reader.recording(settings)
+
+
 @dataclass(slots=True, eq=False)
 class _Reader:
     engines: tuple[EngineSettings, ...]
