@@ -129,7 +129,7 @@ def run_of(cause: str, seed: int) -> Run:
     assert run.online is not None
     match cause:
         case "none":
-            pass
+            run.offline = False
         case "stall":
             stall_s, at_s = rng.uniform(0.5, 3.0), AT_S + rng.uniform(0.0, 0.35)
             # The iteration that takes up the small prompt is the long one: many alike are one step of the machine.
