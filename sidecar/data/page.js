@@ -272,7 +272,7 @@ function draw(chart, figure, status) {
     if (!chart.areas) return shapes.push(make("path", {class: kind, d: path}));
     const under = depth ? stacked[depth - 1] : values.map(() => 0);
     const back = [...under.keys()].reverse().map(at => `L${x(at).toFixed(1)} ${y(under[at]).toFixed(1)}`).join("");
-    shapes.push(make("path", {class: `${kind} area`, d: `${path}${back}Z`}));
+    shapes.push(make("path", {class: `${kind} area`, d: path && `${path}${back}Z`}));
   });
   if (!some) shapes.push(make("text", {x: (left + right) / 2, y: foot / 2 + 10, "text-anchor": "middle"}, "nothing in this time"));
   if (limit) shapes.push(make("line", {class: "is-limit", x1: left, x2: right, y1: y(limit), y2: y(limit)}));

@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from dev.broker import free_ports
 from dev.browser import Tab, binary, browser
 from dev.page_pictures import DRAWN, serving
 from dev.page_scenes import RECORDED, scene
+from sidecar.telemetry.http import serve_http
+from sidecar.triton import wire
+from tests.fakes.sidecar import running_sidecar
+from tests.fakes.triton import FakeTriton
+from tests.frontend.test_service import ids_request
 
 CHROMIUM = binary()
 pytestmark = [
@@ -56,6 +62,24 @@ async def test_each_scene_is_shown_without_a_complaint_and_asks_for_nothing_but_
     asked = {each for each in page.tab.requests if not each.startswith("about:")}
     assert asked <= {page.url, f"{page.url}status.json"}
     assert (await page.text("#headline")).replace("\xa0", " ") == scene(name)["verdict"]["text"]
+
+
+async def test_a_sidecar_that_has_just_begun_shows_who_has_its_slot(page: Page) -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    async with FakeTriton() as triton, running_sidecar({"e0": triton}) as sidecar:
+        server = await serve_http(address, sidecar.status, sidecar.metrics)
+        metadata = (("x-tenant", "somebody"),)
+        call = sidecar.unary("ModelInfer", ids_request("u"), wire.InferResponse, metadata=metadata)
+        request = await triton.next()
+        page.tab.complaints.clear()
+        await page.tab.shown(f"http://{address}/", until=DRAWN)
+        assert "somebody" in await page.text(".slots")
+        assert page.tab.complaints == []
+        request.tokens(3, final=True)
+        await call
+        await page.tab.until("!document.querySelector('.slots').innerText.includes('somebody')")
+        await page.tab.ask("Page.navigate", url="about:blank")
+        await server.cleanup()
 
 
 async def test_names_are_text_whoever_chose_them(page: Page) -> None:
