@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dev.chats import ITERATION_S, QUESTIONS, SYSTEM, ChatPrompts, asked_of, items, show_answers, show_lanes
-from dev.deployment import DeploymentShape
+from dev.chats import QUESTIONS, SYSTEM, ChatPrompts, asked_of, items, show_answers, show_lanes
 from dev.load import arrivals
-from dev.terminal_view import View
 from sidecar.triton.tokenizer import Tokens
 from tests.triton.model_directories import llama_like
 
@@ -51,15 +49,6 @@ def test_long_answers_are_shortened_and_markup_in_them_is_text() -> None:
     assert len(answer) <= 244
 
 
-def test_an_answer_is_shown_as_it_comes_in_one_line() -> None:
-    file = io.StringIO()
-    with View(Console(file=file, width=80)).words() as write:
-        for part in ("The ", "capital ", "[b]is"):
-            write(part)
-            assert file.getvalue().endswith(part)
-    assert file.getvalue() == "The capital [b]is"
-
-
 def test_after_the_answers_stands_where_the_others_are() -> None:
     file = io.StringIO()
     show_lanes(Console(file=file, width=80), {})
@@ -67,8 +56,3 @@ def test_after_the_answers_stands_where_the_others_are() -> None:
     show_lanes(Console(file=file, width=80), {"offline": [{"asked": "why?", "answer": "so"}]})
     assert file.getvalue().splitlines()[0] == "Some offline answers"
     assert "results topic" in file.getvalue().splitlines()[-1]
-
-
-def test_a_chat_model_keeps_no_pace() -> None:
-    assert (DeploymentShape().paced, DeploymentShape(model="smollm2").paced) == (True, False)
-    assert DeploymentShape(model="smollm2").finished_per_s(10) == 8 / (10 * ITERATION_S)

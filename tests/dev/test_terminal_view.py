@@ -73,3 +73,12 @@ def test_without_a_terminal_a_phase_begins_with_a_line_and_then_has_one_now_and_
         view.show(moment("overload", 0.1))
     starts = [each.split()[0] for each in text_of(console).splitlines()]
     assert starts == ["mixed", "mixed", "overload"]
+
+
+def test_an_answer_is_shown_as_it_comes_in_one_line() -> None:
+    file = io.StringIO()
+    with View(Console(file=file, width=80)).words() as write:
+        for part in ("The ", "capital ", "[b]is"):
+            write(part)
+            assert file.getvalue().endswith(part)
+    assert file.getvalue() == "The capital [b]is"
