@@ -374,12 +374,12 @@ def _provenance(item: Item, generated: Generated) -> dict[str, Any]:
         "ended_by": generated.reason.value,
         "attempts": generated.attempts,
         "resumed": generated.resumed,
-        "grants": generated.dispatches,
+        "dispatches": generated.dispatches,
         "seed": item.call.sampling.seed,
         "timing": {"queue_wait_s": round(generated.queue_wait_s, 4), "first_token_to_end_s": round(running_s, 4)},
         "cost": {
             "tokens": len(item.call.prompt_ids) + completion_tokens(item, generated),
-            "grants": generated.dispatches,
+            "dispatches": generated.dispatches,
         },
     }
 
