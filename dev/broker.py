@@ -127,7 +127,7 @@ class LocalKafka:
 
     @property
     def brokers(self) -> int:
-        """How many nodes the cluster has, running or not."""
+        """Return how many nodes the cluster has, running or not."""
         return len(self._nodes)
 
     @property
@@ -136,7 +136,7 @@ class LocalKafka:
         return ",".join(f"127.0.0.1:{self.port(index)}" for index in range(self.brokers))
 
     def port(self, index: int = 0, listener: str = "PLAINTEXT") -> int:
-        """Where this node listens."""
+        """Return where this node listens."""
         return self._nodes[index].ports[listener]
 
     def advertise(self, index: int, listener: str, port: int) -> None:
@@ -272,7 +272,7 @@ def _listeners(ports: Mapping[str, int]) -> str:
 
 
 async def _registered(port: int) -> int:
-    """How many brokers the node at this port knows; 0 if it does not answer."""
+    """Return how many brokers the node at this port knows; 0 if it does not answer."""
     admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{port}")
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)  # the admin client would log each refusal

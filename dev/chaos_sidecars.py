@@ -65,7 +65,7 @@ class ChaosSidecar:
 
     @property
     def reasons(self) -> list[str]:
-        """What its lane and its partitions waited for when it last reported."""
+        """Return what its lane and its partitions waited for when it last reported."""
         return list(self.lives[-1].get("reasons", ())) if self.lives else []
 
     async def _read(self, counters: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ def items(*, count: int, seed: int) -> Iterator[tuple[bytes, bytes]]:
 
 
 def asked_of(records: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """What each item asks, by its id; the bad ones ask nothing."""
+    """Return what each item asks, by its id; the bad ones ask nothing."""
     found = {}
     for key, value in records:
         if value not in BAD_RECORDS:

@@ -82,7 +82,7 @@ class DemoOptions:
 
 
 def option_parser() -> argparse.ArgumentParser:
-    """What the command line takes."""
+    """Return what the command line takes."""
     parser = argparse.ArgumentParser(
         prog="scripts/demo",
         description=__doc__.split("\n\n")[0],
@@ -249,7 +249,7 @@ async def answers_of(
 
 
 def engine_document(shape: DeploymentShape, engine: dict[str, Any], paces: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Which model ran, how many iterations, and how many of a paced one's were late."""
+    """Return which model ran, how many iterations, and how many of a paced one's were late."""
     if not shape.paced:
         return {"model": shape.model, "profile": None, "iterations": engine["iterations"],
                 "late": None, "pacing_overrun_ratio": None, "late_iterations_ratio": None}  # fmt: skip
@@ -257,13 +257,13 @@ def engine_document(shape: DeploymentShape, engine: dict[str, Any], paces: Seque
 
 
 def late_ratio(paces: Sequence[dict[str, Any]]) -> float | None:
-    """Which share of the iterations between the first and the last reading was late; None without iterations."""
+    """Return which share of the iterations between the first and the last reading was late; None without iterations."""
     iterations, late = (paces[-1][name] - paces[0][name] for name in ("iterations", "late"))
     return round(late / iterations, 4) if iterations else None
 
 
 async def server_report(triton: Triton) -> dict[str, Any]:
-    """Which Triton ran, and which of its backends the engine model uses, in its own words."""
+    """Return which Triton ran, and which of its backends the engine model uses, in its own words."""
     async with triton_client.InferenceServerClient(triton.target) as client:
         metadata = await client.get_server_metadata()
         model = await client.get_model_config(ENGINE_MODEL)
@@ -271,7 +271,7 @@ async def server_report(triton: Triton) -> dict[str, Any]:
 
 
 async def engine_report(triton: Triton) -> dict[str, Any]:
-    """How many iterations the engine ran, and which share of them took longer than its profile says."""
+    """Return how many iterations the engine ran, and which share of them took longer than its profile says."""
     async with aiohttp.ClientSession() as session, session.get(triton.metrics_url) as answer:
         page = await answer.text()
     found = {
@@ -286,7 +286,7 @@ async def engine_report(triton: Triton) -> dict[str, Any]:
 
 
 def offline_report(kafka: Kafka) -> dict[str, Any]:
-    """What became of every item, counted from outside by the checker."""
+    """Return what became of every item, counted from outside by the checker."""
     verdict = check(
         kafka.bootstrap_servers,
         GROUP,

@@ -173,7 +173,7 @@ def seen(document: dict[str, Any], pipeline: Pipeline) -> dict[str, Any]:
 
 
 def addresses(deployment: Deployment, shape: DeploymentShape, directory: Path) -> str:
-    """Where everything is, and one example for a caller, a producer and a reader."""
+    """Return where everything is, and one example for a caller, a producer and a reader."""
     server, kafka = deployment.server, deployment.kafka
     chat = f'.venv/bin/sidecar chat "What is the capital of France?" --config {directory / "sidecar.yaml"}'
     question = "" if shape.paced else f"\nA question (--offline asks in the other lane):\n\n{chat}\n"

@@ -124,7 +124,7 @@ def _settings(kafka: LocalKafka, triton: Triton) -> dict[str, Any]:
 
 
 async def _texts(triton: Triton) -> dict[str, str]:
-    """What Triton itself answers to each prompt: its responses joined, as the models are decoupled."""
+    """Return what Triton itself answers to each prompt: its responses joined, as the models are decoupled."""
     async with EngineClient(triton.target) as client:
         return {
             prompt: "".join(_text(each) for each in await responses(client.open(), good_message("", prompt)))
@@ -312,7 +312,7 @@ def _text(response: Any) -> str:
 
 
 async def footprint(server: SidecarProcess, before: Footprint | None = None) -> Footprint:
-    """What the sidecar holds once nothing is in flight, and no more tasks and files are left than `before`.
+    """Return what the sidecar holds once nothing is in flight, and no more tasks and files are left than `before`.
 
     Raises TimeoutError if something stays.
     """

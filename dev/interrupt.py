@@ -19,7 +19,7 @@ def on_signals(handler: Callable[[], object]) -> None:
 
 
 def run_until_told(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns. A signal cancels it, so that it ends all it has started; then SystemExit(130)."""
+    """Return what `work` returns. A signal cancels it, so that it ends all it has started; then SystemExit(130)."""
 
     async def cancellable() -> T:
         task = asyncio.ensure_future(work)

@@ -74,11 +74,11 @@ class PhaseRunner:
         }
 
     def answers(self) -> dict[str, str]:
-        """What callers asked and were answered in all phases, by question."""
+        """Return what callers asked and were answered in all phases, by question."""
         return {question: text for phase in self._done for question, text in phase.load.answers.items()}
 
     def token_s(self) -> float | None:
-        """How long online requests took per output token in the first phase; None if there were none."""
+        """Return how long online requests took per output token in the first phase; None if there were none."""
         phase = self._done[0]
         tokens = phase.after.tokens["online"] - phase.before.tokens["online"]
         return sum(phase.load.e2e_ms) / 1e3 / tokens if tokens else None

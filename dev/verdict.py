@@ -78,7 +78,7 @@ def judged(report: Mapping[str, Any]) -> DemoVerdict:
 
 
 def host_fault(report: Mapping[str, Any]) -> str:
-    """Why latencies measured on this host say nothing; "" if they do say something."""
+    """Return why latencies measured on this host say nothing; "" if they do say something."""
     late, sends_ms = report["engine"]["late_iterations_ratio"], report["late_sends_ms"]["p95"]
     if late is not None and late > LATE_ITERATIONS_MAX:
         return f"{100 * late:.0f} % of iterations late"

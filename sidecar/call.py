@@ -66,7 +66,7 @@ class Call(Protocol):
 
     @property
     def metadata(self) -> Metadata:
-        """What to send along on the upstream stream, e.g. `traceparent`."""
+        """Return what to send along on the upstream stream, e.g. `traceparent`."""
 
     @property
     def own(self) -> bool:
@@ -87,7 +87,7 @@ class Call(Protocol):
 
     @property
     def reused_blocks(self) -> int | None:
-        """How many KV blocks of this dispatch the engine had in its cache; None as long as it has not said."""
+        """Return how many KV blocks of this dispatch the engine had in its cache; None as long as it has not said."""
 
     def ended_by(self) -> EndReason | None:
         """After the final response: why the engine ended; None if it can only have been our stop."""
@@ -103,7 +103,7 @@ class Tracer(Protocol):
     """Knows the spans of requests."""
 
     def headers(self, request_id: str) -> Metadata:
-        """What goes along with the dispatch that is about to begin."""
+        """Return what goes along with the dispatch that is about to begin."""
 
 
 class Listener(Protocol):

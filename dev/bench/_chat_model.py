@@ -28,7 +28,6 @@ from sidecar.triton.tokenizer import Tokens
 PACKAGE, FOLDER = ROOT / ".cache/smollm2-package", ROOT / ".cache/smollm2"
 ROWS, CONTEXT, ANSWER_TOKENS = 8, 500, 32
 END_ID = 2  # <|im_end|>
-CAPITAL = QUESTIONS[0]
 BATCHER = BatcherSettings(max_batch_size=ROWS, max_seq_len=640, max_num_tokens=256, kv_tokens_max=8192)
 THINGS = ("rain", "a train", "bread", "the moon", "a violin", "winter", "a garden", "the sea", "a letter", "coffee")
 ASKED = (
@@ -87,7 +86,7 @@ def answers(folder: Path, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int,
 
 
 def agreement(prompts: Sequence[tuple[int, ...]], wanted: Sequence[tuple[int, ...]]) -> dict[str, Any]:
-    """How many tokens of the reference's answers the engine's model chooses too."""
+    """Return how many tokens of the reference's answers the engine's model chooses too."""
     model, same = _model(FOLDER), []
     for number, (prompt, answer) in enumerate(zip(prompts, wanted, strict=True)):
         ids = prompt + answer[:-1]

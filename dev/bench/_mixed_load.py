@@ -58,7 +58,7 @@ class Prompts:
         return text, len(ids), output_length(ids, self.language, ENGINE_SEED)
 
     def online(self, workload: str, seed: int, seconds: float) -> OnlineLoad:
-        """What arrives in `seconds` real seconds."""
+        """Return what arrives in `seconds` real seconds."""
         scale = TIME_SCALE.get(workload, 1.0)
         draw, found = random.Random(seed), OnlineLoad(arrivals=[], jobs=[])
         for job in by_name(workload).online(seed, scale * seconds / 3600):

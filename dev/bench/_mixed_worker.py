@@ -40,7 +40,7 @@ class Governed(Scheduler):
         self.baseline = baseline
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
-        """What the baseline wants."""
+        """Return what the baseline wants."""
         super().handle(event if isinstance(event, EngineUp | EngineDown | Closing) else Woke(), now_s)
         return self.baseline.handle(event, now_s)
 

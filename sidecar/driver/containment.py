@@ -32,7 +32,7 @@ class Containment:
         self.faults: Counter[tuple[str, str]] = Counter()
 
     def run(self, who: str, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | None:
-        """What `function` returns; None if it raised."""
+        """Return what `function` returns; None if it raised."""
         try:
             return function(*arguments, **named)
         except Exception as error:  # any: it belongs to `who`, whose next call may succeed

@@ -38,7 +38,7 @@ class Dispatched:
 
     @property
     def heard_s(self) -> float:
-        """When it last gave a token, or when it began."""
+        """Return when it last gave a token, or when it began."""
         return self.begun_s if self.last_token_s is None else self.last_token_s
 
 

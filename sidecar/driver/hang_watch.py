@@ -46,7 +46,7 @@ class HangWatch:
         self._reason = ""
 
     def look(self, quiet: Quiet | None, now_s: float) -> str:
-        """Why the engine hangs; "" if it does not. None for `quiet`: nothing is in flight.
+        """Return why the engine hangs; "" if it does not. None for `quiet`: nothing is in flight.
 
         It stays so until the counter moves or the server goes; and after `timeout_s` it is given another try.
         """

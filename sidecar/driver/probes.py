@@ -124,7 +124,7 @@ class Prober:
 
     @property
     def sizes(self) -> tuple[EngineSize, ...]:
-        """What the engine said of its size."""
+        """Return what the engine said of its size."""
         return self._sizes if self._gauge_size is None else (self._gauge_size, *self._sizes)
 
     def _scraped(self, scrape: EngineScrape) -> None:
@@ -166,7 +166,7 @@ class Prober:
                 logger.warning("engine %s: %s", name, self.slices_off)
 
     async def _fault(self) -> str:
-        """Why a request does not get through to the engine; "" if one does.
+        """Return why a request does not get through to the engine; "" if one does.
 
         Stopping an id that nobody has takes no slot, and yet it goes through the model: Triton's ready URL stays 200
         over a dead stub (measured with 2.51).

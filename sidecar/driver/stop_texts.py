@@ -49,7 +49,7 @@ class StopTexts:
 
 
 def first_of(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first of `stops` begins in `text`; None if none is in it."""
+    """Return where the first of `stops` begins in `text`; None if none is in it."""
     return min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=None)
 
 

@@ -84,7 +84,7 @@ def failed_of(alive: Alive, fault: EngineError) -> Failed:
 
 
 def fault_of(error: Exception, running: Dispatched, contained: Containment) -> EngineError:
-    """What a dispatch failed of. Only messages that hold neither prompt nor output are repeated."""
+    """Return what a dispatch failed of. Only messages that hold neither prompt nor output are repeated."""
     if isinstance(error, BadRequestError):
         return EngineError(str(error), error.code)
     contained.note(f"a dispatch to engine {running.dispatch.engine}", error)
@@ -96,7 +96,7 @@ def fault_of(error: Exception, running: Dispatched, contained: Containment) -> E
 
 
 def outcome_of(event: Terminal, *, cancelled: bool) -> Outcome:
-    """How a request whose last dispatch ended so is counted."""
+    """Return how a request whose last dispatch ended so is counted."""
     match event:
         case _ if cancelled:
             return Outcome(outcome="cancelled")
@@ -111,7 +111,7 @@ def outcome_of(event: Terminal, *, cancelled: bool) -> Outcome:
 
 
 def outcome_of_refusal(refusal: Reject | DeadLetter) -> Outcome:
-    """How a request is counted that was refused or given up."""
+    """Return how a request is counted that was refused or given up."""
     if isinstance(refusal, DeadLetter):
         return Outcome(outcome="error", error_type="dead_letter")
     expired = refusal.reason is RejectReason.EXPIRED

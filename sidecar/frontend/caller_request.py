@@ -211,7 +211,7 @@ def model_refusal(asked: CallerRequest, text: str) -> ModelRefusesError:
 
 
 def asked_by(request_id: str) -> str:
-    """How Triton begins the text of an error: with the caller's own id, or with words for none."""
+    """Return how Triton begins the text of an error: with the caller's own id, or with words for none."""
     shown = request_id if len(request_id) <= _ID_CHARACTERS_MAX else request_id[:_ID_CHARACTERS_MAX] + "…"
     return f"[request id: {shown or '<id_unknown>'}] "
 
@@ -331,7 +331,7 @@ def _check_strings(by: str, model: str, tensor: InputTensor, count: int) -> None
 
 
 def _strings(by: str, model: str, name: str, raw: bytes, count_max: int) -> int:
-    """How many strings stand in `raw`; counted no further than one beyond `count_max`."""
+    """Return how many strings stand in `raw`; counted no further than one beyond `count_max`."""
     at, count = 0, 0
     while at < len(raw) and count <= count_max:
         left = len(raw) - at

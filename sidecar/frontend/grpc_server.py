@@ -46,7 +46,7 @@ class _Calls(cygrpc.AioServer):  # type: ignore[misc]
         self._refusals: set[asyncio.Task[None]] = set()
 
     def _make_request_call_future(self, method: bytes | None) -> asyncio.Future[Any]:
-        """What grpc.aio's loop waits for: the next call of `method`, or of an unknown one."""
+        """Return what grpc.aio's loop waits for: the next call of `method`, or of an unknown one."""
         if method is None:
             return self._own_loop.create_task(self._refuse_unknown_methods())
         taken: asyncio.Future[Any] = super()._make_request_call_future(method)

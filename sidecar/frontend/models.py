@@ -66,7 +66,7 @@ class ScheduledModel:
         return self.name != self.engine_model
 
     def lengths(self, asked: CallerRequest, beams_max: int | None = None) -> RequestLengths:
-        """How long and how wide a request is. Raises BadRequestError, naming the tensor.
+        """Return how long and how wide a request is. Raises BadRequestError, naming the tensor.
 
         `beams_max` is what the engine was built for; None = unknown, and left to the engine.
         """
@@ -234,7 +234,7 @@ def given_by(asked: CallerRequest, metadata: Iterable[tuple[str, str | bytes]]) 
 
 
 def tenant_of(asked: CallerRequest, metadata: Mapping[str, str]) -> str:
-    """Whose request it is. Raises BadRequestError if the name is too long to be kept, or cannot be shown."""
+    """Return whose request it is. Raises BadRequestError if the name is too long to be kept, or cannot be shown."""
     tenant = stated(asked, metadata, TENANT) or "default"
     if len(tenant) > TENANT_CHARACTERS_MAX:
         raise refusal(asked, f"{TENANT} has {len(tenant)} characters; at most {TENANT_CHARACTERS_MAX} are taken")

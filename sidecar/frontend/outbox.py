@@ -54,7 +54,7 @@ class Outbox:
             self._roomy.clear()
 
     def overflow(self) -> str:
-        """Why the requests of this caller must not go on, because it reads too slowly; "" if they may."""
+        """Return why the requests of this caller must not go on, because it reads too slowly; "" if they may."""
         bytes_max = OUTBOX_BYTES_MAX if self._unread.bytes < ALL_BYTES_MAX else OUTBOX_BYTES_HIGH
         if len(self._waiting) < OUTBOX_MAX and self._bytes < bytes_max:
             return ""

@@ -153,7 +153,7 @@ class Passthrough:
         return next((name for name in names if name in self.up), names[0])
 
     async def living(self, model: str = "") -> EngineClient:
-        """Where a call that is not scheduled goes. Raises EngineError if that engine hangs.
+        """Return where a call that is not scheduled goes. Raises EngineError if that engine hangs.
 
         An engine may be down for us, because its model does not answer, while its Triton serves all others: so whoever
         is down is asked whether it lives, once for all who wait. A dead one needs no such look: gRPC says so at once.

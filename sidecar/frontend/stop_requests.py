@@ -48,7 +48,7 @@ def is_stop(asked: CallerRequest) -> bool:
 
 
 async def answers_to(stop: Stop, passthrough: Passthrough, metadata: Metadata) -> list[Any]:
-    """What the engine answers to a stop, as ModelStreamInferResponses. Raises CallerError."""
+    """Return what the engine answers to a stop, as ModelStreamInferResponses. Raises CallerError."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             engine = await passthrough.living(stop.model)

@@ -113,7 +113,7 @@ class Batcher:
         return row
 
     def next_check_s(self, now_s: float) -> float:
-        """When the engine next looks for cancelled streams, at `now_s` or later."""
+        """Return when the engine next looks for cancelled streams, at `now_s` or later."""
         period_s = self.settings.cancellation_check_period_s
         return ceil(now_s / period_s) * period_s if period_s else now_s
 
@@ -127,7 +127,7 @@ class Batcher:
         return min((seen_s for _, seen_s in self._stops_of_active()), default=None)
 
     def plan(self, now_s: float) -> Iteration | None:
-        """What the iteration that starts at `now_s` does. None if nothing can run and nothing was stopped."""
+        """Return what the iteration that starts at `now_s` does. None if nothing can run and nothing was stopped."""
         self._activate()
         stopped: tuple[Row, ...] = ()
         while self._stops and (left := self._let_go(now_s)):
@@ -294,7 +294,7 @@ class Batcher:
         return (match.blocks[-1] if match.blocks else None), row.prompt_ids[begin * size : (begin + 1) * size]
 
     def _chunk_tokens(self, remaining: int, budget: int) -> int:
-        """How much of a prompt is computed now: all of it, or (chunked context) a multiple of the block size."""
+        """Return how much of a prompt is computed now: all of it, or (chunked context) a multiple of the block size."""
         if remaining <= budget:
             return remaining
         if not self.settings.chunked_context:

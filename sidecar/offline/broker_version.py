@@ -75,7 +75,7 @@ async def metadata_version(settings: OfflineSettings) -> int | None:
 
 
 def warning(version: int | None, abort_fence: bool) -> str | None:
-    """What an operator should know about this broker, or None."""
+    """Return what an operator should know about this broker, or None."""
     if version is None or version < MAY_SKIP_MARKERS_FROM or abort_fence:
         return None
     return (

@@ -102,7 +102,7 @@ class Commits:
             owned_partition.wake.set()  # only after one that did something, or an empty one would follow without end
 
     def _batch(self, owned_partition: OwnedPartition, progress: PartitionOffsets) -> dict[int, FinishedItem]:
-        """What goes into this transaction; whatever its topic certainly refuses was changed before."""
+        """Return what goes into this transaction; whatever its topic certainly refuses was changed before."""
         ready = owned_partition.committable(progress)
         for offset in ready:
             self._fit(owned_partition, offset)

@@ -13,7 +13,7 @@ from aiokafka.structs import OffsetAndMetadata
 async def committed_offsets(
     admin: AIOKafkaAdminClient, group: str, sources: Sequence[TopicPartition]
 ) -> dict[TopicPartition, OffsetAndMetadata]:
-    """What `group` has committed of each source; offset -1 = nothing.
+    """Return what `group` has committed of each source; offset -1 = nothing.
 
     Raises GroupCoordinatorNotAvailableError where the answer holds no sources: aiokafka (0.14) overlooks an error of
     the whole answer, such as that of a coordinator which still loads its log.

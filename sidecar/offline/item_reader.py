@@ -61,7 +61,7 @@ def read_line(value: bytes | None, bytes_max: int) -> Line:
 
 
 def parameters(line: Line) -> ItemParameters:
-    """What the line asks for, without what names it."""
+    """Return what the line asks for, without what names it."""
     return line if isinstance(line, ShortItem) else line.body
 
 

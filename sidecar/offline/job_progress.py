@@ -74,7 +74,7 @@ class Outlook:
 
 
 def job_of(record: Record) -> JobKey | None:
-    """Whose item this is; None if its producer named no job, or if a name is none: then it is a dead letter."""
+    """Return whose item this is; None if its producer named no job, or if a name is none: then it is a dead letter."""
     try:
         job, tenant = record.name("x-job"), record.name("x-tenant")
     except DeadItemError:

@@ -78,7 +78,7 @@ class InstanceInUseError(SidecarError):
 
 
 def cause_of(error: SidecarError) -> Cause:
-    """Why the lane or a partition of it waits."""
+    """Return why the lane or a partition of it waits."""
     match error:
         case LogError():
             return error.cause
@@ -173,7 +173,7 @@ async def call(timeout_s: float) -> AsyncIterator[None]:
 
 
 def translated(error: BaseException, since_s: float) -> LogError:
-    """What happened, with its last cause: aiokafka says "Unable to bootstrap" and logs why."""
+    """Return what happened, with its last cause: aiokafka says "Unable to bootstrap" and logs why."""
     chain = [*_chain(error), *_noise.failures_since(since_s)]
     if not isinstance(error, (kafka.KafkaError, OSError)):
         chain = chain[: len(list(_chain(error)))]
@@ -213,7 +213,7 @@ class _Noise(logging.Handler):
         self._failures: deque[tuple[float, BaseException]] = deque(maxlen=20)
 
     def failures_since(self, since_s: float) -> list[BaseException]:
-        """Why connections failed since then, the latest first."""
+        """Return why connections failed since then, the latest first."""
         return [error for at_s, error in reversed(self._failures) if at_s >= since_s]
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -167,7 +167,7 @@ class KafkaOpening:
         return decoded(found)
 
     async def _send(self, record: Outgoing) -> asyncio.Future[Any]:
-        """What becomes of the record; one that the client itself finds too long has failed already."""
+        """Return what becomes of the record; one that the client itself finds too long has failed already."""
         value = b"" if record.key is None and record.value is None else record.value  # aiokafka takes no such record
         try:
             sent: asyncio.Future[Any] = await self._producer.send(

@@ -13,7 +13,7 @@ from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings
 
 
 def client_id(settings: OfflineSettings) -> str:
-    """How the broker's logs and quotas name this process."""
+    """Return how the broker's logs and quotas name this process."""
     return f"sidecar.{settings.instance_id}" if settings.instance_id else "sidecar"
 
 

@@ -120,7 +120,7 @@ class OfflineLane:
 
     @property
     def state_now(self) -> LaneState:
-        """What the lane does and why: its consumer's state, or that of its partitions where some do not run."""
+        """Return what the lane does and why: its consumer's state, or that of its partitions where some do not run."""
         return together(
             self._stated.now,
             [(n, owned_partition.stated.now) for n, owned_partition in sorted(self._owned_partitions.items())],

@@ -80,7 +80,7 @@ class Committed:
 
     @classmethod
     def decode(cls, watermark: int, metadata: str | None) -> Committed:
-        """What was committed with this offset and metadata. Raises OffsetsError if the string is not ours."""
+        """Return what was committed with this offset and metadata. Raises OffsetsError if the string is not ours."""
         if not metadata:
             return cls(watermark=watermark, high=watermark, by_hand=True)
         try:
@@ -148,7 +148,7 @@ class PartitionOffsets:
         self.expected = max(self.expected, position)
 
     def after(self, finished: Iterable[int]) -> Committed:
-        """What would be committed once these delivered offsets were done as well. Changes nothing."""
+        """Return what would be committed once these delivered offsets were done as well. Changes nothing."""
         done = self.pending.intersection(finished)
         ahead = (gap for gap in self.committed.gaps if gap >= self.expected)
         undone = sorted((*(self.pending - done), *ahead))
@@ -171,7 +171,7 @@ class PartitionOffsets:
         self.pending = {offset for offset in self.pending if not committed.is_done(offset)}
 
     def room(self, pending_max: int, span_max: int) -> int:
-        """How many more records may be taken: bounds memory, and the gaps by which the metadata grow."""
+        """Return how many more records may be taken: bounds memory, and the gaps by which the metadata grow."""
         ahead = sum(gap >= self.expected for gap in self.committed.gaps)
         return min(pending_max - len(self.pending) - ahead, span_max - (self.expected - self.committed.watermark))
 

@@ -113,7 +113,7 @@ class OwnedPartition:
         return self.progress is not None and self.progress.expected < self.solo_until
 
     def room(self, settings: OfflineSettings) -> int:
-        """How many more records may be taken."""
+        """Return how many more records may be taken."""
         if self.progress is None or not self.counted or self.leaving.is_set():
             return 0
         if self.bytes_held >= settings.pending_bytes_max or self.broken is not None:
@@ -183,7 +183,7 @@ class OwnedPartition:
         self.committed = committed
 
     def committable(self, progress: PartitionOffsets) -> dict[int, FinishedItem]:
-        """What is finished and was delivered under this opening; a result from before waits for its record."""
+        """Return what is finished and was delivered under this opening; a result from before waits for its record."""
         return {offset: done for offset, done in self.finished.items() if offset in progress.pending}
 
     def marked(self, state: Committed, settings: OfflineSettings) -> Committed:
@@ -222,6 +222,6 @@ class OwnedPartition:
 
 
 def _bytes(record: Record) -> int:
-    """What a taken record holds in memory: its value, its key and its headers."""
+    """Return what a taken record holds in memory: its value, its key and its headers."""
     headers = sum(len(name) + len(value or b"") for name, value in record.headers)
     return len(record.value or b"") + len(record.key or b"") + headers

@@ -249,6 +249,6 @@ def _raise_if_final(error: RequestRejectedError) -> None:
 
 
 def _place(error: Exception) -> str:
-    """Where an exception comes from, innermost first, without any text of it."""
+    """Return where an exception comes from, innermost first, without any text of it."""
     frames = [*traceback.walk_tb(error.__traceback__)][-FRAMES_SHOWN:]
     return " < ".join(f"{Path(frame.f_code.co_filename).name}:{line}" for frame, line in reversed(frames))

@@ -59,7 +59,7 @@ class Sent:
         self.beyond += self.open_line is not None
 
     def _told(self, error: BaseException) -> str:
-        """Why it ended early, with the last cause: a client often says only that it has given up."""
+        """Return why it ended early, with the last cause: a client often says only that it has given up."""
         return str(translated(error, self.begun_s)) if isinstance(error, KafkaError) else str(error)
 
 
@@ -130,7 +130,7 @@ def _stop_at(stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
 
 
 def told(sent: Sent, first_line: int) -> str:
-    """What was sent, and how to go on."""
+    """Return what was sent, and how to go on."""
     if not sent.acknowledged:
         return "no item is acknowledged"
     line = first_line if sent.open_line is None else sent.open_line

@@ -75,7 +75,7 @@ class EngineEndpoint(EngineSettings):
             require(fits, f"{where}: the value of {name} must be one line of printable ASCII")
 
     def own_metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with the sidecar's own calls. Raises SettingsError for a file that cannot be read."""
+        """Return what goes with the sidecar's own calls. Raises SettingsError for a file that cannot be read."""
         found = dict(self.metadata)
         for name, path in self.metadata_files.items():
             try:
@@ -86,7 +86,7 @@ class EngineEndpoint(EngineSettings):
         return tuple(found.items())
 
     def for_scheduler(self) -> EngineSettings:
-        """What the scheduler has to know, without where the engine is."""
+        """Return what the scheduler has to know, without where the engine is."""
         return EngineSettings(**{each.name: getattr(self, each.name) for each in fields(EngineSettings)})
 
 

@@ -30,7 +30,7 @@ class Arrivals:
 
     @property
     def name(self) -> str:
-        """What the figures are filed under."""
+        """Return what the figures are filed under."""
         return self.path.stem
 
     @property
@@ -44,7 +44,7 @@ class Arrivals:
         return len(self.jobs) / (self.hours * 3600)
 
     def within(self, hours: float) -> int:
-        """How many of them come in so many hours."""
+        """Return how many of them come in so many hours."""
         return sum(job.request.arrived_s <= hours * 3600 for job in self.jobs)
 
     def thinned(self, rate_per_s: float, hours: float, seed: int) -> tuple[SimulatedRequest, ...]:

@@ -288,7 +288,7 @@ class Gateway:
         return actions
 
     def next_deadline_s(self) -> float | None:
-        """When the window of a static batch is over, or the batch itself, or the cap may be another one."""
+        """Return when the window of a static batch is over, or the batch itself, or the cap may be another one."""
         due = [self.cap.next_s()] if self.waiting[Lane.OFFLINE] else []
         if self.batches:
             due.append(self._began_s + self.batch_s if self.running else self._empty_s + self.window_s)

@@ -202,7 +202,7 @@ class SimulatedDriver:
 
     @staticmethod
     def _call(progress: RequestProgress, action: Dispatch) -> SimulatedDispatch:
-        """What the engine is sent. With `prompt_tokens`, only the head of the prompt, for the sake of its KV."""
+        """Return what the engine is sent. With `prompt_tokens`, only the head of the prompt, for the sake of its KV."""
         request, fills_cache = progress.request, action.prompt_tokens is not None
         context_tokens = action.prompt_tokens or request.prompt_tokens + progress.kept_tokens
         return SimulatedDispatch(

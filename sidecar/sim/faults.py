@@ -54,11 +54,11 @@ class SimulatedFaults:
         self.rates = FaultRates()
 
     def cancel_after_s(self) -> float:
-        """How long after its arrival the caller gives up; inf for never."""
+        """Return how long after its arrival the caller gives up; inf for never."""
         return self._after_s() if self._hits(self.rates.cancel) else inf
 
     def of_dispatch(self) -> DispatchFault | None:
-        """What befalls the dispatch that begins now, if anything."""
+        """Return what befalls the dispatch that begins now, if anything."""
         if self._hits(self.rates.fail):
             return DispatchFault(after_s=self._after_s(), lost=False, retryable=self._hits(self.rates.retryable))
         if self._hits(self.rates.lose):
@@ -66,13 +66,13 @@ class SimulatedFaults:
         return None
 
     def down_after_s(self) -> float:
-        """How long until the next engine goes down; inf for never."""
+        """Return how long until the next engine goes down; inf for never."""
         if self._rng is None or not self.rates.down_per_s:
             return inf
         return float(self._rng.exponential(1 / self.rates.down_per_s))
 
     def up_after_s(self) -> float:
-        """How long an engine stays down."""
+        """Return how long an engine stays down."""
         return self._after_s()
 
     def _hits(self, probability: float) -> bool:

@@ -138,7 +138,7 @@ class ReservationRecord:
         return None if least is None else least / window
 
     def violations(self) -> int:
-        """How many windows of k·N contended dispatches hold fewer than k − 1 offline ones, k = 2 … 20."""
+        """Return how many windows of k·N contended dispatches hold fewer than k − 1 offline ones, k = 2 … 20."""
         sums = np.concatenate([[0], np.cumsum(self.offline)])
         found = 0
         for k in range(2, 21):

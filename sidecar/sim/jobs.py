@@ -77,7 +77,7 @@ class JobWatch:
 
 
 def eta_figures(runs: Iterable[Iterable[Kept]]) -> dict[str, Any] | None:
-    """How many of the jobs' ends came by the P50 and by the P90 that were said before; None if nothing was said.
+    """Return how many of the jobs' ends came by the P50 and by the P90 that were said before; None if nothing was said.
 
     A forecast whose P90 was not known yet counts for nothing.
     """

@@ -155,7 +155,7 @@ class Machine:
         return call.lane is Lane.OFFLINE and not self.prices.offline_prefill
 
     def _prompt(self, call: SimulatedDispatch, key: int) -> Ids:
-        """What stands for the tokens that are sent.
+        """Return what stands for the tokens that are sent.
 
         Of a resume the last ones but one differ from what the cache holds, so that it computes `resume_tokens` anew.
         """
@@ -170,14 +170,14 @@ class Machine:
         return prompt
 
     def _prefix(self, call: SimulatedDispatch) -> Ids:
-        """What stands for the tokens of the prefix of `call`, in the KV cache."""
+        """Return what stands for the tokens of the prefix of `call`, in the KV cache."""
         if not call.prompt_blocks:
             return (self._key(call.prefix_key),) * call.prefix_tokens
         keys = (self._key(f"block {each}") for each in call.prompt_blocks)
         return tuple(key for key in keys for _ in range(PROMPT_BLOCK))[: call.prefix_tokens]
 
     def _key(self, name: str) -> int:
-        """What stands for the tokens of this request, or of this prefix, in the KV cache."""
+        """Return what stands for the tokens of this request, or of this prefix, in the KV cache."""
         if name not in self._keys:
             self._keys[name] = next(self._new_keys)
         return self._keys[name]
@@ -191,7 +191,7 @@ class Machine:
             self._stop_rows(self._running[request_id], self._seen_s(now_s))
 
     def _seen_s(self, now_s: float) -> float:
-        """When the engine sees a stop that is sent now."""
+        """Return when the engine sees a stop that is sent now."""
         seen_s, poll_s = now_s + self.prices.stop_s, self.traits.stop_poll_s
         return max(seen_s, ceil(now_s / poll_s) * poll_s) if poll_s else seen_s
 
@@ -233,7 +233,7 @@ class Machine:
         return self._batcher.iterations
 
     def next_s(self) -> float:
-        """When something happens next that `advance` would report, or the batch changes; inf when idle."""
+        """Return when something happens next that `advance` would report, or the batch changes; inf when idle."""
         return self._end_s if self._step is not None else inf
 
     def advance(self, now_s: float) -> list[FirstToken | CallEnded]:
@@ -248,7 +248,7 @@ class Machine:
         return outcomes
 
     def output_tokens(self, request_id: str, now_s: float) -> int:
-        """How many tokens this dispatch has given by now."""
+        """Return how many tokens this dispatch has given by now."""
         return self._tokens(self._running[request_id], self._passed(now_s))
 
     def output_tokens_of(self, request_ids: Iterable[str], now_s: float) -> Iterator[tuple[str, int]]:

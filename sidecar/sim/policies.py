@@ -59,7 +59,7 @@ class Policy:
         return changed(SchedulerSettings(), wanted), changed(engine, wanted)
 
     def decider(self, shape: EngineShape) -> Decides:
-        """Who decides in one run."""
+        """Return who decides in one run."""
         if self.baseline is not None:
             return self.baseline(shape)
         scheduler, engine = self.settings(shape)

@@ -43,7 +43,7 @@ class RequestProgress:
 
     @property
     def tokens_left(self) -> int:
-        """How many tokens come before the end; only the engine knows."""
+        """Return how many tokens come before the end; only the engine knows."""
         return self.job.output_tokens - self.kept_tokens
 
 

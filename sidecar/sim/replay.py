@@ -83,7 +83,7 @@ def _replay(segment: Segment, result: Replay) -> None:
 
 
 def recorded(paths: Sequence[Path]) -> Recording:
-    """What one segment tells, or several of one run in their order. Raises RecordingError."""
+    """Return what one segment tells, or several of one run in their order. Raises RecordingError."""
     segments = [opened(each) for each in paths]
     for before, segment in pairwise(segments):
         if segment.header.run != before.header.run:

@@ -76,7 +76,7 @@ def figures(
 
 
 def _latencies(runs: Sequence[tuple[Sequence[Served], Sequence[Served]]]) -> dict[str, Any]:
-    """What online requests paid, the mean first. `runs` are (reference, policy) of each seed."""
+    """Return what online requests paid, the mean first. `runs` are (reference, policy) of each seed."""
     ttft, e2e = pair(runs, lambda each: each.ttft_s), pair(runs, lambda each: each.e2e_s)
     return {
         "price_ms": _price_ms(e2e),
@@ -109,13 +109,13 @@ def _tokens_per_s(results: Sequence[Result]) -> float:
 
 
 def _price_ms(paired: Paired) -> dict[str, float]:
-    """What was added to each request: the mean, and percentiles of the difference, request by request."""
+    """Return what was added to each request: the mean, and percentiles of the difference, request by request."""
     percentiles = {f"paired_p{p}": paired_added(paired, p) * 1000 for p in (50, 95, 99)}
     return {"mean": mean_added(paired).mean * 1000, **percentiles}
 
 
 def _relay(results: Sequence[Result]) -> dict[str, float]:
-    """What relaying the offline tokens costs, which the runs do not hold: CPU, and the wait of an online token.
+    """Return what relaying the offline tokens costs, which the runs do not hold: CPU, and the wait of an online token.
 
     The tokens of one iteration arrive together, and an online one waits for half of the offline ones on average.
     """
@@ -152,7 +152,7 @@ def _known(value: float) -> float | None:
 
 
 def _others_p99(runs: Sequence[tuple[Sequence[Any], Sequence[Any]]], heavy: str) -> float:
-    """How much later the first tokens of everybody but `heavy` come."""
+    """Return how much later the first tokens of everybody but `heavy` come."""
     others = [tuple([each for each in served if each.tenant != heavy] for served in both) for both in runs]
     return ratio(pair([(alone, mixed) for alone, mixed in others], lambda each: each.ttft_s), 99).mean
 

@@ -60,7 +60,7 @@ class RunPlan:
 
     @property
     def shape(self) -> EngineShape:
-        """What a policy is told of the engine."""
+        """Return what a policy is told of the engine."""
         return EngineShape(
             slots=self.slots,
             profile=self.profile,
@@ -71,12 +71,12 @@ class RunPlan:
 
     @property
     def warm_s(self) -> float:
-        """When offline throughput begins to count."""
+        """Return when offline throughput begins to count."""
         return min(WARM_UP_S, self.seconds / 4)
 
     @property
     def kv_tokens_max(self) -> int:
-        """What the KV cache of the engine holds."""
+        """Return what the KV cache of the engine holds."""
         return self.workload.engine.kv_tokens_max or self.profile.kv_tokens_max
 
     @property

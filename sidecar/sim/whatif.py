@@ -63,7 +63,7 @@ class ReplayTally(Observer):
             self.refused += 1
 
     def online(self) -> dict[str, Any]:
-        """What callers saw."""
+        """Return what callers saw."""
         return {
             "n": len(self.ttft_ms),
             "refused": self.refused,
@@ -87,7 +87,7 @@ def machine_of(engine: EngineSettings, profile: IterationTimes) -> Machine:
 
 
 def compare(recording: Recording, pairs: Sequence[str], profile: IterationTimes | None) -> dict[str, Any]:
-    """What was recorded, and the simulated runs under the recorded settings and the changed ones.
+    """Return what was recorded, and the simulated runs under the recorded settings and the changed ones.
 
     Raises SettingsError for a pair that cannot be.
     """
@@ -141,7 +141,7 @@ def run(
 
 
 def table(report: dict[str, Any]) -> Table:
-    """What was recorded, and both simulated runs, one figure a row."""
+    """Return what was recorded, and both simulated runs, one figure a row."""
     change = ", ".join(f"{name}={value}" for name, value in report["what_if"].items())
     title = f"{report['records']} records over {report['seconds']:.0f} s, simulated with {_times(report)}"
     shown = Table(title=title, columns=("", "as recorded", "replayed", change))

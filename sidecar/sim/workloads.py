@@ -98,7 +98,7 @@ class Workload:
         return by_name, (self.name,)  # between processes it travels by its name: `segments` cannot be pickled
 
     def time_scale(self, hours: float) -> float:
-        """How many times faster than the clock the time of day runs in a run of so many hours."""
+        """Return how many times faster than the clock the time of day runs in a run of so many hours."""
         return WEEK_H / hours if self.weekly else 1.0
 
     def settings(self, hours: float) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def _faults(engine: EngineEndpoint, size: EngineSize) -> Iterator[str]:
 
 
 def size_warnings(engine: EngineEndpoint, sizes: Sequence[EngineSize]) -> list[str]:
-    """What works, and is probably not meant."""
+    """Return what works, and is probably not meant."""
     found = []
     most = min((each.sequences_max for each in sizes if each.sequences_max is not None), default=0)
     if engine.slots < FAR_BELOW * most:

@@ -37,7 +37,7 @@ class EngineModels:
     over_engine: tuple[str, ...]  # ensembles with the engine's model among their steps, however deep
 
     def text_model_fault(self, engine: EngineEndpoint) -> str:
-        """Why the configured text model cannot be scheduled; "" if it can, or none is configured."""
+        """Return why the configured text model cannot be scheduled; "" if it can, or none is configured."""
         name = engine.text_model
         if name is None or name in self.over_engine:
             return ""
@@ -60,7 +60,7 @@ def named(models: Sequence[str]) -> str:
 
 
 async def look(client: EngineClient, engine_model: str, timeout_s: float = LOOK_TIMEOUT_S) -> EngineModels:
-    """What Triton says of its models. Raises EngineError if it does not say, e.g. because that is restricted."""
+    """Return what Triton says of its models. Raises EngineError if it does not say, e.g. because that is restricted."""
     try:
         async with asyncio.timeout(timeout_s):
             index = await _ask(client, "RepositoryIndex", service_pb2.RepositoryIndexRequest(ready=True))

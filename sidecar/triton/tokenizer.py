@@ -163,7 +163,7 @@ class Tokens:
 
 
 def _instead(directory: Path) -> str:
-    """What to do with the older files that are there in its place."""
+    """Return what to do with the older files that are there in its place."""
     older = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tekken.json")
     found = next((name for name in older if (directory / name).is_file()), None)
     if found is None:
@@ -172,7 +172,7 @@ def _instead(directory: Path) -> str:
 
 
 def _end_ids(tokenizer: Tokenizer, file: Path, files: ModelFiles, stated: Sequence[int]) -> tuple[int, ...]:
-    """What ends an answer: the setting, else generation_config.json, else tokenizer_config.json's eos_token."""
+    """Return what ends an answer: the setting, else generation_config.json, else tokenizer_config.json's eos_token."""
     found = tuple(stated) or files.end_ids
     if not found and (name := files.special.get("eos_token")) is not None:
         if (number := tokenizer.token_to_id(name)) is None:
