@@ -66,8 +66,18 @@ def arrivals(
     return tuple(found)
 
 
-async def run_load(address: str, requests: Sequence[Arrival], result: LoadResult, *, timeout_s: float = 60.0) -> None:
-    """Send each request when it is due, whatever became of those before it; `result` is filled as answers come."""
+async def run_load(
+    address: str,
+    requests: Sequence[Arrival],
+    result: LoadResult,
+    *,
+    timeout_s: float = 60.0,
+    headers: dict[str, str] | None = None,
+) -> None:
+    """Send each request when it is due, whatever became of those before it; `result` is filled as answers come.
+
+    `headers` are metadata of each call.
+    """
     async with triton.InferenceServerClient(address) as client, asyncio.TaskGroup() as tasks:
         start_s = asyncio.get_running_loop().time()
         for number, request in enumerate(requests):
@@ -75,17 +85,24 @@ async def run_load(address: str, requests: Sequence[Arrival], result: LoadResult
             result.sent += 1
             result.late_ms.append(1e3 * (asyncio.get_running_loop().time() - start_s - request.due_s))
             tasks.create_task(
-                _one(client, request, start_s + request.due_s, result, timeout_s), name=f"online-{number}"
+                _one(client, request, start_s + request.due_s, result, timeout_s, headers), name=f"online-{number}"
             )
 
 
-async def _one(client: Any, request: Arrival, due_s: float, result: LoadResult, timeout_s: float) -> None:
+async def _one(
+    client: Any,
+    request: Arrival,
+    due_s: float,
+    result: LoadResult,
+    timeout_s: float,
+    headers: dict[str, str] | None,
+) -> None:
     clock = asyncio.get_running_loop().time
     first_s: float | None = None
     said = b""
     try:
         async with asyncio.timeout(timeout_s):
-            async for response, error in client.stream_infer(_requests([request])):
+            async for response, error in client.stream_infer(_requests([request]), headers=headers):
                 if error is not None:
                     raise error
                 text = response.as_numpy("text_output")

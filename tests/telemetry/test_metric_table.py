@@ -82,6 +82,11 @@ def test_names_say_their_unit_and_never_their_kind(row: MetricRow[Any]) -> None:
 
 
 @pytest.mark.parametrize("row", METRICS, ids=lambda row: row.name)
+def test_no_label_is_one_that_prometheus_gives_to_what_it_scrapes(row: MetricRow[Any]) -> None:
+    assert not {"job", "instance"} & set(row.labels)
+
+
+@pytest.mark.parametrize("row", METRICS, ids=lambda row: row.name)
 def test_buckets_belong_to_histograms_and_ascend(row: MetricRow[Any]) -> None:
     assert bool(row.buckets) == (row.kind == "histogram")
     assert list(row.buckets) == sorted(set(row.buckets))
