@@ -11,6 +11,7 @@ import argparse
 import ast
 import inspect
 import io
+import json
 import re
 import sys
 import tokenize
@@ -20,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dev.boards.write import BOARDS
 from sidecar.cli.metric_rows import metric_rows
 from sidecar.core.settings import EngineSettings, SchedulerSettings, TenantSettings
 from sidecar.offline.dead_letters import DeadReason
@@ -212,9 +214,13 @@ def page() -> str:
     lines += ["are in [wire.md](wire.md), those of commands in [cli.md](cli.md).", "", "## Settings", ""]
     lines += ["One YAML file; each key can be overridden from the environment by its path, as"]
     lines += ["`SIDECAR__ENGINES__0__TARGET=triton:8001`. An unknown key is an error.", *settings()]
-    lines += ["", "## Metrics", "", "On `/metrics` of the `http` address. A counter ends in `_total` there.", ""]
-    rows = [(f"`{each.name}`", each.kind, ", ".join(each.labels), each.help) for each in metric_rows()]
-    lines += table(("name", "kind", "labels", "meaning"), rows)
+    lines += ["", "## Metrics", "", "On `/metrics` of the `http` address. A counter ends in `_total` there. The last"]
+    lines += ["column says where each is drawn or watched: on a [board](dashboards.md), or by a rule or an alert.", ""]
+    rows = [
+        (f"`{each.name}`", each.kind, ", ".join(each.labels), each.help, ", ".join(seen_on(each.name)) or "–")
+        for each in metric_rows()
+    ]
+    lines += table(("name", "kind", "labels", "meaning", "seen on"), rows)
     lines += ["", "## Headers", "", "Of Kafka records, and metadata of gRPC calls.", ""]
     lines += table(("name", "on", "meaning"), [(f"`{name}`", *HEADERS[name]) for name in sorted(HEADERS)])
     lines += ["", "## Dead letters", "", "The reasons in `dlq.error.class` and in the label of the metric.", ""]
@@ -230,6 +236,14 @@ def page() -> str:
     lines += ["`process`, `send` and `commit` with their topic for items. Their attributes:", ""]
     lines += table(("attribute", "meaning"), [(f"`{name}`", ATTRIBUTES[name]) for name in sorted(ATTRIBUTES)])
     return "\n".join(lines) + "\n"
+
+
+def seen_on(metric: str) -> list[str]:
+    """Return the boards that ask for a metric, and `rules` if a rule or an alert does."""
+    texts = {name: json.dumps(make()["panels"]) for name, make in BOARDS.items()}
+    texts["rules"] = "".join((ROOT / "deploy/prometheus" / name).read_text() for name in ("rules.yml", "alerts.yml"))
+    sample = re.compile(rf"(?<![\w:]){metric}(?:_total|_bucket|_sum|_count)?(?![\w:])")
+    return [name for name, text in texts.items() if sample.search(text)]
 
 
 def enumeration(kind: type[Any]) -> Iterator[str]:

@@ -59,7 +59,7 @@ LINES = {
     "cli": 2661,
     "batch": 1005,
     "engine": 2584,
-    "dev": 9900,  # 1,600 of them are the boards, 700 draw and run what they show
+    "dev": 10400,  # 1,600 of them are the boards, 1,200 run and draw what they show
 }
 FILE_LINES_MAX, FUNCTION_LINES_MAX = 400, 50
 # Modules without a test file of their own name. Whoever writes one strikes the module here; nobody adds one.

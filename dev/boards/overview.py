@@ -159,6 +159,7 @@ def _online() -> list[Panel]:
             {"{{slo}}": per(bad, rate("sidecar_slo_events_total", "slo"))},
             "percentunit",
             steps=((None, "transparent"), (0.05, "red")),
+            most=1.0,
             shows="Share of online requests that missed each objective. The promise is 95 of 100.",
             do="Above the line for minutes: the alerts say whether offline work is the cause.",
         ),

@@ -31,12 +31,12 @@ from dev.observe.stand_ins import stand_ins
 
 def found_texts(draw: random.Random) -> tuple[str, str]:
     """A long prompt: a caller that searches sends what it found."""
-    return "", " ".join(draw.choices(PROMPT_WORDS, k=draw.randint(100, 400)))
+    return "", " ".join(draw.choices(PROMPT_WORDS, k=draw.randint(60, 200)))
 
 
 RATE_PER_S = {"chat": 1.4, "search": 0.6}
 PROMPTS = {"chat": toy_prompt, "search": found_texts}
-CROWD = 6.0  # times that rate in the overload
+CROWD = 4.5  # times that rate in the overload
 ITEMS_PER_S = 8.0  # more than are done
 JOBS = {"nightly": ("labs", 7200), "digest": ("mail", 400), "": ("labs", None)}  # tenant, seconds to the deadline
 SETTINGS: dict[str, Any] = {

@@ -26,6 +26,12 @@ def test_a_name_that_nobody_explains_and_one_that_nobody_uses_are_errors(monkeyp
         reference.page()
 
 
+def test_a_metric_says_on_which_boards_and_rules_it_is() -> None:
+    assert reference.seen_on("sidecar_offline_items") == ["jobs", "kafka", "rules"]
+    assert reference.seen_on("sidecar_slots") == ["overview", "costs", "rules"]  # and not where sidecar_slots_in_use is
+    assert reference.seen_on("sidecar_nothing") == []
+
+
 def test_a_remark_above_a_member_and_one_beside_it_are_read() -> None:
     remarks = reference.comments(OfflineSettings)
     assert remarks["results_topic"] == "at least as many partitions as requests"
