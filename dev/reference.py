@@ -67,6 +67,7 @@ ATTRIBUTES = {
     "gen_ai.request.model": "the engine's model",
     "gen_ai.response.finish_reasons": "why this dispatch ended",
     "gen_ai.response.time_to_first_chunk": "seconds from the dispatch to its first token",
+    "gen_ai.usage.cache_read.input_tokens": "prompt tokens that the engine still had in its KV cache, if it says so",
     "gen_ai.usage.input_tokens": "prompt tokens of the request",
     "gen_ai.usage.output_tokens": "tokens of the answer, over all its dispatches",
     "messaging.batch.message_count": "records of a poll, or items of a commit",

@@ -97,6 +97,7 @@ class TracingSettings:
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_UNKNOWN
 
     endpoint: str | None = None  # OTLP over gRPC, e.g. http://127.0.0.1:4317
+    header_files: Mapping[str, Path] = field(default_factory=dict)  # sent with the spans, each value read at start
     online_ratio: float = 1.0  # of callers' requests without a trace of their own; tens per second cost 1 % of a core
     offline_ratio: float = 0.05  # of items; at a thousand per second all of them would cost a fifth of a core
     broker_ratio: float = 0.01  # of polls and commits: each is a trace of its own that says little
@@ -104,6 +105,23 @@ class TracingSettings:
     def __post_init__(self) -> None:
         for name in ("online_ratio", "offline_ratio", "broker_ratio"):
             require(0 <= getattr(self, name) <= 1, f"tracing: {name} must be in 0..1, not {getattr(self, name)}")
+        for name in self.header_files:
+            require(_METADATA_NAME.fullmatch(name) is not None, f"tracing: '{name}' cannot be the name of a header")
+        self.headers()
+
+    def headers(self) -> dict[str, str]:
+        """Return what is sent with the spans. Raises SettingsError for a file that cannot be read."""
+        return {
+            name: _read(path, "tracing: header_files").decode(errors="replace").strip()
+            for name, path in self.header_files.items()
+        }
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{what}: cannot read {path}: {error.strerror}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from sidecar.settings.file import TracingSettings
 from sidecar.tls import Material
 
 SPANS_MAX = 8192  # that wait to be sent
@@ -19,11 +20,11 @@ EXPORT_TIMEOUT_S = 3  # of one batch, and of all that is left at the end
 class Exporting(BatchSpanProcessor):
     """Sends from a thread of its own; when the collector is away spans are dropped and counted, never waited for."""
 
-    def __init__(self, endpoint: str | None, tls: Material | None = None) -> None:
+    def __init__(self, settings: TracingSettings, tls: Material | None = None) -> None:
         # They would warn that nobody listens, and of each queue that is full; whoever misses spans sees it there.
         logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").setLevel(logging.CRITICAL)
         logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.CRITICAL)
-        self._otlp = _Counting(endpoint, tls)
+        self._otlp = _Counting(settings, tls)
         self._overflown = 0
         super().__init__(
             self._otlp,
@@ -55,9 +56,10 @@ class Exporting(BatchSpanProcessor):
 class _Counting(SpanExporter):
     """Counts the spans of batches that failed. With certificates that have changed it connects anew."""
 
-    def __init__(self, endpoint: str | None, tls: Material | None) -> None:
+    def __init__(self, settings: TracingSettings, tls: Material | None) -> None:
         self.failed = 0
-        self._endpoint = endpoint
+        self._endpoint = settings.endpoint
+        self._headers = settings.headers()
         self._tls = tls
         self._tls_version = 0
         self._over = threading.Event()
@@ -81,12 +83,15 @@ class _Counting(SpanExporter):
 
     def _connected(self) -> OTLPSpanExporter:
         if self._tls is None:
-            return OTLPSpanExporter(endpoint=self._endpoint, insecure=True, timeout=EXPORT_TIMEOUT_S)
+            return OTLPSpanExporter(
+                endpoint=self._endpoint, insecure=True, headers=self._headers, timeout=EXPORT_TIMEOUT_S
+            )
         self._tls_version = self._tls.refresh()
         return OTLPSpanExporter(
             endpoint=self._endpoint,
             insecure=False,
             credentials=self._tls.channel_credentials(),
+            headers=self._headers,
             timeout=EXPORT_TIMEOUT_S,
             channel_options=self._tls.channel_options(),  # type: ignore[arg-type]  # the exporter says: of one pair
         )

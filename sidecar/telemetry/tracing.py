@@ -80,6 +80,7 @@ class _Attempt:
     ended_s: float = 0.0
     finish_reason: str = "error"
     error_type: str = ""
+    reused_tokens: int | None = None  # of the prompt, which the engine still had in its KV cache; None = unknown
 
 
 @dataclass(slots=True)
@@ -131,7 +132,7 @@ class Tracing:
         self._time = asyncio.get_running_loop().time
         resource = Resource.create({"service.name": "sidecar", "service.version": version})
         self._provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
-        self._processor = processor or Exporting(settings.endpoint, tls)
+        self._processor = processor or Exporting(settings, tls)
         self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer("sidecar", version, SCHEMA_URL)
         self._requests: dict[str, _Traced] = {}
@@ -234,6 +235,7 @@ class Tracing:
             return
         attempt = traced.attempts[-1]
         attempt.ended_s = now_s
+        attempt.reused_tokens = getattr(event, "reused_tokens", None)
         match event:
             case Ended(reason=reason):
                 attempt.finish_reason = reason
@@ -289,6 +291,8 @@ class Tracing:
             "sidecar.engine": timeline.engine,
             "sidecar.attempt": number,
         }
+        if attempt.reused_tokens is not None:
+            attributes["gen_ai.usage.cache_read.input_tokens"] = attempt.reused_tokens
         if timeline.alone_s is not None:
             attributes["sidecar.alone_ms"] = timeline.alone_s * 1000
         if timeline.slowdown is not None:

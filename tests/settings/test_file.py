@@ -15,7 +15,7 @@ import yaml
 from sidecar.core.errors import SettingsError
 from sidecar.core.settings import TenantSettings
 from sidecar.offline.kafka_options import client_options
-from sidecar.settings.file import load_settings
+from sidecar.settings.file import TracingSettings, load_settings
 from sidecar.settings.offline import KafkaSecuritySettings, OfflineSettings
 from sidecar.triton.tokenizer import Tokens
 
@@ -349,3 +349,16 @@ def test_a_password_file_that_holds_none_is_named(tmp_path: Path, content: bytes
     security = KafkaSecuritySettings(protocol="SASL_PLAINTEXT", username="u", password_file=file)
     with pytest.raises(SettingsError, match=f"^kafka security: .*{why}"):
         client_options(OfflineSettings(security=security))
+
+
+def test_the_files_of_tracing_are_read_at_start_and_their_mistakes_are_named(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("Bearer a\n")
+    assert TracingSettings(header_files={"authorization": token}).headers() == {"authorization": "Bearer a"}
+    gone = tmp_path / "gone"
+    for wrong, said in (
+        ({"header_files": {"authorization": gone}}, f"tracing: header_files: cannot read {gone}"),
+        ({"header_files": {"Not A Name": token}}, "'Not A Name' cannot be the name of a header"),
+    ):
+        with pytest.raises(SettingsError, match=re.escape(said)):
+            TracingSettings(**wrong)

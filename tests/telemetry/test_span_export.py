@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -41,11 +43,13 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     def __init__(self, *, hangs: bool = False) -> None:
         self.requests: list[ExportTraceServiceRequest] = []
+        self.metadata: dict[str, str] = {}  # of the last call
         self._hangs = hangs
 
-    async def Export(self, request: Any, _context: Any) -> Any:  # noqa: N802 - the service's name for it
+    async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service's name for it
         """What an exporter calls."""
         self.requests.append(request)
+        self.metadata = dict(context.invocation_metadata())
         if self._hangs:
             await asyncio.Event().wait()
         return ExportTraceServiceResponse()
@@ -69,6 +73,18 @@ async def listening(collector: Collector) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         await server.stop(None)
+
+
+async def test_spans_go_with_the_headers_of_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("Bearer secret\n")
+    collector = Collector()
+    async with listening(collector) as endpoint:
+        settings = replace(everything_to(endpoint), header_files={"authorization": tmp_path / "token"})
+        tracing = Tracing(settings, address="127.0.0.1:8101", version="test", seed=1)
+        emit(tracing, 1)
+        await tracing.close()
+    assert (set(collector.spans()), tracing.dropped_spans) == ({"wait_for_slot"}, 0)
+    assert collector.metadata["authorization"] == "Bearer secret"
 
 
 def everything_to(endpoint: str) -> TracingSettings:
@@ -114,9 +130,15 @@ async def test_an_item_arrives_as_a_root_with_a_link_over_wait_completion_and_se
         parts = (OfflineSettings(tick_s=0.001), sidecar.driver, WordTokens(), {"tensorrt_llm": 64})
         lane = OfflineLane(*parts, make_log=cluster.make_log, tracing=sidecar.tracing)
         async with running(lane):
-            (await triton.next()).tokens(7, 2, final=True)
+            request = await triton.next()
+            request.tokens(7)
+            last = request._answer(True)
+            wire.add_output(last, "kv_cache_reused_blocks", "INT32", [2], (1, 1))
+            request.answers.put_nowait(last)
             await until(cluster, cluster.everything_once)
     spans = collector.spans()
+    told = {each.key: each.value.int_value for each in spans["text_completion tensorrt_llm"].attributes}
+    assert told["gen_ai.usage.cache_read.input_tokens"] == 2 * 32
     process = spans.pop("process inference.requests")
     assert (process.kind, process.parent_span_id) == (Span.SPAN_KIND_CONSUMER, b"")
     assert [link.trace_id.hex() for link in process.links] == ["0af7651916cd43dd8448eb211c80319c"]
