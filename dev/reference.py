@@ -116,6 +116,7 @@ HEADERS = {
     "x-lane": ("metadata", "`offline`: the request runs in the offline lane"),
     "x-line": ("item", "where the item stood in its file: results come back in that order"),
     "x-result-hash": ("result", "BLAKE2b-128 of the value, in hex"),
+    "x-retry-of": ("item", "where the item stood whose dead letter this is: topic/partition/offset"),
     "x-retry": ("item", "1 for the first retry of a dead letter, and so on; the outcome of the last one counts"),
     "x-model": ("item", "a model or an alias of the settings; before the item's own `model`"),
     "x-source-group": ("result", "the group that read the item"),

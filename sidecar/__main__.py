@@ -9,6 +9,7 @@ try:
     from sidecar.cli import (
         build_engine,
         chat,
+        dlq,
         fill,
         init,
         items,
@@ -21,6 +22,7 @@ try:
         reload,
         results,
         topics,
+        verify,
     )
     from sidecar.sim.explain import register_explain
     from sidecar.sim.replay import register_replay
@@ -38,6 +40,8 @@ COMMANDS = (
     jobs.register_jobs,
     jobs.register_job,
     results.register_results,
+    dlq.register_dlq,
+    verify.register_verify,
     topics.register_topics,
     keys.register_keys,
     reload.register_reload,

@@ -36,6 +36,7 @@ class JobRow:
     done: int = 0
     dead: int = 0  # cancelled ones included
     cancelled: int = 0
+    retried: int = 0  # dead letters that were sent again: they count in `dead`, and again as what becomes of them
     prompt_tokens: int = 0
     output_tokens: int = 0
     digest: int = 0
@@ -50,13 +51,13 @@ class JobRow:
 
     @property
     def failed(self) -> int:
-        """Dead letters that nobody asked for."""
-        return self.dead - self.cancelled
+        """Dead letters that nobody asked for, and that were not sent again."""
+        return max(self.dead - self.cancelled - self.retried, 0)
 
     @property
     def left(self) -> int | None:
         """Items without an outcome."""
-        return None if self.items is None else max(self.items - self.done - self.dead, 0)
+        return None if self.items is None else max(self.items + self.retried - self.done - self.dead, 0)
 
     @property
     def over(self) -> bool:
@@ -119,6 +120,8 @@ class JobBoard:
                     row.deadline = row.manifest.deadline
             case JobField.STATE:
                 row.state = JobState(value) if value in list(JobState) else JobState.RUNNING
+            case JobField.RETRIED:
+                row.retried = value if isinstance(value, int) else 0
             case JobField.DEADLINE:
                 submitted = None if row.manifest is None else row.manifest.deadline
                 row.deadline = value if isinstance(value, str) else submitted

@@ -29,6 +29,8 @@ from sidecar.settings.offline import OfflineSettings
 
 log = logging.getLogger(__name__)
 COMMIT_BYTES = 16 << 20  # of one transaction, one record aside: it has to be sent within call_timeout_s
+WHOSE = frozenset(("x-tenant", "x-job", "x-line", "x-retry"))  # the item's headers that its job's counts need
+NAME_BYTES = 512
 OWN_HEADER_BYTES = 1024  # of one of our headers in the shortest dead letter
 UNKNOWN_BYTES_MAX = 64 << 10  # that a shortened dead letter may have where the topic's limit is not known
 
@@ -207,10 +209,12 @@ def _cut(done: FinishedItem, bytes_max: int) -> Outgoing:
 
 
 def _bare(done: FinishedItem) -> Outgoing:
-    """The dead letter without key, value and the item's own headers: where it was, and why it ended."""
+    """The dead letter without key, value and most of the item's headers: whose it was, where, and why it ended."""
     names = [name for name, _ in done.record.headers]
     own = done.outgoing.headers[len(names) :] if _leads(done, names) else done.outgoing.headers
+    kept = [each for each in done.record.headers if each[0].lower() in WHOSE and len(each[1] or b"") <= NAME_BYTES]
     headers = [(name, (value or b"")[:OWN_HEADER_BYTES]) for name, value in own if name.startswith("dlq.")]
+    headers = [*kept[-len(WHOSE) :], *headers]
     return replace(done.outgoing, key=b"", value=b"", headers=tuple(headers))
 
 

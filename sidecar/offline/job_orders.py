@@ -29,6 +29,7 @@ class JobField(StrEnum):
     MANIFEST = "manifest"  # what was submitted: see `sidecar/batch/manifest.py`
     STATE = "state"
     DEADLINE = "deadline"  # in place of the items' own; null takes the order back
+    RETRIED = "retried"  # how many of its dead letters were sent again, in all: each has two outcomes in the counts
 
 
 class JobState(StrEnum):
@@ -103,8 +104,8 @@ class JobOrders:
                 with contextlib.suppress(DeadItemError):
                     if isinstance(ordered, str) and (deadline := deadline_of(ordered)) is not None:
                         self._deadlines[job] = deadline
-            case JobField.MANIFEST:
-                pass  # who submits and who reads need it; the lane does not
+            case JobField.MANIFEST | JobField.RETRIED:
+                pass  # who submits and who reads need them; the lane does not
 
     def _become(self, job: JobKey, state: JobState) -> None:
         self._states.pop(job, None)

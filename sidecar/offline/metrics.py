@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from sidecar.offline.item import DeadReason
 from sidecar.offline.job_counts import JobCounts
+from sidecar.offline.job_orders import JobState
 from sidecar.offline.job_progress import JobKey
 from sidecar.offline.lane import OfflineLane
 from sidecar.offline.lane_state import LaneState, Phase
@@ -19,6 +21,7 @@ from sidecar.offline.owned_partition import FinishedItem, PartitionView
 from sidecar.telemetry.metric_row import Labelled, MetricRow, Scraped
 from sidecar.telemetry.metric_table import JOBS_SHOWN, tenant_label
 
+JOBS_SHOWN_MAX = 100  # of those that are paused or cancelled, the newest orders
 DRAIN_S = 300.0  # time constant of the running mean
 PROCESS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 
@@ -75,6 +78,7 @@ class OfflineMetrics:
         self._owned_partitions: list[PartitionView] = []
         self._state = LaneState()
         self._ends: dict[tuple[str, str], int] = {}
+        self._held_back: Counter[JobState] = Counter()
         self._drain = Drain()
         registry.register(Scraped(SCRAPED, lambda: self))
 
@@ -85,6 +89,7 @@ class OfflineMetrics:
         self._ends = dict(self._lane.stats.items)
         self._stats = dataclasses.replace(self._lane.stats)
         self._job_ends = self._jobs.newest(JOBS_SHOWN)
+        self._held_back = Counter(state for _, state in self._lane.orders.held_back())
         self._drain.look(sum(self._ends.values()), time.monotonic())
 
     # ---- the readers of the table below, as of the last look ---------------------------------------------------------
@@ -122,6 +127,11 @@ class OfflineMetrics:
             left_s = self._drain.eta_s(sum(known))
             if left_s is not None:
                 yield (self._topic,), left_s
+
+    def jobs_held_back(self) -> Iterator[Labelled]:
+        """Yield how many jobs are paused and cancelled, as far as orders are known here."""
+        for state in (JobState.PAUSED, JobState.CANCELLED):
+            yield (self._topic, state.value), self._held_back.get(state, 0)
 
     # What is not known has no sample: a lane that stands still must not look as if nothing were left to do.
 
@@ -178,6 +188,10 @@ class OfflineMetrics:
         return {
             **_state(self._lane.state_now, now_s),
             "topic": self._topic,
+            "jobs_held_back": [
+                {"tenant": tenant, "job": job, "state": state.value}
+                for (tenant, job), state in self._lane.orders.held_back()[-JOBS_SHOWN_MAX:]
+            ],
             "stats": stats | {"items": items},
             "partitions": [
                 {
@@ -211,6 +225,8 @@ SCRAPED = (
         ("topic", "outcome", "reason"), OfflineMetrics.items),
     MetricRow("sidecar_offline_in_flight", "gauge", "Items that were consumed and whose result is not committed.",
         ("topic",), OfflineMetrics.in_flight),
+    MetricRow("sidecar_offline_jobs_held_back", "gauge", "Jobs that somebody has paused or cancelled.",
+        ("topic", "state"), OfflineMetrics.jobs_held_back),
     MetricRow("sidecar_offline_state", "gauge", "1 for the state and the reason of the lane that hold now.",
         ("topic", "state", "reason"), OfflineMetrics.state),
     MetricRow("sidecar_offline_partition_state", "gauge",

@@ -362,11 +362,12 @@ def test_a_dead_letter_that_is_cut_fits_if_its_headers_do(size: int, own: list[t
     assert cut.headers == (*own, ("dlq.truncated", str(size).encode()))
 
 
-def test_the_shortest_dead_letter_has_only_our_headers_and_each_is_bounded() -> None:
-    producers = (("x-job", b"j"), ("dlq.error.class", b"a lie"))
+def test_the_shortest_dead_letter_says_whose_it_is_and_why_and_each_header_is_bounded() -> None:
+    producers = (("x-job", b"j"), ("dlq.error.class", b"a lie"), ("x-tenant", b"t" * 5000), ("color", b"red"))
     ours = (("dlq.error.class", b"failed"), ("dlq.error.message", b"m" * 5000), ("traceparent", b"00"))
     source = record(3, headers=producers)
     outgoing = Outgoing(topic=DEAD_LETTERS, key=b"key", value=b"v", headers=(*producers, *ours))
     bare = commits._bare(finished(source, outgoing=outgoing))
     assert (bare.key, bare.value) == (b"", b"")
-    assert bare.headers == (("dlq.error.class", b"failed"), ("dlq.error.message", b"m" * commits.OWN_HEADER_BYTES))
+    message = b"m" * commits.OWN_HEADER_BYTES
+    assert bare.headers == (("x-job", b"j"), ("dlq.error.class", b"failed"), ("dlq.error.message", message))

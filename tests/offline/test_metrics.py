@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from sidecar.offline.dead_letters import DeadReason
 from sidecar.offline.job_counts import JobCounts
+from sidecar.offline.job_orders import JobField, JobOrders, encoded_key
 from sidecar.offline.kafka_errors import LogError
 from sidecar.offline.lane import OfflineLane
 from sidecar.offline.lane_state import Cause, LaneState, Phase
@@ -103,6 +104,7 @@ class FakeLane:
         self.state_now = LaneState(phase=Phase.RUNNING)
         self.now_s = 100.0
         self.views = list(partitions)
+        self.orders = JobOrders()
 
     def owned_partitions(self) -> list[PartitionView]:
         return self.views
@@ -234,3 +236,16 @@ async def test_what_is_committed_shows_in_the_watermark_the_events_and_the_ends_
     assert 'sidecar_offline_held_bytes{partition="0",topic="t"}' in page
     assert 'sidecar_offline_partition_events_total{event="fenced",topic="t"} 0.0' in page
     assert 'sidecar_job_ended_items_total{job_name="nightly",outcome="done",tenant="lab",topic="t"} 1.0' in page
+
+
+async def test_jobs_that_somebody_holds_back_are_counted_and_named() -> None:
+    lane = FakeLane()
+    for job, state in (("a", "paused"), ("b", "cancelled"), ("c", "cancelled"), ("d", "running")):
+        lane.orders.apply(encoded_key(("lab", job), JobField.STATE), b'{"value": "%s"}' % state.encode())
+    figures, registry = shown(lane)
+    counts = {
+        state: registry.get_sample_value("sidecar_offline_jobs_held_back", {"topic": "t", "state": state})
+        for state in ("paused", "cancelled")
+    }
+    assert counts == {"paused": 1, "cancelled": 2}
+    assert figures.document()["jobs_held_back"][0] == {"tenant": "lab", "job": "a", "state": "paused"}
