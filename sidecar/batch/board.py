@@ -14,7 +14,7 @@ from sidecar.batch.manifest import Manifest, decoded_manifest
 from sidecar.batch.topic_reader import TopicReader
 from sidecar.core.errors import SettingsError
 from sidecar.offline.item import Record
-from sidecar.offline.job_orders import JobField, JobState, decoded_key, encoded_key
+from sidecar.offline.job_orders import JobField, JobPriority, JobState, decoded_key, encoded_key
 from sidecar.offline.job_progress import JobKey
 from sidecar.offline.kafka_errors import call, start_client
 from sidecar.offline.kafka_options import client_options
@@ -32,6 +32,7 @@ class JobRow:
     job: str
     manifest: Manifest | None = None
     state: JobState = JobState.RUNNING
+    priority: JobPriority = JobPriority.NORMAL
     deadline: str | None = None  # ordered, else as submitted
     done: int = 0
     dead: int = 0  # cancelled ones included
@@ -91,7 +92,13 @@ class JobRow:
         """The job as JSON."""
         ends = {"end_p50": _time(self.end_p50_ms), "end_p90": _time(self.end_p90_ms)}
         submitted = None if self.manifest is None else self.manifest.created
-        more = {"status": self.status, "left": self.left, "deadline": self.deadline, "submitted": submitted}
+        more = {
+            "status": self.status,
+            "priority": self.priority.value,
+            "left": self.left,
+            "deadline": self.deadline,
+            "submitted": submitted,
+        }
         return {**self.receipt(), **more, **({} if self.over else ends)}
 
 
@@ -120,6 +127,8 @@ class JobBoard:
                     row.deadline = row.manifest.deadline
             case JobField.STATE:
                 row.state = JobState(value) if value in list(JobState) else JobState.RUNNING
+            case JobField.PRIORITY:
+                row.priority = JobPriority(value) if value in list(JobPriority) else JobPriority.NORMAL
             case JobField.RETRIED:
                 row.retried = value if isinstance(value, int) else 0
             case JobField.DEADLINE:

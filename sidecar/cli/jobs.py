@@ -16,7 +16,7 @@ from sidecar.cli.where import Environment, add_where, job_settings, run
 from sidecar.core.errors import SettingsError
 from sidecar.offline.dead_letters import DeadItemError
 from sidecar.offline.item import deadline_of
-from sidecar.offline.job_orders import JobField, JobState
+from sidecar.offline.job_orders import JobField, JobPriority, JobState
 from sidecar.offline.job_progress import JobKey
 from sidecar.settings.offline import OfflineSettings
 from sidecar.telemetry.wording import duration, printable
@@ -30,6 +30,7 @@ Show one job, or order it about. An order stands on the jobs topic, and every si
   cancel    what runs is stopped; each item that has not ended becomes a dead letter `cancelled`; results stay
   pause     none of its items runs; they keep their places, and what a running one had computed is computed again
   resume    run again; of a cancelled job only items that have not become dead letters yet
+  priority  high, normal or low among the jobs of its tenant with the same deadline, or none
   deadline  TIME (RFC 3339) in place of the items' own, or `none` to let those hold again
 
 examples:
@@ -54,23 +55,25 @@ def register_job(subparsers: Any) -> None:
     """Add `job` with its actions."""
     parser = subparsers.add_parser(
         "job",
-        help="show, cancel, pause, resume a job, or give it another deadline",
+        help="show, cancel, pause, resume a job, or give it another priority or deadline",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for action in ("show", *_STATES, "deadline"):
+    for action in ("show", *_STATES, "priority", "deadline"):
         each = actions.add_parser(action)
         each.add_argument("job", metavar="JOB")
         if action == "deadline":
             each.add_argument("deadline", metavar="TIME")
+        elif action == "priority":
+            each.add_argument("priority", choices=[priority.value for priority in JobPriority])
         add_where(each)
         each.add_argument("--tenant", help="whose job it is, where several tenants have one of this name")
         if action == "show":
             each.add_argument("--json", action="store_true", help="as JSON")
         elif action == "cancel":
             each.add_argument("--wait", action="store_true", help="end when no item of it is left")
-        each.set_defaults(run={"show": _show, "deadline": _deadline}.get(action, _state))
+        each.set_defaults(run={"show": _show, "deadline": _deadline, "priority": _priority}.get(action, _state))
 
 
 def _jobs(options: argparse.Namespace, environment: Environment) -> int:
@@ -137,6 +140,7 @@ def _show(options: argparse.Namespace, environment: Environment) -> int:
         "left": "" if row.left is None else f"{row.left:,}",
         "prompt tokens": f"{row.prompt_tokens:,}",
         "output tokens": f"{row.output_tokens:,}",
+        "priority": row.priority.value,
         "deadline": row.deadline or "none",
         "ends": ending(row),
         "digest": f"{row.digest:032x}" if row.over else "",
@@ -163,6 +167,13 @@ def _deadline(options: argparse.Namespace, environment: Environment) -> int:
     settings = job_settings(options, environment)
     key = run(ordered(settings, options.job, options.tenant, JobField.DEADLINE, deadline))
     print(f"job {options.job} of tenant {key[0]}: deadline {deadline or 'as its items state it'}")
+    return 0
+
+
+def _priority(options: argparse.Namespace, environment: Environment) -> int:
+    settings = job_settings(options, environment)
+    key = run(ordered(settings, options.job, options.tenant, JobField.PRIORITY, options.priority))
+    print(f"job {options.job} of tenant {key[0]}: priority {options.priority}")
     return 0
 
 

@@ -29,6 +29,7 @@ class JobField(StrEnum):
     MANIFEST = "manifest"  # what was submitted: see `sidecar/batch/manifest.py`
     STATE = "state"
     DEADLINE = "deadline"  # in place of the items' own; null takes the order back
+    PRIORITY = "priority"  # among its tenant's jobs of one deadline
     RETRIED = "retried"  # how many of its dead letters were sent again, in all: each has two outcomes in the counts
 
 
@@ -38,6 +39,17 @@ class JobState(StrEnum):
     RUNNING = "running"
     PAUSED = "paused"  # none runs; they wait in their places
     CANCELLED = "cancelled"  # each item that has not ended is a dead letter `cancelled`
+
+
+class JobPriority(StrEnum):
+    """Whose items go first where tenant and deadline are the same; the first member does."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+_RANKS = {priority: rank for rank, priority in enumerate(JobPriority)}
 
 
 class JobPausedError(Exception):
@@ -65,6 +77,7 @@ class JobOrders:
         """`known` is False where they are yet to be read: then no item begins before `all_read`."""
         self._states: dict[JobKey, JobState] = {}  # never RUNNING
         self._deadlines: dict[JobKey, datetime] = {}
+        self._priorities: dict[JobKey, JobPriority] = {}  # never NORMAL
         self._scopes: dict[JobKey, set[asyncio.Timeout]] = {}  # of the items that hold to an order
         self._resumed: dict[JobKey, asyncio.Event] = {}  # of the jobs that are paused
         self._known = asyncio.Event()
@@ -83,6 +96,12 @@ class JobOrders:
         """The deadline that was ordered for the job; None if its items' own ones hold."""
         return None if job is None else self._deadlines.get(job)
 
+    def behind(self, job: JobKey | None) -> int:
+        """How many priorities stand before that of the job: 0 for all as long as nobody has ordered any."""
+        own = JobPriority.NORMAL if job is None else self._priorities.get(job, JobPriority.NORMAL)
+        first = min(map(_RANKS.__getitem__, self._priorities.values()), default=_RANKS[own])
+        return max(_RANKS[own] - min(first, _RANKS[JobPriority.NORMAL]), 0)
+
     def held_back(self) -> list[tuple[JobKey, JobState]]:
         """Every job that is paused or cancelled, in the order of the orders."""
         return list(self._states.items())
@@ -99,6 +118,12 @@ class JobOrders:
             case JobField.STATE:
                 state = JobState(ordered) if ordered in list(JobState) else JobState.RUNNING
                 self._become(job, state)
+            case JobField.PRIORITY:
+                self._priorities.pop(job, None)
+                if ordered in (JobPriority.HIGH, JobPriority.LOW):
+                    self._priorities[job] = JobPriority(ordered)
+                if len(self._priorities) > ORDERS_MAX:
+                    del self._priorities[next(iter(self._priorities))]
             case JobField.DEADLINE:
                 self._deadlines.pop(job, None)
                 with contextlib.suppress(DeadItemError):

@@ -47,6 +47,7 @@ LARGE_ITEM_BYTES = 32 << 10  # from here on items are read one at a time: 15 to 
 RETRY_REJECTED_S = 0.5
 FRAMES_SHOWN = 4  # of an unexpected exception
 EMPTY_OUTPUT = "empty_output"  # how the driver's reason names a good end without a token
+BEHIND_MS = 1e12  # of waiting: longer than anything waits
 WALL_STEP_S = 0.5  # a larger change of the wall clock is no error of measurement
 
 
@@ -160,6 +161,8 @@ class ItemRuns:
             resumable=item.call.resumable,
             job=item.job or "",
             prefix_key=item.prefix_key,
+            # The queue's order within a tenant and a deadline: later than any item of a job that goes first.
+            ttft_objective_ms=self._orders.behind(job_of(record)) * BEHIND_MS,
         )
 
     def _may_wait(self, record: Record, request: Request) -> bool:

@@ -81,6 +81,14 @@ def test_a_deadline_is_ordered_and_taken_back(topics: FakeTopics) -> None:
     assert [value for _, value in orders(topics)] == ["2999-01-01T00:00:00Z", None]
 
 
+def test_a_priority_is_ordered(topics: FakeTopics, capsys: pytest.CaptureFixture[str]) -> None:
+    submitted(topics, manifest(3))
+    assert call("job", "priority", "nightly", "high") == 0
+    assert orders(topics) == [((NIGHTLY, JobField.PRIORITY), "high")]
+    assert call("job", "show", "nightly", "--json") == 0
+    assert '"priority": "high"' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("deadline", "said"), [("tomorrow", "TIME must be a time by RFC 3339"), ("2001-01-01T00:00:00Z", "has passed")]
 )

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from sidecar.core.request import Request
+from sidecar.core.settings import SchedulerSettings
+from sidecar.core.tenant_queue import TenantQueue
+from sidecar.core.tracked_request import TrackedRequest
 from sidecar.offline.dead_letters import DeadItemError, DeadReason
 from sidecar.offline.gates import ModelGates
 from sidecar.offline.item import ItemRules, deadline_of
@@ -239,6 +242,49 @@ async def test_an_earlier_deadline_brings_nothing_back() -> None:
 
     finished = await runs(orders, FakeDriver(answer)).run(of_job(0, "nightly"))
     assert (finished.outcome, finished.reason) == ("expired", "expired")
+
+
+def test_nobody_stands_behind_anybody_before_somebody_says_so() -> None:
+    assert [JobOrders().behind(job) for job in (None, NIGHTLY)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("ordered", "behind"),
+    [
+        ({"a": "low"}, {"a": 1, "b": 0, "c": 0}),
+        ({"a": "high"}, {"a": 0, "b": 1, "c": 1}),
+        ({"a": "high", "b": "low"}, {"a": 0, "b": 2, "c": 1}),
+        ({"a": "high", "b": "high"}, {"a": 0, "b": 0, "c": 1}),
+        ({"a": "normal", "b": "urgent", "c": 7}, {"a": 0, "b": 0, "c": 0}),
+    ],
+)
+def test_a_priority_is_how_many_others_stand_before_it(ordered: dict[str, Any], behind: dict[str, int]) -> None:
+    orders = JobOrders()
+    for job in ("a", "b", "c"):
+        give(orders, JobField.PRIORITY, "high", ("lab", job))
+        give(orders, JobField.PRIORITY, None, ("lab", job))
+    for job, priority in ordered.items():
+        give(orders, JobField.PRIORITY, priority, ("lab", job))
+    assert {job: orders.behind(("lab", job)) for job in behind} == behind
+
+
+async def test_an_item_of_a_job_that_goes_first_stands_before_one_that_came_earlier() -> None:
+    orders, requests = JobOrders(), list[Request]()
+
+    async def answer(request: Request, _: TokenCall) -> Generated:
+        requests.append(request)
+        return generated(7)
+
+    subject = runs(orders, FakeDriver(answer))
+    give(orders, JobField.PRIORITY, "high")
+    for offset, job in enumerate(["weekly", "weekly", "nightly"]):
+        await subject.run(of_job(offset, job))
+    queue = TenantQueue(SchedulerSettings())
+    for number, request in enumerate(requests):
+        queue.push(TrackedRequest(request, number, 0.0))
+    head = queue.head()
+    assert head is not None
+    assert head.request is requests[2]
 
 
 def test_a_job_is_running_unless_somebody_says_otherwise() -> None:
