@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
@@ -16,9 +18,14 @@ from sidecar.batch.topic_reader import Places, TopicReader
 from sidecar.core.errors import SettingsError
 from sidecar.offline.item import Record
 from sidecar.offline.job_progress import JobKey, job_of
+from sidecar.offline.kafka_errors import LogError
+from sidecar.offline.lane_state import Cause
 from sidecar.settings.offline import OfflineSettings
 
+log = logging.getLogger(__name__)
+
 SPOOL_SUFFIX = ".sidecar"
+PASSING = frozenset((Cause.UNREACHABLE, Cause.KAFKA))  # causes that end when the brokers are back
 LOOK_S = 1.0  # between two looks at the ends of the topics while a job runs
 
 
@@ -34,6 +41,14 @@ class Gathered:
     def complete(self) -> bool:
         """True if each item has its outcome."""
         return self.items is not None and self.results + self.errors >= self.items
+
+
+async def until_it_passes(error: LogError, *, follow: bool) -> None:
+    """Wait a moment for a broker that does not answer. Raises `error` for anything else, or if nobody waits."""
+    if not follow or error.cause not in PASSING:
+        raise error
+    log.warning("%s; it is tried again", error)
+    await asyncio.sleep(LOOK_S)
 
 
 def spool_path(output: Path) -> Path:
@@ -52,22 +67,29 @@ async def gather(
 ) -> Gathered:
     """`output` and `errors` hold what became of the job's items up to now, or, with `follow`, of all of them.
 
-    Without `follow` it may be called while the job runs, and again: it reads on where it was. Raises LogError.
+    Without `follow` it may be called while the job runs, and again: it reads on where it was. Raises LogError, with
+    `follow` only for what does not pass by itself.
     """
     manifest = await manifest_of(settings, job)
     items = manifest.items if manifest is not None else await count_items(settings, job)
     with ResultSpool(spool_path(output), job) as spool:
         results, dead = spool.count()
         found = Gathered(results=results, errors=dead, items=items)
-        starts = spool.places() or starts_of(settings, manifest)
-        async with aclosing(outcomes_of(settings, job, starts, follow=follow)) as arriving:
-            async for outcomes, places in arriving:
-                spool.add(outcomes, places)
-                results, dead = spool.count() if outcomes else (found.results, found.errors)
-                found = Gathered(results=results, errors=dead, items=items)
-                on_progress(found)
-                if follow and found.complete:
-                    break
+        reading = True
+        while reading:
+            starts = spool.places() or starts_of(settings, manifest)
+            try:
+                async with aclosing(outcomes_of(settings, job, starts, follow=follow)) as arriving:
+                    async for outcomes, places in arriving:
+                        spool.add(outcomes, places)
+                        results, dead = spool.count()
+                        found = Gathered(results=results, errors=dead, items=items)
+                        on_progress(found)
+                        if follow and found.complete:
+                            break
+                reading = False
+            except LogError as error:
+                await until_it_passes(error, follow=follow)
         spool.write(output, ok=True)
         spool.write(errors, ok=False)
         if found.complete:

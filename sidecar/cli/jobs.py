@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sidecar.batch.board import NO_JOBS_TOPIC, JobRow, order, read_board
+from sidecar.batch.results import until_it_passes
 from sidecar.cli.ticker import Ticker
 from sidecar.cli.where import Environment, add_where, job_settings, run
 from sidecar.core.errors import SettingsError
@@ -18,6 +19,7 @@ from sidecar.offline.dead_letters import DeadItemError
 from sidecar.offline.item import deadline_of
 from sidecar.offline.job_orders import JobField, JobPriority, JobState
 from sidecar.offline.job_progress import JobKey
+from sidecar.offline.kafka_errors import LogError
 from sidecar.settings.offline import OfflineSettings
 from sidecar.telemetry.wording import duration, printable
 
@@ -196,7 +198,11 @@ async def watch_job(settings: OfflineSettings, job: JobKey) -> int:
     require_board(settings)
     ticker: Ticker | None = None
     while True:
-        row = (await read_board(settings)).row(job)
+        try:
+            row = (await read_board(settings)).row(job)
+        except LogError as error:
+            await until_it_passes(error, follow=True)
+            continue
         ticker = ticker or Ticker("ended", row.items)
         ticker.tell(row.done + row.dead, extra=f", {row.failed} failed" if row.failed else "")
         if row.over:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,8 @@ from sidecar.batch.results import Gathered, gather
 from sidecar.core.errors import SettingsError
 from sidecar.offline.dead_letters import DeadItemError, DeadReason
 from sidecar.offline.item import Headers, Record, dead_headers, result_headers
+from sidecar.offline.kafka_errors import LogError
+from sidecar.offline.lane_state import Cause
 from tests.batch.test_board import manifest, submitted
 from tests.fakes.topics import JOBS_SETTINGS, FakeTopics
 
@@ -123,3 +126,36 @@ async def test_a_job_that_nobody_knows_is_named(topics: FakeTopics, tmp_path: Pa
     with pytest.raises(SettingsError, match="no item of job 'nightly' of tenant 'lab'"):
         await gather(JOBS_SETTINGS, NIGHTLY, tmp_path / "out", tmp_path / "err")
     assert names(tmp_path) == []
+
+
+async def test_following_outlasts_brokers_that_are_away(
+    topics: FakeTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(topics, manifest(2))
+    for line in (1, 2):
+        ended(topics, item(line, offset=line))
+    failures = [LogError("no broker answers", Cause.UNREACHABLE), LogError("timed out")]
+
+    def reader(settings: Any, starts: Any) -> Any:
+        if "inference.jobs" not in starts and failures:
+            raise failures.pop()
+        return topics.reader(settings, starts)
+
+    monkeypatch.setattr(results, "TopicReader", reader)
+    monkeypatch.setattr(results, "LOOK_S", 0.0)
+    found = await gather(JOBS_SETTINGS, NIGHTLY, tmp_path / "out", tmp_path / "err", follow=True)
+    assert (found.complete, failures) == (True, [])
+
+
+@pytest.mark.parametrize(("cause", "follow"), [(Cause.RIGHTS, True), (Cause.UNREACHABLE, False)])
+async def test_what_does_not_pass_ends_it(
+    topics: FakeTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: Cause, follow: bool
+) -> None:
+    submitted(topics, manifest(2))
+
+    def reader(*_: Any) -> Any:
+        raise LogError("no", cause)
+
+    monkeypatch.setattr(results, "TopicReader", reader)
+    with pytest.raises(LogError, match="no"):
+        await gather(JOBS_SETTINGS, NIGHTLY, tmp_path / "out", tmp_path / "err", follow=follow)

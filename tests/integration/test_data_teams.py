@@ -52,6 +52,7 @@ class Desk:
             "tick_s": 0.05,
         }
         self.directory = directory
+        self.kafka = kafka
         self.settings = sidecar_settings(triton, offline=offline)
         self.offline = OfflineSettings(**offline)  # type: ignore[arg-type]
         self.config = directory / "sidecar.yaml"
@@ -131,7 +132,7 @@ async def examples(desk: Desk) -> None:
     assert (code, len(desk.lines("hand"))) == (0, 20)
 
 
-async def test_a_sidecar_that_is_killed_in_the_middle_costs_a_file_nothing(desk: Desk) -> None:
+async def test_a_sidecar_and_a_broker_that_are_killed_in_the_middle_cost_a_file_nothing(desk: Desk) -> None:
     desk.prompts("in.jsonl", 400)
     code, _ = await desk.sidecar("submit", "in.jsonl", "--job", "j", "--config", "sidecar.yaml")
     assert code == 0
@@ -146,6 +147,10 @@ async def test_a_sidecar_that_is_killed_in_the_middle_costs_a_file_nothing(desk:
         finally:
             os.kill(server.pid, signal.SIGKILL)
             await server.kill()
+        if killed == 1:
+            await desk.kafka.stop(how=signal.SIGKILL)
+            await desk.kafka.start()
+            await desk.kafka.wait_ready()
     assert (await reading)[0] == 0
     assert [each["custom_id"] for each in desk.lines("out.jsonl")] == [f"in.jsonl-{n}" for n in range(400)]
     code, said = await desk.sidecar("verify", "--job", "j", "--config", "sidecar.yaml", "--json")
