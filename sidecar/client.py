@@ -145,8 +145,9 @@ class BatchClient:
         manifest = await manifest_of(self._settings, key)
         items = manifest.items if manifest is not None else await count_items(self._settings, key)
         seen: dict[LinePlace, int] = {}
+        lined = manifest is not None
         starts = starts_of(self._settings, manifest)
-        async with aclosing(outcomes_of(self._settings, key, starts, follow=follow)) as arriving:
+        async with aclosing(outcomes_of(self._settings, key, starts, follow=follow, lined=lined)) as arriving:
             async for outcomes, _ in arriving:
                 for each in outcomes:
                     if each.retry > seen.get(each.place, -1):

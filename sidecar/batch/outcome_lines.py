@@ -44,15 +44,18 @@ class OutcomeLine:
     value: bytes  # the line, without its newline
 
 
-def outcome_line(record: Record, *, dead: bool) -> OutcomeLine | None:
-    """The outcome in a record of the results or the dead-letter topic; None for what says not whose it is."""
+def outcome_line(record: Record, *, dead: bool, lined: bool = True) -> OutcomeLine | None:
+    """The outcome in a record of the results or the dead-letter topic; None for what says not whose it is.
+
+    `lined`: the item's line places it. Only `sidecar submit` numbers items so that no two of a job have one line.
+    """
     headers = {name: value for name, value in record.headers if value is not None}  # the last of a name counts
     prefix = "dlq.original." if dead else "x-source-"
     source = [_number(headers.get(f"{prefix}{name}")) for name in ("partition", "offset")]
     partition, offset = source
     if partition is None or offset is None:
         return None
-    line = _number(headers.get("x-line"))
+    line = _number(headers.get("x-line")) if lined else None
     place = LinePlace(False, partition, offset) if line is None else LinePlace(True, line)
     return OutcomeLine(
         place=place,

@@ -79,7 +79,9 @@ async def gather(
         while reading:
             starts = spool.places() or starts_of(settings, manifest)
             try:
-                async with aclosing(outcomes_of(settings, job, starts, follow=follow)) as arriving:
+                async with aclosing(
+                    outcomes_of(settings, job, starts, follow=follow, lined=manifest is not None)
+                ) as arriving:
                     async for outcomes, places in arriving:
                         spool.add(outcomes, places)
                         results, dead = spool.count()
@@ -112,31 +114,31 @@ def starts_of(settings: OfflineSettings, manifest: Manifest | None) -> Places:
 
 
 async def outcomes_of(
-    settings: OfflineSettings, job: JobKey, starts: Places, *, follow: bool
+    settings: OfflineSettings, job: JobKey, starts: Places, *, follow: bool, lined: bool
 ) -> AsyncGenerator[tuple[list[OutcomeLine], Places], None]:
     """The outcomes of a job as they stand on the topics, some at a time, and up to where that is; without an end if
-    `follow`."""
+    `follow`. `lined`: they are placed by their lines, not by their offsets."""
     async with TopicReader(settings, starts) as reader:
         looked_s = time.monotonic()
         while True:
             if not (follow and reader.at_end):
                 if reader.at_end:
                     return
-                yield _outcomes(settings, job, await reader.read()), reader.places
+                yield _outcomes(settings, job, await reader.read(), lined), reader.places
                 continue
             records = await reader.read(LOOK_S)
-            yield _outcomes(settings, job, records), reader.places
+            yield _outcomes(settings, job, records, lined), reader.places
             if time.monotonic() - looked_s >= LOOK_S:
                 await reader.look_at_ends()
                 looked_s = time.monotonic()
 
 
-def _outcomes(settings: OfflineSettings, job: JobKey, records: Iterable[Record]) -> list[OutcomeLine]:
+def _outcomes(settings: OfflineSettings, job: JobKey, records: Iterable[Record], lined: bool) -> list[OutcomeLine]:
     found = []
     for record in records:
         if job_of(record) != job or not _ours(settings, record):
             continue
-        line = outcome_line(record, dead=record.topic == settings.dead_letter_topic)
+        line = outcome_line(record, dead=record.topic == settings.dead_letter_topic, lined=lined)
         if line is not None:
             found.append(line)
     return found

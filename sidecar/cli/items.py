@@ -188,7 +188,8 @@ def _sent(
         more = f", {before} were there before" if before else ""
         print(f"{counted(sent.acknowledged, 'item')} sent to {settings.requests_topic} as job {name}{more}")
     where = next_where(options) + (f" --tenant {shlex.quote(options.tenant)}" if options.tenant else "")
-    print(f"next: sidecar results --job {shlex.quote(name)} -o {name}.results.jsonl --follow{where}")
+    file = shlex.quote(name.replace("/", "_") + ".results.jsonl")
+    print(f"next: sidecar results --job {shlex.quote(name)} -o {file} --follow{where}")
     return run(watch_job(settings, (job.get("x-tenant", TENANT_DEFAULT), name))) if options.wait else 0
 
 

@@ -159,3 +159,12 @@ async def test_what_does_not_pass_ends_it(
     monkeypatch.setattr(results, "TopicReader", reader)
     with pytest.raises(LogError, match="no"):
         await gather(JOBS_SETTINGS, NIGHTLY, tmp_path / "out", tmp_path / "err", follow=follow)
+
+
+async def test_lines_that_nobody_vouches_for_do_not_place_items(topics: FakeTopics, tmp_path: Path) -> None:
+    for offset in range(3):
+        topics.add(REQUESTS, b"{}", item(7).headers)  # a producer's own header of that name, the same on each
+        ended(topics, item(7, offset=offset))
+    topics.add("inference.jobs", b"null", key=b"[]")
+    found = await gather(JOBS_SETTINGS, NIGHTLY, tmp_path / "out", tmp_path / "err")
+    assert found == Gathered(results=3, errors=0, items=3)

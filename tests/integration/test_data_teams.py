@@ -98,7 +98,7 @@ def commands() -> list[list[str]]:
 
 async def test_every_command_of_the_page_does_what_the_page_says(desk: Desk) -> None:
     desk.prompts("reviews.jsonl", 30)
-    desk.prompts("long.jsonl", 200, prompt="<|offline|>how far is the sea", max_tokens=200)
+    desk.prompts("long.jsonl", 3000, prompt="<|offline|>how far is the sea", max_tokens=200)
     rows = "".join(f'r-{n},"Is review {n} good, or not?"\n' for n in range(20))
     (desk.directory / "reviews.csv").write_text("review,text\n" + rows)
     told: dict[str, str] = {}
