@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from sidecar.call import Metadata
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE, token_request
 
@@ -46,7 +47,7 @@ class Abuser:
         """True once the time is over."""
         return not self.left_s
 
-    def stream(self, number: int) -> Any:
+    def stream(self, number: int, metadata: Metadata = TENANT) -> Any:
         """A new stream on one of a few connections."""
         while len(self._channels) <= number // CALLS_PER_CONNECTION:
             options = (*UNLIMITED, ("grpc.use_local_subchannel_pool", 1))
@@ -55,7 +56,7 @@ class Abuser:
             f"/{SERVICE}/ModelStreamInfer",
             request_serializer=wire.InferRequest.SerializeToString,
             response_deserializer=wire.StreamResponse.FromString,
-        )(metadata=TENANT)
+        )(metadata=metadata)
 
     async def close(self) -> None:
         """No connection is left."""
@@ -133,7 +134,7 @@ class Abuser:
 
     async def one_stream(self) -> None:
         """10,000 requests on one stream."""
-        call = self.stream(0)
+        call = self.stream(0, TENANT[:1])  # an error ends no such stream
 
         async def read() -> None:
             for _ in range(10_000):

@@ -302,6 +302,7 @@ async def scene_of(seconds: float, seed: int) -> AsyncIterator[FrontScene]:
                     "tokens_max": 131_072,
                 }
             ],
+            "scheduler": {"tenants": {"abuser": {"slots_max": SLOTS - CALLERS}}},
             "progress_timeout_s": 3.0,  # a minute by default: a row would take as long
             "recorder": {"directory": str(directory / "decisions")},
             "tracing": {"endpoint": f"http://127.0.0.1:{silent.getsockname()[1]}"},
@@ -334,6 +335,8 @@ def page(rows: Sequence[dict[str, str]], scene: str) -> str:
         "(`dev/front_abuse.py`, `dev/front_engine.py`), and its spans go to a collector that never answers.",
         "`p99` is their time from end to end against that of a quiet time in the same run; `lost` are calls without an",
         "end within 30 s; `healed after` is from the end of the fault to the first of four good answers in a row.",
+        "Callers who do not behave are one tenant that may have six of the eight slots (`slots_max`): no slot is taken",
+        "back from an online request, and without that limit a tenant of long requests would hold all of them.",
         "RSS and tasks are those of the sidecar when all is over, against those before the first fault.",
         "What Kafka does wrong is in [chaos.md](chaos.md), odd messages are in [fuzz.md](fuzz.md).",
         "",

@@ -16,6 +16,8 @@ from sidecar.driver.generation import add_word_list
 from sidecar.driver.text_pieces import INCOMPLETE
 from sidecar.errors import StreamBrokenError
 from sidecar.settings.file import ServeSettings, is_address, load_settings, port_of
+from sidecar.settings.tls import ClientTlsSettings
+from sidecar.tls import Material
 from sidecar.triton import wire
 from sidecar.triton.chat_template import ChatTemplateError
 from sidecar.triton.client import EngineClient, send, token_request
@@ -38,6 +40,8 @@ def register_chat(subparsers: Any) -> None:
     parser.add_argument(
         "--offline", action="store_true", help="ask in the offline lane: the answer comes when it is whole"
     )
+    parser.add_argument("--key-file", type=Path, metavar="FILE", help="the key to send, where the sidecar asks for one")
+    parser.add_argument("--ca-file", type=Path, metavar="FILE", help="the authorities to believe, over TLS")
     parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="of the answer, at most (%(default)s)")
     parser.set_defaults(run=_chat)
@@ -58,11 +62,14 @@ def _chat(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
 async def _asked(options: argparse.Namespace, settings: ServeSettings, tokens: Tokens) -> None:
     """The answer is printed. Raises SettingsError for what cannot be asked, EngineError or StreamBrokenError."""
     request = _request(options, settings, tokens)
-    lane = (("x-lane", "offline"),) if options.offline else ()
+    said = [("x-lane", "offline")] if options.offline else []
+    if options.key_file is not None:
+        said.append(("authorization", f"Bearer {options.key_file.read_text().strip()}"))
+    tls = None if options.ca_file is None else Material(ClientTlsSettings(ca_file=options.ca_file), "--ca-file")
     ids: list[int] = []
     shown = ""
-    async with EngineClient(_server(options, settings)) as client:
-        call: Any = client.open(lane)
+    async with EngineClient(_server(options, settings), tls=tls) as client:
+        call: Any = client.open(said)
         final = False
         with translated_errors(call):
             await send(call, request)

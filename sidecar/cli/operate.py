@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError
 from rich.console import Console, RenderableType
 
 from sidecar.cli import status_view
+from sidecar.cli.exposure import exposure_findings
 from sidecar.cli.profile_findings import profile_findings
 from sidecar.core.errors import SettingsError, SidecarError
 from sidecar.core.events import Measured
@@ -30,6 +31,7 @@ from sidecar.offline.kafka_topics import look as look_at_topics
 from sidecar.settings.file import EngineEndpoint, ServeSettings, is_address, load_settings
 from sidecar.settings.offline import OfflineSettings
 from sidecar.telemetry.status_text import status_text
+from sidecar.tls import Material, material
 from sidecar.triton.advice import with_advice
 from sidecar.triton.client import EngineClient
 from sidecar.triton.engine_size import (
@@ -161,8 +163,9 @@ async def _examine(settings: ServeSettings) -> int:
 
 async def findings(settings: ServeSettings) -> AsyncIterator[tuple[str, str]]:
     """(ok, warning or FAILED; what was found) of everything that the settings name."""
-    parts = [_engine_findings(engine) for engine in settings.engines]
-    parts += [_tokenizer_findings(settings), _exposure_findings(settings)]
+    tls = material(settings.tls.engines, "tls.engines")
+    parts = [_engine_findings(engine, tls) for engine in settings.engines]
+    parts += [_tokenizer_findings(settings), exposure_findings(settings)]
     if settings.offline is not None:
         parts.append(_kafka_findings(settings.offline))
     for part in parts:
@@ -186,20 +189,9 @@ async def _tokenizer_findings(settings: ServeSettings) -> AsyncIterator[tuple[st
         yield "warning", f"chat template: {tokens.chat_fault}; items with messages are refused"
 
 
-async def _exposure_findings(settings: ServeSettings) -> AsyncIterator[tuple[str, str]]:
-    """Nothing while both ports listen on loopback alone."""
-    for name, address, does in (
-        ("listen", settings.listen, "send requests as any tenant, and load and unload models"),
-        ("http", settings.http, "read metrics and status"),
-    ):
-        host = address.rpartition(":")[0].strip("[]")
-        if host not in ("localhost", "::1") and not host.startswith("127."):
-            yield "warning", f"{name}: whoever can reach {address} may {does}; put an authenticating proxy in front"
-
-
-async def _engine_findings(engine: EngineEndpoint) -> AsyncIterator[tuple[str, str]]:
+async def _engine_findings(engine: EngineEndpoint, tls: Material | None) -> AsyncIterator[tuple[str, str]]:
     where = f"engine {engine.name} at {engine.target}"
-    async with EngineClient(engine.target, engine.own_metadata()) as client:
+    async with EngineClient(engine.target, engine.own_metadata(), tls) as client:
         try:
             await client.stop(engine.model, "doctor", PROBE_TIMEOUT_S)  # takes no slot, yet goes through the model
             yield "ok", f"{where}: model {engine.model} answers"
