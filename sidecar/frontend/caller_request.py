@@ -153,8 +153,11 @@ class CallerRequest:
         return message
 
 
-def parse(message: Any) -> CallerRequest:
-    """Read a ModelInferRequest. Values of tensors stay where they are until somebody asks for them."""
+def parse(message: Any, size: int | None = None) -> CallerRequest:
+    """Read a ModelInferRequest. Values of tensors stay where they are until somebody asks for them.
+
+    `size` is its length in bytes where that is known: to count them costs as much as to write the message.
+    """
     tensors, raw_at = [], 0
     for each in message.inputs:
         parameters = each.parameters
@@ -186,7 +189,7 @@ def parse(message: Any) -> CallerRequest:
             for each in message.outputs
         ),
         parameters={name: _parameter(each) for name, each in message.parameters.items()},
-        size=message.ByteSize(),
+        size=message.ByteSize() if size is None else size,
         message=message,
     )
 

@@ -74,25 +74,31 @@ class CallerStream:
         which then ends the stream with OK. Here it ends with the status that Triton has for a unary call.
         """
         async for raw in requests:
-            if (request_id := wire.id_if_beyond(PARTS_MAX, raw)) is not None:
-                error = CallerError(grpc.StatusCode.INVALID_ARGUMENT, asked_by(request_id) + TOO_MANY)
-                self._answer_error(parse(wire.InferRequest(id=request_id)), error)
-                await self.outbox.room()
-                continue
-            try:
-                asked = parse(wire.InferRequest.FromString(raw))
-            except DecodeError:
-                self._unreadable = True
+            await self._take(raw, tasks)
+            del raw  # the next message may be hours away, and this one has 64 MiB
+            if self._unreadable:
                 break
-            if asked.model in self._online.models:
-                await self._begin(asked, len(raw), tasks)
-            else:
-                await self._pass_on(asked, raw, tasks)
             await self.outbox.room()
         self._half_closed = True
         if self._others is not None:
             await self._others.half_close()
         self._close_if_done()
+
+    async def _take(self, raw: bytes, tasks: asyncio.TaskGroup) -> None:
+        """One request has been begun, or answered by its error."""
+        if (request_id := wire.id_if_beyond(PARTS_MAX, raw)) is not None:
+            error = CallerError(grpc.StatusCode.INVALID_ARGUMENT, asked_by(request_id) + TOO_MANY)
+            self._answer_error(parse(wire.InferRequest(id=request_id)), error)
+            return
+        try:
+            asked = parse(wire.InferRequest.FromString(raw), len(raw))
+        except DecodeError:
+            self._unreadable = True
+            return
+        if asked.model in self._online.models:
+            await self._begin(asked, len(raw), tasks)
+        else:
+            await self._pass_on(asked, raw, tasks)
 
     async def _begin(self, asked: CallerRequest, size: int, tasks: asyncio.TaskGroup) -> None:
         ended = False
@@ -189,8 +195,12 @@ class CallerStream:
         self._close_if_done()
 
     def _end(self, status: CallerError) -> None:
-        """The stream ends with this status once what was put before it is written."""
-        self.status = self.status or status
+        """The stream ends with this status once what was put before it is written.
+
+        Its traceback leads to the request and back to here: a circle would keep the request until the next collection.
+        """
+        status.__context__ = None
+        self.status = self.status or status.with_traceback(None)
         self.outbox.close()
 
     def _close_if_done(self) -> None:

@@ -122,7 +122,7 @@ class OnlineService:
         if (request_id := wire.id_if_beyond(PARTS_MAX, raw)) is not None:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, asked_by(request_id) + TOO_MANY)
         try:
-            asked = parse(wire.InferRequest.FromString(raw))
+            asked = parse(wire.InferRequest.FromString(raw), len(raw))
         except DecodeError:
             await refuse(context, *UNREADABLE)
         if asked.model not in self.models:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import grpc
@@ -10,6 +11,7 @@ import pytest
 
 from sidecar.core.settings import SchedulerSettings
 from sidecar.frontend import outbox
+from sidecar.frontend.caller_request import CallerRequest
 from sidecar.settings.limits import LimitSettings
 from sidecar.triton import wire
 from sidecar.triton.client import SERVICE
@@ -284,3 +286,43 @@ async def test_an_unreadable_message_ends_the_reading_and_what_came_before_it_is
     assert (await raw.read()).infer_response.id == "before"
     assert await raw.code() is grpc.StatusCode.INTERNAL
     assert await raw.details() == "Unable to parse request"
+
+
+async def test_a_stream_that_ends_by_a_status_keeps_no_request_until_the_next_collection(triton: FakeTriton) -> None:
+    limits = LimitSettings(message_bytes_max=1_000, held_bytes_max=1_000)
+    asked = ids_request("large", ids=(1,) * 200)
+    async with running_sidecar({"e0": triton}, limits=limits) as sidecar:
+        running = sidecar.unary("ModelInfer", ids_request("first", ids=(1,) * 40), wire.InferResponse)
+        first = await triton.next()
+        gc.collect()
+        gc.disable()
+        try:
+            call = sidecar.stream(metadata=(("triton_grpc_error", "true"),))
+            await call.write(asked)
+            assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            await sidecar.until(lambda: kept("large") == 0)
+        finally:
+            gc.enable()
+        first.tokens(4, final=True)
+        await running
+
+
+async def test_a_stream_that_waits_for_its_next_request_keeps_nothing_of_the_last_one(
+    sidecar: Sidecar, triton: FakeTriton
+) -> None:
+    call = sidecar.stream()
+    gc.collect()
+    gc.disable()
+    try:
+        await call.write(ids_request("last"))
+        (await triton.next()).tokens(4, final=True)
+        await call.read()
+        await sidecar.until(lambda: kept("last") == 0)
+    finally:
+        gc.enable()
+    await call.done_writing()
+
+
+def kept(request_id: str) -> int:
+    """How many requests with this id are in memory."""
+    return sum(isinstance(each, CallerRequest) and each.id == request_id for each in gc.get_objects())
