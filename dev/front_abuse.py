@@ -103,7 +103,7 @@ class Abuser:
         streams = [self.stream(number) for number in range(2_000)]
         await asyncio.sleep(self.left_s)
         for each in streams:
-            self.statuses["idle" if not each.done() else "ended"] += 1
+            self.statuses[(await each.code()).name if each.done() else "idle"] += 1
             each.cancel()
 
     async def connects(self) -> None:

@@ -140,3 +140,21 @@ async def test_every_method_of_tritons_service_is_served() -> None:
     methods = {each.name for each in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods}
     assert served[SERVICE] == methods
     assert served["grpc.health.v1.Health"] == {"Check", "Watch"}
+
+
+async def test_of_many_calls_at_once_grpc_drops_none(triton: FakeTriton) -> None:
+    async with (
+        running_sidecar({"e0": triton}) as sidecar,
+        grpc.aio.insecure_channel(sidecar.address, options=OWN_CONNECTION) as channel,
+    ):
+        open_stream: Any = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        live: Any = channel.unary_unary(f"/{SERVICE}/ServerLive")
+        streams = [open_stream() for _ in range(1_000)]  # all that one connection may have, but for a few
+        other = grpc.aio.insecure_channel(sidecar.address, options=OWN_CONNECTION)
+        more: Any = other.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        streams += [more() for _ in range(1_000)]
+        await live(b"")
+        assert [each for each in streams if each.done()] == []
+        for each in streams:
+            each.cancel()
+        await other.close()
