@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 PREFILL_TOKENS_PER_S = 500  # a 70B model on the fewest GPUs that hold it computes prompts several times faster
 OUTPUT_TOKENS_PER_S = 5  # of one sequence in a full batch: several times faster too
 LOOKS_PER_TIMEOUT = 10
+LATE_MIN_S = 0.25  # a busy host is late by some tens of milliseconds
 
 
 class Watchdog:
@@ -34,6 +35,7 @@ class Watchdog:
         self._in_flight = in_flight
         self._stalled = stalled
         self._timer: asyncio.TimerHandle | None = None
+        self._late_s = 0.0  # a look that comes later than this says nothing of engines
 
     def patience_s(self, dispatch: Dispatch, request: Any) -> float:
         """How long this request may go without its first response: longer for a long prompt, and for an answer that
@@ -45,7 +47,9 @@ class Watchdog:
     def watch(self) -> None:
         """Look from now on, until nothing is in flight."""
         if self._timer is None and self._timeout_s:
-            self._timer = asyncio.get_running_loop().call_later(self._timeout_s / LOOKS_PER_TIMEOUT, self._look)
+            loop, period_s = asyncio.get_running_loop(), self._timeout_s / LOOKS_PER_TIMEOUT
+            self._late_s = loop.time() + period_s + max(period_s, LATE_MIN_S)
+            self._timer = loop.call_later(period_s, self._look)
 
     def close(self) -> None:
         """Look no more."""
@@ -63,7 +67,8 @@ class Watchdog:
     def _look(self) -> None:
         self._timer = None
         now_s, found = asyncio.get_running_loop().time(), list(self._in_flight())
-        for each in found:
+        # Whoever held up the loop held up the tokens too: they are read before anybody is judged.
+        for each in found if now_s < self._late_s else ():
             patience_s = self._timeout_s if each.last_token_s is not None else each.patience_s or self._timeout_s
             if now_s - each.heard_s > patience_s and not each.stopping:
                 message = f"the engine gave no token for {now_s - each.heard_s:.1f} s"
