@@ -337,6 +337,8 @@ def page(rows: Sequence[dict[str, str]], scene: str) -> str:
         "end within 30 s; `healed after` is from the end of the fault to the first of four good answers in a row.",
         "Callers who do not behave are one tenant that may have six of the eight slots (`slots_max`): no slot is taken",
         "back from an online request, and without that limit a tenant of long requests would hold all of them.",
+        "Where p99 is high the one event loop binds: a request costs it some 2 ms of CPU, so 5,000 cancels or 2,000",
+        "streams at once are seconds of work, and a message of 64 MiB holds it for 0.2 s (`limits.message_bytes_max`).",
         "RSS and tasks are those of the sidecar when all is over, against those before the first fault.",
         "What Kafka does wrong is in [chaos.md](chaos.md), odd messages are in [fuzz.md](fuzz.md).",
         "",

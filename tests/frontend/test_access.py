@@ -49,7 +49,7 @@ def bearer(key: str, *more: tuple[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def infer(sidecar: Sidecar, *metadata: tuple[str, str], asked: Any = None) -> Any:
-    return sidecar.unary("ModelInfer", asked or ids_request("u"), wire.InferResponse, metadata=metadata)
+    return sidecar.unary("ModelInfer", asked or ids_request("u"), wire.InferResponse, metadata=metadata, timeout=10)
 
 
 async def test_without_a_valid_key_nothing_is_served_and_health_is_told(triton: FakeTriton, keys: KeysSettings) -> None:
