@@ -92,7 +92,7 @@ class SceneEngines:
         return []
 
 
-class Scene:
+class PageScene:
     """One sidecar over the simulator's engine."""
 
     def __init__(
@@ -123,7 +123,7 @@ class Scene:
         self.driver.begin(self._online(), None if items is None else lambda now_s: self._item(next(items), now_s))
         self.word = EngineWord()
 
-    def run(self, until_s: float = SECONDS) -> Scene:
+    def run(self, until_s: float = SECONDS) -> PageScene:
         """Go on until then."""
         self.driver.run(until_s)
         return self
@@ -216,24 +216,26 @@ def dead_letters() -> list[dict[str, Any]]:
 
 def idle() -> dict[str, Any]:
     """Nobody asks for anything."""
-    scene = Scene("origin", offline=False)
+    scene = PageScene("origin", offline=False)
     scene.driver.calm()
     return scene.run().document(offline=kafka(), last_dead_letters=[])
 
 
 def busy() -> dict[str, Any]:
     """Online answers begin in time, and offline has what they leave."""
-    return Scene("conversation", objective_ms=1000.0).run().document(offline=kafka(), last_dead_letters=dead_letters())
+    return (
+        PageScene("conversation", objective_ms=1000.0).run().document(offline=kafka(), last_dead_letters=dead_letters())
+    )
 
 
 def overload() -> dict[str, Any]:
     """More online requests come than eight slots can serve."""
-    return Scene("overload", slots=8).run().document(offline=kafka(), last_dead_letters=dead_letters())
+    return PageScene("overload", slots=8).run().document(offline=kafka(), last_dead_letters=dead_letters())
 
 
 def engine_down() -> dict[str, Any]:
     """The one engine broke off 42 seconds ago."""
-    scene = Scene("origin").run(SECONDS - 42)
+    scene = PageScene("origin").run(SECONDS - 42)
     now_s = scene.driver.now_s
     running = [each.request.id for each in scene.scheduler.alive() if each.engine]
     reason = "UNAVAILABLE: failed to connect to all addresses; connection refused (127.0.0.1:8001)"
@@ -249,7 +251,7 @@ def engine_down() -> dict[str, Any]:
 def lane_stopped() -> dict[str, Any]:
     """A right is missing in Kafka: online goes on, and items wait there."""
     detail = "waiting: the group sidecar may not write to the topic inference.results (TOPIC_AUTHORIZATION_FAILED)"
-    scene = Scene("conversation", offline=False, objective_ms=1000.0).run()
+    scene = PageScene("conversation", offline=False, objective_ms=1000.0).run()
     return scene.document(offline=kafka(detail, "rights", 372.0), last_dead_letters=dead_letters())
 
 

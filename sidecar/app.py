@@ -119,8 +119,7 @@ def build(
     told = EventLog(settings.scheduler.ttft_objective_ms, trace_of)
     listeners = [each for each in (metrics, tracing, recorder, recent, told, keyring, *watchers) if each is not None]
     driver = _driver(settings, instance, scheduler, clients, listeners, tracing, gates, suspected)
-    if keyring is not None:
-        follow_keys(keyring, driver, settings.scheduler)
+    follow_keys(keyring, driver, settings.scheduler)
     unscheduled = Unscheduled(settings.engines, clients, tuple(serving(settings.engines)))
     passthrough = Passthrough(clients, serving(settings.engines), refused=unscheduled.refused)
     changed = passthrough.engine_is

@@ -83,8 +83,10 @@ def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
         yield where
 
 
-def follow_keys(keyring: Keyring, driver: Driver, scheduler: SchedulerSettings) -> None:
+def follow_keys(keyring: Keyring | None, driver: Driver, scheduler: SchedulerSettings) -> None:
     """The tenants have the weights and limits that the settings and the keys name, now and whenever these change."""
+    if keyring is None:
+        return
 
     def tell() -> None:
         tenants, default = keyring.tenants()

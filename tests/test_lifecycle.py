@@ -121,7 +121,8 @@ async def test_one_sigterm_waits_for_what_runs_and_the_second_ends_it_at_once(
 async def test_sighup_takes_a_tenants_new_limit_names_what_needs_a_restart_and_refuses_a_mistake(
     triton: FakeTriton, tmp_path: Path
 ) -> None:
-    settings = settings_for(triton, scheduler={"tenants": {"default": {"slots_max": 1}}, "window_ms": 0})
+    scheduler = {"tenants": {"default": {"slots_max": 1}}, "window_ms": 0}
+    settings = settings_for(triton, scheduler=scheduler, log_format="text")
     async with (
         serving(tmp_path, settings) as sidecar,
         grpc.aio.insecure_channel(sidecar.listen) as channel,

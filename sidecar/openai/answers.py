@@ -8,16 +8,16 @@ from typing import Any
 
 from sidecar.core.request import EndReason, Lane
 from sidecar.offline.item import completion_tokens
-from sidecar.openai.asked import FLEX, Asked
+from sidecar.openai.asked import FLEX, ApiRequest
 from sidecar.token_call import Generated
 
 DONE = b"data: [DONE]\n\n"
 
 
-class Answer:
+class ApiAnswer:
     """Writes the answer of one request."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: ApiRequest) -> None:
         self._asked = asked
         self._item = asked.item
         self._created = int(time.time())

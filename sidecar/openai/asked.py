@@ -22,7 +22,7 @@ _TIERS = {None: None, "auto": None, "default": Lane.ONLINE, FLEX: Lane.OFFLINE} 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class ApiRequest:
     """One request of a program."""
 
     id: str
@@ -34,7 +34,7 @@ class Asked:
 
 def read_asked(
     body: bytes, url: str, headers: Mapping[str, str], id: str, rules: ItemRules, tokens: Tokens, usual: Lane
-) -> Asked:
+) -> ApiRequest:
     """The request in `body`, in its `usual` lane unless it names one. Raises DeadItemError, naming the field.
 
     CPU-bound (the tokenizer): call it in a thread.
@@ -58,7 +58,7 @@ def read_asked(
     )
     bytes_max = len(record.value or b"")  # it is within the bound already, and a line is longer than its body
     item = read_item(record, replace(rules, item_bytes_max=bytes_max), tokens)
-    return Asked(id=id, item=item, lane=_TIERS[tier] or usual, stream=stream, usage=usage)
+    return ApiRequest(id=id, item=item, lane=_TIERS[tier] or usual, stream=stream, usage=usage)
 
 
 def _flag(asked: dict[str, Any], name: str) -> bool:

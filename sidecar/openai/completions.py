@@ -16,9 +16,9 @@ from sidecar.core.request import Lane, Request
 from sidecar.keys import Keyring
 from sidecar.offline.item import ItemRules
 from sidecar.openai.access import KeyHolder, holder_of
-from sidecar.openai.answers import DONE, Answer, event
+from sidecar.openai.answers import DONE, ApiAnswer, event
 from sidecar.openai.api_error import api_error
-from sidecar.openai.asked import Asked, read_asked
+from sidecar.openai.asked import ApiRequest, read_asked
 from sidecar.openai.text_stream import TextStream
 from sidecar.telemetry.faults import FaultLog
 from sidecar.telemetry.tracing import Trace
@@ -77,9 +77,9 @@ class Completions:
         if asked.stream:
             return await self._streamed(http, asked, request)
         generated = await self._driver.generate(request, asked.item.call)
-        return web.json_response(Answer(asked).whole(self._text(generated), generated))
+        return web.json_response(ApiAnswer(asked).whole(self._text(generated), generated))
 
-    async def _read(self, body: bytes, url: str, headers: Mapping[str, str], holder: KeyHolder | None) -> Asked:
+    async def _read(self, body: bytes, url: str, headers: Mapping[str, str], holder: KeyHolder | None) -> ApiRequest:
         if holder is not None:
             headers = holder.headers(headers)
             holder.count()
@@ -92,7 +92,7 @@ class Completions:
             holder.lane(asked.lane)
         return asked
 
-    def _request(self, asked: Asked, arrived_s: float) -> Request:
+    def _request(self, asked: ApiRequest, arrived_s: float) -> Request:
         item = asked.item
         online = asked.lane is Lane.ONLINE
         return Request(
@@ -112,7 +112,7 @@ class Completions:
     def _text(self, generated: Generated) -> str:
         return self._tokens.decode(generated.output_ids) if generated.text is None else generated.text
 
-    async def _streamed(self, http: web.Request, asked: Asked, request: Request) -> web.StreamResponse:
+    async def _streamed(self, http: web.Request, asked: ApiRequest, request: Request) -> web.StreamResponse:
         """Sends events while the engine generates. What goes wrong after the first is an event, too."""
         text, news = TextStream(self._tokens.decode, asked.item.call.stop_texts), asyncio.Event()
 
@@ -122,7 +122,7 @@ class Completions:
 
         running = asyncio.ensure_future(self._driver.generate(request, replace(asked.item.call, tell=tell)))
         running.add_done_callback(lambda _: news.set())
-        answer, stream = Answer(asked), _EventStream(http)
+        answer, stream = ApiAnswer(asked), _EventStream(http)
         try:
             while not running.done():
                 await news.wait()
@@ -135,7 +135,12 @@ class Completions:
         return await stream.end()
 
     async def _end(
-        self, stream: _EventStream, answer: Answer, asked: Asked, running: asyncio.Future[Generated], text: TextStream
+        self,
+        stream: _EventStream,
+        answer: ApiAnswer,
+        asked: ApiRequest,
+        running: asyncio.Future[Generated],
+        text: TextStream,
     ) -> None:
         try:
             generated = running.result()

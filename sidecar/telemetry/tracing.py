@@ -23,7 +23,6 @@ from opentelemetry import trace as otel
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -31,7 +30,7 @@ from sidecar.call import TRACEPARENT, Outcome, Terminal, Timeline
 from sidecar.core.events import Action, Arrived, Dispatch, Ended, Event, Failed, Lost, Stopped
 from sidecar.core.request import Lane, Request
 from sidecar.settings.file import TracingSettings
-from sidecar.telemetry.span_export import Exporting
+from sidecar.telemetry.span_export import Exporting, GivenIds
 from sidecar.tls import Material
 
 CURRENT: ContextVar[Trace | None] = ContextVar("trace of the RPC being served", default=None)
@@ -93,18 +92,6 @@ class _Traced:
     attempts: list[_Attempt] = field(default_factory=list)
 
 
-class _GivenIds(IdGenerator):
-    """Hands out the ids that were drawn when the span began."""
-
-    trace_id = span_id = 0
-
-    def generate_trace_id(self) -> int:
-        return self.trace_id
-
-    def generate_span_id(self) -> int:
-        return self.span_id
-
-
 class Tracing:
     """A driver's Listener that keeps what spans need, and sends them."""
 
@@ -128,7 +115,7 @@ class Tracing:
         self._ttft_objective_ms = ttft_objective_ms
         self._address = address
         self._random = random.Random(seed)
-        self._ids = _GivenIds()
+        self._ids = GivenIds()
         self._time = asyncio.get_running_loop().time
         resource = Resource.create({"service.name": "sidecar", "service.version": version})
         self._provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)

@@ -42,6 +42,12 @@ def test_the_page_shows_metrics_of_the_table_with_its_help_and_labels() -> None:
     assert absent <= {
         *("sidecar_slots_foreign", "sidecar_latency_model_error_ratio", "sidecar_guard_rows", "sidecar_cost_usd"),
         *("sidecar_online_alone_seconds", "sidecar_online_added_seconds", "sidecar_kv_reuse_ratio"),
-        *("sidecar_guard_signal", "sidecar_guard_threshold"),
+        *(
+            "sidecar_guard_signal",
+            "sidecar_guard_threshold",
+            "sidecar_tenant_weight",
+            "sidecar_worst_window_share_ratio",
+        ),
+        *(name for name in absent if name.startswith("sidecar_job_")),  # of jobs that there are not
     }
     assert {sample.labels["limit"] for sample in ours["sidecar_limit_binding"].samples} == set(Limit)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.events import Action, Arrived, Event
+from sidecar.core.events import Action, Arrived, Event, TenantsChanged
 from sidecar.core.record import (
     RecordError,
     codec_of,
@@ -32,7 +32,10 @@ REQUESTS = st.builds(
     arrived_s=st.floats(allow_nan=False, allow_infinity=False),
     deadline_s=st.floats(allow_nan=False),
 )
+TENANTS = st.builds(TenantSettings, weight=st.floats(0.1, 9), waiting_max=COUNTS, slots_max=COUNTS)
+CHANGES = st.builds(TenantsChanged, tenants=st.dictionaries(st.text(max_size=4), TENANTS), tenant_default=TENANTS)
 st.register_type_strategy(Request, REQUESTS)
+st.register_type_strategy(TenantsChanged, CHANGES)
 EVENTS = st.one_of([st.from_type(each) for each in typing.get_args(Event)])
 ACTIONS = st.one_of([st.from_type(each) for each in typing.get_args(Action)])
 ANYTHING = st.recursive(

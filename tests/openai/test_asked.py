@@ -12,14 +12,16 @@ from sidecar.core.request import Lane
 from sidecar.offline.dead_letters import DeadItemError
 from sidecar.offline.item import ItemRules
 from sidecar.offline.item_format import CHAT, COMPLETIONS
-from sidecar.openai.asked import Asked, read_asked
+from sidecar.openai.asked import ApiRequest, read_asked
 from tests.fakes.log import WordTokens
 
 RULES = ItemRules(tokens_max={"m": 64}, model_default="m", item_bytes_max=2000, max_tokens_default=16)
 CHAT_BODY = {"messages": [{"role": "user", "content": "a question"}]}
 
 
-def read(body: dict[str, Any], url: str = CHAT, usual: Lane = Lane.ONLINE, headers: Mapping[str, str] = {}) -> Asked:
+def read(
+    body: dict[str, Any], url: str = CHAT, usual: Lane = Lane.ONLINE, headers: Mapping[str, str] = {}
+) -> ApiRequest:
     return read_asked(json.dumps(body).encode(), url, headers, "chatcmpl-1", RULES, WordTokens(), usual)
 
 

@@ -356,9 +356,10 @@ def test_the_files_of_tracing_are_read_at_start_and_their_mistakes_are_named(tmp
     token.write_text("Bearer a\n")
     assert TracingSettings(header_files={"authorization": token}).headers() == {"authorization": "Bearer a"}
     gone = tmp_path / "gone"
-    for wrong, said in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"header_files": {"authorization": gone}}, f"tracing: header_files: cannot read {gone}"),
         ({"header_files": {"Not A Name": token}}, "'Not A Name' cannot be the name of a header"),
-    ):
+    )
+    for wrong, said in cases:
         with pytest.raises(SettingsError, match=re.escape(said)):
             TracingSettings(**wrong)
