@@ -19,8 +19,6 @@ OFFLINE_IS = {  # of each limit: how the verdict row puts it; limits of other ve
     "foreign": "load of others",
     "headroom": "slots kept for online",
     "yield": "online requests beside it",
-    "latency": "the latency of online",
-    "aimd": "late online requests",
     "price": "the price that online may pay",
     "tenant": "tenants' slot limits",
     "window": "the window for online",

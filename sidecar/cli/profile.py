@@ -66,31 +66,20 @@ def _profile(options: argparse.Namespace, _: Mapping[str, str]) -> int:
 
 def learnt_profile(name: str, engine: Mapping[str, Any], source: str, gpu: str) -> dict[str, Any]:
     """Return the profile file of one engine of a status document. Raises NotLearntError while it is not trusted."""
-    attribution = engine["attribution"]
-    model = attribution.get("iteration") or attribution["latency"]
+    model = engine["attribution"]["iteration"]
     if not model["trusted"]:
-        told = model.get("why_not") or "it has seen too little, or too unsteady an engine"
+        told = "it has seen too little, or too unsteady an engine"
         raise NotLearntError(f"engine {name}: its iteration times are not known well enough yet: {told}")
-    error = model.get("error", model.get("mape"))
-    seen = model.get("tokens_seen", engine["slots"])
-    seen = max(2, seen)
-    last_ms = model["iteration_ms"] + model.get("token_ms", 0.0) * seen
-    points = model.get("points") or [[1, model["iteration_ms"]], [seen, last_ms]]
-    terms = {  # what the sidecar's model calls it, and in which unit
-        "row_ms": model.get("row_ms", 0.0),
-        "context_token_ms": model["context_1000_ms"] / 1e3,
-        "prompt_token_ms": model.get("prefill_token_ms", 0.0),
-        "prompt_pair_ms": model.get("prefill_square_ms", 0.0) / 1e6,
-    }
+    context = {"row_ms": 0.0, "prompt_token_ms": 0.0, "prompt_pair_ms": 0.0}  # the sidecar's model has none of these
     found = {
         "name": f"{name}-learnt",
         "source": f"sidecar profile {source}: learnt from gaps between tokens, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "gpu": gpu,
         "kv_tokens_max": engine["kv_tokens_max"] or KV_TOKENS_MAX,
-        "points": points,
-        "attention": terms,
-        "error": error,
-        "tokens_seen": seen,
+        "points": model["points"],
+        "attention": {**context, "context_token_ms": model["context_1000_ms"] / 1e3},
+        "error": model["error"],
+        "tokens_seen": model["tokens_seen"],
     }
     measured_profile(json.dumps(found))  # what could not be read back is not written
     return found

@@ -30,7 +30,6 @@ from typing import Any
 
 from sidecar.core import (
     admission,
-    aimd,
     arrivals,
     attribution,
     deadlines,
@@ -39,16 +38,16 @@ from sidecar.core import (
     engine,
     events,
     forecasts,
-    guard,
+    iteration_model,
     jobs,
     lane_queue,
-    latency,
     ledger,
     pace,
     placement,
     preemption,
     prefill_pace,
     prefixes,
+    price,
     request,
     request_table,
     reservation,
@@ -62,7 +61,6 @@ from sidecar.core import (
     timers,
     tracked_request,
     window,
-    yield_limit,
 )
 from sidecar.core.record import Plain, RecordError, codec_of, shown
 from sidecar.core.scheduler import Scheduler
@@ -70,20 +68,19 @@ from sidecar.core.scheduler import Scheduler
 MODULES: tuple[types.ModuleType, ...] = (
     *(
         admission,
-        aimd,
         arrivals,
         deadlines,
         dispatch_ends,
         engine,
         events,
         forecasts,
+        iteration_model,
+        price,
         dispatcher,
-        guard,
         step,
         attribution,
         tracked_request,
         jobs,
-        latency,
         ledger,
         lane_queue,
         pace,
@@ -102,7 +99,7 @@ MODULES: tuple[types.ModuleType, ...] = (
         timers,
         tenant_queue,
     ),
-    *(window, request, request_table, yield_limit),
+    *(window, request, request_table),
 )
 NODE, TUPLE = 0, 1  # how values begin that are neither scalars nor named
 SCALARS = frozenset((int, float, str, bool, type(None)))

@@ -47,10 +47,10 @@ class DispatchEnds:
     def confirmed(self, event: Ended | Stopped, reason: EndReason) -> ServedModel:
         """The engine confirmed the end of a dispatch: the slots are free; what is not complete waits again."""
         tracked, engine, served = self._running(event.request_id)
-        now_s, stopped, alone_s = self._step.now_s, isinstance(event, Stopped), _alone_s(tracked, engine)
+        now_s, stopped, alone_s = self._step.now_s, isinstance(event, Stopped), self._alone_s(tracked, engine)
         engine.confirmed(tracked, now_s, event.reused_tokens, event.output_tokens, stopped=stopped)
         if tracked.request.lane is ONLINE and tracked.state is RequestState.RUNNING:
-            engine.attribution.complete(tracked, event.output_tokens, now_s)
+            engine.attribution.complete(tracked, now_s)
         self._finish(tracked, engine, served)
         self._keep(served, tracked, event.output_tokens)
         if (ending := _ending(tracked, reason)) is not None:
@@ -63,7 +63,7 @@ class DispatchEnds:
     def failed(self, event: Failed) -> ServedModel:
         """The engine answered with an error: the slots are free, and the tokens of the dispatch are gone."""
         tracked, engine, served = self._running(event.request_id)
-        alone_s = _alone_s(tracked, engine)
+        alone_s = self._alone_s(tracked, engine)
         engine.counts.discarded_tokens += tracked.streamed_tokens
         self._finish(tracked, engine, served)
         tracked.attempts += 1
@@ -78,7 +78,7 @@ class DispatchEnds:
     def lost(self, event: Lost) -> ServedModel:
         """The stream broke: the slots are DRAINING for a while, and what did arrive is kept."""
         tracked, engine, served = self._running(event.request_id)
-        alone_s = _alone_s(tracked, engine)
+        alone_s = self._alone_s(tracked, engine)
         self._finish(tracked, engine, served, held_s=engine.settings.lost_hold_s)
         self._keep(served, tracked, event.output_tokens)
         tracked.lost_on(engine.settings.name)
@@ -102,6 +102,13 @@ class DispatchEnds:
             raise ValueError(f"a terminal event for {request_id}, which is not dispatched")
         return tracked, self._engines[tracked.engine], self._served_models[tracked.request.model]
 
+    def _alone_s(self, tracked: TrackedRequest, engine: Engine) -> float | None:
+        """What an online request would have taken from its dispatch until now without offline beside it; None =
+        unknown."""
+        if tracked.request.lane is not ONLINE:
+            return None
+        return engine.attribution.alone_s(tracked, self._step.now_s)
+
     @staticmethod
     def _keep(served: ServedModel, tracked: TrackedRequest, tokens: int) -> None:
         """So many tokens of a dispatch that is over stay, and its tenant has paid for them."""
@@ -122,8 +129,6 @@ class DispatchEnds:
         else:
             self.release(hold)
         if tracked.request.lane is ONLINE and not engine.online_slots:
-            for each in (engine, *engine.neighbours):
-                each.yield_limit.online_left(served.arrivals.per_s(now_s), now_s)
             self._step.changed += [self._served_models[each.settings.model] for each in engine.neighbours]
 
     def _again(self, engine: Engine, tracked: TrackedRequest) -> None:
@@ -171,8 +176,3 @@ def _ending(tracked: TrackedRequest, reason: EndReason | None) -> Ending | None:
     if tracked.state is RequestState.ABORTING:
         return Ending.CANCELLED
     return Ending.INCOMPLETE if tracked.request.lane is ONLINE else None
-
-
-def _alone_s(tracked: TrackedRequest, engine: Engine) -> float | None:
-    """What an online request would have taken from its dispatch until now without offline beside it; None = unknown."""
-    return engine.attribution.guard.alone_s(tracked.request.id, tracked.streamed_tokens)

@@ -17,7 +17,7 @@ from sidecar.core.settings import ReservationMode, SchedulerSettings
 from sidecar.core.tracked_request import RequestState, TrackedRequest
 
 # The limits that hold offline back for the sake of resident online work.
-ROW_LIMITS = (Limit.YIELD, Limit.LATENCY, Limit.AIMD)
+ROW_LIMITS = (Limit.YIELD, Limit.PRICE)
 
 
 class Dispatcher:
@@ -143,10 +143,9 @@ class Dispatcher:
         """True if `offline` keeps waiting once `online` and all online work behind it have had their slots."""
         if not engine.fits(online) or not limits.kv_leaves(engine, online, offline):
             return True
-        if not limits.prefill_harmless(engine, offline, beside_online=True):
-            return True
         online_slots = online.request.slots + served.online.eligible(long=engine.takes_long) - 1
-        return served.lendable(self._now_s, engine, online_slots) < offline.request.slots
+        lent = served.lendable(self._now_s, engine, online_slots)
+        return lent < offline.request.slots or not limits.has_room(engine, offline)
 
     def _postpone(self, engine: Engine, online: TrackedRequest) -> bool:
         """Put off a due reserved dispatch, in mode `yielding` while online's objective is at risk. False if not."""
@@ -194,7 +193,14 @@ class Dispatcher:
     def _make_yield(self, engine: Engine, online_waiting: int) -> None:
         """Stop the offline rows beyond those that may stay while online is resident."""
         rows = engine.in_use[OFFLINE]
-        if not rows or rows <= (rows_max := limits.yields_to(engine, online_waiting, self._now_s)):
+        if not rows:
+            return
+        rows_max = limits.yields_to(engine, online_waiting, self._now_s)
+        if not engine.room.chunk_tokens:
+            for tracked in [each for each in engine.residents.values() if each.fills_cache and each.may_be_stopped]:
+                rows -= tracked.request.slots
+                self._preempt(engine, tracked)
+        if rows <= rows_max:
             return
         for tracked in engine.victims(rows - int(rows_max), 0, sticky_after=None):
             engine.counts.yields += 1

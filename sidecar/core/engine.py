@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from math import ceil, inf
+from math import inf
 
 from sidecar.core.arrivals import ArrivalRate, poisson_quantile, worth_waiting
 from sidecar.core.attribution import Attribution
@@ -12,15 +12,16 @@ from sidecar.core.ledger import SCRAPES, Ledger
 from sidecar.core.preemption import candidates, cheapest_first, is_ending, until_free
 from sidecar.core.prefill_pace import PrefillPace
 from sidecar.core.prefixes import Prefixes
+from sidecar.core.price import CHUNK_MIN, CHUNK_UNKNOWN, NO_ROOM, PROMPT_TOKENS, Room
 from sidecar.core.request import OFFLINE, ONLINE, DispatchKind, Lane, Request
 from sidecar.core.reservation import Reservation
 from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.core.slices import Slices
 from sidecar.core.tracked_request import TrackedRequest
 from sidecar.core.window import FreeSlots
-from sidecar.core.yield_limit import YieldLimit
 
 FRESH_S = 1.0  # what follows from the rate of arrivals is looked at anew after so long
+STEADY_FIRST = 100  # tokens per slot: prompts are computed before their outputs are there, and weigh too much at first
 WEIGHT = 0.1  # of one more sample in a running mean
 
 
@@ -36,8 +37,7 @@ class Limit(StrEnum):
     FOREIGN = "foreign"  # load that is not ours, or a scrape that fails
     HEADROOM = "headroom"
     YIELD = "yield"  # online is resident: the rows that are set for it
-    LATENCY = "latency"  # online is resident: as many rows or prompts as the latency model finds harmless
-    AIMD = "aimd"  # online missed its objectives
+    PRICE = "price"  # more would cost online more than was stated
     TENANT = "tenant"  # whoever waits has all the slots that its tenant may have
     WINDOW = "window"
     KV = "kv"
@@ -51,6 +51,7 @@ class Counts:
 
     dispatches: dict[DispatchKind, int] = field(default_factory=lambda: dict.fromkeys(DispatchKind, 0))
     output_tokens: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))  # kept ones
+    offline_prompt_tokens: int = 0  # sent to be computed
     preemptions: int = 0  # slices stopped because online lacked their slots or KV
     yields: int = 0  # slices stopped because online was resident
     resumed_tokens: int = 0  # context sent again by dispatches that went on
@@ -68,7 +69,6 @@ class Engine:
     reservation: Reservation
     ledger: Ledger
     slices: Slices
-    yield_limit: YieldLimit
     pacing: PrefillPace
     attribution: Attribution
     arrivals: ArrivalRate  # of its model, shared by the model's engines
@@ -87,14 +87,14 @@ class Engine:
     stop_s: float = 0.03  # from a stop to the free slot: running mean
     gap_s: float = 0.025  # between two tokens of a stream: running mean
     prefill_next_s: float = -inf  # when pacing allows the next chunk of an offline prompt
-    fresh_until_s: float = -inf  # the next two hold until then
+    fresh_until_s: float = -inf  # the next one holds until then
     headroom: int = 0  # slots kept for the next online arrivals: as set, or as many as arrive while one comes free
-    chunk_tokens: int = 0  # of an offline prompt, per dispatch and per iteration; 0 = whole prompts
+    room: Room = NO_ROOM  # what offline may have of an iteration, as of the last look
+    iteration_s: float = 0.025  # that an iteration takes with as much of a prompt as it may hold
 
     @classmethod
     def of(cls, engine: EngineSettings, scheduler: SchedulerSettings, arrivals: ArrivalRate) -> Engine:
         """An engine that is down, with all its slots free."""
-        attribution = Attribution(engine, scheduler)
         return cls(
             settings=engine,
             scheduler=scheduler,
@@ -102,9 +102,8 @@ class Engine:
             reservation=Reservation(scheduler.reservation_every, scheduler.reserved_saved_max),
             ledger=Ledger.of(engine, scheduler),
             slices=Slices(scheduler.slice_tokens, scheduler.slice_tokens_busy),
-            yield_limit=YieldLimit(engine.yield_rows, engine.hold_s, attribution.guard),
             pacing=PrefillPace(),
-            attribution=attribution,
+            attribution=Attribution(scheduler),
             arrivals=arrivals,
         )
 
@@ -172,19 +171,55 @@ class Engine:
         return self.ledger.need(tokens) * tracked.request.slots
 
     def advance(self, now_s: float) -> None:
-        """Bring up to now what the limits ask: the pacing, and once per second what the rate of arrivals suggests."""
+        """Bring up to now what the limits ask: the room, the pacing, and once per second the headroom."""
         if now_s >= self.fresh_until_s:
             self._refresh(now_s)
-        self.pacing.refill(self.chunk_tokens, now_s, self.gap_s)
+        self.look(now_s)
+        self.pacing.refill(self.chunk_tokens, now_s, self.iteration_s)
+
+    def look(self, now_s: float, *, online_waits: bool = False) -> Room:
+        """What offline may have of each iteration now. An online request that waits counts as one whose prompt is
+        computed."""
+        resident, model = self.attribution.batch.resident(), self.attribution.model
+        if online_waits and not resident.prompt_tokens:
+            resident = replace(resident, prompt_tokens=PROMPT_TOKENS)
+        rows, fixed = self.settings.yield_rows, self.settings.prefill_slice_tokens
+        room = self.attribution.price.room(resident, self._steady_tokens, self.arrivals.recent_per_s(now_s), now_s)
+        if rows != "auto":
+            online = self.online_slots > 0 or online_waits
+            room = Room(inf if rows == "never" or not online else rows, room.chunk_tokens or CHUNK_UNKNOWN)
+        elif self.neighbours and self.online_slots > self.in_use[ONLINE]:
+            room = NO_ROOM  # what its iterations cost others on the same cards is not known
+        if fixed and room.chunk_tokens:
+            room = Room(room.rows, fixed, room.until_s)
+        self.room = room
+        tokens = resident.online_rows + resident.offline_rows + room.chunk_tokens
+        context = resident.online_context + resident.offline_context
+        self.iteration_s = model.iteration_s(tokens, context) if model.trusted else self.gap_s
+        return room
+
+    @property
+    def _steady_tokens(self) -> float:
+        """Tokens of an iteration in which all slots decode, and as much of prompts is computed as keeps them busy."""
+        counts, unknown = self.counts, STEADY_FIRST * self.settings.slots
+        ratio = (counts.offline_prompt_tokens + unknown) / (counts.output_tokens[OFFLINE] + unknown)
+        return self.settings.slots * (1 + ratio)
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Prompt tokens that an iteration has room for, and a dispatch computes; 0 = whole prompts."""
+        if (fixed := self.settings.prefill_slice_tokens) is not None:
+            return fixed
+        chunk, most = max(self.room.chunk_tokens, CHUNK_MIN), self.scheduler.offline_prefill_tokens
+        return min(chunk, most) if most else chunk
 
     def _refresh(self, now_s: float) -> None:
         self.fresh_until_s = now_s + FRESH_S
+        price, arrivals = self.attribution.price, self.arrivals
+        price.mean_per_s, price.recent_s = arrivals.mean_per_s(now_s), arrivals.recent_s
         most = int(self.scheduler.headroom_share_max * self.settings.slots)
         expected = poisson_quantile(self.arrivals.per_s(now_s) * self.stop_s) if most else 0
         self.headroom = max(self.settings.slots_online_min, min(most, expected))
-        self.chunk_tokens = self.settings.chunk_tokens
-        if self.scheduler.prefill_adaptive:
-            self.chunk_tokens = ceil(self.chunk_tokens * self.arrivals.calm(now_s))
 
     def window_s(self, now_s: float) -> float:
         """How long a slot that comes free now waits for online."""
@@ -264,24 +299,29 @@ class Engine:
             uncached = self.uncached_tokens(tracked)
             self._size(tracked, kind)
             self.residents[tracked.request.id] = tracked
+        held = (self.in_use[OFFLINE] + self.draining) / self.settings.slots if lane is ONLINE else 0.0
         self.in_use[lane] += slots
         self.counts.dispatches[kind] += 1
         if tracked.prompt_tokens is not None:
-            uncached = self.chunk_tokens
+            uncached = tracked.prompt_tokens - tracked.expected_reuse
             self.ledger.hold(tracked, tracked.prompt_tokens + 1, uncached)
         else:
             self.ledger.hold(tracked, tracked.context_tokens + tracked.budget_tokens, uncached)
         if lane is OFFLINE:
             self.pacing.take(uncached if self.chunk_tokens else 0)
-        self.attribution.began(tracked, now_s)
+            self.counts.offline_prompt_tokens += uncached
+        self.attribution.began(tracked, now_s, held)
 
     def _size(self, tracked: TrackedRequest, kind: DispatchKind) -> None:
         """The prompt comes first, in chunks; also in a reserved dispatch, or whoever is online would wait for all of
         it. One chunk takes a reserved dispatch: the request keeps its place, so that the next reserved dispatches
         add up to the prompt, and then to output.
         """
-        if self.splits(tracked) and tracked.context_tokens - tracked.expected_reuse > self.chunk_tokens:
-            tracked.prompt_tokens = tracked.expected_reuse + self.chunk_tokens
+        chunk_tokens = self.chunk_tokens
+        if kind is DispatchKind.RESERVED and self.settings.prefill_slice_tokens is None:
+            chunk_tokens = min(max(chunk_tokens, CHUNK_UNKNOWN), self.scheduler.offline_prefill_tokens or CHUNK_UNKNOWN)
+        if self.splits(tracked) and tracked.context_tokens - tracked.expected_reuse > chunk_tokens:
+            tracked.prompt_tokens = tracked.expected_reuse + chunk_tokens
             tracked.budget_tokens = 1
             return
         tracked.budget_tokens = self.slices.output_tokens(tracked, online_resident=self.online_slots > 0)
@@ -315,6 +355,7 @@ class Engine:
         cached_tokens = tracked.expected_reuse
         if tracked.prompt_tokens is not None:
             cached_tokens = tracked.prompt_tokens
+            self.pacing.boundary(self.chunk_tokens, now_s)
         elif output_tokens:
             cached_tokens = tracked.context_tokens + output_tokens - 1
         tracked.ran_on(self.settings.name, cached_tokens)
@@ -335,12 +376,14 @@ class Engine:
         self.free.add(slots, now_s + self.window_s(now_s))
 
     def streamed(self, gaps_s: tuple[float, ...], begun: list[TrackedRequest], now_s: float) -> bool:
-        """A tick of its streams, in which `begun` gave their first token; True if an offline prompt is done."""
+        """A tick of its streams, in which `begun` gave their first token; True if a prompt is done."""
         if gaps_s:
             self.gap_s += WEIGHT * (sum(gaps_s) / len(gaps_s) - self.gap_s)
         self.attribution.streamed(gaps_s, begun, now_s)
-        leased = [tracked for tracked in begun if self.ledger.lease(tracked)]
-        return any(tracked.request.lane is OFFLINE for tracked in leased)
+        if any(each.request.lane is OFFLINE and each.prefill_tokens >= CHUNK_MIN for each in begun):
+            self.pacing.boundary(self.chunk_tokens, now_s)
+        leased = [tracked for tracked in begun if self.ledger.lease(tracked)]  # each of them, so no generator
+        return bool(leased)
 
     @property
     def soon_tokens(self) -> int:

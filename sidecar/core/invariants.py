@@ -216,8 +216,9 @@ class Invariants:
         self._check_fifo(record)
 
     def _check_reserved(self, record: _Record, action: Dispatch, engine: EngineSettings) -> None:
-        """A reserved dispatch computes one chunk of a prompt at most (two in a lull), if the prompt can be split."""
-        request, chunk = record.request, 2 * engine.chunk_tokens
+        """A reserved dispatch computes one chunk of a prompt at most, if the prompt can be split."""
+        request, fixed = record.request, engine.prefill_slice_tokens
+        chunk = self.settings.offline_prefill_tokens if fixed is None else 2 * fixed
         if not chunk or not request.splits_prompt or engine.name in self.slices_off:
             return
         sent = request.prompt_tokens + record.tokens if action.prompt_tokens is None else action.prompt_tokens

@@ -12,6 +12,9 @@ from sidecar.core.engine import Engine, Limit
 from sidecar.core.request import OFFLINE
 from sidecar.core.tracked_request import TrackedRequest
 
+SPARED = 1.25  # times the rows that the price allows: beyond it rows are stopped
+OUTSTANDING = 2.5  # chunks of prompts at a time: two, which need not be of one length
+
 
 def find_limit(engine: Engine, tracked: TrackedRequest, now_s: float) -> Limit:
     """Find what keeps backfill from giving `tracked` its slots now; NONE if nothing does."""
@@ -22,8 +25,8 @@ def find_limit(engine: Engine, tracked: TrackedRequest, now_s: float) -> Limit:
     rows = offline + slots
     if slots > free - ledger.foreign_slots or rows > ledger.offline_slots_max:
         return Limit.FOREIGN
-    if rows > rows_max(engine, 0, now_s) or (offline and rows > engine.attribution.aimd_rows):
-        return _rows_limit(engine, now_s)
+    if rows > rows_max(engine, 0, now_s):
+        return Limit.PRICE if engine.settings.yield_rows == "auto" else Limit.YIELD
     if slots > free - engine.headroom:
         return Limit.HEADROOM
     if slots > engine.free.ripe(now_s):
@@ -31,10 +34,10 @@ def find_limit(engine: Engine, tracked: TrackedRequest, now_s: float) -> Limit:
     if ledger.kv_tokens_max != inf and not _kv_allows(engine, tracked):
         return Limit.KV
     chunk = _next_chunk(engine, tracked)
+    if not has_room(engine, tracked):
+        return Limit.PRICE
     if _prefill_waits(engine, chunk) or not engine.pacing.allows(chunk, engine.chunk_tokens):
         return Limit.PREFILL
-    if not _prefill_harmless(engine, chunk, beside_online=engine.online_slots > 0):
-        return Limit.LATENCY
     return Limit.NONE
 
 
@@ -42,41 +45,25 @@ def lendable(engine: Engine, now_s: float, online_slots: int = 0) -> float:
     """How many slots backfill may take now, once online has taken `online_slots`."""
     ripe, free = engine.free.ripe(now_s), engine.free.slots
     left = min(ripe - max(0, online_slots - (free - ripe)), free - online_slots - engine.headroom)
-    rows = min(rows_max(engine, online_slots, now_s), engine.attribution.aimd_rows)
+    rows = rows_max(engine, online_slots, now_s)
     return min(left - engine.ledger.foreign_slots, rows - engine.in_use[OFFLINE])
 
 
 def rows_max(engine: Engine, online_waiting: int, now_s: float) -> float:
-    """How many rows offline may have; inf unless it has to yield."""
-    online = engine.online_slots + online_waiting
-    return engine.yield_limit.rows_max(online, now_s) if online or now_s < engine.yield_limit.until_s else inf
+    """How many rows offline may have once so many online requests that wait are there."""
+    return engine.look(now_s, online_waits=online_waiting > 0).rows
 
 
 def yields_to(engine: Engine, online_waiting: int, now_s: float) -> float:
-    """Beyond how many rows offline is stopped now. All of them if online waits for a slot: an engine at rest takes
-    it at once, one that goes on iterating takes it an iteration later (simulated)."""
-    if online_waiting and engine.settings.yield_rows == "auto" and engine.scheduler.guard:
-        return 0
-    return rows_max(engine, online_waiting, now_s)
+    """Beyond how many rows offline is stopped now: a row or two too many end by themselves."""
+    rows = rows_max(engine, online_waiting, now_s)
+    return rows * SPARED if engine.settings.yield_rows == "auto" else rows
 
 
-def _rows_limit(engine: Engine, now_s: float) -> Limit:
-    """Which of the limits on offline's rows is the smallest."""
-    if engine.attribution.aimd_rows < rows_max(engine, 0, now_s):
-        return Limit.AIMD
-    return Limit.LATENCY if engine.settings.yield_rows == "auto" else Limit.YIELD
-
-
-def prefill_harmless(engine: Engine, tracked: TrackedRequest, *, beside_online: bool) -> bool:
-    """True if the guard lets the prompt of `tracked`, or what is not cached of it, be computed now."""
-    return _prefill_harmless(engine, _next_chunk(engine, tracked), beside_online=beside_online)
-
-
-def _prefill_harmless(engine: Engine, chunk: int, *, beside_online: bool) -> bool:
-    if engine.settings.yield_rows != "auto":
-        return True
-    ahead = engine.ledger.prefill_tokens[OFFLINE]
-    return engine.attribution.guard.prefill_allows(chunk, ahead, beside_online=beside_online)
+def has_room(engine: Engine, tracked: TrackedRequest) -> bool:
+    """True if an iteration has room for what `tracked` must compute of its prompt, as of the last look. Whoever can go
+    on at once needs none."""
+    return engine.room.chunk_tokens > 0 or engine.remembers(tracked)
 
 
 def kv_leaves(engine: Engine, online: TrackedRequest, offline: TrackedRequest) -> bool:
@@ -95,8 +82,8 @@ def next_chance_s(engine: Engine, now_s: float) -> float:
     match engine.limit_binding:
         case Limit.WINDOW:
             return engine.free.next_ripe_s(now_s)
-        case Limit.YIELD | Limit.LATENCY:
-            return engine.yield_limit.until_s
+        case Limit.PRICE:
+            return engine.room.until_s
         case Limit.PREFILL:
             return engine.prefill_next_s
         case Limit.HEADROOM if engine.headroom > engine.settings.slots_online_min:
@@ -116,13 +103,17 @@ def _prefill_waits(engine: Engine, chunk: int) -> bool:
     if chunk > ledger.long_tokens and (engine.online_slots or ledger.long_prefills):
         return True
     ahead, bound = ledger.prefill_tokens[OFFLINE], engine.scheduler.offline_prefill_tokens
+    if engine.settings.prefill_slice_tokens is None:  # one chunk is computed while the next one waits
+        bound = min(bound, int(OUTSTANDING * engine.chunk_tokens))
     return bool(ahead) and 0 < bound < ahead + chunk
 
 
 def prefill_next_s(engine: Engine, tracked: TrackedRequest) -> float:
     """When pacing allows the next chunk of `tracked`; inf if other prompts go first, for only an event ends that."""
     chunk = _next_chunk(engine, tracked)
-    return inf if _prefill_waits(engine, chunk) else engine.pacing.next_s(chunk, engine.chunk_tokens, engine.gap_s)
+    return (
+        inf if _prefill_waits(engine, chunk) else engine.pacing.next_s(chunk, engine.chunk_tokens, engine.iteration_s)
+    )
 
 
 def _next_chunk(engine: Engine, tracked: TrackedRequest) -> int:

@@ -22,7 +22,7 @@ from sidecar.core.settings import EngineSettings, SchedulerSettings
 
 Plain = Any  # what JSON knows: lists, strings, numbers, booleans, None; objects only for mappings
 Value = typing.TypeVar("Value")
-FORMAT = 3  # of the files that hold them; 1 held pickled state, 2 the state by its fields' former names
+FORMAT = 4  # of the files that hold them; 1 held pickled state, 2 and 3 the state by its former classes and fields
 LINE_BYTES_MAX = 16 << 20  # of these files; the state of 100,000 requests has no line of 4 MiB
 SHOWN_MAX = 80  # characters of a foreign value in an error
 

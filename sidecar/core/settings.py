@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 
 from sidecar.core.errors import SettingsError
 
-WIDE_SLOTS = 16  # engines with more of them are bound by the length of an iteration, narrower ones by slots
 BLOCK_TOKENS = 32  # TensorRT-LLM's default
 FORBID_UNKNOWN: dict[str, Any] = {"extra": "forbid"}
 
@@ -52,12 +51,9 @@ class EngineSettings:
     lost_hold_s: float = 0.15  # after Lost: the engine's cancellation check period and two iterations
     kv_tokens: int = 0  # the KV cache, in tokens; 0 = as the engine's gauges say, or unbounded without gauges
     kv_block_tokens: int = 0  # it reserves whole blocks; 0 = as its gauges say, and TensorRT-LLM's default before
-    # Rows that offline keeps while online is resident: so many, all of them, or as many as the guard finds harmless.
+    # Rows that offline keeps while online is resident: so many, all of them, or as many as the price allows.
     yield_rows: int | Literal["auto", "never"] = "auto"
-    yield_hold_ms: float | None = (
-        None  # after online left, yield on if the next arrival is due by then; None = by width
-    )
-    prefill_slice_tokens: int | None = None  # ids of an offline prompt per dispatch; 0 = all at once, None = by width
+    prefill_slice_tokens: int | None = None  # ids of an offline prompt per dispatch; 0 = all at once, None = by price
 
     def __post_init__(self) -> None:
         require(self.slots >= 1, f"engine {self.name}: slots must be >= 1, not {self.slots}")
@@ -67,10 +63,6 @@ class EngineSettings:
         )
         require(self.tokens_max >= 2, f"engine {self.name}: tokens_max must be >= 2, not {self.tokens_max}")
         require(self.lost_hold_s >= 0, f"engine {self.name}: lost_hold_s must be >= 0, not {self.lost_hold_s}")
-        require(
-            self.yield_hold_ms is None or self.yield_hold_ms >= 0,
-            f"engine {self.name}: yield_hold_ms must be >= 0, not {self.yield_hold_ms}",
-        )
         chunk = self.prefill_slice_tokens
         require(chunk is None or chunk >= 0, f"engine {self.name}: prefill_slice_tokens must be >= 0, not {chunk}")
         require(self.kv_tokens >= 0, f"engine {self.name}: kv_tokens must be >= 0, not {self.kv_tokens}")
@@ -87,24 +79,6 @@ class EngineSettings:
     def block_tokens(self) -> int:
         """Tokens per block of the KV cache, as long as no gauge says otherwise."""
         return self.kv_block_tokens or BLOCK_TOKENS
-
-    @property
-    def chunk_tokens(self) -> int:
-        """Ids of an offline prompt per dispatch and iteration. Many rows ask for a steady stream of small chunks; with
-        few, chunks cost a part of the harvest, because each holds a slot for two iterations (both simulated)."""
-        if self.prefill_slice_tokens is not None:
-            return self.prefill_slice_tokens
-        if self.slots > WIDE_SLOTS:
-            return 156
-        return 96 if self.slots_online_min else 256  # who keeps slots free wants latency more than harvest
-
-    @property
-    def hold_s(self) -> float:
-        """How long offline may go on yielding after the last online request left. A narrow engine has headroom for the
-        next one; a wide one is between two long iterations when it comes (simulated)."""
-        if self.yield_hold_ms is not None:
-            return self.yield_hold_ms / 1000
-        return 1.1 if self.slots > WIDE_SLOTS else 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,12 +111,11 @@ class SchedulerSettings:
     reservation_mode: ReservationMode = ReservationMode.FIRM  # `yielding`: online at risk may put one off
     postpone_max_s: float = 60.0  # how long a reserved dispatch may be put off in mode `yielding`
     ttft_objective_ms: float = 500.0  # online: arrival to first token, 95th percentile; a request may state its own
-    e2e_objective_ms: float = 800.0  # online: arrival to last token, 99th percentile (the measured origin's value)
-    guard: bool = True  # the latency model limits offline's rows and prompts, once its error is small enough
-    # By which share offline may lengthen what online waits for, however much room there is (yield_rows "auto").
-    # 0, because rows that stay cost online's median 4 ms and gained no harvest (simulated: `origin`, 8 slots).
-    slowdown_max: float = 0.0
-    aimd: bool = True  # offline's rows shrink when online misses its objectives
+    e2e_objective_ms: float = 800.0  # online: arrival to last token; counted in the metrics, and decides nothing
+    # What offline may add to the wait for the first token, as a share of what it takes alone: mean over requests. Where
+    # online is rarely resident, first tokens may have what gaps leave of `itl_added`: both are promised together.
+    ttft_added: float = 0.10
+    itl_added: float = 0.25  # the same of the gap between two tokens: mean over tokens
     window_ms: float = 15.0  # a freed slot waits this long for online work (the measured origin's value)
     window_adaptive: bool = True  # no window where it would hardly ever meet an arrival
     headroom_share_max: float = 0.125  # sized headroom takes at most this share of an engine: one slot of 8
@@ -154,7 +127,6 @@ class SchedulerSettings:
     preempt_quantum_tokens: int = 16  # a slice that gave fewer is a victim only if there is no other
     preempt_sticky_after: int = 3  # a request preempted so often is not preempted again (it may still have to yield)
     offline_prefill_tokens: int = 512  # prompt tokens of offline work in prefill at a time, or one prompt of any length
-    prefill_adaptive: bool = True  # smaller chunks in a burst of arrivals, larger ones in a lull
     # Of prompts above it, sent whole, one at a time is computed, and none of offline's beside resident online: on an
     # A100 such a prefill alone takes as long as the TTFT objective; 0 = all may be.
     long_prompt_tokens: int = 4096
@@ -215,7 +187,8 @@ class SchedulerSettings:
                 "tenant_input_price",
                 "tenant_output_price",
                 "e2e_objective_ms",
-                "slowdown_max",
+                "ttft_added",
+                "itl_added",
             ),
         ):
             require(getattr(self, name) >= 0, f"{name} must be >= 0, not {getattr(self, name)}")

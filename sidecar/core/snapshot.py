@@ -179,7 +179,7 @@ def engine_snapshot(engine: Engine, model: str, now_s: float) -> EngineSnapshot:
         prefill_tokens=dict(ledger.prefill_tokens),
         decoding_rows=dict(engine.attribution.batch.rows),
         decoding_context_tokens=dict(engine.attribution.batch.context),
-        attribution=engine.attribution.figures(max(1, engine.in_use[Lane.ONLINE])),
+        attribution=engine.attribution.figures(),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sidecar.core.request import OFFLINE, Request
+from sidecar.core.request import Request
 
 
 class RequestState(StrEnum):
@@ -86,7 +86,11 @@ class TrackedRequest:
     kv_tokens: int = 0  # held in the ledger
     prefill_tokens: int = 0  # held in the ledger until the first token
     begun_s: float = 0.0
-    backfill_s: float = 0.0  # what the engine's clock of backfill (`Presence`) said when it began
+    added_at_s: float = 0.0  # what the clock of offline's share (`Attribution`) said when it began
+    decode_at_s: float = 0.0  # the same of the time in which online only decoded, when its first token came
+    decode_added_at_s: float = 0.0  # ... and of offline's share of that
+    queued_added_s: float = 0.0  # of its wait for a slot, what offline held it up
+    uncomputed_tokens: int = 0  # of its prompt, as far as the attribution knows
     interrupted_mid_prompt: bool = False  # its last dispatch: an unknown part of the prompt is in the KV cache
     decoding: bool = False  # its first token has come
 
@@ -135,9 +139,9 @@ class TrackedRequest:
         return self.state is RequestState.RUNNING
 
     @property
-    def is_backfill(self) -> bool:
-        """True if its dispatch took slots that online left idle: it is offline, and not reserved."""
-        return self.request.lane is OFFLINE and not self.reserved
+    def may_be_stopped(self) -> bool:
+        """True if it is dispatched, nobody has told it to stop, and it is not a reserved dispatch."""
+        return self.state is RequestState.RUNNING and not self.reserved
 
     @property
     def fills_cache(self) -> bool:

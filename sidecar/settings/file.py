@@ -33,6 +33,7 @@ OVERRIDE_PREFIX = "SIDECAR__"
 # else in between takes seconds. A minute is a thousand iterations: longer than any stall after which one went on.
 PROGRESS_TIMEOUT_S = 60.0
 RENAMED = {"reservation_turns_max": "reserved_saved_max", "turn_tokens": "reserved_tokens"}  # old name → new name
+PRICED = ("guard", "aimd", "slowdown_max", "prefill_adaptive", "yield_hold_ms")  # former names: the price decides now
 _ABOUT_NAMES = ("unexpected_keyword_argument", "missing", "missing_argument", "missing_keyword_only_argument")
 _ADDRESS = re.compile(r"([^\s:/\[\]@]+|\[[0-9a-fA-F:.%a-z]+\]):[0-9]{1,5}")
 
@@ -284,8 +285,11 @@ def mistake(error: Any) -> str:
         return f"{where}: {error['msg']}"
     match error["type"]:
         case "unexpected_keyword_argument":
-            renamed = RENAMED.get(str(error["loc"][-1]), "")
-            return f"{where}: unknown setting" + (f"; its name is {renamed} now" if renamed else "")
+            name = str(error["loc"][-1])
+            hint = f"; its name is {RENAMED[name]} now" if name in RENAMED else ""
+            if name in PRICED:
+                hint = "; scheduler.ttft_added and scheduler.itl_added decide instead"
+            return f"{where}: unknown setting{hint}"
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return f"{where}: missing"
         case _:

@@ -7,31 +7,26 @@ each is swept over the knob that its operator would turn, and the points of all 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from html import escape
 from typing import Any
 
 from sidecar.core.errors import SettingsError
-from sidecar.core.settings import EngineSettings, SchedulerSettings
 from sidecar.sim.tables import Table
 
 CAPS = (1, 2, 4, 8, 16, 32, 48)
 LATE_MS = (150, 200, 300, 500, 1000, 2000)
-# What moves `ours` along the front, the first that there is: the stated price; before it, for how long offline waits.
-KNOBS = {"itl_added": (0.03, 0.06, 0.12, 0.25, 0.5, 1.0), "yield_hold_ms": (5000, 1100, 400, 220, 100, 50)}
+# What moves `ours` along the front: the stated price.
+KNOB, VALUES = "itl_added", (0.03, 0.06, 0.12, 0.25, 0.5, 1.0)
 COLOURS = ("#0b6e99", "#c4451c", "#4c7a2b", "#8a4fa0", "#a07c12", "#555555", "#1f9e89", "#d1477f")
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 440, 60, 50, 30, 170
 
 
 def swept(knob: str = "") -> list[str]:
     """Return the names of the policies of a frontier. `knob` is KEY=VALUE,VALUE,… of ours; "" = its own."""
-    settings = {each.name for kind in (SchedulerSettings, EngineSettings) for each in fields(kind)}
     key, _, text = knob.partition("=")
     if knob and not (key and text):
         raise SettingsError(f"--knob must be KEY=VALUE,VALUE,…, not {knob!r}")
-    if not knob:
-        key = next(each for each in KNOBS if each in settings)
-    values = text.split(",") if knob else [f"{value:g}" for value in KNOBS[key]]
+    key, values = (key, text.split(",")) if knob else (KNOB, [f"{value:g}" for value in VALUES])
     return [
         "bound",
         *(f"ours@{key}={value}" for value in values),

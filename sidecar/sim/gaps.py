@@ -10,8 +10,8 @@ from statistics import median
 
 from sidecar.core.errors import SidecarError
 from sidecar.core.events import Action, Dispatch, Ended, Event, Failed, Lost, Progressed, Stopped
-from sidecar.core.latency import Fit
 from sidecar.inflight.profile import Profile
+from sidecar.sim.least_squares import Fit
 
 _Sample = tuple[tuple[float, float, float], float]
 WINDOW_S = 2.0  # tokens and prompts are set against time in windows, so long that few prompts straddle their edges

@@ -142,10 +142,6 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "window": {"window_ms": 0.0},
     "headroom": {"headroom_share_max": 0.0},
     "pacing": {"offline_prefill_tokens": 0, "prefill_slice_tokens": 0},
-    "hold": {"yield_hold_ms": 0.0},
-    "guard": {"guard": False},
-    "aimd": {"aimd": False},
-    "adapting": {"prefill_adaptive": False},  # of chunks to bursts and lulls
     "classes": {"long_prompt_tokens": 0},
     "grouping": {"prefix_group_window": 0},
 }

@@ -204,4 +204,5 @@ def _parsed(path: Path, number: int, raw: bytes) -> Any:
 _OLDER = {  # what is to be said of a recording of this format
     1: "; format 1 held pickled objects, which are not read any more",
     2: "; format 2 held other names of fields: replay the file with the sidecar that wrote it, or record anew",
+    3: "; format 3 held the state of another rule: replay the file with the sidecar that wrote it, or record anew",
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from sidecar.core.deadlines import JobVerdict
 from sidecar.core.engine import Limit
-from sidecar.core.latency import MAPE_MAX
+from sidecar.core.iteration_model import ERROR_MAX
 from sidecar.core.request import Lane
 from sidecar.core.snapshot import OTHERS, EngineSnapshot, JobSnapshot, LaneSnapshot, Snapshot
 from sidecar.telemetry.metric_row import Labelled, MetricRow, value
@@ -197,13 +197,13 @@ def _reserved(engine: EngineSnapshot) -> Iterator[tuple[str, int]]:
 
 
 def _terms(engine: EngineSnapshot) -> Iterator[tuple[str, float]]:
-    for term in ("iteration", "row", "context_1000", "prefill_token", "prefill_square"):
-        yield term, getattr(engine.attribution.latency, f"{term}_ms") / 1000
+    for term in ("iteration", "token", "context_1000"):
+        yield term, getattr(engine.attribution.iteration, f"{term}_ms") / 1000
 
 
-def _rows(engine: EngineSnapshot) -> Iterable[tuple[Limit, float | None]]:
-    figures = engine.attribution
-    return (Limit.LATENCY, figures.guard_rows), (Limit.AIMD, figures.aimd_rows)
+def _added(engine: EngineSnapshot) -> Iterator[tuple[str, float]]:
+    yield "ttft", engine.attribution.ttft_share
+    yield "itl", engine.attribution.itl_share
 
 
 def _guarded(engine: EngineSnapshot) -> Iterator[tuple[str, float, float]]:
@@ -212,10 +212,8 @@ def _guarded(engine: EngineSnapshot) -> Iterator[tuple[str, float, float]]:
     if engine.kv_tokens_max:
         used = engine.kv_tokens + engine.kv_foreign_tokens
         yield "kv_cache_utilization", used / engine.kv_tokens_max, 1 - engine.kv_guard_tokens / engine.kv_tokens_max
-    if figures.latency.mape is not None:
-        yield "model_error", figures.latency.mape, MAPE_MAX
-    if limits := [most for _, most in _rows(engine) if most is not None]:
-        yield "offline_rows", engine.slots_offline, min(limits)
+    if figures.iteration.error is not None:
+        yield "model_error", figures.iteration.error, ERROR_MAX
 
 
 # fmt: off
@@ -243,18 +241,13 @@ SCRAPED: tuple[Row, ...] = (
         (*_ENGINE, "limit"), _engine_by(lambda each: [(limit, each.limit_binding is limit) for limit in Limit])),
     Row("sidecar_latency_model_seconds", "gauge", "Coefficients of the latency model.", (*_ENGINE, "term"),
         _engine_by(_terms)),
-    Row("sidecar_latency_model_error_ratio", "gauge", "Mean relative error of the latency model's last predictions.",
-        _ENGINE, _engine(lambda each: each.attribution.latency.mape)),
+    Row("sidecar_latency_model_error_ratio", "gauge", "Median relative error of the latency model's last predictions.",
+        _ENGINE, _engine(lambda each: each.attribution.iteration.error)),
     Row("sidecar_latency_model_trusted", "gauge", "1 while the latency model may decide.", _ENGINE,
-        _engine(lambda each: each.attribution.latency.trusted)),
-    Row("sidecar_guard_margin_ratio", "gauge", "Share of the slack that the guard holds back.", _ENGINE,
-        _engine(lambda each: each.attribution.guard_margin)),
-    Row("sidecar_guard_slack_seconds", "gauge", "Time that the slowest online requests may take longer than alone.",
-        _ENGINE, _engine(lambda each: each.attribution.slack_ms / 1000)),
-    Row("sidecar_guard_rows", "gauge", "Rows that the offline lane may have, by the limit that says so.",
-        (*_ENGINE, "limit"), _engine_by(_rows)),
-    Row("sidecar_aimd_decreases", "counter", "Times that late online requests took rows from the offline lane.",
-        _ENGINE, _engine(lambda each: each.attribution.aimd_decreases)),
+        _engine(lambda each: each.attribution.iteration.trusted)),
+    Row("sidecar_online_added_ratio", "gauge",
+        "Share by which the offline lane makes first tokens later, and gaps between tokens longer.",
+        (*_ENGINE, "figure"), _engine_by(_added)),
     Row("sidecar_online_alone_seconds", "gauge",
         "Mean time of online requests from slot to end, as predicted without offline work.", _ENGINE,
         _engine(lambda each: each.attribution.alone_ms / 1000 if each.attribution.attributed else None)),

@@ -51,6 +51,10 @@ def _engine(name: str, engine: Mapping[str, Any]) -> Iterator[str]:
         f" lapsed {engine['reserved_lapsed']};"
         f" worst window {worst}"
     )
+    price = engine["attribution"]
+    first, gap, alone = price["ttft_share"], price["itl_share"], price["alone_ms"]
+    together = f"; whole answers {price['added_ms'] / alone:.1%} longer" if alone else ""
+    yield f"  offline makes first tokens {first:.1%} later, and gaps between tokens {gap:.1%} longer{together}"
 
 
 def _job(job: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ def test_the_page_shows_metrics_of_the_table_with_its_help_and_labels() -> None:
             assert sample.labels.keys() - {"le"} == set(ROWS[name].labels), name
     absent = {row.name for row in METRICS} - ours.keys()
     assert absent <= {
-        *("sidecar_slots_foreign", "sidecar_latency_model_error_ratio", "sidecar_guard_rows", "sidecar_cost_usd"),
+        *("sidecar_slots_foreign", "sidecar_latency_model_error_ratio", "sidecar_cost_usd"),
         *("sidecar_online_alone_seconds", "sidecar_online_added_seconds", "sidecar_kv_reuse_ratio"),
         *(
             "sidecar_guard_signal",

@@ -19,26 +19,15 @@ from sidecar.__main__ import COMMANDS
 from sidecar.cli.main import main
 from sidecar.cli.profile import NotLearntError, learnt_profile
 from sidecar.cli.profile_findings import profile_findings
-from sidecar.inflight.measured import measured_profile
 from sidecar.settings.file import EngineEndpoint, ServeSettings
 from tests.fakes.sidecar import Sidecar
 
-LEAST_SQUARES = {
-    "iteration_ms": 20.0,
-    "row_ms": 0.1,
-    "context_1000_ms": 0.2,
-    "prefill_token_ms": 0.05,
-    "prefill_square_ms": 8.0,
-    "mape": 0.03,
-    "r2": 0.95,
-    "trusted": True,
-    "why_not": "",
-}
-CURVE = {
+LEARNT = {
     "iteration_ms": 20.0,
     "token_ms": 0.05,
     "context_1000_ms": 0.2,
     "tokens_seen": 512,
+    "points": [[1, 20.0], [256, 24.0], [512, 60.0]],
     "error": 0.03,
     "trusted": True,
 }
@@ -72,44 +61,32 @@ def test_a_written_file_is_read_by_simulate_by_a_paced_engine_and_by_doctor(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, figures = tmp_path / "ours.json", tmp_path / "figures.json"
-    with answering({"engines": {"a": engine_status(latency=LEAST_SQUARES)}}) as url:
+    with answering({"engines": {"a": engine_status(iteration=LEARNT)}}) as url:
         assert main(["profile", url, "-o", str(file), "--gpu", "an A100"], {}, COMMANDS) == 0
     few = ("--workload", "origin", "--policies", "online-only", "--hours", "0.005", "--seeds", "1")
     assert main(["simulate", "--profile", str(file), *few, "--json", str(figures)], {}, COMMANDS) == 0
     assert '"a-learnt"' in figures.read_text()
     paced = numpy_settings(EngineParameters({"preset": "tiny", "profile": "ours.json"}), tmp_path).profile
     assert paced is not None
-    # 20 ms, 10 rows, 30,000 tokens of context, a chunk of 100 tokens behind 900
-    assert paced.iteration_s(10, 100, 30_000, 95_000) == pytest.approx((20 + 1 + 6 + 5 + 0.76) / 1000)
+    # 10 rows with 30,000 tokens of context between them and a chunk of 246 tokens
+    assert paced.iteration_s(10, 246, 30_000) == pytest.approx((24 + 6) / 1000)
     assert paced.kv_tokens_max == 200_000
     settings = ServeSettings(engines=(EngineEndpoint(name="a", target="127.0.0.1:1", slots=64),))
     assert [verdict for verdict, _ in profile_findings(str(file), settings)] == ["ok"]
     assert "ours.json: try it with" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("more", "ms"),
-    [({}, 20 + 25.6 * 259 / 511), ({"points": [[1, 20.0], [256, 24.0], [512, 60.0]]}, 24 + 36 * 4 / 256)],
-)
-def test_a_model_over_the_tokens_of_an_iteration_is_written_as_its_curve(more: dict[str, Any], ms: float) -> None:
-    written = learnt_profile("a", engine_status(iteration={**CURVE, **more}), "here", "a GPU")
-    times = measured_profile(json.dumps(written))
-    assert times.iteration_s(60, 200, 10_000) == pytest.approx((ms + 2) / 1000)
-
-
 def test_what_is_not_trusted_is_not_written() -> None:
-    untrusted = {**LEAST_SQUARES, "trusted": False, "why_not": "3 of 80 samples"}
-    with pytest.raises(NotLearntError, match=r"engine a: .* not known well enough yet: 3 of 80 samples"):
-        learnt_profile("a", engine_status(latency=untrusted), "here", "a GPU")
+    with pytest.raises(NotLearntError, match=r"engine a: .* not known well enough yet: it has seen too little"):
+        learnt_profile("a", engine_status(iteration={**LEARNT, "trusted": False}), "here", "a GPU")
 
 
 async def test_the_status_of_this_version_has_the_fields(sidecar: Sidecar) -> None:
     (engine,) = (dataclasses.asdict(each) for each in sidecar.driver.scheduler.snapshot().engines.values())
     with pytest.raises(NotLearntError):  # nothing has run on it
         learnt_profile("a", engine, "here", "a GPU")
-    for name in {"iteration", "latency"} & engine["attribution"].keys():
-        engine["attribution"][name] |= {"trusted": True, "iteration_ms": 20.0}
-    assert learnt_profile("a", engine, "here", "a GPU")["points"][0] == [1, 20.0]
+    engine["attribution"]["iteration"] |= {"trusted": True, "points": LEARNT["points"]}
+    assert learnt_profile("a", engine, "here", "a GPU")["points"] == LEARNT["points"]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +97,7 @@ async def test_the_status_of_this_version_has_the_fields(sidecar: Sidecar) -> No
         ({"engines": {}}, (), 1, "gives no status"),
         ({"engines": {"a": {}, "b": {}}}, (), 2, "--engine must be one of a, b"),
         ({"engines": {"a": {}}}, ("--engine", "c"), 2, "--engine must be one of a"),
-        ({"engines": {"a": engine_status(latency={**LEAST_SQUARES, "iteration_ms": -1})}}, (), 1, "gives no status"),
+        ({"engines": {"a": engine_status(iteration={**LEARNT, "points": [[1, -1.0]]})}}, (), 1, "gives no status"),
     ],
 )
 def test_what_is_no_profile_is_told_in_a_line(

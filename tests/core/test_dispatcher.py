@@ -96,9 +96,7 @@ def test_what_a_wide_reserved_dispatch_kept_free_is_online_s_when_it_is_handed_b
 
 def test_a_long_prompt_gets_through_in_reserved_dispatches_alone_a_chunk_in_each() -> None:
     engine = EngineSettings(name="e", slots=1, tokens_max=9000, prefill_slice_tokens=100)
-    subject = scheduler(
-        engines=(engine,), reservation_every=4, reserved_tokens=32, preempt=False, prefill_adaptive=False
-    )
+    subject = scheduler(engines=(engine,), reservation_every=4, reserved_tokens=32, preempt=False)
     running = "a0"
     subject.handle(Arrived(request=online(running)), 0.0)
     subject.handle(Arrived(request=offline("b1", prompt_tokens=8000, output_tokens_max=100)), 0.0)
@@ -126,7 +124,7 @@ def test_a_long_prompt_gets_through_in_reserved_dispatches_alone_a_chunk_in_each
 
 def test_after_an_engine_was_down_nothing_is_taken_to_be_in_its_cache() -> None:
     engine = EngineSettings(name="e", slots=1, yield_rows="never", prefill_slice_tokens=100)
-    subject = scheduler(engines=(engine,), prefill_adaptive=False)
+    subject = scheduler(engines=(engine,))
     subject.handle(Arrived(request=offline("b1", prompt_tokens=250)), 0.0)
     subject.handle(EngineDown(engine="e", reason="killed"), 0.1)
     subject.handle(Ended(request_id="b1", reason=EndReason.LENGTH, output_tokens=0), 0.1)

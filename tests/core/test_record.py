@@ -60,7 +60,7 @@ def test_an_action_comes_back_bit_for_bit(action: Any) -> None:
 
 def test_settings_come_back_with_their_mappings_and_their_unions() -> None:
     settings = SchedulerSettings(tenants={"a": TenantSettings(weight=2.5)}, window_ms=0.1 + 0.2)
-    engine = EngineSettings(name="e0", slots=3, yield_rows="never", yield_hold_ms=None, prefill_slice_tokens=9)
+    engine = EngineSettings(name="e0", slots=3, yield_rows="never", prefill_slice_tokens=9)
     assert decode_as(SchedulerSettings, through_text(settings)) == settings
     for rows in ("never", "auto", 2):
         one = EngineSettings(name="e0", slots=3, yield_rows=rows)

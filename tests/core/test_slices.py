@@ -60,7 +60,7 @@ def test_a_slice_never_exceeds_what_is_left_and_never_cuts_what_cannot_resume(
 @pytest.mark.parametrize(("reused_tokens", "ratio"), [(128, 1.0), (64, 0.975)])
 def test_what_fills_no_whole_block_is_not_missed_in_the_cache(reused_tokens: int, ratio: float) -> None:
     """With blocks of 64 tokens a context of 189 is found again up to its token 128."""
-    engine = EngineSettings(name="e", kv_block_tokens=64, yield_rows="never")
+    engine = EngineSettings(name="e", kv_block_tokens=64, yield_rows="never", prefill_slice_tokens=256)
     subject = scheduler(engines=(engine,), slice_tokens=8)
     subject.handle(Arrived(request=offline("b", prompt_tokens=182)), 0.0)
     subject.handle(Ended(request_id="b", reason=EndReason.LENGTH, output_tokens=8, reused_tokens=0), 0.1)

@@ -23,7 +23,7 @@ from dev.broker import LocalKafka
 from dev.load import text_inputs
 from dev.server import serving
 from dev.triton import ENGINE_MODEL, Triton, TritonSettings, running
-from sidecar.core.latency import MAPE_MAX, R2_MIN
+from sidecar.core.iteration_model import ERROR_MAX
 from sidecar.offline.submit import submit
 from sidecar.settings.offline import OfflineSettings
 from sidecar.triton.tokenizer import Tokens
@@ -154,17 +154,16 @@ async def test_the_iteration_times_of_the_real_model_are_learnt_and_charged_or_i
         while not judged(status := await sidecar.status()):  # asked too often, it would disturb what it measures
             await text_of(sidecar.listen, "ensemble", PROMPTS[CHAT])
     figures = status["engines"]["e0"]["attribution"]
-    latency = figures["latency"]
-    assert latency["trusted"] == (latency["mape"] < MAPE_MAX and latency["r2"] > R2_MIN)
-    if latency["why_not"]:
-        assert "of 20 prompts" in latency["why_not"] or not latency["trusted"]
-    else:
-        assert latency["iteration_ms"] > 0
+    model = figures["iteration"]
+    assert not model["trusted"] or model["error"] < ERROR_MAX
+    assert model["iteration_ms"] > 0
+    assert model["points"]
+    if model["trusted"]:
         assert (figures["attributed"], figures["alone_ms"]) > (0, 0.0)
 
 
 def judged(status: dict[str, Any]) -> bool:
     """True once the model's predictions have a verdict, and a request has its account if they are good."""
     figures = status["engines"]["e0"]["attribution"]
-    latency = figures["latency"]
-    return latency["mape"] is not None and (not latency["trusted"] or figures["attributed"] > 0)
+    model = figures["iteration"]
+    return model["error"] is not None and (not model["trusted"] or figures["attributed"] > 0)

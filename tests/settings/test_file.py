@@ -73,6 +73,14 @@ def test_a_setting_under_its_former_name_is_refused_with_its_name_of_today(tmp_p
     load_settings(written(tmp_path, engines=[ENGINE], scheduler={new: 3}), {})
 
 
+@pytest.mark.parametrize("old", ["guard", "aimd", "slowdown_max", "prefill_adaptive"])
+def test_a_setting_that_the_price_replaced_is_refused_with_what_decides_now(tmp_path: Path, old: str) -> None:
+    message = mistake(tmp_path, engines=[{**ENGINE, "yield_hold_ms": 200}], scheduler={old: 0})
+    instead = "unknown setting; scheduler.ttft_added and scheduler.itl_added decide instead"
+    assert sorted(message.splitlines()) == [f"engines.0.yield_hold_ms: {instead}", f"scheduler.{old}: {instead}"]
+    load_settings(written(tmp_path, engines=[ENGINE], scheduler={"ttft_added": 0.2, "itl_added": 0.5}), {})
+
+
 def test_every_mistake_has_a_line_of_its_own(tmp_path: Path) -> None:
     lines = mistake(tmp_path, engines=[{"slots": "many"}], scheduler={"window": 5}).splitlines()
     assert sorted(line.split(":")[0] for line in lines) == ["engines.0.name", "engines.0.slots", "scheduler.window"]

