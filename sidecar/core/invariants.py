@@ -223,8 +223,7 @@ class Invariants:
             return
         sent = request.prompt_tokens + record.tokens if action.prompt_tokens is None else action.prompt_tokens
         known = record.computed.get(engine.name, 0)
-        # Of a prefix that others have the scheduler knows more than these books.
-        short = request.prefix_key != "" or sent - known <= chunk
+        short = request.prefix_key != "" or sent - known <= chunk  # of shared prefixes the scheduler knows more
         ensure(short, f"reserved {request.id} computes {sent - known} ids at once")
 
     def _over(self, request_id: str, tokens: int, reason: EndReason, *, lost: bool = False) -> None:
