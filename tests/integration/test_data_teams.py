@@ -116,7 +116,7 @@ async def test_every_command_of_the_page_does_what_the_page_says(desk: Desk) -> 
         Completion.model_validate(each["response"]["body"])
     assert "job table is over: 20 done, 0 failed, 0 cancelled" in told["submit reviews.csv --config"]
     assert "reviews" in told["jobs --config sidecar.yaml"]
-    assert re.search(r"job long is over: \d+ done, 0 failed, [1-9]\d* cancelled", told["job cancel long"])
+    assert re.search(r"job long is over: [\d,]+ done, 0 failed, [1-9][\d,]* cancelled", told["job cancel long"])
     assert "as the receipt says" in told["verify --job reviews"]
 
 

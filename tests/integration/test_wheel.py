@@ -33,7 +33,7 @@ import importlib, pkgutil, sys, sidecar
 for each in pkgutil.walk_packages(sidecar.__path__, "sidecar."):
     if each.name != "sidecar.__main__":
         importlib.import_module(each.name)
-print(sidecar.__file__, *sorted({"dev", "engine", "rich", "tests"} & sys.modules.keys()))
+print(sidecar.__file__, *sorted({"dev", "engine", "tests"} & sys.modules.keys()))
 """
 
 
