@@ -9,7 +9,13 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import GroupCoordinatorNotAvailableError, InvalidProducerEpoch, ProducerFenced
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    InvalidProducerEpoch,
+    KafkaError,
+    ProducerFenced,
+    UnknownError,
+)
 from aiokafka.structs import OffsetAndMetadata
 
 from sidecar.core.errors import SettingsError, SidecarError
@@ -20,6 +26,7 @@ from sidecar.offline.offsets import Committed, OffsetsError
 from sidecar.settings.offline import OfflineSettings
 
 WRITE_TRIES = 20
+SEEN_TRIES, SEEN_AGAIN_S = 50, 0.1  # the end of a transaction is in the log within milliseconds, on an idle broker
 
 
 class GroupActiveError(SidecarError):
@@ -82,7 +89,19 @@ async def reset(settings: OfflineSettings, to: str, partitions: Sequence[int] = 
     }
     for number, offset in targets.items():
         await _write(settings, number, offset)
+    await _until_seen(settings, places, targets)
     return targets
+
+
+async def _until_seen(
+    settings: OfflineSettings, before: Mapping[int, PartitionPlace], targets: Mapping[int, int]
+) -> None:
+    """Who asks now is told what was written: the broker answers before the end of a transaction is in its log."""
+    for _ in range(SEEN_TRIES):
+        now = {each.partition: each for each in await show(settings)}
+        if all(now[each].offset != before[each].offset or before[each].offset == to for each, to in targets.items()):
+            return
+        await asyncio.sleep(SEEN_AGAIN_S)
 
 
 def _check(settings: OfflineSettings, places: Mapping[int, PartitionPlace], to: str, partitions: Sequence[int]) -> None:
@@ -111,9 +130,17 @@ async def _write(settings: OfflineSettings, partition: int, offset: int) -> None
             async with producer, producer.transaction():
                 await producer.send_offsets_to_transaction({source: OffsetAndMetadata(offset, "")}, settings.group)
             return
-        except (ProducerFenced, InvalidProducerEpoch):
-            if not tries_left:
+        except KafkaError as error:
+            if not tries_left or not _met_another(error):
                 raise
+
+
+def _met_another(error: KafkaError) -> bool:
+    """True if another user of the transactional id may be why.
+
+    Where the end of a transaction met the beginning of the next one, Kafka 4.2 answered that it does not know why.
+    """
+    return isinstance(error, ProducerFenced | InvalidProducerEpoch) or isinstance(error.__cause__, UnknownError)
 
 
 async def _refuse_if_active(settings: OfflineSettings) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
+from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced, UnknownError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,12 +54,17 @@ def test_what_is_done_above_the_watermark_is_what_a_plain_lag_counts_as_open(don
 class Group:
     """What a reset finds and writes."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *places: PartitionPlace, members: int = 0) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *places: PartitionPlace, members: int = 0, late: int = 0
+    ) -> None:
+        """What is written shows after it was looked for `late` times."""
         self.written: dict[int, int] = {}
-        self.asked = 0
+        self.asked = self.looked = 0
 
         async def show(_: OfflineSettings) -> list[PartitionPlace]:
-            return [*places]
+            self.looked += bool(self.written)
+            seen = self.written if self.looked > late else {}
+            return [replace(each, offset=seen.get(each.partition, each.offset)) for each in places]
 
         async def write(_: OfflineSettings, partition: int, offset: int) -> None:
             self.written[partition] = offset
@@ -89,6 +95,13 @@ async def test_a_reset_writes_where_it_was_told_to_and_nowhere_else(
 ) -> None:
     group = Group(monkeypatch, FINE, LOST)
     assert await reset(SETTINGS, to, partitions) == written == group.written
+
+
+async def test_a_reset_is_over_when_who_asks_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offsets, "SEEN_AGAIN_S", 0.0)
+    group = Group(monkeypatch, FINE, LOST, late=3)
+    await reset(SETTINGS, "earliest")
+    assert group.looked == 4
 
 
 async def test_a_group_that_works_from_what_is_committed_is_not_reset_under_its_eyes(
@@ -166,7 +179,14 @@ async def test_an_offset_is_written_through_the_partitions_own_transactional_id(
     assert set(log[2:]) == {"stopped"}
 
 
-@pytest.mark.parametrize("fenced", [ProducerFenced(), InvalidProducerEpoch()])
+def at_the_end(cause: KafkaError) -> KafkaError:
+    """What aiokafka raises for an answer that it does not expect at the end of a transaction."""
+    error = KafkaError("Unexpected error during batch delivery")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize("fenced", [ProducerFenced(), InvalidProducerEpoch(), at_the_end(UnknownError())])
 async def test_a_sidecar_that_looks_at_the_same_moment_only_delays_the_reset(
     producing: Producing, fenced: KafkaError
 ) -> None:
