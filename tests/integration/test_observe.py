@@ -61,8 +61,9 @@ def needs(program: str) -> None:
 
 async def test_every_query_of_every_panel_brings_data(scene: Scene, client: PrometheusClient) -> None:
     missing = set(without_data(await asked(scene, client)))
-    predicted = bool(await client.instant("sidecar_online_alone_seconds", scene.ended_s))
-    assert missing - (set() if predicted else PREDICTED) == set()
+    assert missing - PREDICTED == set()
+    if await client.instant("sidecar_online_alone_seconds", scene.ended_s):
+        assert not missing >= PREDICTED  # a model that is trusted late leaves the panels of whole minutes empty
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
