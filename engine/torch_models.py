@@ -119,7 +119,7 @@ def chat_weights(folder: Path, tokens_max: int, device: str) -> TorchWeights:
     turned_heads = sum(heads.values())
 
     def part(name: str, layer: int) -> Tensor:
-        """Of a layer, or of the whole model: its norms are behind the last layer, its head is named `logits`."""
+        """Return a weight of a layer, or of the model: its norms are behind the last layer, its head is `logits`."""
         if name in ("gain", "attention_gain"):
             return _sent(found[f"blk.{layer - 1}.next.gain" if layer else "first.gain"], device)
         if name == "ffn_gain":

@@ -345,8 +345,9 @@ async def serve(
                 stack.push_async_callback(sidecar.openai.close)
             watching.append(tasks.create_task(until_it_ends(sidecar.server, signals.closing), name="gRPC server"))
             logger.info("serving on %s", started(settings))
-            if settings.keys is None and not is_loopback(settings.listen):
-                logger.warning("no keys: whoever reaches %s may send requests, as any tenant", settings.listen)
+            for address in (settings.listen, settings.openai.listen) if settings.openai else (settings.listen,):
+                if settings.keys is None and not is_loopback(address):
+                    logger.warning("no keys: whoever reaches %s may send requests, as any tenant", address)
             await signals.closing.wait()
             draining = tasks.create_task(_drain(sidecar, obeying, reading), name="drain")
             if not await signals.done_before_the_second(draining):

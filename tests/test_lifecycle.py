@@ -32,7 +32,7 @@ async def test_the_first_signal_closes_and_the_second_ends_the_wait(
     os.kill(os.getpid(), number)
     await asyncio.wait_for(signals.closing.wait(), 5)
     assert signals.drained
-    never = asyncio.ensure_future(asyncio.sleep(3600))
+    never = asyncio.ensure_future(for_ever())
     os.kill(os.getpid(), number)
     assert not await asyncio.wait_for(signals.done_before_the_second(never), 5)
     assert not never.done()
@@ -54,6 +54,10 @@ async def test_sighup_reads_the_settings_again_and_ends_nothing() -> None:
     await asyncio.wait_for(heard.wait(), 5)
     assert not signals.closing.is_set()
     forget_handlers()
+
+
+async def for_ever() -> None:
+    await asyncio.Event().wait()
 
 
 def forget_handlers() -> None:

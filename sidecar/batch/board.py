@@ -26,7 +26,7 @@ NO_JOBS_TOPIC = "the settings name no jobs_topic: set offline.jobs_topic (and ru
 
 @dataclass(slots=True, kw_only=True)
 class JobRow:
-    """One job. Counts are what is committed, summed over partitions; times in ms since 1970."""
+    """Holds one job: counts of what is committed, summed over partitions, and times in ms since 1970."""
 
     tenant: str
     job: str
@@ -47,7 +47,7 @@ class JobRow:
 
     @property
     def items(self) -> int | None:
-        """How many items it has; None if it was not submitted by `sidecar submit`."""
+        """Return how many items it has; None if it was not submitted by `sidecar submit`."""
         return None if self.manifest is None else self.manifest.items
 
     @property
@@ -75,7 +75,7 @@ class JobRow:
         return "sending" if self.manifest is not None and not self.manifest.sent else "running"
 
     def receipt(self) -> dict[str, Any]:
-        """What the job came to, in the fields that `sidecar verify` checks against the topics."""
+        """Return what the job came to, in the fields that `sidecar verify` checks against the topics."""
         return {
             "tenant": self.tenant,
             "job": self.job,

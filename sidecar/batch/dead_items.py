@@ -28,7 +28,7 @@ _OWN = ("dlq.", "traceparent", "tracestate")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadItem:
-    """One dead letter. `source` is where its item stood: topic/partition/offset, unique within a cluster."""
+    """Holds one dead letter. `source` is where its item stood: topic/partition/offset, unique within a cluster."""
 
     record: Record
     source: str

@@ -14,7 +14,7 @@ MANIFEST_SCHEMA = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """How many items a job has, and from where on its records stand on the topics."""
+    """Says how many items a job has, and from where on its records stand on the topics."""
 
     tenant: str
     job: str
@@ -29,7 +29,7 @@ class Manifest:
 
     @property
     def key(self) -> JobKey:
-        """Whose job it is, and its name."""
+        """Return whose job it is, and its name."""
         return self.tenant, self.job
 
     def encoded(self) -> bytes:

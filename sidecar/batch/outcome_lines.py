@@ -34,7 +34,7 @@ class LinePlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeLine:
-    """One outcome of a job. Of several for one place that of the last retry counts, and of that the first one."""
+    """Holds one outcome of a job. Of several for one place that of the last retry counts, and of that the first one."""
 
     place: LinePlace
     partition: int  # of the item

@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from sidecar.offline.item import Record
 from sidecar.offline.job_topic import topic_places
+from sidecar.offline.kafka_client import record_of
 from sidecar.offline.kafka_errors import call, start_client
 from sidecar.offline.kafka_options import client_options
 from sidecar.settings.offline import OfflineSettings
@@ -83,24 +84,12 @@ class TopicReader:
             found = await self._consumer.getmany(*places, timeout_ms=int(wait_s * 1000), max_records=FETCH_MAX)
             for place in places:
                 self._positions[place] = await self._consumer.position(place)
-        return [_record(each) for records in found.values() for each in records]
+        return [record_of(each) for records in found.values() for each in records]
 
     async def rest(self) -> AsyncIterator[list[Record]]:
         """What is left up to the ends of the last look, some records at a time."""
         while not self.at_end:
             yield await self.read()
-
-
-def _record(record: Any) -> Record:
-    return Record(
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        timestamp_ms=record.timestamp,
-        key=record.key,
-        value=record.value,
-        headers=tuple(record.headers),
-    )
 
 
 async def ends(settings: OfflineSettings, *topics: str) -> Places:

@@ -168,7 +168,7 @@ class KafkaLog:
             raise ValueError("fetch needs a partition")
         async with call(wait_s + self._settings.call_timeout_s):  # longer only while a rebalance is under way
             batches = await self._getmany(*sources, timeout_ms=int(wait_s * 1000), max_records=records_max)
-        return [_record(record) for records in batches.values() for record in records]
+        return [record_of(record) for records in batches.values() for record in records]
 
     async def _getmany(self, *sources: TopicPartition, **options: int) -> dict[TopicPartition, list[Any]]:
         try:
@@ -296,7 +296,8 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is
         self._assigned([source.partition for source in assigned])
 
 
-def _record(record: Any) -> Record:
+def record_of(record: Any) -> Record:
+    """Return what a consumer of aiokafka has read, as a value of ours."""
     return Record(
         topic=record.topic,
         partition=record.partition,

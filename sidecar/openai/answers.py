@@ -8,7 +8,7 @@ from typing import Any
 
 from sidecar.core.request import EndReason, Lane
 from sidecar.offline.item import completion_tokens
-from sidecar.openai.asked import FLEX, ApiRequest
+from sidecar.openai.api_request import FLEX, ApiRequest
 from sidecar.token_call import Generated
 
 DONE = b"data: [DONE]\n\n"

@@ -17,8 +17,8 @@ from sidecar.keys import Keyring
 from sidecar.offline.item import ItemRules
 from sidecar.openai.access import KeyHolder, holder_of
 from sidecar.openai.answers import DONE, ApiAnswer, event
-from sidecar.openai.api_error import api_error
-from sidecar.openai.asked import ApiRequest, read_asked
+from sidecar.openai.api_error import ApiError, api_error
+from sidecar.openai.api_request import ApiRequest, read_asked
 from sidecar.openai.text_stream import TextStream
 from sidecar.telemetry.faults import FaultLog
 from sidecar.telemetry.tracing import Trace
@@ -54,9 +54,11 @@ class Completions:
         tokens: Tokens,
         tracing: Adopter | None = None,
         keyring: Keyring | None = None,
+        body_timeout_s: float = 30.0,
     ) -> None:
         """Without a `keyring` whoever reaches the port may send requests, as any tenant."""
         self._keyring = keyring
+        self._body_timeout_s = body_timeout_s
         self._driver = driver
         self._rules = rules
         self._tokens = tokens
@@ -66,7 +68,7 @@ class Completions:
     async def answer(self, http: web.Request, url: str, trace: Trace | None) -> web.StreamResponse:
         """The answer, complete or as a stream that has ended. Raises ApiError before anything is sent."""
         holder = None if self._keyring is None else holder_of(self._keyring, http.headers.get("Authorization", ""))
-        body = await http.read()
+        body = await self._body(http)
         arrived_s = self._driver.now_s
         asked = await self._read(body, url, http.headers, holder)
         request = self._request(asked, arrived_s)
@@ -78,6 +80,14 @@ class Completions:
             return await self._streamed(http, asked, request)
         generated = await self._driver.generate(request, asked.item.call)
         return web.json_response(ApiAnswer(asked).whole(self._text(generated), generated))
+
+    async def _body(self, http: web.Request) -> bytes:
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                return await http.read()
+        except TimeoutError:
+            text = f"no whole body within {self._body_timeout_s:g} s (openai.body_timeout_s)"
+            raise ApiError(408, text, code="request_timeout") from None
 
     async def _read(self, body: bytes, url: str, headers: Mapping[str, str], holder: KeyHolder | None) -> ApiRequest:
         if holder is not None:

@@ -54,7 +54,7 @@ class OpenAiServer:
         self._models = models
         self._tracing = tracing
         self._served = served
-        self._open = 0
+        self._open = self._held_bytes = 0
         self._faults = FaultLog(logger)
         self._begun = int(time.time())
 
@@ -138,7 +138,15 @@ class OpenAiServer:
 
     def _answer(self, url: str) -> Handler:
         async def handler(http: web.Request) -> web.StreamResponse:
-            return await self._completions.answer(http, url, http[_TRACE])
+            size = min(http.content_length or self._settings.body_bytes_max, self._settings.body_bytes_max)
+            if self._held_bytes + size > self._settings.held_bytes_max:
+                text = f"requests of {self._held_bytes} bytes wait or run, {size} more are beyond openai.held_bytes_max"
+                raise ApiError(429, text, code="rate_limit_exceeded", retry_after_s=RETRY_AFTER_S)
+            self._held_bytes += size
+            try:
+                return await self._completions.answer(http, url, http[_TRACE])
+            finally:
+                self._held_bytes -= size
 
         return handler
 
@@ -174,6 +182,6 @@ def build_openai(
         item_bytes_max=own.body_bytes_max,
         max_tokens_default=own.max_tokens_default,
     )
-    completions = Completions(driver, rules, tokens, tracing, keyring)
+    completions = Completions(driver, rules, tokens, tracing, keyring, own.body_timeout_s)
     tls = None if settings.tls.openai is None else Material(settings.tls.openai, "tls.openai")
     return OpenAiServer(own, completions, rules.models, tracing, HttpMetrics(registry).served, tls)

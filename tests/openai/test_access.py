@@ -11,7 +11,7 @@ import pytest
 from sidecar.core.request import Lane
 from sidecar.keys import Keyring, hash_of
 from sidecar.settings.keys import KeysSettings
-from tests.openai.test_asked import CHAT_BODY
+from tests.openai.test_api_request import CHAT_BODY
 from tests.openai.test_completions import Client, client
 
 PATH = "/v1/chat/completions"

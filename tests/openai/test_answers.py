@@ -11,9 +11,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from sidecar.core.request import EndReason
 from sidecar.openai.answers import ApiAnswer
-from sidecar.openai.asked import ApiRequest
+from sidecar.openai.api_request import ApiRequest
 from tests.fakes.log import generated
-from tests.openai.test_asked import CHAT_BODY, read
+from tests.openai.test_api_request import CHAT_BODY, read
 
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 

@@ -21,7 +21,7 @@ from sidecar.settings.openai import OpenAiSettings
 from sidecar.token_call import Generated, RequestDeadError, RequestRejectedError, TokenCall
 from tests.fakes.engine import until
 from tests.fakes.log import FakeDriver, WordTokens, generated
-from tests.openai.test_asked import CHAT_BODY, RULES
+from tests.openai.test_api_request import CHAT_BODY, RULES
 
 Run = Callable[[Request, TokenCall], Awaitable[Generated]]
 
@@ -57,7 +57,7 @@ async def client(run: Run | None = None, keyring: Keyring | None = None, **setti
     found: list[tuple[str, str, int]] = []
     server = OpenAiServer(
         OpenAiSettings(listen="127.0.0.1:0", **settings),
-        Completions(driver, RULES, WordTokens(), keyring=keyring),
+        Completions(driver, RULES, WordTokens(), keyring=keyring, body_timeout_s=settings.get("body_timeout_s", 30.0)),
         RULES.models,
         served=lambda method, route, status, _seconds: found.append((method, route, status)),
     )

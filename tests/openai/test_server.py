@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,7 +15,7 @@ from sidecar.openai.server import OpenAiServer
 from sidecar.settings.openai import OpenAiSettings
 from sidecar.token_call import Generated, TokenCall
 from tests.fakes.log import WordTokens, generated
-from tests.openai.test_asked import CHAT_BODY, RULES
+from tests.openai.test_api_request import CHAT_BODY, RULES
 from tests.openai.test_completions import HttpDriver, client
 
 
@@ -50,6 +51,33 @@ async def test_one_request_too_many_is_refused_and_the_next_one_is_not() -> None
         go.set()
         assert (await first)[0] == 200
         assert (await found.post("/v1/chat/completions", CHAT_BODY))[0] == 200
+
+
+async def test_bytes_beyond_what_may_be_held_are_refused_until_others_are_given_back() -> None:
+    running, go = asyncio.Event(), asyncio.Event()
+
+    async def when_told(_request: Request, _call: TokenCall) -> Generated:
+        running.set()
+        await go.wait()
+        return generated()
+
+    async with client(when_told, body_bytes_max=100, held_bytes_max=100) as found:
+        first = asyncio.create_task(found.post("/v1/chat/completions", CHAT_BODY))
+        await running.wait()
+        status, document = await asyncio.wait_for(found.post("/v1/chat/completions", CHAT_BODY), 10)
+        assert (status, "openai.held_bytes_max" in document["error"]["message"]) == (429, True)
+        go.set()
+        assert (await first)[0] == 200
+        assert (await found.post("/v1/chat/completions", CHAT_BODY))[0] == 200
+
+
+async def test_a_body_that_does_not_come_is_given_up() -> None:
+    async def never() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async with client(body_timeout_s=0.01) as found, found.http.post("/v1/completions", data=never()) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (408, "request_timeout")
 
 
 async def test_models_are_listed_and_an_unknown_one_is_not_found() -> None:

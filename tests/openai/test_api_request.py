@@ -12,7 +12,7 @@ from sidecar.core.request import Lane
 from sidecar.offline.dead_letters import DeadItemError
 from sidecar.offline.item import ItemRules
 from sidecar.offline.item_format import CHAT, COMPLETIONS
-from sidecar.openai.asked import ApiRequest, read_asked
+from sidecar.openai.api_request import ApiRequest, read_asked
 from tests.fakes.log import WordTokens
 
 RULES = ItemRules(tokens_max={"m": 64}, model_default="m", item_bytes_max=2000, max_tokens_default=16)
